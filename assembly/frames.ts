@@ -1,0 +1,223 @@
+/**
+ * Work on whole frames: the kernel's tracked stores, the writers' staging, the atomic copy and the atomic restore.
+ *
+ * What must hold: whatever stores to RAM on behalf of the running machine calls beforeStore() first. The only
+ * untracked stores are `scatter` (the atomic restore, everything stopped) and `loadFrame` (direct load, into frames
+ * that the booting kernel has allocated for it and nobody else touches).
+ */
+import {
+  BITMAP_BYTES, DIRTY_BITMAP, FAULT_DEVICE, FAULT_KERNEL, FRAME_BYTES, FRAME_SHIFT, LIST_FRAMES, LIST_PLACES,
+  MACHINE_CURSOR, MACHINE_LIST_LENGTH, PLANNED_BITMAP, SAVEABLE_BITMAP, STOP_BITMAP,
+} from "../src/base/layout";
+import { frameAt, physical, placeAt } from "./ram";
+import { beforeStore, setBit, testBit } from "./tracking";
+
+/** Entries claimed at once by a gathering vCPU. */
+const GATHER_CLAIM: u32 = 64;
+
+// ---- tracked stores of the kernel and of devices ----
+
+export function kernelStore32(address: u32, value: u32): void {
+  beforeStore(address >>> FRAME_SHIFT, FAULT_KERNEL);
+  store<u32>(physical(address), value);
+}
+
+export function kernelStoreFloat64(address: u32, value: f64): void {
+  beforeStore(address >>> FRAME_SHIFT, FAULT_KERNEL);
+  store<f64>(physical(address), value);
+}
+
+export function kernelStore8(address: u32, value: u32): void {
+  beforeStore(address >>> FRAME_SHIFT, FAULT_KERNEL);
+  store<u8>(physical(address), <u8>value);
+}
+
+/** Zeroes whole frames. */
+export function kernelZero(frame: u32, count: u32): void {
+  for (let i: u32 = 0; i < count; i++) beforeStore(frame + i, FAULT_KERNEL);
+  memory.fill(frameAt(frame), 0, <usize>count << FRAME_SHIFT);
+}
+
+/** Marks the frames of a byte range before a bulk store by the kernel or a device (kind: FAULT_KERNEL, FAULT_DEVICE). */
+export function beforeBulkStore(address: u32, bytes: u32, device: bool): void {
+  const last = (address + bytes - 1) >>> FRAME_SHIFT;
+  for (let frame = address >>> FRAME_SHIFT; frame <= last; frame++) {
+    beforeStore(frame, device ? FAULT_DEVICE : FAULT_KERNEL);
+  }
+}
+
+// ---- bitmaps and lists ----
+
+export function mark(bitmap: u32, frame: u32): bool { return setBit(bitmap, frame); }
+
+/** Sets or clears `count` bits; callers hold the kernel lock or are alone, neighbours' bits are left alone atomically. */
+export function setBits(bitmap: u32, frame: u32, count: u32, value: bool): void {
+  const end = frame + count;
+  while (frame < end) {
+    const word = bitmap + ((frame >>> 5) << 2);
+    const from = frame & 31;
+    const n: u32 = min<u32>(32 - from, end - frame);
+    const mask: u32 = n == 32 ? 0xffffffff : ((1 << n) - 1) << from;
+    if (value) atomic.or<u32>(word, mask);
+    else atomic.and<u32>(word, ~mask);
+    frame += n;
+  }
+}
+
+export function clearBitmap(bitmap: u32): void { memory.fill(bitmap, 0, BITMAP_BYTES); }
+export function copyBitmap(to: u32, from: u32): void { memory.copy(to, from, BITMAP_BYTES); }
+
+export function countBits(bitmap: u32): u32 {
+  let count: u32 = 0;
+  for (let at: u32 = 0; at < <u32>BITMAP_BYTES; at += 8) count += <u32>popcnt(load<u64>(bitmap + at));
+  return count;
+}
+
+/** Number of frames that an atomic copy would have to take now: saveable and (marked or not planned). */
+export function countResidual(): u32 {
+  let count: u32 = 0;
+  for (let at: u32 = 0; at < <u32>BITMAP_BYTES; at += 8) {
+    count += <u32>popcnt(residualWord(SAVEABLE_BITMAP, at));
+  }
+  return count;
+}
+
+// @ts-ignore: decorator
+@inline
+function residualWord(saveable: u32, at: u32): u64 {
+  return load<u64>(saveable + at) & (load<u64>(DIRTY_BITMAP + at) | ~load<u64>(PLANNED_BITMAP + at));
+}
+
+/** Writes the frames of a bitmap into LIST_FRAMES; returns their number. */
+export function listBitmap(bitmap: u32): u32 {
+  let length: u32 = 0;
+  for (let at: u32 = 0; at < <u32>BITMAP_BYTES; at += 8) length = listWord(load<u64>(bitmap + at), at << 3, length);
+  return length;
+}
+
+/** Writes the residual set (of STOP_BITMAP) into LIST_FRAMES; returns its size. */
+export function listResidual(): u32 {
+  let length: u32 = 0;
+  for (let at: u32 = 0; at < <u32>BITMAP_BYTES; at += 8) length = listWord(residualWord(STOP_BITMAP, at), at << 3, length);
+  return length;
+}
+
+// @ts-ignore: decorator
+@inline
+function listWord(word: u64, first: u32, length: u32): u32 {
+  while (word != 0) {
+    store<u32>(LIST_FRAMES + (length << 2), first + <u32>ctz(word));
+    word &= word - 1;
+    length++;
+  }
+  return length;
+}
+
+// ---- staging (page writers) ----
+
+/** All 512 words of the frame at this byte address are the same. */
+export function isSameFilled(at: usize): bool {
+  const first = load<u64>(at);
+  if (load<u64>(at + 8) != first || load<u64>(at + 4088) != first) return false;
+  const splat = i64x2.splat(first);
+  const end = at + FRAME_BYTES;
+  while (at < end) {
+    let different = v128.xor(v128.load(at), splat);
+    different = v128.or(different, v128.xor(v128.load(at, 16), splat));
+    different = v128.or(different, v128.xor(v128.load(at, 32), splat));
+    different = v128.or(different, v128.xor(v128.load(at, 48), splat));
+    different = v128.or(different, v128.xor(v128.load(at, 64), splat));
+    different = v128.or(different, v128.xor(v128.load(at, 80), splat));
+    different = v128.or(different, v128.xor(v128.load(at, 96), splat));
+    different = v128.or(different, v128.xor(v128.load(at, 112), splat));
+    if (v128.any_true(different)) return false;
+    at += 128;
+  }
+  return true;
+}
+
+export const STAGED: u8 = 0;
+export const SAME_FILLED: u8 = 1;
+export const SKIPPED: u8 = 2;
+
+/**
+ * Stages the list entries [first, first + count): tells for each in a byte at `verdicts` whether it was copied to the
+ * next free frame at `to`, is same-filled (its word goes to `fills`, 8 bytes an entry), or was skipped because it is
+ * marked already (`placed` false: live frames; true: copies at LIST_PLACES, which nobody changes).
+ * Returns the number of frames staged. RAM may change under the copy; the mark makes that harmless.
+ */
+export function stage(first: u32, count: u32, placed: bool, to: usize, verdicts: usize, fills: usize): u32 {
+  let staged: u32 = 0;
+  for (let i: u32 = 0; i < count; i++) {
+    const frame = load<u32>(LIST_FRAMES + ((first + i) << 2));
+    let from: usize;
+    if (placed) from = placeAt(load<u32>(LIST_PLACES + ((first + i) << 2)));
+    else {
+      if (testBit(DIRTY_BITMAP, frame)) {
+        store<u8>(verdicts + i, SKIPPED);
+        continue;
+      }
+      from = frameAt(frame);
+    }
+    if (isSameFilled(from)) {
+      store<u8>(verdicts + i, SAME_FILLED);
+      store<u64>(fills + (i << 3), load<u64>(from));
+    } else {
+      store<u8>(verdicts + i, STAGED);
+      memory.copy(to + (<usize>staged << FRAME_SHIFT), from, FRAME_BYTES);
+      staged++;
+    }
+  }
+  return staged;
+}
+
+/** A 64-bit hash of the frame at a byte address, for the oracle only (tests); not a stored checksum. */
+export function hashFrame(at: usize): f64 {
+  let a: u64 = 0x9e3779b97f4a7c15;
+  let b: u64 = 0xc2b2ae3d27d4eb4f;
+  for (let i: usize = 0; i < <usize>FRAME_BYTES; i += 16) {
+    a = rotl<u64>(a ^ load<u64>(at + i), 27) * 0x9fb21c651e98df25;
+    b = rotl<u64>(b ^ load<u64>(at + i, 8), 31) * 0xd6e8feb86659fd93;
+  }
+  a ^= rotl<u64>(b, 17);
+  a ^= a >>> 32;
+  a *= 0xd6e8feb86659fd93;
+  return <f64>(a >>> 11); // 53 bits, exact in a float64
+}
+
+// ---- atomic copy and atomic restore ----
+
+/** Copies list entries from their frames to their places, claiming entries until none is left. */
+export function gather(): void { copyClaims(true); }
+/** Copies list entries from their places to their frames, claiming entries until none is left. */
+export function scatter(): void { copyClaims(false); }
+
+// @ts-ignore: decorator
+@inline
+function copyClaims(out: bool): void {
+  const length = load<u32>(MACHINE_LIST_LENGTH);
+  while (true) {
+    let i = atomic.add<u32>(MACHINE_CURSOR, GATHER_CLAIM);
+    if (i >= length) return;
+    const end: u32 = min<u32>(i + GATHER_CLAIM, length);
+    while (i < end) {
+      const frame = load<u32>(LIST_FRAMES + (i << 2));
+      const place = load<u32>(LIST_PLACES + (i << 2));
+      let run: u32 = 1;
+      while (
+        i + run < end && load<u32>(LIST_FRAMES + ((i + run) << 2)) == frame + run &&
+        load<u32>(LIST_PLACES + ((i + run) << 2)) == place + run
+      ) run++;
+      const inRam = frameAt(frame);
+      const inPool = placeAt(place);
+      if (out) memory.copy(inPool, inRam, run << FRAME_SHIFT);
+      else memory.copy(inRam, inPool, run << FRAME_SHIFT);
+      i += run;
+    }
+  }
+}
+
+/** Touches memory that the guest does not use, so that the pause does not pay for the host's first touch. */
+export function touch(place: u32): void {
+  memory.fill(placeAt(place), 0, FRAME_BYTES);
+}

@@ -1,0 +1,68 @@
+/**
+ * Errors that leave the program: one class, told apart by a literal code. The message is one line: what happened and
+ * what to do. Codes are part of the interface and are listed in the README.
+ */
+export type ErrorCode =
+  | "HIB_USAGE" // options or arguments out of range
+  | "HIB_RAM_TOO_LARGE" // more than the runtime can hold
+  | "HIB_NO_MEMORY" // the guest has too little free memory for what was asked
+  | "HIB_NOT_AN_IMAGE" // no directory of an image, or the magic is not HBRN
+  | "HIB_FORMAT_VERSION" // written by another format version
+  | "HIB_MACHINE_VERSION" // memory layout of another kernel version
+  | "HIB_TRUNCATED" // blob or catalogue shorter (or longer) than the header says
+  | "HIB_CORRUPT" // a checksum or a count does not agree
+  | "HIB_INCONSISTENT" // checksums agree, but the machine inside is not consistent
+  | "HIB_RAM_MISMATCH" // the image is of a machine with other RAM
+  | "HIB_IMAGE_USED" // resumed before
+  | "HIB_IMAGE_EXISTS" // the path to write to is taken
+  | "HIB_IO" // the host's file system refused or failed
+  | "HIB_NO_SPACE" // ENOSPC or EDQUOT
+  | "HIB_BUSY" // a save is under way already
+  | "HIB_CANCELLED" // the user or a caller cancelled
+  | "HIB_WORKER_DIED" // a page writer or loader died
+  | "HIB_ORACLE" // a frame changed without a mark: a bug in write tracking
+  | "HIB_SELF_CHECK" // a program found its own memory wrong
+  | "HIB_NO_MACHINE" // nobody listens on that name
+  | "HIB_NAME_TAKEN" // a machine of that name runs already
+  | "HIB_DEPENDENCY" // a native dependency is missing
+  | "HIB_INTERNAL"; // a bug
+
+export class HibernaculumError extends Error {
+  override readonly name = "HibernaculumError";
+  readonly code: ErrorCode;
+  constructor(code: ErrorCode, message: string, options?: { cause?: unknown }) {
+    super(message, options);
+    this.code = code;
+  }
+}
+
+/** What crosses a thread or a socket: an Error's own code would be dropped there. */
+export interface SerializedError {
+  code: ErrorCode;
+  message: string;
+}
+
+/** Errors of Node's file system, by what they mean to the user. */
+export function fromSystemError(error: unknown, doing: string): HibernaculumError {
+  if (error instanceof HibernaculumError) return error;
+  const code = (error as NodeJS.ErrnoException | undefined)?.code;
+  const text = error instanceof Error ? error.message : String(error);
+  if (code === "ENOSPC" || code === "EDQUOT") {
+    return new HibernaculumError("HIB_NO_SPACE", `${doing}: no space left; free some or choose another path`, { cause: error });
+  }
+  return new HibernaculumError("HIB_IO", `${doing}: ${text}`, { cause: error });
+}
+
+export function serializeError(error: unknown): SerializedError {
+  if (error instanceof HibernaculumError) return { code: error.code, message: error.message };
+  return { code: "HIB_INTERNAL", message: error instanceof Error ? error.message : String(error) };
+}
+
+export function deserializeError(error: SerializedError): HibernaculumError {
+  return new HibernaculumError(error.code, error.message);
+}
+
+/** A condition that only a bug can break. */
+export function assert(condition: boolean, message: string): asserts condition {
+  if (!condition) throw new HibernaculumError("HIB_INTERNAL", `assertion failed: ${message}`);
+}

@@ -1,0 +1,221 @@
+/**
+ * The one drawing of the machine's shared memory, read by TypeScript and by the hot core (`assembly/`).
+ *
+ * One shared `WebAssembly.Memory` holds the control area (never saved, never write-protected: the word that records
+ * a fault cannot fault, S3.1) and, from `RAM_BASE` up, the guest's RAM. Every address below is a byte offset into
+ * that memory. `design/memory-ordering.md` says for each word who writes it, who reads it, and what orders them.
+ *
+ *     0x0000_0000  machine words             MACHINE_*           64 words
+ *     0x0000_1000  vCPU words                VCPU_*              MAX_VCPUS x 256 B
+ *     0x0001_0000  address-space contexts    CONTEXT_*           MAX_PROCESSES x 32 B
+ *     0x0002_0000  fault counts              FAULT_COUNT_AREA    MAX_VCPUS+1 x MAX_PROCESSES x 4 kinds x 4 B
+ *     0x0008_0000  dirty bitmap              DIRTY_BITMAP        1 bit a frame
+ *     0x000a_0000  saveable bitmap           SAVEABLE_BITMAP     1 bit a frame
+ *     0x000c_0000  planned bitmap            PLANNED_BITMAP      1 bit a frame
+ *     0x000e_0000  saveable at the stop      STOP_BITMAP         1 bit a frame
+ *     0x0010_0000  image bitmap (resume)     IMAGE_BITMAP        1 bit a frame
+ *     0x0012_0000  equal bitmap (resume)     EQUAL_BITMAP        1 bit a frame
+ *     0x0014_0000  direct bitmap (resume)    DIRECT_BITMAP       1 bit a frame
+ *     0x0016_0000  faults over time          FAULT_TIMELINE      TIMELINE_BINS x 4 B a vCPU
+ *     0x0027_0000  fault latency histogram   FAULT_LATENCY       LATENCY_BINS x 4 B a vCPU
+ *     0x0028_0000  steps over time           STEP_TIMELINE       TIMELINE_BINS x 4 B a vCPU
+ *     0x002e_0000  pre-image kept (resume)   OPEN_BITMAP         1 bit a frame
+ *     0x0040_0000  list of frames            LIST_FRAMES         1 word a frame
+ *     0x0080_0000  list of places            LIST_PLACES         1 word a frame
+ *     0x0100_0000  TLBs                      TLB_AREA            MAX_VCPUS x 2 MiB
+ *     0x0300_0000  I/O staging and pool      POOL_BASE           48 MiB
+ *     0x0600_0000  RAM                       RAM_BASE
+ */
+
+export const FRAME_BYTES = 4096;
+export const FRAME_SHIFT = 12;
+
+export const MAX_VCPUS = 16;
+export const MAX_PROCESSES = 512;
+/** Frames that the bitmaps and lists have room for: 4 GiB. */
+export const MAX_FRAMES = 0x100000;
+export const BITMAP_BYTES = 0x20000;
+
+// Machine words: byte offsets from 0.
+
+/** 1 while write tracking is armed. */
+export const MACHINE_ARMED = 0x00;
+/** Raised by every arm and disarm; a vCPU drops its write tags when it sees a new value (TLB shootdown). */
+export const MACHINE_GENERATION = 0x04;
+/** Futex: how many vCPUs have acknowledged since the coordinator last looked; only ever raised. */
+export const MACHINE_ACK_BELL = 0x08;
+/** 1 while the coordinator wants every vCPU stopped. */
+export const MACHINE_STOP = 0x0c;
+/** Futex that stopped vCPUs wait on: raised by every command to them. */
+export const MACHINE_COMMAND_BELL = 0x10;
+/** What stopped vCPUs are to do: COMMAND_*. */
+export const MACHINE_COMMAND = 0x14;
+/** Kernel lock: 0 free, 1 held, 2 held and waited for. */
+export const MACHINE_KERNEL_LOCK = 0x18;
+/** Claim cursor of page writers and of the gathering vCPUs, in list entries. */
+export const MACHINE_CURSOR = 0x1c;
+/** Number of entries in LIST_FRAMES that claims may reach. */
+export const MACHINE_LIST_LENGTH = 0x20;
+/** Next free byte of the blob, in frames. */
+export const MACHINE_BLOB_CURSOR = 0x24;
+/** Next chunk number. */
+export const MACHINE_CHUNK_CURSOR = 0x28;
+/** Set to 1 to make page writers and loaders stop at their next claim. */
+export const MACHINE_CANCEL = 0x2c;
+/** Progress in frames, raised by page writers and loaders. */
+export const MACHINE_PROGRESS = 0x30;
+/** 1 while resume wants the handler to keep pre-images of frames in EQUAL_BITMAP (S1.7, S3.3). */
+export const MACHINE_KEEP_PREIMAGES = 0x34;
+/** Next free entry of the lists of queued frames (resume): shared by loaders and the fault handler. */
+export const MACHINE_QUEUE_CURSOR = 0x38;
+/** Entries that the queue has room for; beyond it a claim is refused and the frame is read again at the stop. */
+export const MACHINE_QUEUE_ROOM = 0x3c;
+/** Number of frames of RAM. */
+export const MACHINE_FRAMES = 0x44;
+/** Test switch: breaks one mechanism on purpose, so that a test can show it is caught. SABOTAGE_*. */
+export const MACHINE_SABOTAGE = 0x48;
+/** Next address-space context number (64 bit). */
+export const MACHINE_CONTEXT_CURSOR = 0x50;
+/** Futex: raised to make idle vCPUs look at the run queue and the other words again. */
+export const MACHINE_DOORBELL = 0x58;
+/** 1 once the machine has been told to power off. */
+export const MACHINE_POWER_OFF = 0x5c;
+/** Bytes that page writers stored, and bytes they read, in frames (progress and rate). */
+export const MACHINE_STORED = 0x60;
+/** Guest monotonic clock: host milliseconds minus this (float64). */
+export const MACHINE_CLOCK_BASE = 0x68;
+/** Fault-timeline bin 0 begins at this host time, ms (float64). */
+export const MACHINE_TIMELINE_BASE = 0x70;
+/** Queued frames that found no room (resume). */
+export const MACHINE_QUEUE_OVERFLOW = 0x78;
+/** Pre-images that the fault handler kept (resume). */
+export const MACHINE_PREIMAGES = 0x7c;
+
+export const COMMAND_RUN = 0;
+/** Copy frames to their places (atomic copy). */
+export const COMMAND_GATHER = 1;
+/** Copy places to their frames (atomic restore). */
+export const COMMAND_SCATTER = 2;
+export const COMMAND_HALT = 3;
+
+// vCPU words: byte offsets from VCPU_AREA + vcpu * VCPU_BYTES.
+
+export const VCPU_AREA = 0x1000;
+export const VCPU_BYTES = 256;
+/** VCPU_STATE_*. */
+export const VCPU_STATE = 0x00;
+/** The generation that this vCPU has acknowledged. */
+export const VCPU_GENERATION = 0x04;
+/** Number of the last command this vCPU has carried out. */
+export const VCPU_COMMAND_DONE = 0x08;
+/** Slot of the process it runs, -1 when none. */
+export const VCPU_SLOT = 0x0c;
+/** Steps run (float64). */
+export const VCPU_STEPS = 0x10;
+/** Longest time between the ends of two batches with work in between, ms (float64); the coordinator resets it. */
+export const VCPU_LONGEST_GAP = 0x18;
+/** Sampled faults so far. */
+export const VCPU_FAULTS = 0x20;
+
+export const VCPU_STATE_RUNNING = 0;
+export const VCPU_STATE_STOPPED = 1;
+export const VCPU_STATE_OFF = 2;
+
+// Address-space contexts: byte offsets from CONTEXT_AREA + slot * CONTEXT_BYTES. Derived, never saved.
+
+export const CONTEXT_AREA = 0x10000;
+export const CONTEXT_BYTES = 32;
+export const CONTEXT_READ = 0x00;
+export const CONTEXT_WRITE = 0x08;
+export const CONTEXT_GENERATION = 0x10;
+export const CONTEXT_VCPU = 0x14;
+
+// Fault counts: [vcpu][slot][kind], u32. The coordinator thread counts as vCPU MAX_VCPUS.
+
+export const FAULT_COUNT_AREA = 0x20000;
+export const FAULT_KINDS = 4;
+/** First store of a process to a frame. */
+export const FAULT_USER = 0;
+/** First store of the kernel. */
+export const FAULT_KERNEL = 1;
+/** First A/D-bit write into a page table's frame. */
+export const FAULT_PAGE_TABLE = 2;
+/** First store of a device. */
+export const FAULT_DEVICE = 3;
+
+export const DIRTY_BITMAP = 0x80000;
+export const SAVEABLE_BITMAP = 0xa0000;
+export const PLANNED_BITMAP = 0xc0000;
+export const STOP_BITMAP = 0xe0000;
+export const IMAGE_BITMAP = 0x100000;
+export const EQUAL_BITMAP = 0x120000;
+export const DIRECT_BITMAP = 0x140000;
+/** While pre-images are kept, a frame is open to stores only once its bit here is set. */
+export const OPEN_BITMAP = 0x2e0000;
+
+export const TIMELINE_BINS = 4096;
+export const TIMELINE_BIN_MS = 10;
+export const FAULT_TIMELINE = 0x160000;
+export const LATENCY_BINS = 64;
+export const FAULT_LATENCY = 0x270000;
+/** One fault in this many is timed. */
+export const LATENCY_SAMPLE = 16;
+export const STEP_TIMELINE = 0x280000;
+
+export const LIST_FRAMES = 0x400000;
+export const LIST_PLACES = 0x800000;
+
+// TLBs: direct-mapped, one a vCPU. Entry: read tag (8), write tag (8), frame's byte address (4), unused.
+
+export const TLB_AREA = 0x1000000;
+export const TLB_BYTES = 0x200000;
+export const TLB_ENTRIES = 0x10000;
+export const TLB_ENTRY_SHIFT = 5;
+export const TLB_READ_TAG = 0;
+export const TLB_WRITE_TAG = 8;
+export const TLB_FRAME = 16;
+
+/** I/O staging buffers and the part of the staging pool that is there without asking the guest's allocator. */
+export const POOL_BASE = 0x3000000;
+export const POOL_BYTES = 0x3000000;
+
+export const RAM_BASE = 0x6000000;
+
+// PTE bits (Sv39; RISC-V privileged specification, 4.4).
+
+export const PTE_V = 1;
+export const PTE_R = 2;
+export const PTE_W = 4;
+export const PTE_X = 8;
+export const PTE_U = 16;
+export const PTE_G = 32;
+export const PTE_A = 64;
+export const PTE_D = 128;
+export const PTE_PPN_SHIFT = 10;
+
+// Accesses, as the page-fault handler is told them.
+
+export const ACCESS_READ = 0;
+export const ACCESS_WRITE = 1;
+
+// Mechanisms that a test can break. Never set outside tests.
+
+export const SABOTAGE_NONE = 0;
+/** The handler lets the store go without a mark. */
+export const SABOTAGE_NO_MARK = 1;
+/** The store goes before the mark. */
+export const SABOTAGE_STORE_FIRST = 2;
+/** A vCPU acknowledges without dropping its write tags. */
+export const SABOTAGE_NO_SHOOTDOWN = 3;
+/** Only the first page of a page-crossing store is tracked. */
+export const SABOTAGE_NO_CROSSING = 4;
+/** A/D-bit writes into page tables are not tracked. */
+export const SABOTAGE_NO_AD = 5;
+/** Kernel stores are not tracked. */
+export const SABOTAGE_NO_KERNEL = 6;
+/** The coordinator does not wait for acknowledgements before it reads. */
+export const SABOTAGE_NO_ACK = 7;
+/** The handler keeps no pre-image of a frame that was found equal (resume). */
+export const SABOTAGE_NO_PREIMAGE = 8;
+/** The bitmap's own memory is treated as protected RAM: the handler faults on its own mark. */
+export const SABOTAGE_BITMAP_PROTECTED = 9;

@@ -53,6 +53,11 @@ export function fromSystemError(error: unknown, doing: string): HibernaculumErro
   return new HibernaculumError("HIB_IO", `${doing}: ${text}`, { cause: error });
 }
 
+/** An error of Node's file system or of a failure point that acts as one. */
+export function isSystemError(error: unknown): boolean {
+  return !(error instanceof HibernaculumError) && typeof (error as NodeJS.ErrnoException | undefined)?.code === "string";
+}
+
 export function serializeError(error: unknown): SerializedError {
   if (error instanceof HibernaculumError) return { code: error.code, message: error.message };
   return { code: "HIB_INTERNAL", message: error instanceof Error ? error.message : String(error) };

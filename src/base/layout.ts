@@ -70,6 +70,8 @@ export const MACHINE_KEEP_PREIMAGES = 0x34;
 export const MACHINE_QUEUE_CURSOR = 0x38;
 /** Entries that the queue has room for; beyond it a claim is refused and the frame is read again at the stop. */
 export const MACHINE_QUEUE_ROOM = 0x3c;
+/** How much of an image is loaded, percent + 1; 0 when nothing is being loaded. Boot processes show it. */
+export const MACHINE_LOAD_PERCENT = 0x40;
 /** Number of frames of RAM. */
 export const MACHINE_FRAMES = 0x44;
 /** Test switch: breaks one mechanism on purpose, so that a test can show it is caught. SABOTAGE_*. */
@@ -96,7 +98,8 @@ export const COMMAND_RUN = 0;
 export const COMMAND_GATHER = 1;
 /** Copy places to their frames (atomic restore). */
 export const COMMAND_SCATTER = 2;
-export const COMMAND_HALT = 3;
+/** Forget the process at hand and ask the scheduler: memory is another machine's now. */
+export const COMMAND_RESTART = 3;
 
 // vCPU words: byte offsets from VCPU_AREA + vcpu * VCPU_BYTES.
 

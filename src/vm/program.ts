@@ -15,8 +15,8 @@ export const HEAP_END = 0xf000_0000;
 export const STACK_TOP = 0xffff_f000;
 
 /** The areas' largest sizes, in pages. */
-export const DATA_PAGES_MAX = (HEAP_BASE - DATA_BASE) / 4096;
-export const HEAP_PAGES_MAX = (HEAP_END - HEAP_BASE) / 4096;
+export const DATA_PAGES_MAX: number = (HEAP_BASE - DATA_BASE) / 4096;
+export const HEAP_PAGES_MAX: number = (HEAP_END - HEAP_BASE) / 4096;
 export const STACK_PAGES_MAX = 16384;
 
 /**

@@ -1,0 +1,84 @@
+/** Write-protect faults since armed, as the fault handler counted them. */
+import type { Control } from "../base/control.js";
+import {
+  FAULT_COUNT_AREA, FAULT_KINDS, FAULT_LATENCY, FAULT_TIMELINE, LATENCY_BINS, LATENCY_SAMPLE, MAX_PROCESSES, MAX_VCPUS,
+  TIMELINE_BIN_MS, TIMELINE_BINS,
+} from "../base/layout.js";
+import { readTimeline } from "../vm/activity.js";
+
+/** Threads that can take a fault: the vCPUs and the coordinator. */
+const THREADS = MAX_VCPUS + 1;
+
+export interface FaultCounts {
+  user: number;
+  kernel: number;
+  page_table: number;
+  device: number;
+}
+
+export interface FaultStatistics {
+  total: number;
+  by_kind: FaultCounts;
+  /** By the slot of the process on whose vCPU it happened; the kernel's stores on the coordinator are under slot -1. */
+  by_slot: (FaultCounts & { slot: number })[];
+  timeline: { bin_ms: number; counts: number[] };
+  /** One fault in `sample` is timed, from the slow path's entry to its end, clock read included. */
+  latency: { sample: number; from_ns: number[]; counts: number[]; p50_ns: number; p99_ns: number };
+}
+
+export function resetFaultStatistics(control: Control): void {
+  const clear = (area: number, words: number) => control.words.fill(0, area >>> 2, (area >>> 2) + words);
+  clear(FAULT_COUNT_AREA, THREADS * MAX_PROCESSES * FAULT_KINDS);
+  clear(FAULT_LATENCY, THREADS * LATENCY_BINS);
+  clear(FAULT_TIMELINE, THREADS * TIMELINE_BINS);
+}
+
+/** Reads the counts of the faults between two host times (the armed stretch). */
+export function readFaultStatistics(control: Control, from: number, to: number): FaultStatistics {
+  const zero = (): FaultCounts => ({ user: 0, kernel: 0, page_table: 0, device: 0 });
+  const kinds = ["user", "kernel", "page_table", "device"] as const;
+  const bySlot = new Map<number, FaultCounts>();
+  const byKind = zero();
+  let total = 0;
+  for (let thread = 0; thread < THREADS; thread++) {
+    for (let slot = 0; slot < MAX_PROCESSES; slot++) {
+      for (const [kind, name] of kinds.entries()) {
+        const at = (FAULT_COUNT_AREA >>> 2) + (thread * MAX_PROCESSES + slot) * FAULT_KINDS + kind;
+        const count = control.words[at]!;
+        if (count === 0) continue;
+        const whose = thread === MAX_VCPUS ? -1 : slot;
+        if (!bySlot.has(whose)) bySlot.set(whose, zero());
+        bySlot.get(whose)![name] += count;
+        byKind[name] += count;
+        total += count;
+      }
+    }
+  }
+  return {
+    total,
+    by_kind: byKind,
+    by_slot: [...bySlot].map(([slot, counts]) => ({ slot, ...counts })),
+    timeline: { bin_ms: TIMELINE_BIN_MS, counts: readTimeline(control, FAULT_TIMELINE, THREADS, from, to) },
+    latency: readLatency(control),
+  };
+}
+
+function readLatency(control: Control): FaultStatistics["latency"] {
+  const counts = new Array<number>(LATENCY_BINS).fill(0);
+  for (let thread = 0; thread < THREADS; thread++) {
+    for (let bin = 0; bin < LATENCY_BINS; bin++) {
+      counts[bin]! += control.words[(FAULT_LATENCY >>> 2) + thread * LATENCY_BINS + bin]!;
+    }
+  }
+  const from_ns = counts.map((_, bin) => Math.round(2 ** (4 + Math.floor(bin / 4)) * (1 + (bin % 4) / 4)));
+  const quantile = (q: number) => {
+    const all = counts.reduce((sum, count) => sum + count, 0);
+    let seen = 0;
+    for (let bin = 0; bin < LATENCY_BINS; bin++) {
+      seen += counts[bin]!;
+      if (all > 0 && seen >= q * all) return from_ns[bin]!;
+    }
+    return 0;
+  };
+  return { sample: LATENCY_SAMPLE, from_ns, counts, p50_ns: quantile(0.5), p99_ns: quantile(0.99) };
+}

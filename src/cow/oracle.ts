@@ -1,0 +1,36 @@
+/**
+ * The oracle (test runs): at the stop, every frame that was streamed and bears no mark is hashed again and must be what
+ * was streamed. A store that bypassed tracking shows here, by the number of its frame.
+ */
+import { HibernaculumError } from "../base/errors.js";
+import { DIRTY_BITMAP, FRAME_BYTES, PLANNED_BITMAP, RAM_BASE, STOP_BITMAP } from "../base/layout.js";
+import type { Control } from "../base/control.js";
+import type { Core } from "../vm/core.js";
+
+/** Hashes by frame, as page writers leave them here. 0 stands for "not streamed". */
+export function createOracle(frames: number): SharedArrayBuffer {
+  return new SharedArrayBuffer(frames * 8);
+}
+
+/**
+ * Checks every unmarked frame of the image; everything is stopped.
+ *
+ * @returns the number of frames checked
+ * @throws HIB_ORACLE, naming the first frames that changed without a mark
+ */
+export function checkOracle(control: Control, core: Core, oracle: SharedArrayBuffer): number {
+  const hashes = new Float64Array(oracle);
+  const bit = (bitmap: number, frame: number) => (control.words[(bitmap >>> 2) + (frame >>> 5)]! >>> (frame & 31)) & 1;
+  let checked = 0;
+  const wrong = [];
+  for (let frame = 0; frame < hashes.length; frame++) {
+    if (bit(STOP_BITMAP, frame) === 0 || bit(PLANNED_BITMAP, frame) === 0 || bit(DIRTY_BITMAP, frame) === 1) continue;
+    checked++;
+    if (core.hashFrame(RAM_BASE + frame * FRAME_BYTES) !== hashes[frame]) wrong.push(frame);
+  }
+  if (wrong.length > 0) {
+    const names = wrong.slice(0, 8).join(", ");
+    throw new HibernaculumError("HIB_ORACLE", `${wrong.length} frames changed after they were read and bear no mark: ${names}`);
+  }
+  return checked;
+}

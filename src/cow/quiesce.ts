@@ -1,0 +1,60 @@
+/**
+ * Stopping the machine: every vCPU at a safepoint, and commands to vCPUs that are stopped.
+ *
+ * What must hold: `stop` returns only once every vCPU has said that it stands at a safepoint; from then until `go` no
+ * guest store happens but those that a command makes. The coordinating thread waits, it never spins: with as many
+ * vCPUs as cores, spinning would take the core that a vCPU needs to reach its safepoint.
+ */
+import type { Control } from "../base/control.js";
+import { HibernaculumError } from "../base/errors.js";
+import {
+  COMMAND_RESTART, COMMAND_RUN, MACHINE_COMMAND, MACHINE_COMMAND_BELL, MACHINE_STOP, VCPU_COMMAND_DONE, VCPU_STATE,
+  VCPU_STATE_RUNNING, VCPU_STATE_STOPPED,
+} from "../base/layout.js";
+
+/** A vCPU that does not answer for this long is taken for dead, ms. */
+const ANSWER_MS = 10_000;
+
+export class Quiesce {
+  readonly #control: Control;
+  readonly #vcpus: number;
+
+  constructor(control: Control, vcpus: number) {
+    this.#control = control;
+    this.#vcpus = vcpus;
+  }
+
+  /** Brings every vCPU to a safepoint and keeps it there. */
+  stop(): void {
+    this.#control.store(MACHINE_STOP, 1);
+    this.#control.ringDoorbell();
+    this.#await((vcpu) => this.#control.loadVcpu(vcpu, VCPU_STATE) !== VCPU_STATE_RUNNING);
+  }
+
+  /** Has every stopped vCPU carry out a command, while `alongside` runs here; returns when all are done. */
+  command(command: number, alongside: () => void): void {
+    this.#control.store(MACHINE_COMMAND, command);
+    this.#control.ring(MACHINE_COMMAND_BELL);
+    const bell = this.#control.load(MACHINE_COMMAND_BELL);
+    alongside();
+    this.#await((vcpu) => this.#control.loadVcpu(vcpu, VCPU_COMMAND_DONE) === bell);
+  }
+
+  /** Lets the machine go on; `restart` if memory is another machine's now. */
+  go(restart = false): void {
+    this.#control.store(MACHINE_STOP, 0);
+    this.#control.store(MACHINE_COMMAND, restart ? COMMAND_RESTART : COMMAND_RUN);
+    this.#control.ring(MACHINE_COMMAND_BELL);
+    this.#await((vcpu) => this.#control.loadVcpu(vcpu, VCPU_STATE) !== VCPU_STATE_STOPPED);
+  }
+
+  #await(done: (vcpu: number) => boolean): void {
+    const all = () => {
+      for (let vcpu = 0; vcpu < this.#vcpus; vcpu++) if (!done(vcpu)) return false;
+      return true;
+    };
+    if (!this.#control.waitForVcpus(all, ANSWER_MS)) {
+      throw new HibernaculumError("HIB_INTERNAL", `a vCPU did not reach a safepoint within ${ANSWER_MS / 1000} s`);
+    }
+  }
+}

@@ -1,0 +1,84 @@
+/**
+ * The reserve: memory for the atomic copy and for what an atomic restore queues (S1.9).
+ *
+ * How much will be needed is not known until the machine stops. So it is reserved from an estimate and grows with
+ * the count of marks while the image streams. It is guest memory, from the buddy allocator, of a kind that is not
+ * saved; the pool of the control area comes first. At most half of what the guest has free is taken, so that no
+ * process runs out of memory because of a save. What finds no place is written from where it is, while the machine
+ * stays stopped: the image is as exact, the pause longer, and the report says so.
+ */
+import { FRAME_SHIFT, POOL_BASE, POOL_BYTES } from "../base/layout.js";
+import type { Pfn } from "../base/memory.js";
+import { KIND_RESERVE } from "../vm/kernel-layout.js";
+import type { Kernel } from "../vm/kernel.js";
+import { placeOfFrame } from "../vm/physical.js";
+import { walkBlocks } from "../vm/walker.js";
+
+const LARGEST_ORDER = 9;
+
+export class Reserve {
+  readonly #kernel: Kernel;
+  readonly #blocks: { frame: Pfn; order: number }[] = [];
+  readonly #pool: { first: number; count: number };
+  #frames: number;
+
+  /** @param poolOffset - bytes at the start of the pool that are used for I/O staging */
+  constructor(kernel: Kernel, poolOffset: number) {
+    this.#kernel = kernel;
+    this.#pool = { first: (POOL_BASE + poolOffset) >>> FRAME_SHIFT, count: (POOL_BYTES - poolOffset) >>> FRAME_SHIFT };
+    this.#frames = this.#pool.count;
+  }
+
+  /** Places that there are. */
+  get frames(): number {
+    return this.#frames;
+  }
+
+  /**
+   * Grows to at least `frames` places if the guest has them free, and touches them, so that the pause does not pay for
+   * it. Returns whether that many are there now.
+   */
+  grow(frames: number): boolean {
+    while (this.#frames < frames) {
+      const wanted = frames - this.#frames;
+      const block = this.#kernel.control.locked(() => {
+        const allowed = this.#kernel.buddy.freeFrames / 2;
+        let order = Math.min(LARGEST_ORDER, Math.ceil(Math.log2(wanted)));
+        while (order >= 0) {
+          const frame = 1 << order <= allowed ? this.#kernel.buddy.allocate(order, 0, KIND_RESERVE) : undefined;
+          if (frame !== undefined) return { frame, order };
+          order--;
+        }
+        return undefined;
+      });
+      if (block === undefined) return false;
+      this.#blocks.push(block);
+      this.#frames += 1 << block.order;
+      for (let i = 0; i < 1 << block.order; i++) this.#kernel.core.touch(placeOfFrame(block.frame + i));
+    }
+    return true;
+  }
+
+  /** Writes the places into a list (host frame numbers), up to `length` entries; returns how many there were. */
+  list(places: Int32Array, length: number): number {
+    let n = 0;
+    for (let i = 0; i < this.#pool.count && n < length; i++) places[n++] = this.#pool.first + i;
+    for (const { frame, order } of this.#blocks) {
+      for (let i = 0; i < 1 << order && n < length; i++) places[n++] = placeOfFrame(frame + i);
+    }
+    return n;
+  }
+
+  /** Gives the guest its memory back. */
+  release(): void {
+    for (const { frame } of this.#blocks.splice(0)) this.#kernel.control.locked(() => this.#kernel.buddy.free(frame));
+    this.#frames = this.#pool.count;
+  }
+}
+
+/** Frees the reserve that a saved machine had when its image was taken: its snapshotter is gone (S1.1). */
+export function freeOldReserves(kernel: Kernel): number {
+  const old = [...walkBlocks(kernel.memory)].filter((block) => block.state === "used" && block.kind === KIND_RESERVE);
+  for (const { frame } of old) kernel.buddy.free(frame);
+  return old.reduce((sum, { order }) => sum + (1 << order), 0);
+}

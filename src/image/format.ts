@@ -1,0 +1,262 @@
+/**
+ * What an image is made of: the header page, the chunks of the blob, and the extents that say where each frame is.
+ * `design/image-format.md` is the same for people who write a reader of their own.
+ *
+ * What must hold:
+ * - The header is page 0 of the blob and is written last. A blob without it is no image, so an image is complete or
+ *   it is not there.
+ * - Every byte of an image is under a checksum: the header under its own, the catalogue under the header's, each chunk
+ *   with its padding under the catalogue's.
+ * - The format's version stands apart from the program's: it is raised when a reader of the old one would go wrong.
+ */
+
+import { HibernaculumError } from "../base/errors.js";
+import { FRAME_BYTES } from "../base/layout.js";
+import type { Pfn } from "../base/memory.js";
+import { checksum } from "./checksum.js";
+
+/** Names inside an image's directory. */
+export const BLOB_NAME = "blob";
+export const CATALOGUE_NAME = "catalogue.sqlite";
+
+/** Version of what this file and `catalogue.ts` describe. */
+export const FORMAT_VERSION = 1;
+/** Version of the machine's memory layout: what a kernel must know to go on from these frames. */
+export const MACHINE_VERSION = 1;
+
+/** The header takes the first page; chunks begin after it, each at a multiple of a page. */
+export const HEADER_BYTES = 4096;
+/** Frames that a chunk holds at most (1 MiB). */
+export const CHUNK_FRAMES = 256;
+/** Bytes that a chunk takes in the blob at most; one that would take more is stored raw. */
+export const CHUNK_BYTES: number = CHUNK_FRAMES * FRAME_BYTES;
+
+/** Frame i of the chunk is at its offset + i * 4096. */
+export const CODEC_RAW = 0;
+/** One LZ4 block over the chunk's frames, after the number of bytes that it decodes to (u32). */
+export const CODEC_LZ4 = 1;
+
+/** What the header says, for the whole image. */
+export interface ImageHeader {
+  machineVersion: number;
+  /** UUID, made when the image is. */
+  id: string;
+  /** Frames of the machine's RAM. */
+  ramFrames: number;
+  chunks: number;
+  /** Length of the blob, header included. */
+  blobBytes: number;
+  catalogueBytes: number;
+  /** XXH64 of the catalogue's file. */
+  catalogueHash: bigint;
+  /** Frames in the image. */
+  frames: number;
+  /** The consistency point, ms since 1970. */
+  time: number;
+}
+
+/** A chunk: up to 256 frames that are compressed and checked together. */
+export interface Chunk {
+  /** 0 to chunks - 1, in no particular order in the blob. */
+  id: number;
+  /** Where it begins in the blob. */
+  offset: number;
+  /** Bytes in the blob, padding included: a multiple of 4096. */
+  stored: number;
+  /** Bytes in the blob without the padding. */
+  payload: number;
+  /** Frames that it decodes to. Some may be of no extent: a later copy took their place. */
+  frames: number;
+  codec: number;
+  /** XXH64 of all the stored bytes. */
+  hash: bigint;
+}
+
+/** A run of consecutive frames, in consecutive places of one chunk or all filled with one 64-bit word. */
+export type Extent =
+  | { pfn: Pfn; frames: number; chunk: number; first: number }
+  | { pfn: Pfn; frames: number; chunk: null; fill: bigint };
+
+const MAGIC = 0x4e524248; // "HBRN"
+const HASH_AT = HEADER_BYTES - 8;
+
+/** The header as page 0 of the blob. Give an aligned page where it is to be written with O_DIRECT. */
+export function encodeHeader(header: ImageHeader, page: Uint8Array = new Uint8Array(HEADER_BYTES)): Uint8Array {
+  page.fill(0);
+  const view = new DataView(page.buffer, page.byteOffset, HEADER_BYTES);
+  view.setUint32(0, MAGIC, true);
+  view.setUint32(4, FORMAT_VERSION, true);
+  view.setUint32(8, header.machineVersion, true);
+  view.setUint32(12, HEADER_BYTES, true);
+  page.set(Buffer.from(header.id.replaceAll("-", ""), "hex"), 16);
+  view.setUint32(32, header.ramFrames, true);
+  view.setUint32(36, header.chunks, true);
+  view.setBigUint64(40, BigInt(header.blobBytes), true);
+  view.setBigUint64(48, BigInt(header.catalogueBytes), true);
+  view.setBigUint64(56, header.catalogueHash, true);
+  view.setUint32(64, header.frames, true);
+  view.setFloat64(72, header.time, true);
+  view.setBigUint64(HASH_AT, checksum(page.subarray(0, HASH_AT)), true);
+  return page;
+}
+
+/**
+ * Reads a header; the checksum must be loaded. The order of the checks is that of what can be trusted: a page of
+ * another format version need not have its checksum where this one has.
+ *
+ * @param page the first 4096 bytes of the blob, or all that there are
+ * @param where names the image in messages
+ * @throws HIB_NOT_AN_IMAGE, HIB_TRUNCATED, HIB_FORMAT_VERSION, HIB_CORRUPT, HIB_MACHINE_VERSION
+ */
+export function decodeHeader(
+  page: Uint8Array,
+  where: string,
+  { expectedMachineVersion }: { expectedMachineVersion?: number | undefined } = {},
+): ImageHeader {
+  const view = new DataView(page.buffer, page.byteOffset, page.byteLength);
+  if (page.length < 4 || view.getUint32(0, true) !== MAGIC) {
+    throw new HibernaculumError(
+      "HIB_NOT_AN_IMAGE",
+      `${where}: the blob has no header: not an image, or one that was never completed`,
+    );
+  }
+  if (page.length < HEADER_BYTES) throw new HibernaculumError("HIB_TRUNCATED", `${where}: the blob ends in its header`);
+  const version = view.getUint32(4, true);
+  if (version !== FORMAT_VERSION) {
+    throw new HibernaculumError(
+      "HIB_FORMAT_VERSION",
+      `${where}: format version ${version}, and this program reads version ${FORMAT_VERSION}`,
+    );
+  }
+  if (checksum(page.subarray(0, HASH_AT)) !== view.getBigUint64(HASH_AT, true) || view.getUint32(12, true) !== HEADER_BYTES) {
+    throw new HibernaculumError("HIB_CORRUPT", `${where}: the header does not agree with its checksum`);
+  }
+  const machineVersion = view.getUint32(8, true);
+  if (expectedMachineVersion !== undefined && machineVersion !== expectedMachineVersion) {
+    throw new HibernaculumError(
+      "HIB_MACHINE_VERSION",
+      `${where}: saved from machine version ${machineVersion}, and this kernel is version ${expectedMachineVersion}`,
+    );
+  }
+  const id = Buffer.from(page.subarray(16, 32)).toString("hex");
+  return {
+    machineVersion,
+    id: id.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "$1-$2-$3-$4-$5"),
+    ramFrames: view.getUint32(32, true),
+    chunks: view.getUint32(36, true),
+    blobBytes: Number(view.getBigUint64(40, true)),
+    catalogueBytes: Number(view.getBigUint64(48, true)),
+    catalogueHash: view.getBigUint64(56, true),
+    frames: view.getUint32(64, true),
+    time: view.getFloat64(72, true),
+  };
+}
+
+/** Rounds up to whole pages. */
+export function padded(bytes: number): number {
+  return Math.ceil(bytes / FRAME_BYTES) * FRAME_BYTES;
+}
+
+/** `chunk` of an extent whose frames are all filled with one word. */
+export const SAME_FILLED = -1;
+
+/**
+ * Extents packed into typed arrays, sorted by frame number: a machine of 4 GiB can have a million of them.
+ *
+ *     index   pfn   frames  chunk  first  fill
+ *       0      16      3      7     200     -      frames 16, 17, 18 are places 200, 201, 202 of chunk 7
+ *       1      19    100     -1      -      0      frames 19 to 118 are zero
+ *       2     300      1      2       0     -      frame 300 is place 0 of chunk 2; 119 to 299 are not in the image
+ */
+export class ExtentTable implements Iterable<Extent> {
+  readonly length: number;
+  readonly pfn: Uint32Array;
+  readonly frames: Uint32Array;
+  /** The chunk's id, or SAME_FILLED. */
+  readonly chunk: Int32Array;
+  /** Place in the chunk of the first frame. */
+  readonly first: Uint16Array;
+  /** The word that fills every frame of the extent (unsigned). */
+  readonly fill: BigUint64Array;
+
+  /** A table with room for `length` extents, for a reader to fill in order of pfn. */
+  constructor(length: number) {
+    this.length = length;
+    this.pfn = new Uint32Array(length);
+    this.frames = new Uint32Array(length);
+    this.chunk = new Int32Array(length);
+    this.first = new Uint16Array(length);
+    this.fill = new BigUint64Array(length);
+  }
+
+  /**
+   * Sorts, and joins extents where the next goes on where the one before ends: one frame each may be given. No frame
+   * may be in two.
+   */
+  static from(extents: Iterable<Extent>): ExtentTable {
+    const joined: Extent[] = [];
+    for (const extent of [...extents].sort((a, b) => a.pfn - b.pfn)) {
+      const last = joined.at(-1);
+      if (last !== undefined && continues(last, extent)) last.frames += extent.frames;
+      else joined.push({ ...extent });
+    }
+    const table = new ExtentTable(joined.length);
+    for (const [i, extent] of joined.entries()) {
+      table.pfn[i] = extent.pfn;
+      table.frames[i] = extent.frames;
+      if (extent.chunk === null) {
+        table.chunk[i] = SAME_FILLED;
+        table.fill[i] = extent.fill;
+      } else {
+        table.chunk[i] = extent.chunk;
+        table.first[i] = extent.first;
+      }
+    }
+    return table;
+  }
+
+  /** Index of the extent that a frame is in; -1 when it is not in the image. */
+  find(pfn: Pfn): number {
+    let low = 0;
+    let high = this.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (this.pfn[middle]! <= pfn) low = middle + 1;
+      else high = middle;
+    }
+    const i = low - 1;
+    return i >= 0 && pfn - this.pfn[i]! < this.frames[i]! ? i : -1;
+  }
+
+  at(i: number): Extent {
+    const pfn = this.pfn[i]!;
+    const frames = this.frames[i]!;
+    const chunk = this.chunk[i]!;
+    if (chunk === SAME_FILLED) return { pfn, frames, chunk: null, fill: this.fill[i]! };
+    return { pfn, frames, chunk, first: this.first[i]! };
+  }
+
+  *[Symbol.iterator](): Generator<Extent> {
+    for (let i = 0; i < this.length; i++) yield this.at(i);
+  }
+
+  /** The extents grouped by chunk, for a loader: those of chunk c are `order[start[c]]` to `order[start[c + 1] - 1]`. */
+  byChunk(chunks: number): { order: Uint32Array; start: Uint32Array } {
+    const start = new Uint32Array(chunks + 1);
+    for (const chunk of this.chunk) if (chunk !== SAME_FILLED) start[chunk + 1]!++;
+    for (let c = 0; c < chunks; c++) start[c + 1]! += start[c]!;
+    const order = new Uint32Array(start[chunks]!);
+    const next = start.slice();
+    for (let i = 0; i < this.length; i++) {
+      const chunk = this.chunk[i]!;
+      if (chunk !== SAME_FILLED) order[next[chunk]!++] = i;
+    }
+    return { order, start };
+  }
+}
+
+function continues(last: Extent, next: Extent): boolean {
+  if (last.pfn + last.frames !== next.pfn) return false;
+  if (last.chunk === null || next.chunk === null) return last.chunk === null && next.chunk === null && last.fill === next.fill;
+  return last.chunk === next.chunk && last.first + last.frames === next.first;
+}

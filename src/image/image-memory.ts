@@ -1,0 +1,140 @@
+/**
+ * An image read as a machine's memory: the page tables' reader, the checks of the buddy allocator and the listing of
+ * processes work on a stored machine as they do on a live one.
+ *
+ * What must hold: only chunks whose checksum agreed are looked into, and nothing that is handed out is a way to write
+ * into the image. Frames that are not in the image (free ones, most of all) read as zeros.
+ */
+import { assert } from "../base/errors.js";
+import { FRAME_BYTES, FRAME_SHIFT } from "../base/layout.js";
+import type { Pfn, PhysicalAddress, ReadableMemory } from "../base/memory.js";
+import type { BlobReader } from "./blob.js";
+import { decodeChunk } from "./codec.js";
+import { CHUNK_BYTES, type Chunk, type ExtentTable, SAME_FILLED } from "./format.js";
+
+/** What to read from. It need not be sealed yet; the checksum must be loaded. */
+export interface ImageMemoryOptions {
+  /** Frames of RAM. */
+  frames: number;
+  /** By id. */
+  chunks: readonly Chunk[];
+  extents: ExtentTable;
+  blob: BlobReader;
+  /** Decoded chunks to keep, 1 MiB each. */
+  cachedChunks?: number;
+}
+
+export class ImageMemory implements ReadableMemory {
+  readonly frames: number;
+  readonly #chunks: readonly Chunk[];
+  readonly #extents: ExtentTable;
+  readonly #blob: BlobReader;
+  readonly #cachedChunks: number;
+  /** Decoded chunks by id, the least recently used first. */
+  readonly #cache = new Map<number, Uint8Array>();
+  /** The frame that was looked into last: page tables and kernel records are read word by word. */
+  #lastPfn = -1;
+  #last: DataView = new DataView(new ArrayBuffer(0));
+
+  constructor({ frames, chunks, extents, blob, cachedChunks = 64 }: ImageMemoryOptions) {
+    this.frames = frames;
+    this.#chunks = chunks;
+    this.#extents = extents;
+    this.#blob = blob;
+    this.#cachedChunks = cachedChunks;
+  }
+
+  /** True if the frame is in the image. */
+  has(pfn: Pfn): boolean {
+    return this.#extents.find(pfn) >= 0;
+  }
+
+  /**
+   * The frame's 4096 bytes. They may be shared with the cache: for reading only.
+   *
+   * @throws HIB_CORRUPT, HIB_TRUNCATED, HIB_IO; so do all the others here
+   */
+  readFrame(pfn: Pfn): Uint8Array {
+    assert(pfn >= 0 && pfn < this.frames, `frame ${pfn} is beyond RAM`);
+    const i = this.#extents.find(pfn);
+    if (i < 0) return new Uint8Array(FRAME_BYTES);
+    const chunk = this.#extents.chunk[i]!;
+    if (chunk === SAME_FILLED) {
+      const frame = new BigUint64Array(FRAME_BYTES / 8).fill(this.#extents.fill[i]!);
+      return new Uint8Array(frame.buffer);
+    }
+    const start = (this.#extents.first[i]! + pfn - this.#extents.pfn[i]!) * FRAME_BYTES;
+    return this.#decoded(chunk).subarray(start, start + FRAME_BYTES);
+  }
+
+  load32(address: PhysicalAddress): number {
+    return this.#frameOf(address).getInt32(address & (FRAME_BYTES - 1), true);
+  }
+
+  loadFloat64(address: PhysicalAddress): number {
+    return this.#frameOf(address).getFloat64(address & (FRAME_BYTES - 1), true);
+  }
+
+  read(address: PhysicalAddress, length: number): Uint8Array {
+    const bytes = new Uint8Array(length);
+    for (let done = 0; done < length; ) {
+      const at = address + done;
+      const start = at % FRAME_BYTES;
+      const part = this.readFrame(Math.floor(at / FRAME_BYTES)).subarray(start, start + length - done);
+      bytes.set(part, done);
+      done += part.length;
+    }
+    return bytes;
+  }
+
+  /**
+   * Every chunk, checked and decoded, in the order of the blob; the next is read while one is looked at. The data are
+   * the caller's until the next step. Nothing is kept.
+   */
+  async *chunksInOrder(): AsyncGenerator<{ chunk: Chunk; data: Uint8Array }> {
+    const order = [...this.#chunks].sort((a, b) => a.offset - b.offset);
+    const buffers = [new Uint8Array(CHUNK_BYTES), new Uint8Array(CHUNK_BYTES)];
+    const begin = async (i: number): Promise<Uint8Array> => {
+      const { offset, stored } = order[i]!;
+      await this.#blob.read(buffers[i % 2]!, offset, stored);
+      return buffers[i % 2]!.subarray(0, stored);
+    };
+    let reading = order.length > 0 ? begin(0) : undefined;
+    try {
+      for (const [i, chunk] of order.entries()) {
+        const stored = await reading!;
+        reading = i + 1 < order.length ? begin(i + 1) : undefined;
+        yield { chunk, data: decodeChunk(chunk, stored) };
+      }
+    } finally {
+      // The blob may be closed as soon as this returns, and its descriptor's number be given to another file.
+      await reading?.catch(() => undefined);
+    }
+  }
+
+  #frameOf(address: PhysicalAddress): DataView {
+    const pfn = address >>> FRAME_SHIFT;
+    if (pfn !== this.#lastPfn) {
+      const frame = this.readFrame(pfn);
+      this.#last = new DataView(frame.buffer, frame.byteOffset, FRAME_BYTES);
+      this.#lastPfn = pfn;
+    }
+    return this.#last;
+  }
+
+  #decoded(id: number): Uint8Array {
+    let data = this.#cache.get(id);
+    if (data === undefined) {
+      const chunk = this.#chunks[id];
+      assert(chunk !== undefined && chunk.id === id, `there is no chunk ${id}`);
+      const stored = new Uint8Array(chunk.stored);
+      this.#blob.readSync(stored, chunk.offset, chunk.stored);
+      data = decodeChunk(chunk, stored);
+      if (this.#cache.size >= this.#cachedChunks) this.#cache.delete(this.#cache.keys().next().value!);
+    } else {
+      this.#cache.delete(id); // and in again, as the most recent
+    }
+    this.#cache.set(id, data);
+    return data;
+  }
+}

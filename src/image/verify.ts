@@ -1,0 +1,132 @@
+/**
+ * Does an image agree with itself? Two checks: of the counts, which costs nothing and is made whenever an image is
+ * opened, and of every chunk, which reads all of the blob and is made before the first frame of a machine is patched.
+ * Whether the *machine* inside is consistent (buddy allocator, page tables) is for those who know machines.
+ */
+
+import { HibernaculumError } from "../base/errors.js";
+import { FRAME_BYTES } from "../base/layout.js";
+import type { BlobReader } from "./blob.js";
+import type { Catalogue } from "./catalogue.js";
+import {
+  CHUNK_BYTES,
+  CHUNK_FRAMES,
+  type Chunk,
+  CODEC_LZ4,
+  CODEC_RAW,
+  type ExtentTable,
+  HEADER_BYTES,
+  type ImageHeader,
+  padded,
+  SAME_FILLED,
+} from "./format.js";
+import { ImageMemory } from "./image-memory.js";
+
+/** An open image, wherever it is stored. */
+export interface ImageContents {
+  readonly header: ImageHeader;
+  readonly catalogue: Catalogue;
+  readonly chunks: readonly Chunk[];
+  readonly extents: ExtentTable;
+  readonly blob: BlobReader;
+}
+
+/**
+ * Header, chunks and extents agree: the chunks tile the blob, no frame is in two extents, each has a place in a chunk,
+ * and there are as many as the header says.
+ *
+ * @throws HIB_CORRUPT
+ */
+export function checkCounts({ header, chunks, extents }: Pick<ImageContents, "header" | "chunks" | "extents">): void {
+  same("chunks", chunks.length, header.chunks);
+  for (const [i, chunk] of chunks.entries()) checkChunk(chunk, i);
+  let end = HEADER_BYTES;
+  for (const chunk of [...chunks].sort((a, b) => a.offset - b.offset)) {
+    if (chunk.offset !== end) throw corrupt(`chunk ${chunk.id} begins at ${chunk.offset} of the blob and not at ${end}`);
+    end += chunk.stored;
+  }
+  same("bytes of the blob", end, header.blobBytes);
+
+  let frames = 0;
+  let free = 0;
+  for (let i = 0; i < extents.length; i++) {
+    const pfn = extents.pfn[i]!;
+    const length = extents.frames[i]!;
+    if (pfn < free) throw corrupt(`frame ${pfn} is in two extents`);
+    free = pfn + length;
+    if (free > header.ramFrames) throw corrupt(`the extent at frame ${pfn} ends beyond RAM`);
+    const chunk = extents.chunk[i]!;
+    if (chunk !== SAME_FILLED && !(extents.first[i]! + length <= (chunks[chunk]?.frames ?? 0))) {
+      throw corrupt(`the extent at frame ${pfn} is not within chunk ${chunk}`);
+    }
+    frames += length;
+  }
+  same("frames", frames, header.frames);
+}
+
+function checkChunk({ id, stored, payload, frames, codec }: Chunk, expectedId: number): void {
+  const bytes = frames * FRAME_BYTES;
+  const sound =
+    id === expectedId &&
+    frames >= 1 &&
+    frames <= CHUNK_FRAMES &&
+    stored === padded(payload) &&
+    stored <= CHUNK_BYTES &&
+    ((codec === CODEC_RAW && payload === bytes) || (codec === CODEC_LZ4 && payload > 0));
+  if (!sound)
+    throw corrupt(`the row of chunk ${id} (codec ${codec}, ${frames} frames, ${payload} of ${stored} bytes) contradicts itself`);
+}
+
+/** What `verifyChunks` read. */
+export interface Verified {
+  chunks: number;
+  /** Read from the blob, header not counted. */
+  storedBytes: number;
+  /** Decoded; places that a later copy superseded are counted. */
+  decodedFrames: number;
+  /** In the image. */
+  frames: number;
+  sameFilledFrames: number;
+}
+
+/**
+ * Reads, hashes and decodes every chunk, and looks up every mapping's frame in the extents. If the catalogue's meta
+ * has `sameFilledFrames`, that must agree too.
+ *
+ * @param onProgress is told the bytes of the blob that are done, and all of them
+ * @throws HIB_CORRUPT, HIB_TRUNCATED, HIB_IO
+ */
+export async function verifyChunks(image: ImageContents, onProgress?: (bytes: number, total: number) => void): Promise<Verified> {
+  const { header, catalogue, chunks, extents, blob } = image;
+  checkCounts(image);
+  const total = header.blobBytes - HEADER_BYTES;
+  const verified: Verified = { chunks: 0, storedBytes: 0, decodedFrames: 0, frames: header.frames, sameFilledFrames: 0 };
+  const memory = new ImageMemory({ frames: header.ramFrames, chunks, extents, blob });
+  for await (const { chunk, data } of memory.chunksInOrder()) {
+    verified.chunks++;
+    verified.storedBytes += chunk.stored;
+    verified.decodedFrames += data.length / FRAME_BYTES;
+    onProgress?.(verified.storedBytes, total);
+  }
+  for (let i = 0; i < extents.length; i++) if (extents.chunk[i] === SAME_FILLED) verified.sameFilledFrames += extents.frames[i]!;
+  const { sameFilledFrames } = catalogue.meta;
+  if (typeof sameFilledFrames === "number") same("same-filled frames", verified.sameFilledFrames, sameFilledFrames);
+
+  for (const { pid, vaddr, pfn, pages, blobOffset } of catalogue.mappings()) {
+    const at = `the mapping of process ${pid} at 0x${vaddr.toString(16)}`;
+    if (pages < 1 || pfn + pages > header.ramFrames) throw corrupt(`${at} ends beyond RAM`);
+    const extent = extents.find(pfn);
+    const chunk = extent < 0 ? SAME_FILLED : extents.chunk[extent]!;
+    const offset = chunk === SAME_FILLED ? null : chunks[chunk]!.offset;
+    if (offset !== blobOffset) throw corrupt(`${at} says blob offset ${blobOffset}, and frame ${pfn} is at ${offset}`);
+  }
+  return verified;
+}
+
+function same(what: string, found: number, expected: number): void {
+  if (found !== expected) throw corrupt(`it has ${found} ${what}, and ${expected} were saved`);
+}
+
+function corrupt(what: string): HibernaculumError {
+  return new HibernaculumError("HIB_CORRUPT", `the image does not agree with itself: ${what}`);
+}

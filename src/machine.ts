@@ -1,0 +1,164 @@
+/**
+ * A machine: its memory, its vCPU threads, its kernel, and whoever coordinates them (this thread).
+ *
+ *     booting --start()--> running <--pause--> stopped
+ *                             |                   |
+ *                             +---- powerOff() ---+--> off
+ *
+ * An embedder makes one with `Machine.boot`, spawns programs, and saves it with `save` (hibernate.ts).
+ */
+import { cpus } from "node:os";
+import { Worker } from "node:worker_threads";
+import { type Control, hostNow } from "./base/control.js";
+import { HibernaculumError } from "./base/errors.js";
+import {
+  MACHINE_POWER_OFF, MACHINE_TIMELINE_BASE, MAX_VCPUS, VCPU_STATE, VCPU_STATE_OFF,
+} from "./base/layout.js";
+import type { SharedMemory } from "./base/wasm.js";
+import { Quiesce } from "./cow/quiesce.js";
+import { WriteTracking } from "./cow/tracking.js";
+import { drainConsole } from "./vm/console.js";
+import { type Core, instantiateCore } from "./vm/core.js";
+import { Kernel } from "./vm/kernel.js";
+import { createMemory } from "./vm/physical.js";
+import { listProcesses, type Process } from "./vm/process.js";
+import { createRunner } from "./vm/programs/index.js";
+import { createBootRunner } from "./vm/boot-programs.js";
+import { WRITERS_MAX } from "./writer/page-writer.js";
+import { PagePool } from "./writer/pool.js";
+
+export interface MachineOptions {
+  /** Bytes of RAM, 8 MiB to 4,000 MiB. */
+  ramBytes: number;
+  /** Number of vCPUs, 1 to 16; each is a thread. */
+  vcpus: number;
+  /** Threads that write and load pages, 1 to 4; default: one a core that the vCPUs leave free. */
+  pageThreads?: number;
+  /** Takes what the machine prints. */
+  onConsole?: (text: string) => void;
+}
+
+const CONSOLE_POLL_MS = 50;
+
+export class Machine {
+  readonly memory: SharedMemory;
+  readonly vcpus: number;
+  readonly core: Core;
+  readonly kernel: Kernel;
+  readonly control: Control;
+  readonly tracking: WriteTracking;
+  readonly quiesce: Quiesce;
+  readonly pageThreads: number;
+  /** What is under way that only one may do at a time: a save or a resume. */
+  busy: "save" | "resume" | undefined;
+  readonly #onConsole: (text: string) => void;
+  #workers: Worker[] = [];
+  #pool: PagePool | undefined;
+  #consoleTimer: NodeJS.Timeout | undefined;
+  #failure: unknown;
+
+  private constructor(options: MachineOptions) {
+    if (!Number.isInteger(options.vcpus) || options.vcpus < 1 || options.vcpus > MAX_VCPUS) {
+      throw new HibernaculumError("HIB_USAGE", `${options.vcpus} vCPUs: give 1 to ${MAX_VCPUS}`);
+    }
+    const pageThreads = options.pageThreads ?? Math.min(WRITERS_MAX, Math.max(1, cpus().length - options.vcpus));
+    if (!Number.isInteger(pageThreads) || pageThreads < 1 || pageThreads > WRITERS_MAX) {
+      throw new HibernaculumError("HIB_USAGE", `${pageThreads} page threads: give 1 to ${WRITERS_MAX}`);
+    }
+    this.pageThreads = pageThreads;
+    this.memory = createMemory(options.ramBytes);
+    this.vcpus = options.vcpus;
+    this.core = instantiateCore(this.memory);
+    this.core.attach(MAX_VCPUS);
+    this.kernel = new Kernel(this.memory, this.core);
+    this.control = this.kernel.control;
+    this.control.floats[MACHINE_TIMELINE_BASE >>> 3] = hostNow();
+    this.tracking = new WriteTracking(this.control, this.core, this.vcpus);
+    this.quiesce = new Quiesce(this.control, this.vcpus);
+    this.#onConsole = options.onConsole ?? (() => undefined);
+  }
+
+  /**
+   * Boots a machine: kernel tables, then vCPU threads, which idle until there is a process.
+   *
+   * @throws HIB_USAGE, HIB_RAM_TOO_LARGE
+   */
+  static async boot(options: MachineOptions): Promise<Machine> {
+    const machine = new Machine(options);
+    machine.kernel.boot();
+    await machine.#startVcpus();
+    machine.#consoleTimer = setInterval(() => machine.drainConsole(), CONSOLE_POLL_MS);
+    return machine;
+  }
+
+  async #startVcpus(): Promise<void> {
+    const entry = new URL("../workers/vcpu.js", import.meta.url);
+    for (let number = 0; number < this.vcpus; number++) {
+      this.control.storeVcpu(number, VCPU_STATE, VCPU_STATE_OFF);
+      const worker = new Worker(entry, { workerData: { memory: this.memory, number } });
+      worker.on("error", (error) => {
+        this.#failure ??= error;
+        this.control.storeVcpu(number, VCPU_STATE, VCPU_STATE_OFF);
+      });
+      this.#workers.push(worker);
+    }
+    await Promise.all(this.#workers.map((worker) => new Promise((resolve) => worker.once("online", resolve))));
+    const running = () => this.#workers.every((_, number) => this.control.loadVcpu(number, VCPU_STATE) !== VCPU_STATE_OFF);
+    while (!running()) {
+      this.check();
+      await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+  }
+
+  /**
+   * Starts a process from a program's text, for example `zipf:pages=50000,rate=200000`.
+   *
+   * @throws HIB_USAGE, HIB_NO_MEMORY
+   */
+  spawn(text: string): Process {
+    const boot = createBootRunner(text);
+    return this.kernel.spawn(text, boot ?? createRunner(text), { boot: boot !== undefined });
+  }
+
+  /** All processes, as the process table has them now. */
+  processes(): Process[] {
+    return this.control.locked(() => listProcesses(this.kernel.memory));
+  }
+
+  /** Threads for pages, started when first needed. */
+  get pool(): PagePool {
+    this.#pool ??= new PagePool(this.memory, this.pageThreads);
+    return this.#pool;
+  }
+
+  /** Hands what the machine has printed to whoever listens. */
+  drainConsole(): void {
+    const text = this.control.locked(() => drainConsole(this.kernel.memory));
+    if (text !== "") this.#onConsole(text);
+  }
+
+  /** @throws what a vCPU thread died of, if one did */
+  check(): void {
+    if (this.#failure !== undefined) throw this.#failure;
+  }
+
+  /** Takes the exclusive right to save or resume. @throws HIB_BUSY */
+  begin(what: "save" | "resume"): void {
+    if (this.busy !== undefined) {
+      throw new HibernaculumError("HIB_BUSY", `a ${this.busy} of this machine is under way; wait for it or cancel it`);
+    }
+    this.busy = what;
+  }
+
+  /** Stops the vCPUs for good and lets go of all threads. */
+  async powerOff(): Promise<void> {
+    clearInterval(this.#consoleTimer);
+    this.control.store(MACHINE_POWER_OFF, 1);
+    this.control.ringDoorbell();
+    this.quiesce.go();
+    await Promise.all(this.#workers.map((worker) => worker.terminate()));
+    this.#workers = [];
+    await this.#pool?.destroy();
+    this.#pool = undefined;
+  }
+}

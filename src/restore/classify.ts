@@ -1,0 +1,54 @@
+/**
+ * Which frames of an image can be loaded directly (S1.6), and which are in use here (S1.7).
+ *
+ * Frames that are free now and used in the image are allocated, so that nothing of the booting machine gets them, and
+ * loaded where they belong. All other frames of the image hold something of the booting machine.
+ */
+import { DIRECT_BITMAP, IMAGE_BITMAP } from "../base/layout.js";
+import type { Pfn } from "../base/memory.js";
+import type { ExtentTable } from "../image/format.js";
+import { KIND_LOADING } from "../vm/kernel-layout.js";
+import type { Kernel } from "../vm/kernel.js";
+import { walkBlocks } from "../vm/walker.js";
+
+export interface Classified {
+  /** Frames of the image that were free here and are allocated now. */
+  direct: number;
+  /** Frames of the image that are used here. */
+  conflicts: number;
+}
+
+/** Fills IMAGE_BITMAP and DIRECT_BITMAP, and allocates what is to be loaded directly. */
+export function classify(kernel: Kernel, extents: ExtentTable): Classified {
+  const { core, control } = kernel;
+  core.clearBitmap(IMAGE_BITMAP);
+  core.clearBitmap(DIRECT_BITMAP);
+  for (let i = 0; i < extents.length; i++) core.setBits(IMAGE_BITMAP, extents.pfn[i]!, extents.frames[i]!, 1);
+  const inImage = (frame: Pfn, order: number): "all" | "none" | "part" => {
+    let found = 0;
+    for (let i = 0; i < 1 << order; i++) found += bit(control.words, IMAGE_BITMAP, frame + i);
+    if (found === 0) return "none";
+    if (found < 1 << order) return "part";
+    core.setBits(DIRECT_BITMAP, frame, 1 << order, 1);
+    return "all";
+  };
+  control.locked(() => {
+    const free = [...walkBlocks(kernel.memory)].filter((block) => block.state === "free");
+    for (const { frame, order } of free) kernel.buddy.carve(frame, order, 0, KIND_LOADING, inImage);
+  });
+  const direct = core.countBits(DIRECT_BITMAP);
+  return { direct, conflicts: core.countBits(IMAGE_BITMAP) - direct };
+}
+
+/** Gives back what `classify` allocated: the resume failed, and the boot goes on. */
+export function declassify(kernel: Kernel): void {
+  kernel.control.locked(() => {
+    for (const block of [...walkBlocks(kernel.memory)]) {
+      if (block.state === "used" && block.kind === KIND_LOADING) kernel.buddy.free(block.frame);
+    }
+  });
+}
+
+export function bit(words: Int32Array, bitmap: number, frame: Pfn): number {
+  return (words[(bitmap >>> 2) + (frame >>> 5)]! >>> (frame & 31)) & 1;
+}

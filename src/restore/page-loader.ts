@@ -1,0 +1,212 @@
+/**
+ * A page loader: one task of the pool. It claims chunks, reads them, checks and decodes them, and puts each frame that
+ * the image needs of them where it may go now:
+ *
+ *     allocated for it           -> loaded directly                                              S1.6
+ *     in use here, equal         -> the loaded version is discarded; should the frame be written
+ *                                   later, the fault handler keeps the unmodified version        S1.7
+ *     in use here, different     -> queued for the atomic restore; its protection is lifted      S1.7
+ *
+ * What must hold: for a frame in use here, either it is unmarked and equal when the machine stops, or its bytes of the
+ * image are in the queue (put there by this loader or by the fault handler), or the queue's overflow is counted.
+ * Loader and handler may meet at a frame: the loader says "equal", then looks for a mark; the handler marks, then looks
+ * for "equal". At least one of them sees the other.
+ */
+import { Control } from "../base/control.js";
+import { failpoint } from "../base/failpoints.js";
+import {
+  DIRECT_BITMAP, DIRTY_BITMAP, EQUAL_BITMAP, FRAME_BYTES, LIST_FRAMES, LIST_PLACES, MACHINE_CANCEL, MACHINE_CURSOR,
+  MACHINE_PROGRESS, OPEN_BITMAP,
+} from "../base/layout.js";
+import type { Pfn } from "../base/memory.js";
+import type { SharedMemory } from "../base/wasm.js";
+import { BlobReader } from "../image/blob.js";
+import { loadChecksum } from "../image/checksum.js";
+import { decodeChunk } from "../image/codec.js";
+import { CHUNK_BYTES, type Chunk } from "../image/format.js";
+import type { Core } from "../vm/core.js";
+import { PhysicalMemory } from "../vm/physical.js";
+import { bit } from "./classify.js";
+
+/** Chunks and extents of an image, as columns that threads share. */
+export interface LoadTask {
+  blob: string;
+  chunks: readonly Chunk[];
+  extents: { pfn: Uint32Array; frames: Uint32Array; first: Uint16Array; fill: BigUint64Array };
+  /** Extents of chunk c: `order[start[c]]` to `order[start[c + 1] - 1]`. */
+  order: Uint32Array;
+  start: Uint32Array;
+  /** Extents that are same-filled, claimed after the chunks, FILL_CLAIM at a time. */
+  filled: Uint32Array;
+}
+
+export interface LoadResult {
+  direct: number;
+  equal: number;
+  /** Found equal, but marked by the time that was said. */
+  equal_marked: number;
+  different: number;
+  /** Different or marked, and the queue was full. */
+  overflow: number;
+  /** Of all these, frames without data. */
+  same_filled: number;
+  read_bytes: number;
+  read_wait_ms: number;
+  decode_ms: number;
+  place_ms: number;
+}
+
+const FILL_CLAIM = 256;
+
+/** Runs one task until no chunk is left. */
+export async function loadPages(memory: SharedMemory, core: Core, task: LoadTask): Promise<LoadResult> {
+  await loadChecksum();
+  const blob = new BlobReader(task.blob);
+  try {
+    return await new PageLoader(memory, core, task, blob).run();
+  } finally {
+    blob.close();
+  }
+}
+
+class PageLoader {
+  readonly #control: Control;
+  readonly #core: Core;
+  readonly #memory: PhysicalMemory;
+  readonly #task: LoadTask;
+  readonly #blob: BlobReader;
+  readonly #result: LoadResult = {
+    direct: 0, equal: 0, equal_marked: 0, different: 0, overflow: 0, same_filled: 0,
+    read_bytes: 0, read_wait_ms: 0, decode_ms: 0, place_ms: 0,
+  };
+
+  constructor(memory: SharedMemory, core: Core, task: LoadTask, blob: BlobReader) {
+    this.#control = new Control(memory);
+    this.#core = core;
+    this.#memory = new PhysicalMemory(memory, core);
+    this.#task = task;
+    this.#blob = blob;
+  }
+
+  async run(): Promise<LoadResult> {
+    const { chunks, filled } = this.#task;
+    const buffers = [new Uint8Array(CHUNK_BYTES), new Uint8Array(CHUNK_BYTES)];
+    let claims = 0;
+    const claim = () => {
+      const index = this.#control.add(MACHINE_CURSOR, 1);
+      if (index >= chunks.length || this.#control.load(MACHINE_CANCEL) !== 0) return { index, reading: undefined };
+      failpoint("resume.load");
+      const chunk = chunks[index]!;
+      const buffer = buffers[claims++ % 2]!.subarray(0, chunk.stored);
+      const reading = this.#blob.read(buffer, chunk.offset, chunk.stored).then(() => buffer);
+      reading.catch(() => undefined);
+      return { index, reading };
+    };
+    let next = claim();
+    try {
+      while (next.reading !== undefined) {
+        const began = performance.now();
+        const stored = await next.reading;
+        this.#result.read_wait_ms += performance.now() - began;
+        const { index } = next;
+        next = claim();
+        this.#loadChunk(chunks[index]!, stored);
+      }
+    } finally {
+      await next.reading?.catch(() => undefined);
+    }
+    const groups = Math.ceil(filled.length / FILL_CLAIM);
+    for (let index = next.index; index < chunks.length + groups; index = this.#control.add(MACHINE_CURSOR, 1)) {
+      if (this.#control.load(MACHINE_CANCEL) !== 0) break;
+      this.#loadFills((index - chunks.length) * FILL_CLAIM);
+    }
+    return this.#result;
+  }
+
+  #loadChunk(chunk: Chunk, stored: Uint8Array): void {
+    const began = performance.now();
+    const data = decodeChunk(chunk, stored);
+    const decoded = performance.now();
+    const { extents, order, start } = this.#task;
+    let loaded = 0;
+    for (let i = start[chunk.id]!; i < start[chunk.id + 1]!; i++) {
+      const extent = order[i]!;
+      const frames = extents.frames[extent]!;
+      this.#placeRun(extents.pfn[extent]!, frames, data, extents.first[extent]! * FRAME_BYTES);
+      loaded += frames;
+    }
+    this.#control.add(MACHINE_PROGRESS, loaded);
+    this.#result.read_bytes += chunk.stored;
+    this.#result.decode_ms += decoded - began;
+    this.#result.place_ms += performance.now() - decoded;
+  }
+
+  /** Places consecutive frames; stretches that are loaded directly go in one copy. */
+  #placeRun(first: Pfn, frames: number, data: Uint8Array, at: number): void {
+    const { words } = this.#control;
+    for (let i = 0; i < frames; ) {
+      let run = 0;
+      while (i + run < frames && bit(words, DIRECT_BITMAP, first + i + run) === 1) run++;
+      if (run > 0) {
+        this.#memory.loadFrame(first + i, data.subarray(at + i * FRAME_BYTES, at + (i + run) * FRAME_BYTES));
+        this.#result.direct += run;
+        i += run;
+      } else {
+        this.#placeUsed(first + i, data.subarray(at + i * FRAME_BYTES, at + (i + 1) * FRAME_BYTES));
+        i++;
+      }
+    }
+  }
+
+  /** A frame that holds something of the booting machine, which goes on writing. */
+  #placeUsed(frame: Pfn, bytes: Uint8Array): void {
+    const { words } = this.#control;
+    const marked = () => (Atomics.load(words, (DIRTY_BITMAP >>> 2) + (frame >>> 5)) >>> (frame & 31)) & 1;
+    if (marked() === 0 && this.#memory.equals(frame, bytes)) {
+      this.#core.mark(EQUAL_BITMAP, frame);
+      if (marked() === 0) {
+        this.#result.equal++;
+        return;
+      }
+      this.#result.equal_marked++;
+    } else this.#result.different++;
+    this.#queue(frame, bytes);
+    // Its bytes are safe: lift the protection, so that the booting machine faults on it no more.
+    this.#core.mark(DIRTY_BITMAP, frame);
+    this.#core.mark(OPEN_BITMAP, frame);
+  }
+
+  #queue(frame: Pfn, bytes: Uint8Array): void {
+    const entry = this.#core.claimQueueEntry();
+    if (entry < 0) {
+      this.#result.overflow++;
+      return;
+    }
+    const { words } = this.#control;
+    this.#memory.loadPlace(words[(LIST_PLACES >>> 2) + entry]!, bytes);
+    Atomics.store(words, (LIST_FRAMES >>> 2) + entry, frame);
+  }
+
+  #loadFills(from: number): void {
+    const { extents, filled } = this.#task;
+    const { words } = this.#control;
+    let loaded = 0;
+    for (const extent of filled.subarray(from, from + FILL_CLAIM)) {
+      const fill = extents.fill[extent]!;
+      const low = Number(BigInt.asIntN(32, fill));
+      const high = Number(BigInt.asIntN(32, fill >> 32n));
+      const page = new Uint8Array(new BigUint64Array(FRAME_BYTES / 8).fill(fill).buffer);
+      const end = extents.pfn[extent]! + extents.frames[extent]!;
+      for (let frame = extents.pfn[extent]!; frame < end; frame++) {
+        if (bit(words, DIRECT_BITMAP, frame) === 1) {
+          // A fresh machine's free frames are zeros that the host has not had to provide; leave it so.
+          if (!this.#memory.isFilledWith(frame, low, high)) this.#memory.loadFrame(frame, page);
+          this.#result.direct++;
+        } else this.#placeUsed(frame, page);
+      }
+      loaded += extents.frames[extent]!;
+    }
+    this.#result.same_filled += loaded;
+    this.#control.add(MACHINE_PROGRESS, loaded);
+  }
+}

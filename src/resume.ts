@@ -1,0 +1,348 @@
+/**
+ * A resume, as the seed tells it (S1, "When loading the image"), into a machine that has booted and goes on running its
+ * boot processes meanwhile. One call per step, in order:
+ *
+ *     find      header, version, completeness, checksums, RAM size, not used before      S2.1, S2.9
+ *     attempt   it is on the disk that this was tried, before it is tried                S2.5
+ *     classify  free here and used there: allocated, to be loaded directly               S1.6
+ *     protect   everything that is there is write-protected                              S1.7
+ *     load      all of the image is read and verified; each frame goes directly to its
+ *               place, or is equal, or is queued                                         S1.6, S1.7
+ *     patch     stop, consume the image, atomic restore                                  S1.8, S2.2
+ *     go        the saved machine goes on
+ *
+ * What must hold: nothing that the booting machine holds is changed before all of the image has been read and has
+ * agreed with its checksums. Until then a failure costs nothing: the boot goes on.
+ */
+import { hostname } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
+import { hostNow } from "./base/control.js";
+import { fromSystemError, HibernaculumError, isSystemError } from "./base/errors.js";
+import { failpoint } from "./base/failpoints.js";
+import {
+  DIRTY_BITMAP, EQUAL_BITMAP, FRAME_BYTES, IMAGE_BITMAP, DIRECT_BITMAP, MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_LIST_LENGTH,
+  MACHINE_LOAD_PERCENT, MACHINE_PREIMAGES, MACHINE_PROGRESS, MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_OVERFLOW,
+  MACHINE_QUEUE_ROOM,
+} from "./base/layout.js";
+import { atomicRestore, listViews } from "./cow/atomic-copy.js";
+import { freeOldReserves, Reserve } from "./cow/reserve.js";
+import { claimUse, type Image, isUsed, openImage, recordAttempt } from "./image/directory.js";
+import { BLOB_NAME, MACHINE_VERSION, SAME_FILLED } from "./image/format.js";
+import type { Machine } from "./machine.js";
+import { bit, classify, type Classified, declassify } from "./restore/classify.js";
+import type { LoadResult, LoadTask } from "./restore/page-loader.js";
+import type { ResumeReport } from "./resume-report.js";
+import { KERNEL_CLOCK, KERNEL_RESUMES } from "./vm/kernel-layout.js";
+
+export interface ResumeProgress {
+  /** Frames of the image that are loaded, and all of them. */
+  done: number;
+  total: number;
+  elapsed_ms: number;
+}
+
+export interface ResumeOptions {
+  /** Resume an image that was resumed before (two machines with one history corrupt what they share). */
+  again?: boolean;
+  /** Leave the image as it is: neither an attempt is recorded nor the image consumed (tests, benchmarks). */
+  keepImage?: boolean;
+  signal?: AbortSignal;
+  onProgress?: (progress: ResumeProgress) => void;
+  /** Most places in the queue of the atomic restore, for tests of one that is too small. */
+  queueFrames?: number;
+  /** Called once everything is loaded and before the machine stops, for tests. */
+  onLoaded?: () => void;
+}
+
+const WATCH_MS = 20;
+
+/**
+ * Resumes an image in a machine that has booted. When it returns, the saved machine runs in it.
+ *
+ * @param path - the image
+ * @throws HIB_BUSY, HIB_NOT_AN_IMAGE, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION, HIB_TRUNCATED, HIB_CORRUPT,
+ * HIB_RAM_MISMATCH, HIB_IMAGE_USED, HIB_IO, HIB_WORKER_DIED, HIB_CANCELLED: the booted machine runs on
+ */
+export async function resume(machine: Machine, path: string, options: ResumeOptions = {}): Promise<ResumeReport> {
+  machine.begin("resume");
+  try {
+    const began = hostNow();
+    const image = await find(machine, path, options);
+    const work = new Resume(machine, image, options, began);
+    try {
+      await work.attempt();
+      work.classify();
+      work.protect();
+      await work.load();
+      await work.patch();
+      work.go();
+      failpoint("resume.running");
+      return work.report();
+    } catch (error) {
+      work.abandon();
+      throw isSystemError(error) ? fromSystemError(error, `resuming ${path}`) : error;
+    } finally {
+      work.finish();
+      image.close();
+    }
+  } finally {
+    machine.busy = undefined;
+  }
+}
+
+/** S2.1, S2.9: an image that is whole, of this kernel and this much RAM, and not used. */
+async function find(machine: Machine, path: string, options: ResumeOptions): Promise<Image> {
+  const image = await openImage(path, { machineVersion: MACHINE_VERSION });
+  try {
+    const { frames } = machine.kernel.memory;
+    if (image.header.ramFrames !== frames) {
+      throw new HibernaculumError(
+        "HIB_RAM_MISMATCH",
+        `${path} is of a machine with ${image.header.ramFrames * FRAME_BYTES} bytes of RAM, and this one has ${frames * FRAME_BYTES}; boot with --ram ${image.header.ramFrames * FRAME_BYTES}`,
+      );
+    }
+    if (options.again !== true && options.keepImage !== true && (await isUsed(path))) {
+      throw new HibernaculumError("HIB_IMAGE_USED", `${path} was resumed before; two machines with one history corrupt what they share (--again resumes it all the same)`);
+    }
+    return image;
+  } catch (error) {
+    image.close();
+    throw error;
+  }
+}
+
+/** One resume under way. Its methods are called in the order in which they stand. */
+class Resume {
+  readonly #machine: Machine;
+  readonly #image: Image;
+  readonly #options: ResumeOptions;
+  readonly #began: number;
+  readonly #reserve: Reserve;
+  #classified: Classified = { direct: 0, conflicts: 0 };
+  #results: LoadResult[] = [];
+  #stopped = false;
+  #patched = 0;
+  #overflow = 0;
+  #preimages = 0;
+  #pause: ResumeReport["pause"] = { safepoint_ms: 0, consume_ms: 0, patch_ms: 0, rebuild_ms: 0, total_ms: 0 };
+  #at = { opened: 0, classified: 0, loaded: 0, running: 0 };
+  readonly #cancel = (): void => {
+    this.#machine.control.store(MACHINE_CANCEL, 1);
+  };
+
+  constructor(machine: Machine, image: Image, options: ResumeOptions, began: number) {
+    this.#machine = machine;
+    this.#image = image;
+    this.#options = options;
+    this.#began = began;
+    this.#reserve = new Reserve(machine.kernel, 0);
+  }
+
+  /** S2.5: a resume that dies leaves a trace of having been tried. */
+  async attempt(): Promise<void> {
+    this.#at.opened = hostNow();
+    if (this.#options.keepImage !== true) await recordAttempt(this.#image.path);
+    failpoint("resume.attempt");
+    this.#options.signal?.addEventListener("abort", this.#cancel);
+  }
+
+  /** S1.6: allocate what is free here and used there; reserve a place for every other frame of the image. */
+  classify(): void {
+    const { control, kernel } = this.#machine;
+    this.#classified = classify(kernel, this.#image.extents);
+    failpoint("resume.allocate");
+    const wanted = Math.min(this.#options.queueFrames ?? Infinity, this.#classified.conflicts + 64);
+    this.#reserve.grow(wanted);
+    const room = this.#reserve.list(listViews(control).places, Math.min(wanted, this.#reserve.frames));
+    for (const word of [MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_PROGRESS, MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_OVERFLOW, MACHINE_PREIMAGES]) {
+      control.store(word, 0);
+    }
+    control.store(MACHINE_QUEUE_ROOM, room);
+    control.store(MACHINE_LIST_LENGTH, 0);
+    this.#at.classified = hostNow();
+  }
+
+  /** S1.7: write-protect everything that is there; the handler keeps old contents of what is found equal. */
+  protect(): void {
+    this.#machine.tracking.arm(true);
+  }
+
+  /** S1.6, S1.7: read and verify all of the image; every frame finds its way. The boot processes run on. */
+  async load(): Promise<void> {
+    const { control, pool } = this.#machine;
+    failpoint("resume.verify");
+    const task = this.#loadTask();
+    const watch = setInterval(() => this.#reportProgress(), WATCH_MS);
+    try {
+      this.#reportProgress();
+      this.#results = await pool.runOnAll<LoadTask, LoadResult>("load", () => task, () => control.store(MACHINE_CANCEL, 1));
+      if (this.#options.signal?.aborted === true) {
+        throw new HibernaculumError("HIB_CANCELLED", "the resume was cancelled; the boot goes on and the image is as it was");
+      }
+      this.#reportProgress();
+    } finally {
+      clearInterval(watch);
+      control.store(MACHINE_LOAD_PERCENT, 0);
+    }
+    this.#at.loaded = hostNow();
+    this.#options.onLoaded?.();
+  }
+
+  /** S1.8, S2.2: stop, consume the image, put the queued frames in place. */
+  async patch(): Promise<void> {
+    const { control, core, kernel, quiesce } = this.#machine;
+    const requested = hostNow();
+    this.#machine.drainConsole();
+    quiesce.stop();
+    this.#stopped = true;
+    const reached = hostNow();
+    failpoint("resume.stopped");
+    const late = this.#readOverflow();
+    if (this.#options.keepImage !== true) await this.#consume();
+    failpoint("resume.consume");
+    const consumed = hostNow();
+    // From here on there is no way back, and nothing that can fail: everything is in memory and verified.
+    const queued = Math.min(control.load(MACHINE_QUEUE_CURSOR), control.load(MACHINE_QUEUE_ROOM));
+    this.#preimages = control.load(MACHINE_PREIMAGES);
+    atomicRestore(control, core, quiesce, queued);
+    for (const { frame, bytes } of late) kernel.memory.loadFrame(frame, bytes);
+    this.#patched = queued + late.length;
+    this.#overflow = late.length;
+    failpoint("resume.patched");
+    const patched = hostNow();
+    this.#rebuild();
+    this.#pause = {
+      safepoint_ms: reached - requested,
+      consume_ms: consumed - reached,
+      patch_ms: patched - consumed,
+      rebuild_ms: hostNow() - patched,
+      total_ms: 0,
+    };
+    this.#pause.total_ms = hostNow() - requested;
+  }
+
+  /** The vCPUs forget what they ran and ask the scheduler, which is the saved machine's now. */
+  go(): void {
+    const { tracking, quiesce } = this.#machine;
+    tracking.disarm();
+    quiesce.go(true);
+    this.#stopped = false;
+    this.#at.running = hostNow();
+  }
+
+  /** After a failure: the boot goes on with all of its memory. */
+  abandon(): void {
+    const { kernel, quiesce, tracking } = this.#machine;
+    tracking.disarm();
+    if (this.#stopped) quiesce.go();
+    this.#stopped = false;
+    this.#reserve.release();
+    declassify(kernel);
+  }
+
+  finish(): void {
+    this.#options.signal?.removeEventListener("abort", this.#cancel);
+  }
+
+  // ---- parts ----
+
+  #loadTask(): LoadTask {
+    const { chunks, extents, path } = this.#image;
+    const filled = [];
+    for (let i = 0; i < extents.length; i++) if (extents.chunk[i] === SAME_FILLED) filled.push(i);
+    return {
+      blob: join(path, BLOB_NAME),
+      chunks: [...chunks],
+      extents: { pfn: shared(extents.pfn), frames: shared(extents.frames), first: shared(extents.first), fill: shared(extents.fill) },
+      ...extents.byChunk(chunks.length),
+      filled: shared(Uint32Array.from(filled)),
+    };
+  }
+
+  #reportProgress(): void {
+    const { control } = this.#machine;
+    const total = this.#image.header.frames;
+    const done = control.load(MACHINE_PROGRESS);
+    control.store(MACHINE_LOAD_PERCENT, 1 + Math.floor((100 * done) / Math.max(1, total)));
+    this.#options.onProgress?.({ done, total, elapsed_ms: hostNow() - this.#began });
+  }
+
+  /** Frames that must be patched and found no place in the queue: read once more, now that nothing moves. */
+  #readOverflow(): { frame: number; bytes: Uint8Array }[] {
+    const { control } = this.#machine;
+    if (control.load(MACHINE_QUEUE_OVERFLOW) === 0) return [];
+    const { words } = control;
+    const queued = new Set(listViews(control).frames.subarray(0, control.load(MACHINE_QUEUE_ROOM)));
+    const memory = this.#image.memory();
+    const late = [];
+    for (let frame = 0; frame < this.#image.header.ramFrames; frame++) {
+      if (bit(words, IMAGE_BITMAP, frame) === 0 || bit(words, DIRECT_BITMAP, frame) === 1 || queued.has(frame)) continue;
+      if (bit(words, EQUAL_BITMAP, frame) === 1 && bit(words, DIRTY_BITMAP, frame) === 0) continue;
+      late.push({ frame, bytes: memory.readFrame(frame).slice() });
+    }
+    return late;
+  }
+
+  async #consume(): Promise<void> {
+    try {
+      await claimUse(this.#image.path, `${hostname()} pid ${process.pid}`);
+    } catch (error) {
+      const again = error instanceof HibernaculumError && error.code === "HIB_IMAGE_USED" && this.#options.again === true;
+      if (!again) throw error;
+    }
+  }
+
+  /** What is derived from memory and not in it: contexts, bitmap, clock; and what was the snapshotter's (S1.1, S2.3). */
+  #rebuild(): void {
+    const { control, kernel } = this.#machine;
+    kernel.releaseRunning();
+    kernel.buddy.rebuildSaveable();
+    freeOldReserves(kernel);
+    control.setGuestClock(kernel.memory.loadFloat64(KERNEL_CLOCK));
+    kernel.memory.store32(KERNEL_RESUMES, kernel.memory.load32(KERNEL_RESUMES) + 1);
+  }
+
+  report(): ResumeReport {
+    const { header, path } = this.#image;
+    const sum = (pick: (result: LoadResult) => number) => this.#results.reduce((all, result) => all + pick(result), 0);
+    const marked = sum((result) => result.equal_marked);
+    return {
+      schema: 1,
+      image: { path, id: header.id, time: new Date(header.time).toISOString() },
+      frames: {
+        image: header.frames,
+        direct: sum((result) => result.direct),
+        equal: sum((result) => result.equal) - this.#preimages,
+        equal_written: this.#preimages + marked,
+        different: sum((result) => result.different),
+        same_filled: sum((result) => result.same_filled),
+        patched: this.#patched,
+        overflow: this.#overflow,
+      },
+      pause: this.#pause,
+      loaders: {
+        threads: this.#results.length,
+        read_bytes: sum((result) => result.read_bytes),
+        read_wait_ms: sum((result) => result.read_wait_ms),
+        decode_ms: sum((result) => result.decode_ms),
+        place_ms: sum((result) => result.place_ms),
+      },
+      phases_ms: {
+        open: this.#at.opened - this.#began,
+        classify: this.#at.classified - this.#at.opened,
+        load: this.#at.loaded - this.#at.classified,
+        stop: this.#at.running - this.#at.loaded,
+        total: this.#at.running - this.#began,
+      },
+      gb_per_s: (header.frames * FRAME_BYTES) / (this.#at.running - this.#began) / 1e6,
+    };
+  }
+}
+
+/** A copy in shared memory, so that handing it to every thread costs nothing. */
+function shared<T extends Uint32Array | Uint16Array | BigUint64Array>(array: T): T {
+  const copy = new (array.constructor as new (buffer: SharedArrayBuffer) => T)(new SharedArrayBuffer(array.byteLength));
+  copy.set(array as never);
+  return copy;
+}

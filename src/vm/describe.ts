@@ -1,0 +1,64 @@
+/**
+ * What a machine holds, read from its memory (live or an image): the seed's mappings of each process, and its buddy
+ * blocks by kind and owner.
+ */
+import { FRAME_BYTES } from "../base/layout.js";
+import type { Pfn, ReadableMemory, VirtualAddress } from "../base/memory.js";
+import { KIND_NAMES, type KindName } from "./kernel-layout.js";
+import { walkLeaves } from "./page-table.js";
+import { listProcesses } from "./process.js";
+import { walkBlocks } from "./walker.js";
+
+/** A run of pages that is contiguous in virtual and in physical memory. */
+export interface MappedRun {
+  pid: number;
+  address: VirtualAddress;
+  pfn: Pfn;
+  pages: number;
+  /** PTE bits V R W X U G A D. */
+  flags: number;
+  /** Order of the leaves: 0 for 4 KiB, 9 for 2 MiB. */
+  order: number;
+}
+
+/** All mappings of all processes, as runs. */
+export function* describeMappings(memory: ReadableMemory): Generator<MappedRun> {
+  for (const { pid, root } of listProcesses(memory)) {
+    let run: MappedRun | undefined;
+    for (const { address, frame, flags, level } of walkLeaves(memory, root)) {
+      const pages = 512 ** level;
+      if (
+        run !== undefined && run.address + run.pages * FRAME_BYTES === address && run.pfn + run.pages === frame &&
+        run.flags === flags && run.order === level * 9
+      ) {
+        run.pages += pages;
+        continue;
+      }
+      if (run !== undefined) yield run;
+      run = { pid, address, pfn: frame, pages, flags, order: level * 9 };
+    }
+    if (run !== undefined) yield run;
+  }
+}
+
+export interface BlockCount {
+  kind: KindName | "free";
+  owner: number;
+  order: number;
+  blocks: number;
+  frames: number;
+}
+
+/** Blocks counted by kind, owner and order. */
+export function countBlocks(memory: ReadableMemory): BlockCount[] {
+  const counts = new Map<string, BlockCount>();
+  for (const block of walkBlocks(memory)) {
+    const kind = block.state === "free" ? "free" : (KIND_NAMES[block.kind] ?? "none");
+    const key = `${kind} ${block.owner} ${block.order}`;
+    let count = counts.get(key);
+    if (count === undefined) counts.set(key, (count = { kind, owner: block.owner, order: block.order, blocks: 0, frames: 0 }));
+    count.blocks++;
+    count.frames += 1 << block.order;
+  }
+  return [...counts.values()];
+}

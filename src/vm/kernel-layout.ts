@@ -1,0 +1,137 @@
+/**
+ * Where the kernel's data lie in guest memory. The kernel's code is TypeScript; all of its data is here, so an image of
+ * memory is an image of the machine.
+ *
+ *     frame 0              kernel page: the words below
+ *     frames 1..           arena table, process table, frame table, one after another
+ *     from staticFrames    buddy blocks
+ *
+ * Changing anything here changes MACHINE_VERSION (image/format.ts).
+ */
+import { FRAME_BYTES, MAX_PROCESSES } from "../base/layout.js";
+
+export const KERNEL_MAGIC = 0x4b424948; // "HIBK"
+export const KERNEL_VERSION = 1;
+
+// Kernel page: byte offsets.
+export const KERNEL_MAGIC_WORD = 0x00;
+export const KERNEL_VERSION_WORD = 0x04;
+export const KERNEL_FRAMES = 0x08;
+export const KERNEL_ARENAS = 0x0c;
+export const KERNEL_NEXT_PID = 0x10;
+/** Slots of the process table that have ever been used. */
+export const KERNEL_SLOTS_USED = 0x14;
+export const KERNEL_FREE_FRAMES = 0x18;
+/** Where round-robin goes on. */
+export const KERNEL_NEXT_SLOT = 0x1c;
+/** Frame of the console's DMA buffer. */
+export const KERNEL_CONSOLE = 0x20;
+/** How often this machine has been resumed. */
+export const KERNEL_RESUMES = 0x24;
+/** Guest monotonic clock at the consistency point, ms (float64). */
+export const KERNEL_CLOCK = 0x28;
+/** Kernel heap: heads of the free lists of its size classes, 32 B to 2 KiB. */
+export const KERNEL_HEAP_HEADS = 0x40;
+export const KERNEL_HEAP_CLASSES = 7;
+
+// Arena table: an entry an arena.
+export const ARENA_FRAMES = 16384; // 64 MiB
+export const ARENA_BYTES = 128;
+export const ARENA_FREE_FRAMES = 0x00;
+/** Heads of the free lists of orders 0..10: PFN + 1, 0 for none. */
+export const ARENA_HEADS = 0x04;
+export const MAX_ORDER = 10;
+
+// Process table.
+export const PROCESS_BYTES = 1024;
+export const PROCESS_PID = 0x00;
+export const PROCESS_STATE = 0x04;
+/** Frame of the root page table. */
+export const PROCESS_ROOT = 0x08;
+/** vCPU that runs it, -1 when none. */
+export const PROCESS_VCPU = 0x0c;
+/** First area (kernel heap address, 0 for none). */
+export const PROCESS_AREAS = 0x10;
+/** Bit 0: a process of the boot (S3.7 helpers, progress, housekeeping), which a resume does not keep. */
+export const PROCESS_FLAGS = 0x14;
+/** Steps completed (float64). */
+export const PROCESS_STEPS = 0x18;
+/** Wakes at this time of the guest clock, ms (float64). */
+export const PROCESS_WAKE = 0x20;
+/** Most steps a second, 0 for no limit (float64). */
+export const PROCESS_RATE = 0x38;
+/** Length of the text in the code page, bytes. */
+export const PROCESS_TEXT_BYTES = 0x40;
+/** x0..x31 as 64-bit; f0..f31 follow. */
+export const PROCESS_REGISTERS = 0x100;
+/** Why it failed: text, zero-terminated. */
+export const PROCESS_FAILURE = 0x300;
+export const PROCESS_FAILURE_BYTES = 0x100;
+
+export const PROCESS_FREE = 0;
+export const PROCESS_READY = 1;
+export const PROCESS_RUNNING = 2;
+export const PROCESS_SLEEPING = 3;
+/** Ended by a failed self-check or a bad access; its memory stays for whoever looks. */
+export const PROCESS_FAILED = 4;
+/** Told to end; the next vCPU that picks it frees it. */
+export const PROCESS_ENDING = 5;
+/** Being built. */
+export const PROCESS_EMBRYO = 6;
+export const PROCESS_STATE_NAMES = ["free", "ready", "running", "sleeping", "failed", "ending", "embryo"] as const;
+
+export const FLAG_BOOT = 1;
+
+// Frame table: an entry a frame, the header of the block it begins.
+export const FRAME_ENTRY_BYTES = 16;
+/** State | order << 8 | kind << 16. */
+export const FRAME_HEADER = 0x00;
+export const FRAME_OWNER = 0x04;
+/** Free block: next in its list, PFN + 1. Used block: number of mappings of its frames. */
+export const FRAME_NEXT = 0x08;
+export const FRAME_PREVIOUS = 0x0c;
+
+export const BLOCK_TAIL = 0;
+export const BLOCK_FREE = 1;
+export const BLOCK_USED = 2;
+
+export const KIND_USER = 1;
+export const KIND_PAGE_TABLE = 2;
+export const KIND_KERNEL_HEAP = 3;
+export const KIND_KERNEL_STATIC = 4;
+export const KIND_DMA = 5;
+/** The snapshotter's own memory: not saved. */
+export const KIND_RESERVE = 6;
+/** Allocated for direct loads of a resume: not saved. */
+export const KIND_LOADING = 7;
+export const KIND_NAMES = ["none", "user", "page-table", "kernel-heap", "kernel-static", "dma", "reserve", "loading"] as const;
+export type KindName = (typeof KIND_NAMES)[number];
+
+/** Whether the contents of blocks of this kind belong to an image (S0.2). */
+export function isSaved(kind: number): boolean {
+  return kind >= KIND_USER && kind <= KIND_DMA;
+}
+
+/** Where the tables of a machine with so many frames are. */
+export interface KernelLayout {
+  frames: number;
+  arenas: number;
+  arenaTable: number;
+  processTable: number;
+  frameTable: number;
+  /** Frames 0 to staticFrames - 1 are the kernel's. */
+  staticFrames: number;
+}
+
+export function kernelLayout(frames: number): KernelLayout {
+  const arenas = Math.ceil(frames / ARENA_FRAMES);
+  const arenaTable = FRAME_BYTES;
+  const processTable = arenaTable + roundUp(arenas * ARENA_BYTES);
+  const frameTable = processTable + MAX_PROCESSES * PROCESS_BYTES;
+  const end = frameTable + roundUp(frames * FRAME_ENTRY_BYTES);
+  return { frames, arenas, arenaTable, processTable, frameTable, staticFrames: end / FRAME_BYTES };
+}
+
+function roundUp(bytes: number): number {
+  return Math.ceil(bytes / FRAME_BYTES) * FRAME_BYTES;
+}

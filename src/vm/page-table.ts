@@ -1,0 +1,99 @@
+/**
+ * Page tables: Sv39, three levels of 512 PTEs, in frames of kind page-table.
+ *
+ * The MMU (assembly/mmu.ts) reads them and sets A and D; the kernel maps and unmaps here. Physical addresses are below
+ * 2^32, so a PTE's high word is always zero and one 32-bit store changes a PTE.
+ */
+import { FRAME_BYTES, PTE_PPN_SHIFT, PTE_R, PTE_V, PTE_W, PTE_X } from "../base/layout.js";
+import type { Pfn, ReadableMemory, VirtualAddress } from "../base/memory.js";
+import type { PhysicalMemory } from "./physical.js";
+
+const LEAF = PTE_R | PTE_W | PTE_X;
+
+function entryAddress(table: Pfn, address: VirtualAddress, level: number): number {
+  const index = Math.floor(address / 2 ** (12 + 9 * level)) % 512;
+  return table * FRAME_BYTES + index * 8;
+}
+
+/** Physical address of the leaf PTE for an address, or 0 if there is none. */
+export function findLeaf(memory: ReadableMemory, root: Pfn, address: VirtualAddress): number {
+  let table = root;
+  for (let level = 2; level >= 0; level--) {
+    const at = entryAddress(table, address, level);
+    const pte = memory.load32(at);
+    if ((pte & PTE_V) === 0) return 0;
+    if ((pte & LEAF) !== 0) return at;
+    table = pte >>> PTE_PPN_SHIFT;
+  }
+  return 0;
+}
+
+/**
+ * Maps a page. `allocateTable` gives a zeroed frame for a missing table, or undefined.
+ *
+ * @returns false if a table was missing and there was no memory for it; nothing is mapped then.
+ */
+export function mapPage(
+  memory: PhysicalMemory, root: Pfn, address: VirtualAddress, frame: Pfn, flags: number,
+  allocateTable: () => Pfn | undefined,
+): boolean {
+  let table = root;
+  for (let level = 2; level > 0; level--) {
+    const at = entryAddress(table, address, level);
+    let pte = memory.load32(at);
+    if ((pte & PTE_V) === 0) {
+      const fresh = allocateTable();
+      if (fresh === undefined) return false;
+      pte = (fresh << PTE_PPN_SHIFT) | PTE_V;
+      memory.store32(at, pte);
+    }
+    table = pte >>> PTE_PPN_SHIFT;
+  }
+  memory.store32(entryAddress(table, address, 0), (frame << PTE_PPN_SHIFT) | flags | PTE_V);
+  return true;
+}
+
+/** Unmaps a page; returns the frame it mapped, or undefined. Tables stay. The caller drops TLB entries. */
+export function unmapPage(memory: PhysicalMemory, root: Pfn, address: VirtualAddress): Pfn | undefined {
+  const at = findLeaf(memory, root, address);
+  if (at === 0) return undefined;
+  const frame = memory.load32(at) >>> PTE_PPN_SHIFT;
+  memory.store32(at, 0);
+  return frame;
+}
+
+export interface Leaf {
+  address: VirtualAddress;
+  frame: Pfn;
+  flags: number;
+  /** 0 for 4 KiB, 1 for 2 MiB. */
+  level: number;
+}
+
+/** All leaves of an address space, in the order of their addresses. */
+export function* walkLeaves(memory: ReadableMemory, root: Pfn): Generator<Leaf> {
+  yield* leavesBelow(memory, root, 2, 0);
+}
+
+function* leavesBelow(memory: ReadableMemory, table: Pfn, level: number, base: number): Generator<Leaf> {
+  for (let index = 0; index < 512; index++) {
+    const pte = memory.load32(table * FRAME_BYTES + index * 8);
+    if ((pte & PTE_V) === 0) continue;
+    const address = base + index * 2 ** (12 + 9 * level);
+    const frame = pte >>> PTE_PPN_SHIFT;
+    if ((pte & LEAF) !== 0) yield { address, frame, flags: pte & 0x3ff, level };
+    else if (level > 0 && frame < memory.frames) yield* leavesBelow(memory, frame, level - 1, address);
+  }
+}
+
+/** Frames of the tables of an address space, the root's included. */
+export function* walkTables(memory: ReadableMemory, root: Pfn, level = 2): Generator<Pfn> {
+  yield root;
+  if (level === 0) return;
+  for (let index = 0; index < 512; index++) {
+    const pte = memory.load32(root * FRAME_BYTES + index * 8);
+    if ((pte & PTE_V) !== 0 && (pte & LEAF) === 0 && pte >>> PTE_PPN_SHIFT < memory.frames) {
+      yield* walkTables(memory, pte >>> PTE_PPN_SHIFT, level - 1);
+    }
+  }
+}

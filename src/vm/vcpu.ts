@@ -1,0 +1,266 @@
+/**
+ * A vCPU: the loop of one worker thread. It picks a process, runs it in batches of some 20 us, and passes a safepoint
+ * after each: there the process's registers are in memory and no lock is held.
+ *
+ * What must hold at a safepoint: write tracking may only tighten here (acknowledge), and the machine may only be
+ * stopped here. Between two safepoints nothing that this thread does is seen half done by an image.
+ */
+import { type Control, hostNow } from "../base/control.js";
+import {
+  COMMAND_GATHER, COMMAND_RESTART, COMMAND_RUN, COMMAND_SCATTER, FAULT_TIMELINE, MACHINE_ACK_BELL, MACHINE_COMMAND,
+  MACHINE_COMMAND_BELL, MACHINE_DOORBELL, MACHINE_POWER_OFF, MACHINE_STOP, MACHINE_TIMELINE_BASE, STEP_TIMELINE,
+  TIMELINE_BIN_MS, TIMELINE_BINS, VCPU_COMMAND_DONE, VCPU_LONGEST_GAP, VCPU_SLOT, VCPU_STATE, VCPU_STATE_OFF,
+  VCPU_STATE_RUNNING, VCPU_STATE_STOPPED, VCPU_STEPS,
+} from "../base/layout.js";
+import type { SharedMemory } from "../base/wasm.js";
+import type { BootSystemCalls } from "./boot-programs.js";
+import { printToConsole } from "./console.js";
+import { instantiateCore, type Core } from "./core.js";
+import { GuestFault, Kernel } from "./kernel.js";
+import { PROCESS_REGISTERS, PROCESS_STEPS } from "./kernel-layout.js";
+import { processAddress, readProcess, readRegisters } from "./process.js";
+import { type ProgramContext, type Runner, SelfCheckError } from "./program.js";
+
+/** How long a process keeps its vCPU while others wait, ms. */
+const SLICE_MS = 2;
+/** What a batch aims at, ms: a stop request is seen after at most about this long. */
+const BATCH_MS = 0.02;
+const FUEL_MAX = 1 << 14;
+/** Backlog that a rate-limited process may catch up after it was held up, ms. */
+const BACKLOG_MS = 50;
+/** Longest sleep of an idle vCPU, ms. */
+const IDLE_MS = 50;
+
+/** A process as this vCPU runs it: made from the process's text, thrown away when the slot has another process. */
+interface Running {
+  pid: number;
+  runner: Runner;
+  context: { -readonly [K in keyof ProgramContext]: ProgramContext[K] };
+  rate: number;
+  rateClock: number;
+  rateSteps: number;
+  fuel: number;
+  sleep: number | undefined;
+}
+
+export interface VcpuOptions {
+  memory: SharedMemory;
+  /** 0 to MAX_VCPUS - 1. */
+  number: number;
+  /** Makes the runner of a program's text. */
+  createRunner(text: string): Runner;
+  /** Part of the image that is loaded (resume), for boot processes. */
+  loaded(): number | undefined;
+}
+
+export class Vcpu {
+  readonly #options: VcpuOptions;
+  readonly #number: number;
+  readonly #core: Core;
+  readonly #kernel: Kernel;
+  readonly #control: Control;
+  readonly #processes = new Map<number, Running>();
+  #slot = -1;
+  #bin = 0;
+  #lastEnd = 0;
+
+  constructor(options: VcpuOptions) {
+    this.#options = options;
+    this.#number = options.number;
+    this.#core = instantiateCore(options.memory, {
+      pageFault: (address, access) => this.#kernel.pageFault(this.#slot, address >>> 0, access),
+      now: () => performance.now(),
+    });
+    this.#core.attach(options.number);
+    this.#kernel = new Kernel(options.memory, this.#core);
+    this.#control = this.#kernel.control;
+  }
+
+  /** Runs until the machine is powered off. Blocks the thread. */
+  run(): void {
+    this.#control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_RUNNING);
+    this.#control.storeVcpu(this.#number, VCPU_SLOT, -1);
+    while (this.#control.load(MACHINE_POWER_OFF) === 0) {
+      const doorbell = this.#control.load(MACHINE_DOORBELL);
+      if (!this.#safepoint()) continue;
+      this.#slot = this.#kernel.pick(this.#number);
+      this.#control.storeVcpu(this.#number, VCPU_SLOT, this.#slot);
+      if (this.#slot >= 0) this.#runSlice(this.#slot);
+      else {
+        this.#control.wait(MACHINE_DOORBELL, doorbell, this.#kernel.untilWake(IDLE_MS));
+        this.#lastEnd = 0;
+      }
+    }
+    this.#control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_OFF);
+    this.#control.ring(MACHINE_ACK_BELL);
+  }
+
+  /** Runs a process until its slice ends, it sleeps or waits, or memory is replaced under it. */
+  #runSlice(slot: number): void {
+    const running = this.#load(slot);
+    this.#core.activate(slot, readProcess(this.#kernel.memory, slot)!.root);
+    const end = hostNow() + SLICE_MS;
+    while (true) {
+      let fuel = running.fuel;
+      if (running.rate > 0) {
+        const allowance = this.#allowance(running);
+        if (allowance < 1) return this.#kernel.putBack(slot, { wake: this.#control.guestNow() + 1 });
+        fuel = Math.min(fuel, allowance);
+      }
+      const began = hostNow();
+      running.sleep = undefined;
+      let done = 0;
+      try {
+        done = running.runner.run(running.context, fuel);
+      } catch (error) {
+        if (!(error instanceof GuestFault || error instanceof SelfCheckError || error instanceof RangeError)) throw error;
+        this.#processes.delete(slot);
+        return this.#kernel.putBack(slot, { failure: error.message });
+      }
+      this.#writeBack(slot, running, done);
+      const now = hostNow();
+      this.#account(running, began, now, done);
+      if (!this.#safepoint()) return;
+      if (running.sleep !== undefined) return this.#kernel.putBack(slot, { wake: this.#control.guestNow() + running.sleep });
+      if (done < fuel) return this.#kernel.putBack(slot, { wake: this.#control.guestNow() + 1 });
+      if (now >= end || this.#control.load(MACHINE_POWER_OFF) !== 0) return this.#kernel.putBack(slot);
+    }
+  }
+
+  /** Steps that a rate-limited process may run now. */
+  #allowance(running: Running): number {
+    const now = this.#control.guestNow();
+    const due = () => running.rateSteps + ((now - running.rateClock) * running.rate) / 1000;
+    if (due() - running.context.steps > (running.rate * BACKLOG_MS) / 1000) {
+      running.rateClock = now - BACKLOG_MS;
+      running.rateSteps = running.context.steps;
+    }
+    return Math.floor(due() - running.context.steps);
+  }
+
+  /** Registers and step count go to the process table: kernel stores, tracked like any other. */
+  #writeBack(slot: number, running: Running, done: number): void {
+    const { memory } = this.#kernel;
+    const at = processAddress(memory, slot);
+    const { registers } = running.context;
+    for (let word = 0; word < registers.length; word++) {
+      const value = registers[word]!;
+      if (memory.load32(at + PROCESS_REGISTERS + word * 4) !== value) memory.store32(at + PROCESS_REGISTERS + word * 4, value);
+    }
+    running.context.steps += done;
+    memory.storeFloat64(at + PROCESS_STEPS, running.context.steps);
+  }
+
+  /** The host object for a process, from its text; registers and steps from the process table. */
+  #load(slot: number): Running {
+    const { memory } = this.#kernel;
+    const process = readProcess(memory, slot)!;
+    let running = this.#processes.get(slot);
+    if (running?.pid !== process.pid) {
+      running = this.#create(slot, process.pid, process.text);
+      running.rate = process.rate;
+      running.rateClock = this.#control.guestNow();
+      running.rateSteps = process.steps;
+      this.#processes.set(slot, running);
+    }
+    running.context.registers.set(readRegisters(memory, slot));
+    running.context.steps = process.steps;
+    return running;
+  }
+
+  #create(slot: number, pid: number, text: string): Running {
+    const kernel = this.#kernel;
+    const system: BootSystemCalls = {
+      map: (address, order) => kernel.mapBlock(slot, address >>> 0, order),
+      unmap: (address, order) => kernel.unmapBlock(slot, address >>> 0, order),
+      shrinkStack: (address) => kernel.shrinkStack(slot, address >>> 0),
+      sleep: (ms) => {
+        running.sleep = ms;
+      },
+      print: (line) => this.#control.locked(() => printToConsole(kernel.memory, line)),
+      loaded: () => this.#options.loaded(),
+    };
+    const running: Running = {
+      pid,
+      runner: this.#options.createRunner(text),
+      context: { memory: this.#core, system, registers: new Int32Array(64), steps: 0 },
+      rate: 0,
+      rateClock: 0,
+      rateSteps: 0,
+      fuel: 256,
+      sleep: undefined,
+    };
+    return running;
+  }
+
+  /** Statistics of a batch, and the fuel of the next. */
+  #account(running: Running, began: number, now: number, done: number): void {
+    const { words } = this.#control;
+    this.#advanceTimeline(now);
+    const bin = (STEP_TIMELINE >>> 2) + this.#number * TIMELINE_BINS + (this.#bin % TIMELINE_BINS);
+    words[bin] = words[bin]! + done;
+    this.#control.storeVcpuFloat(this.#number, VCPU_STEPS, this.#control.loadVcpuFloat(this.#number, VCPU_STEPS) + done);
+    if (this.#lastEnd !== 0) {
+      const gap = now - this.#lastEnd;
+      if (gap > this.#control.loadVcpuFloat(this.#number, VCPU_LONGEST_GAP)) {
+        this.#control.storeVcpuFloat(this.#number, VCPU_LONGEST_GAP, gap);
+      }
+    }
+    this.#lastEnd = now;
+    if (done === running.fuel) {
+      const ideal = (done * BATCH_MS) / Math.max(now - began, 0.001);
+      running.fuel = Math.max(16, Math.min(FUEL_MAX, Math.round((running.fuel + ideal) / 2)));
+    }
+  }
+
+  /** Moves to the timeline's bin of now, emptying those that are entered. */
+  #advanceTimeline(now: number): void {
+    const bin = Math.floor((now - this.#control.floats[MACHINE_TIMELINE_BASE >>> 3]!) / TIMELINE_BIN_MS);
+    if (bin === this.#bin) return;
+    const { words } = this.#control;
+    for (let enter = Math.max(this.#bin + 1, bin - TIMELINE_BINS + 1); enter <= bin; enter++) {
+      const at = this.#number * TIMELINE_BINS + (enter % TIMELINE_BINS);
+      words[(STEP_TIMELINE >>> 2) + at] = 0;
+      words[(FAULT_TIMELINE >>> 2) + at] = 0;
+    }
+    this.#bin = bin;
+    this.#core.setTimelineBin(bin);
+  }
+
+  /**
+   * Acknowledges a TLB shootdown and stops if told to. Returns false if memory was replaced meanwhile, so that
+   * whatever the caller was running is gone.
+   */
+  #safepoint(): boolean {
+    if (this.#core.acknowledge() !== 0) this.#control.ring(MACHINE_ACK_BELL);
+    return this.#control.load(MACHINE_STOP) === 0 || this.#stopped();
+  }
+
+  #stopped(): boolean {
+    const control = this.#control;
+    this.#advanceTimeline(hostNow());
+    let bell = control.load(MACHINE_COMMAND_BELL);
+    control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_STOPPED);
+    control.ring(MACHINE_ACK_BELL);
+    while (true) {
+      control.wait(MACHINE_COMMAND_BELL, bell, Infinity);
+      const seen = control.load(MACHINE_COMMAND_BELL);
+      if (seen === bell) continue;
+      bell = seen;
+      const command = control.load(MACHINE_COMMAND);
+      if (command === COMMAND_GATHER) this.#core.gather();
+      else if (command === COMMAND_SCATTER) this.#core.scatter();
+      else if (command === COMMAND_RUN || command === COMMAND_RESTART) {
+        control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_RUNNING);
+        control.ring(MACHINE_ACK_BELL);
+        if (command === COMMAND_RUN) return true;
+        this.#processes.clear();
+        this.#slot = -1;
+        this.#lastEnd = 0;
+        return false;
+      }
+      control.storeVcpu(this.#number, VCPU_COMMAND_DONE, bell);
+      control.ring(MACHINE_ACK_BELL);
+    }
+  }
+}

@@ -1,0 +1,264 @@
+/**
+ * A page writer: one task of the pool, in a thread of its own. It claims frames from the list, copies them into staging
+ * memory, and from there compresses, hashes and writes chunks; the write of one chunk overlaps with the work on the next.
+ *
+ * What must hold:
+ * - Compression, checksum and write see only the private copy: RAM may change at any time, and an LZ4 match into bytes
+ *   that changed after they were emitted decodes wrongly without an error.
+ * - A frame that is marked already is not read: its bytes would be superseded anyway.
+ */
+import { Control, hostNow } from "../base/control.js";
+import { failpoint } from "../base/failpoints.js";
+import {
+  FRAME_BYTES, LIST_FRAMES, MACHINE_BLOB_CURSOR, MACHINE_CANCEL, MACHINE_CHUNK_CURSOR, MACHINE_CURSOR,
+  MACHINE_LIST_LENGTH, MACHINE_PROGRESS, MACHINE_STORED, POOL_BASE,
+} from "../base/layout.js";
+import type { SharedMemory } from "../base/wasm.js";
+import { BlobWriter } from "../image/blob.js";
+import { checksum, loadChecksum } from "../image/checksum.js";
+import { compressChunk } from "../image/codec.js";
+import { CHUNK_BYTES, CHUNK_FRAMES, CODEC_LZ4, CODEC_RAW, padded } from "../image/format.js";
+import type { Core } from "../vm/core.js";
+
+/** List entries claimed at once. */
+const CLAIM = 64;
+/** Chunks in flight: one is filled while the others are written. */
+const SLOTS = 2;
+/** A slot: frames as staged, and their compressed bytes. */
+const SLOT_BYTES = 2 * CHUNK_BYTES;
+const VERDICTS_BYTES = FRAME_BYTES;
+
+/** Staging memory of a page writer, from the start of the pool. */
+export const WRITER_BYTES: number = SLOTS * SLOT_BYTES + VERDICTS_BYTES;
+export const WRITERS_MAX = 4;
+
+const STAGED = 0;
+const SAME_FILLED = 1;
+
+export interface WriteTask {
+  blob: string;
+  /** Which staging memory is this task's: 0 to WRITERS_MAX - 1. */
+  writer: number;
+  /** Take frames' bytes from LIST_PLACES: copies, or frames of a machine that is stopped. */
+  placed: boolean;
+  compress: boolean;
+  /** Test runs: hashes of all frames staged, by frame (53 bits), for the oracle. */
+  oracle?: SharedArrayBuffer | undefined;
+}
+
+/** What a task wrote. Chunk columns have an entry a chunk; `chunkFrames` has the frames of all chunks one after another. */
+export interface WriteResult {
+  id: Int32Array;
+  offset: Float64Array;
+  payload: Int32Array;
+  frames: Int32Array;
+  codec: Uint8Array;
+  hash: BigUint64Array;
+  chunkFrames: Int32Array;
+  /** Same-filled frames, and the word that fills each. */
+  filledFrames: Int32Array;
+  fills: BigUint64Array;
+  skipped: number;
+  /** Time in each stage, ms; stages overlap with writes. */
+  stage_ms: number;
+  compress_ms: number;
+  hash_ms: number;
+  /** Time spent waiting for a write to finish before its staging memory could be used again. */
+  write_wait_ms: number;
+}
+
+/** A vector of numbers that grows. */
+class Column {
+  data = new Int32Array(4096);
+  length = 0;
+
+  push(value: number): void {
+    if (this.length === this.data.length) {
+      const larger = new Int32Array(this.length * 2);
+      larger.set(this.data);
+      this.data = larger;
+    }
+    this.data[this.length++] = value;
+  }
+}
+
+/** Runs one task to the end of the list. */
+export async function writePages(memory: SharedMemory, core: Core, task: WriteTask): Promise<WriteResult> {
+  await loadChecksum();
+  const blob = await BlobWriter.open(task.blob);
+  const writer = new PageWriter(memory, core, task, blob);
+  try {
+    return await writer.run();
+  } finally {
+    await writer.settle();
+    await blob.close();
+  }
+}
+
+class PageWriter {
+  readonly #control: Control;
+  readonly #bytes: Uint8Array;
+  readonly #core: Core;
+  readonly #task: WriteTask;
+  readonly #blob: BlobWriter;
+  readonly #base: number;
+  readonly #oracle: Float64Array | undefined;
+  readonly #writes: (Promise<void> | undefined)[] = [];
+  readonly #chunks: { id: number; offset: number; payload: number; frames: number; codec: number; hash: bigint }[] = [];
+  readonly #chunkFrames = new Column();
+  readonly #filledFrames = new Column();
+  readonly #fills: bigint[] = [];
+  readonly #time = { stage_ms: 0, compress_ms: 0, hash_ms: 0, write_wait_ms: 0 };
+  #skipped = 0;
+
+  constructor(memory: SharedMemory, core: Core, task: WriteTask, blob: BlobWriter) {
+    this.#control = new Control(memory);
+    this.#bytes = new Uint8Array(memory.buffer, 0, this.#control.words.byteLength); // ends where RAM begins
+    this.#core = core;
+    this.#task = task;
+    this.#blob = blob;
+    this.#base = POOL_BASE + task.writer * WRITER_BYTES;
+    this.#oracle = task.oracle === undefined ? undefined : new Float64Array(task.oracle);
+  }
+
+  async run(): Promise<WriteResult> {
+    let slot = 0;
+    let more = true;
+    while (more) {
+      await this.#free(slot);
+      const began = this.#chunkFrames.length;
+      more = this.#fill(slot);
+      const frames = this.#chunkFrames.length - began;
+      if (frames > 0) {
+        const write = this.#store(slot, frames);
+        write.catch(() => undefined); // looked at when the slot is used again
+        this.#writes[slot] = write;
+      }
+      // Compressed buffers are freed on a turn of the event loop; without one they pile up.
+      await new Promise(setImmediate);
+      slot = (slot + 1) % SLOTS;
+    }
+    for (let i = 0; i < SLOTS; i++) await this.#free(i);
+    return this.#result();
+  }
+
+  /** Waits for writes in flight without looking at their outcome. */
+  async settle(): Promise<void> {
+    await Promise.allSettled(this.#writes);
+  }
+
+  async #free(slot: number): Promise<void> {
+    const began = hostNow();
+    await this.#writes[slot];
+    this.#writes[slot] = undefined;
+    this.#time.write_wait_ms += hostNow() - began;
+  }
+
+  /** Stages claims until a chunk is full or the list ends; false at the end. */
+  #fill(slot: number): boolean {
+    const began = hostNow();
+    const to = this.#base + slot * SLOT_BYTES;
+    const verdicts = this.#base + SLOTS * SLOT_BYTES;
+    const fills = verdicts + CLAIM;
+    const length = this.#control.load(MACHINE_LIST_LENGTH);
+    let staged = 0;
+    let more = true;
+    failpoint("save.stream");
+    while (staged <= CHUNK_FRAMES - CLAIM) {
+      const first = this.#control.add(MACHINE_CURSOR, CLAIM);
+      if (first >= length || this.#control.load(MACHINE_CANCEL) !== 0) {
+        more = false;
+        break;
+      }
+      const count = Math.min(CLAIM, length - first);
+      const at = to + staged * FRAME_BYTES;
+      const n = this.#core.stage(first, count, this.#task.placed ? 1 : 0, at, verdicts, fills);
+      this.#record(first, count, verdicts, fills);
+      if (this.#oracle !== undefined) this.#hashFrames(this.#chunkFrames.length - n, n, at);
+      staged += n;
+      this.#control.add(MACHINE_PROGRESS, count);
+    }
+    this.#time.stage_ms += hostNow() - began;
+    return more;
+  }
+
+  #record(first: number, count: number, verdicts: number, fills: number): void {
+    const { words } = this.#control;
+    const list = (LIST_FRAMES >>> 2) + first;
+    for (let i = 0; i < count; i++) {
+      const verdict = this.#bytes[verdicts + i];
+      const frame = words[list + i]!;
+      if (verdict === STAGED) this.#chunkFrames.push(frame);
+      else if (verdict === SAME_FILLED) {
+        this.#filledFrames.push(frame);
+        const low = words[(fills >>> 2) + 2 * i]! >>> 0;
+        const high = words[(fills >>> 2) + 2 * i + 1]! >>> 0;
+        this.#fills.push(low === 0 && high === 0 ? 0n : (BigInt(high) << 32n) | BigInt(low));
+        if (this.#oracle !== undefined) this.#oracle[frame] = sameFilledHash(this.#core, this.#base, low, high, words);
+      } else this.#skipped++;
+    }
+  }
+
+  #hashFrames(from: number, count: number, at: number): void {
+    for (let i = 0; i < count; i++) {
+      this.#oracle![this.#chunkFrames.data[from + i]!] = this.#core.hashFrame(at + i * FRAME_BYTES);
+    }
+  }
+
+  /** Compresses and hashes what a slot holds, then begins its write. */
+  async #store(slot: number, frames: number): Promise<void> {
+    const plainAt = this.#base + slot * SLOT_BYTES;
+    const plain = this.#bytes.subarray(plainAt, plainAt + frames * FRAME_BYTES);
+    let stored = plain;
+    let codec = CODEC_RAW;
+    let payload = plain.length;
+    if (this.#task.compress) {
+      const began = hostNow();
+      const packed = compressChunk(plain);
+      if (packed !== undefined) {
+        const at = plainAt + CHUNK_BYTES;
+        stored = this.#bytes.subarray(at, at + padded(packed.length));
+        stored.set(packed);
+        stored.fill(0, packed.length);
+        codec = CODEC_LZ4;
+        payload = packed.length;
+      }
+      this.#time.compress_ms += hostNow() - began;
+    }
+    const began = hostNow();
+    const hash = checksum(stored);
+    this.#time.hash_ms += hostNow() - began;
+    const id = this.#control.add(MACHINE_CHUNK_CURSOR, 1);
+    const offset = this.#control.add(MACHINE_BLOB_CURSOR, stored.length / FRAME_BYTES) * FRAME_BYTES;
+    this.#chunks.push({ id, offset, payload, frames, codec, hash });
+    await this.#blob.write(stored, offset);
+    this.#control.add(MACHINE_STORED, stored.length / FRAME_BYTES);
+  }
+
+  #result(): WriteResult {
+    const chunks = this.#chunks;
+    return {
+      id: Int32Array.from(chunks, (chunk) => chunk.id),
+      offset: Float64Array.from(chunks, (chunk) => chunk.offset),
+      payload: Int32Array.from(chunks, (chunk) => chunk.payload),
+      frames: Int32Array.from(chunks, (chunk) => chunk.frames),
+      codec: Uint8Array.from(chunks, (chunk) => chunk.codec),
+      hash: BigUint64Array.from(chunks, (chunk) => chunk.hash),
+      chunkFrames: this.#chunkFrames.data.slice(0, this.#chunkFrames.length),
+      filledFrames: this.#filledFrames.data.slice(0, this.#filledFrames.length),
+      fills: BigUint64Array.from(this.#fills),
+      skipped: this.#skipped,
+      ...this.#time,
+    };
+  }
+}
+
+/** The oracle's hash of a same-filled frame, taken from the word that was recorded and not from RAM. */
+function sameFilledHash(core: Core, base: number, low: number, high: number, words: Int32Array): number {
+  const at = base + SLOTS * SLOT_BYTES - FRAME_BYTES; // the end of the last slot's compressed bytes: not in use while staging
+  for (let i = 0; i < FRAME_BYTES / 4; i += 2) {
+    words[(at >>> 2) + i] = low;
+    words[(at >>> 2) + i + 1] = high;
+  }
+  return core.hashFrame(at);
+}

@@ -1,0 +1,58 @@
+/**
+ * The pool of page writers and page loaders: Piscina threads that are handed the machine's memory once, when they
+ * start. A task runs as long as there is work to claim, so that a task's own cost does not matter.
+ */
+import { Piscina } from "piscina";
+import { HibernaculumError } from "../base/errors.js";
+import { deserializeError, type SerializedError } from "../base/errors.js";
+import type { SharedMemory } from "../base/wasm.js";
+
+/** What a thread of the pool answers: errors lose their code on the way if they are thrown. */
+export type Answer<T> = { ok: true; value: T } | { ok: false; error: SerializedError };
+
+export class PagePool {
+  readonly threads: number;
+  readonly #piscina: Piscina;
+
+  constructor(memory: SharedMemory, threads: number) {
+    this.threads = threads;
+    this.#piscina = new Piscina({
+      filename: new URL("../../workers/page-pool.js", import.meta.url).href,
+      workerData: { memory },
+      minThreads: threads,
+      maxThreads: threads,
+      concurrentTasksPerWorker: 1,
+      // Tasks are asynchronous and long; the synchronous mode would keep compressed buffers from being freed.
+      atomics: "disabled",
+    });
+  }
+
+  /**
+   * Runs a task on every thread and returns their results; all have ended when it returns or throws.
+   *
+   * @throws the first error; HIB_WORKER_DIED if a thread ended without an answer
+   */
+  async runOnAll<Task, Result>(name: "write" | "load", task: (thread: number) => Task, onError: () => void): Promise<Result[]> {
+    const outcomes = await Promise.allSettled(
+      Array.from({ length: this.threads }, async (_, thread) => {
+        try {
+          const answer: Answer<Result> = await this.#piscina.run(task(thread), { name });
+          if (!answer.ok) throw deserializeError(answer.error);
+          return answer.value;
+        } catch (error) {
+          onError();
+          if (error instanceof HibernaculumError) throw error;
+          const text = error instanceof Error ? error.message : String(error);
+          throw new HibernaculumError("HIB_WORKER_DIED", `a page ${name === "write" ? "writer" : "loader"} died: ${text}`, { cause: error });
+        }
+      }),
+    );
+    const failed = outcomes.find((outcome) => outcome.status === "rejected");
+    if (failed !== undefined) throw failed.reason;
+    return outcomes.map((outcome) => (outcome as PromiseFulfilledResult<Result>).value);
+  }
+
+  async destroy(): Promise<void> {
+    await this.#piscina.destroy();
+  }
+}

@@ -191,7 +191,7 @@ class Resume {
 
   /** S1.8, S2.2: stop, consume the image, put the queued frames in place. */
   async patch(): Promise<void> {
-    const { control, core, kernel, quiesce } = this.#machine;
+    const { control, core, kernel, quiesce, tracking } = this.#machine;
     const requested = hostNow();
     this.#machine.drainConsole();
     quiesce.stop();
@@ -205,6 +205,7 @@ class Resume {
     // From here on there is no way back, and nothing that can fail: everything is in memory and verified.
     const queued = Math.min(control.load(MACHINE_QUEUE_CURSOR), control.load(MACHINE_QUEUE_ROOM));
     this.#preimages = control.load(MACHINE_PREIMAGES);
+    tracking.disarm();
     atomicRestore(control, core, quiesce, queued);
     for (const { frame, bytes } of late) kernel.memory.loadFrame(frame, bytes);
     this.#patched = queued + late.length;
@@ -224,9 +225,7 @@ class Resume {
 
   /** The vCPUs forget what they ran and ask the scheduler, which is the saved machine's now. */
   go(): void {
-    const { tracking, quiesce } = this.#machine;
-    tracking.disarm();
-    quiesce.go(true);
+    this.#machine.quiesce.go(true);
     this.#stopped = false;
     this.#at.running = hostNow();
   }
@@ -296,8 +295,8 @@ class Resume {
   /** What is derived from memory and not in it: contexts, bitmap, clock; and what was the snapshotter's (S1.1, S2.3). */
   #rebuild(): void {
     const { control, kernel } = this.#machine;
-    kernel.releaseRunning();
     kernel.buddy.rebuildSaveable();
+    kernel.releaseRunning();
     freeOldReserves(kernel);
     control.setGuestClock(kernel.memory.loadFloat64(KERNEL_CLOCK));
     kernel.memory.store32(KERNEL_RESUMES, kernel.memory.load32(KERNEL_RESUMES) + 1);

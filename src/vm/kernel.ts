@@ -244,13 +244,13 @@ export class Kernel {
     });
   }
 
-  /** After a restore: what was running on a vCPU of the saved machine is ready to run on one of this. */
+  /** After a restore: what ran on a vCPU of the saved machine is ready to run on one of this; what was to end ends. */
   releaseRunning(): void {
     for (let slot = 0; slot < this.memory.load32(K.KERNEL_SLOTS_USED); slot++) {
       const at = this.#at(slot);
-      if (this.memory.load32(at + K.PROCESS_STATE) === K.PROCESS_RUNNING) {
-        this.memory.store32(at + K.PROCESS_STATE, K.PROCESS_READY);
-      }
+      const state = this.memory.load32(at + K.PROCESS_STATE);
+      if (state === K.PROCESS_ENDING) this.#destroy(slot);
+      if (state === K.PROCESS_RUNNING) this.memory.store32(at + K.PROCESS_STATE, K.PROCESS_READY);
       this.memory.store32(at + K.PROCESS_VCPU, -1);
       this.core.dropContext(slot);
     }

@@ -29,13 +29,12 @@ export function isContentKind(kind: string): boolean {
  * The contents of one process.
  *
  * - `zero`: present zero pages.
- * - `text`: words and punctuation; LZ4 makes it 2 to 3 times smaller.
+ * - `text`: words in lines; LZ4 makes it 2 to 3 times smaller.
  * - `integers`: records of counters, small integers, pointers and padding.
  * - `random`: incompressible.
  * - `mixed`: 1/8 absent, 1/8 zero, 30% text, 25% integers, 20% random.
- * - `file:PATH`: the file's bytes, over and over. Read when the first page is asked for.
- *
- * @throws HibernaculumError HIB_USAGE if the file cannot be read or is empty.
+ * - `file:PATH`: the file's bytes, over and over. It is read when the first page is asked for, which throws
+ *   HIB_USAGE if it cannot be read or is empty.
  */
 export function createContents(kind: string, seed: number): Contents {
   if (kind.startsWith("file:")) return fileContents(kind.slice("file:".length));

@@ -19,7 +19,7 @@ import { fromSystemError, HibernaculumError, isSystemError } from "./base/errors
 import { failpoint } from "./base/failpoints.js";
 import {
   FRAME_BYTES, MACHINE_BLOB_CURSOR, MACHINE_CANCEL, MACHINE_CHUNK_CURSOR, MACHINE_PROGRESS, MACHINE_STORED,
-  STOP_BITMAP,
+  SAVEABLE_BITMAP, STOP_BITMAP,
 } from "./base/layout.js";
 import { type AtomicCopy, atomicCopy, claimable } from "./cow/atomic-copy.js";
 import { readFaultStatistics, resetFaultStatistics } from "./cow/fault-statistics.js";
@@ -147,7 +147,8 @@ class Save {
     control.store(MACHINE_BLOB_CURSOR, HEADER_BYTES / FRAME_BYTES);
     this.#options.signal?.addEventListener("abort", this.#cancel);
     this.#machine.pool; // threads start now, not while the machine is armed
-    this.#estimate = this.#options.reserveFrames ?? this.#reserve.frames;
+    this.#estimate = this.#options.reserveFrames ?? this.#estimateReserve();
+    this.#reserve.grow(this.#estimate);
     resetFaultStatistics(control);
     resetLongestGap(control, this.#machine.vcpus);
     this.#checkCancelled();
@@ -308,6 +309,11 @@ class Save {
     });
   }
 
+  /** Before anything is known: one frame in 64 of what the machine has in use, and some for the kernel. */
+  #estimateReserve(): number {
+    return 256 + Math.ceil(this.#machine.core.countBits(SAVEABLE_BITMAP) / 64);
+  }
+
   /** The reserve follows the number of frames that an atomic copy would take now, and some more. */
   #growReserve(): void {
     if (this.#options.reserveFrames !== undefined) return;
@@ -338,7 +344,7 @@ class Save {
     const { chunks } = this.#locations;
     const blob = new BlobReader(this.#image.blobPath);
     try {
-      const memory = new ImageMemory({ frames: this.#machine.kernel.memory.frames, chunks, extents: table, blob });
+      const memory = new ImageMemory({ frames: this.#machine.kernel.memory.frames, chunks, extents: table, blob, cachedChunks: 8 });
       const report = this.#report(memory, table, frames, sameFilled);
       const writer = CatalogueWriter.create(this.#image.cataloguePath);
       const blobOffset = (pfn: number): number | null => {

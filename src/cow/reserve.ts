@@ -3,9 +3,10 @@
  *
  * How much will be needed is not known until the machine stops. So it is reserved from an estimate and grows with
  * the count of marks while the image streams. It is guest memory, from the buddy allocator, of a kind that is not
- * saved; the pool of the control area comes first. At most half of what the guest has free is taken, so that no
- * process runs out of memory because of a save. What finds no place is written from where it is, while the machine
- * stays stopped: the image is as exact, the pause longer, and the report says so.
+ * saved: at most half of what the guest has free, so that no process runs out of memory because of a save. When that
+ * is used up the pool of the control area follows, which is there also when the guest has nothing free. What finds no
+ * place is written from where it is, while the machine stays stopped: the image is as exact, the pause longer, and the
+ * report says so.
  */
 import { FRAME_SHIFT, POOL_BASE, POOL_BYTES } from "../base/layout.js";
 import type { Pfn } from "../base/memory.js";
@@ -20,59 +21,70 @@ export class Reserve {
   readonly #kernel: Kernel;
   readonly #blocks: { frame: Pfn; order: number }[] = [];
   readonly #pool: { first: number; count: number };
-  #frames: number;
+  #blockFrames = 0;
+  #poolFrames = 0;
 
   /** @param poolOffset - bytes at the start of the pool that are used for I/O staging */
   constructor(kernel: Kernel, poolOffset: number) {
     this.#kernel = kernel;
     this.#pool = { first: (POOL_BASE + poolOffset) >>> FRAME_SHIFT, count: (POOL_BYTES - poolOffset) >>> FRAME_SHIFT };
-    this.#frames = this.#pool.count;
   }
 
   /** Places that there are. */
   get frames(): number {
-    return this.#frames;
+    return this.#blockFrames + this.#poolFrames;
   }
 
   /**
-   * Grows to at least `frames` places if the guest has them free, and touches them, so that the pause does not pay for
-   * it. Returns whether that many are there now.
+   * Grows to at least `frames` places if it can, and touches them, so that the pause does not pay for the host's first
+   * touch. Returns whether that many are there now.
    */
   grow(frames: number): boolean {
-    while (this.#frames < frames) {
-      const wanted = frames - this.#frames;
-      const block = this.#kernel.control.locked(() => {
-        const allowed = this.#kernel.buddy.freeFrames / 2;
-        let order = Math.min(LARGEST_ORDER, Math.ceil(Math.log2(wanted)));
-        while (order >= 0) {
-          const frame = 1 << order <= allowed ? this.#kernel.buddy.allocate(order, 0, KIND_RESERVE) : undefined;
-          if (frame !== undefined) return { frame, order };
-          order--;
-        }
-        return undefined;
-      });
-      if (block === undefined) return false;
-      this.#blocks.push(block);
-      this.#frames += 1 << block.order;
-      for (let i = 0; i < 1 << block.order; i++) this.#kernel.core.touch(placeOfFrame(block.frame + i));
+    while (this.frames < frames) {
+      const wanted = frames - this.frames;
+      const block = this.#allocate(wanted);
+      if (block !== undefined) {
+        this.#blocks.push(block);
+        this.#blockFrames += 1 << block.order;
+        for (let i = 0; i < 1 << block.order; i++) this.#kernel.core.touch(placeOfFrame(block.frame + i));
+        continue;
+      }
+      const more = Math.min(wanted, this.#pool.count - this.#poolFrames);
+      for (let i = 0; i < more; i++) this.#kernel.core.touch(this.#pool.first + this.#poolFrames + i);
+      this.#poolFrames += more;
+      return this.frames >= frames;
     }
     return true;
+  }
+
+  /** A block of guest memory for at most about `wanted` frames. */
+  #allocate(wanted: number): { frame: Pfn; order: number } | undefined {
+    const { buddy, control } = this.#kernel;
+    return control.locked(() => {
+      const allowed = buddy.freeFrames / 2 - this.#blockFrames / 2;
+      for (let order = Math.min(LARGEST_ORDER, Math.ceil(Math.log2(wanted))); order >= 0; order--) {
+        const frame = 1 << order <= allowed ? buddy.allocate(order, 0, KIND_RESERVE) : undefined;
+        if (frame !== undefined) return { frame, order };
+      }
+      return undefined;
+    });
   }
 
   /** Writes the places into a list (host frame numbers), up to `length` entries; returns how many there were. */
   list(places: Int32Array, length: number): number {
     let n = 0;
-    for (let i = 0; i < this.#pool.count && n < length; i++) places[n++] = this.#pool.first + i;
     for (const { frame, order } of this.#blocks) {
       for (let i = 0; i < 1 << order && n < length; i++) places[n++] = placeOfFrame(frame + i);
     }
+    for (let i = 0; i < this.#poolFrames && n < length; i++) places[n++] = this.#pool.first + i;
     return n;
   }
 
   /** Gives the guest its memory back. */
   release(): void {
     for (const { frame } of this.#blocks.splice(0)) this.#kernel.control.locked(() => this.#kernel.buddy.free(frame));
-    this.#frames = this.#pool.count;
+    this.#blockFrames = 0;
+    this.#poolFrames = 0;
   }
 }
 

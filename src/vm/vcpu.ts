@@ -200,16 +200,17 @@ export class Vcpu {
     const bin = (STEP_TIMELINE >>> 2) + this.#number * TIMELINE_BINS + (this.#bin % TIMELINE_BINS);
     words[bin] = words[bin]! + done;
     this.#control.storeVcpuFloat(this.#number, VCPU_STEPS, this.#control.loadVcpuFloat(this.#number, VCPU_STEPS) + done);
-    if (this.#lastEnd !== 0) {
-      const gap = now - this.#lastEnd;
-      if (gap > this.#control.loadVcpuFloat(this.#number, VCPU_LONGEST_GAP)) {
-        this.#control.storeVcpuFloat(this.#number, VCPU_LONGEST_GAP, gap);
-      }
-    }
+    if (this.#lastEnd !== 0) this.#recordGap(now - this.#lastEnd);
     this.#lastEnd = now;
     if (done === running.fuel) {
       const ideal = (done * BATCH_MS) / Math.max(now - began, 0.001);
       running.fuel = Math.max(16, Math.min(FUEL_MAX, Math.round((running.fuel + ideal) / 2)));
+    }
+  }
+
+  #recordGap(gap: number): void {
+    if (gap > this.#control.loadVcpuFloat(this.#number, VCPU_LONGEST_GAP)) {
+      this.#control.storeVcpuFloat(this.#number, VCPU_LONGEST_GAP, gap);
     }
   }
 
@@ -238,7 +239,8 @@ export class Vcpu {
 
   #stopped(): boolean {
     const control = this.#control;
-    this.#advanceTimeline(hostNow());
+    const began = hostNow();
+    this.#advanceTimeline(began);
     let bell = control.load(MACHINE_COMMAND_BELL);
     control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_STOPPED);
     control.ring(MACHINE_ACK_BELL);
@@ -253,6 +255,7 @@ export class Vcpu {
       else if (command === COMMAND_RUN || command === COMMAND_RESTART) {
         control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_RUNNING);
         control.ring(MACHINE_ACK_BELL);
+        this.#recordGap(hostNow() - began); // felt also by who was not running at this moment
         if (command === COMMAND_RUN) return true;
         this.#processes.clear();
         this.#slot = -1;

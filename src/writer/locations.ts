@@ -11,15 +11,16 @@ import type { WriteResult } from "./page-writer.js";
 const NOWHERE = -1;
 const FILLED = -2;
 /** A location is chunk * 256 + place in it. */
-const PLACES = 256;
+const PLACES_SHIFT = 8;
+const PLACES: number = 1 << PLACES_SHIFT;
 
 export class Locations {
   readonly chunks: Chunk[] = [];
-  readonly #at: Float64Array;
+  readonly #at: Int32Array;
   readonly #fill: BigUint64Array;
 
   constructor(frames: number) {
-    this.#at = new Float64Array(frames).fill(NOWHERE);
+    this.#at = new Int32Array(frames).fill(NOWHERE);
     this.#fill = new BigUint64Array(frames);
   }
 
@@ -69,7 +70,7 @@ export class Locations {
       const continues =
         at === FILLED
           ? previous === FILLED && this.#fill[frame] === this.#fill[frame - 1]
-          : previous >= 0 && at === previous + 1 && at % PLACES !== 0;
+          : previous >= 0 && at === previous + 1 && (at & (PLACES - 1)) !== 0;
       if (continues) lengths[lengths.length - 1]!++;
       else {
         starts.push(frame);
@@ -87,8 +88,8 @@ export class Locations {
         table.chunk[i] = SAME_FILLED;
         table.fill[i] = this.#fill[frame]!;
       } else {
-        table.chunk[i] = Math.floor(at / PLACES);
-        table.first[i] = at % PLACES;
+        table.chunk[i] = at >>> PLACES_SHIFT;
+        table.first[i] = at & (PLACES - 1);
       }
     }
     return { table, frames, sameFilled };

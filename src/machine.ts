@@ -49,8 +49,8 @@ export class Machine {
   readonly tracking: WriteTracking;
   readonly quiesce: Quiesce;
   readonly pageThreads: number;
-  /** What is under way that only one may do at a time: a save or a resume. */
-  busy: "save" | "resume" | undefined;
+  /** What is under way that only one may do at a time: a save, a resume or a check. */
+  busy: "save" | "resume" | "check" | undefined;
   readonly #onConsole: (text: string) => void;
   #workers: Worker[] = [];
   #pool: PagePool | undefined;
@@ -142,8 +142,8 @@ export class Machine {
     if (this.#failure !== undefined) throw this.#failure;
   }
 
-  /** Takes the exclusive right to save or resume. @throws HIB_BUSY */
-  begin(what: "save" | "resume"): void {
+  /** Takes the exclusive right to save, resume or check. @throws HIB_BUSY */
+  begin(what: "save" | "resume" | "check"): void {
     if (this.busy !== undefined) {
       throw new HibernaculumError("HIB_BUSY", `a ${this.busy} of this machine is under way; wait for it or cancel it`);
     }

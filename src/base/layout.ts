@@ -23,8 +23,8 @@
  *     0x0040_0000  list of frames            LIST_FRAMES         1 word a frame
  *     0x0080_0000  list of places            LIST_PLACES         1 word a frame
  *     0x0100_0000  TLBs                      TLB_AREA            MAX_VCPUS x 2 MiB
- *     0x0300_0000  I/O staging and pool      POOL_BASE           48 MiB
- *     0x0600_0000  RAM                       RAM_BASE
+ *     0x0300_0000  I/O staging and pool      POOL_BASE           32 MiB
+ *     0x0500_0000  RAM                       RAM_BASE
  */
 
 export const FRAME_BYTES = 4096;
@@ -180,9 +180,9 @@ export const TLB_FRAME = 16;
 
 /** I/O staging buffers and the part of the staging pool that is there without asking the guest's allocator. */
 export const POOL_BASE = 0x3000000;
-export const POOL_BYTES = 0x3000000;
+export const POOL_BYTES = 0x2000000;
 
-export const RAM_BASE = 0x6000000;
+export const RAM_BASE = 0x5000000;
 
 // PTE bits (Sv39; RISC-V privileged specification, 4.4).
 

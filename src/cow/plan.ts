@@ -7,17 +7,15 @@ import { PLANNED_BITMAP } from "../base/layout.js";
 import type { Core } from "../vm/core.js";
 import { isSaved } from "../vm/kernel-layout.js";
 import type { PhysicalMemory } from "../vm/physical.js";
-import { walkBlocks } from "../vm/walker.js";
+import { visitBlocks } from "../vm/walker.js";
 import { claimable } from "./atomic-copy.js";
 
 /** Lists the frames to stream and opens them to claims; returns their number. */
 export function planFrames(control: Control, core: Core, memory: PhysicalMemory): number {
   core.clearBitmap(PLANNED_BITMAP);
-  for (const block of walkBlocks(memory)) {
-    if (block.state === "used" && isSaved(block.kind)) {
-      core.setBits(PLANNED_BITMAP, block.frame, Math.min(1 << block.order, memory.frames - block.frame), 1);
-    }
-  }
+  visitBlocks(memory, (frame, order, used, _owner, kind) => {
+    if (used && isSaved(kind)) core.setBits(PLANNED_BITMAP, frame, Math.min(1 << order, memory.frames - frame), 1);
+  });
   const frames = core.listBitmap(PLANNED_BITMAP);
   claimable(control, 0, frames);
   return frames;

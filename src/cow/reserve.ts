@@ -13,7 +13,7 @@ import type { Pfn } from "../base/memory.js";
 import { KIND_RESERVE } from "../vm/kernel-layout.js";
 import type { Kernel } from "../vm/kernel.js";
 import { placeOfFrame } from "../vm/physical.js";
-import { walkBlocks } from "../vm/walker.js";
+import { blocksOfKind } from "../vm/walker.js";
 
 const LARGEST_ORDER = 9;
 
@@ -88,9 +88,9 @@ export class Reserve {
   }
 }
 
-/** Frees the reserve that a saved machine had when its image was taken: its snapshotter is gone (S1.1). */
+/** Frees the reserve that a saved machine had when its image was taken: its snapshotter is gone (S1.1). Returns its frames. */
 export function freeOldReserves(kernel: Kernel): number {
-  const old = [...walkBlocks(kernel.memory)].filter((block) => block.state === "used" && block.kind === KIND_RESERVE);
-  for (const { frame } of old) kernel.buddy.free(frame);
-  return old.reduce((sum, { order }) => sum + (1 << order), 0);
+  const free = kernel.buddy.freeFrames;
+  for (const frame of blocksOfKind(kernel.memory, KIND_RESERVE)) kernel.buddy.free(frame);
+  return kernel.buddy.freeFrames - free;
 }

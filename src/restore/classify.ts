@@ -9,7 +9,7 @@ import type { Pfn } from "../base/memory.js";
 import type { ExtentTable } from "../image/format.js";
 import { KIND_LOADING } from "../vm/kernel-layout.js";
 import type { Kernel } from "../vm/kernel.js";
-import { walkBlocks } from "../vm/walker.js";
+import { blocksOfKind, visitBlocks } from "../vm/walker.js";
 
 export interface Classified {
   /** Frames of the image that were free here and are allocated now. */
@@ -33,7 +33,10 @@ export function classify(kernel: Kernel, extents: ExtentTable): Classified {
     return "all";
   };
   control.locked(() => {
-    const free = [...walkBlocks(kernel.memory)].filter((block) => block.state === "free");
+    const free: { frame: Pfn; order: number }[] = [];
+    visitBlocks(kernel.memory, (frame, order, used) => {
+      if (!used) free.push({ frame, order });
+    });
     for (const { frame, order } of free) kernel.buddy.carve(frame, order, 0, KIND_LOADING, inImage);
   });
   const direct = core.countBits(DIRECT_BITMAP);
@@ -43,9 +46,7 @@ export function classify(kernel: Kernel, extents: ExtentTable): Classified {
 /** Gives back what `classify` allocated: the resume failed, and the boot goes on. */
 export function declassify(kernel: Kernel): void {
   kernel.control.locked(() => {
-    for (const block of [...walkBlocks(kernel.memory)]) {
-      if (block.state === "used" && block.kind === KIND_LOADING) kernel.buddy.free(block.frame);
-    }
+    for (const frame of blocksOfKind(kernel.memory, KIND_LOADING)) kernel.buddy.free(frame);
   });
 }
 

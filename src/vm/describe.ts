@@ -7,7 +7,7 @@ import type { Pfn, ReadableMemory, VirtualAddress } from "../base/memory.js";
 import { KIND_NAMES, type KindName } from "./kernel-layout.js";
 import { walkLeaves } from "./page-table.js";
 import { listProcesses } from "./process.js";
-import { walkBlocks } from "./walker.js";
+import { visitBlocks } from "./walker.js";
 
 /** A run of pages that is contiguous in virtual and in physical memory. */
 export interface MappedRun {
@@ -52,13 +52,13 @@ export interface BlockCount {
 /** Blocks counted by kind, owner and order. */
 export function countBlocks(memory: ReadableMemory): BlockCount[] {
   const counts = new Map<string, BlockCount>();
-  for (const block of walkBlocks(memory)) {
-    const kind = block.state === "free" ? "free" : (KIND_NAMES[block.kind] ?? "none");
-    const key = `${kind} ${block.owner} ${block.order}`;
+  visitBlocks(memory, (_frame, order, used, owner, kindNumber) => {
+    const kind = used ? (KIND_NAMES[kindNumber] ?? "none") : "free";
+    const key = `${kind} ${owner} ${order}`;
     let count = counts.get(key);
-    if (count === undefined) counts.set(key, (count = { kind, owner: block.owner, order: block.order, blocks: 0, frames: 0 }));
+    if (count === undefined) counts.set(key, (count = { kind, owner, order, blocks: 0, frames: 0 }));
     count.blocks++;
-    count.frames += 1 << block.order;
-  }
+    count.frames += 1 << order;
+  });
   return [...counts.values()];
 }

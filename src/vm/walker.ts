@@ -9,16 +9,11 @@ import {
   ARENA_FRAMES, BLOCK_FREE, BLOCK_USED, FRAME_ENTRY_BYTES, FRAME_HEADER, FRAME_OWNER, kernelLayout, MAX_ORDER,
 } from "./kernel-layout.js";
 
-export interface Block {
-  frame: Pfn;
-  order: number;
-  state: "free" | "used";
-  owner: number;
-  kind: number;
-}
+/** Called for each block: its first frame, order, whether it is used, its owner's pid (0: the kernel), its kind. */
+export type VisitBlock = (frame: Pfn, order: number, used: boolean, owner: number, kind: number) => void;
 
-/** Blocks in the order of their frames. A frame that is no head of a block (a machine in motion) is stepped over. */
-export function* walkBlocks(memory: ReadableMemory): Generator<Block> {
+/** Visits blocks in the order of their frames. A frame that begins no block (a machine in motion) is stepped over. */
+export function visitBlocks(memory: ReadableMemory, visit: VisitBlock): void {
   const layout = kernelLayout(memory.frames);
   for (let arena = 0; arena < layout.arenas; arena++) {
     const end = Math.min((arena + 1) * ARENA_FRAMES, layout.frames);
@@ -32,14 +27,17 @@ export function* walkBlocks(memory: ReadableMemory): Generator<Block> {
         frame++;
         continue;
       }
-      yield {
-        frame,
-        order,
-        state: state === BLOCK_USED ? "used" : "free",
-        owner: memory.load32(entry + FRAME_OWNER),
-        kind: header >>> 16,
-      };
+      visit(frame, order, state === BLOCK_USED, memory.load32(entry + FRAME_OWNER), header >>> 16);
       frame += 1 << order;
     }
   }
+}
+
+/** First frames of the used blocks of a kind. */
+export function blocksOfKind(memory: ReadableMemory, wanted: number): Pfn[] {
+  const found: Pfn[] = [];
+  visitBlocks(memory, (frame, _order, used, _owner, kind) => {
+    if (used && kind === wanted) found.push(frame);
+  });
+  return found;
 }

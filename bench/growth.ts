@@ -1,0 +1,72 @@
+/** Cost growth: does time per GB stay flat, does the pause depend on marked frames only, does host memory stay small? */
+import { save } from "../src/hibernate.js";
+import { machineWith, residentBytes, withImage } from "./measure.js";
+
+export interface GrowthRow {
+  ram_mib: number;
+  saved_mib: number;
+  total_s: number;
+  s_per_gb: number;
+  pause_ms: number;
+  marked_frames: number;
+  pause_us_per_frame: number;
+  /** Resident memory beyond guest RAM at its peak. */
+  host_mib: number;
+  image_mib: number;
+  speed: number;
+}
+
+const MIB = 2 ** 20;
+
+/** Saves a machine with mixed contents and running writers, 85 % full. */
+export async function growthRow(ramBytes: number): Promise<GrowthRow> {
+  const pages = Math.floor((ramBytes * 0.85) / 4096 / 3);
+  const machine = await machineWith(ramBytes, [
+    `zipf:pages=${pages},rate=100000`,
+    `sequential:pages=${pages},rate=50000`,
+    `incrementer:pages=${pages},rate=2000`,
+    "heap:rate=2000",
+  ]);
+  let peak = 0;
+  const watch = setInterval(() => (peak = Math.max(peak, residentBytes())), 25);
+  const report = await withImage((path) => save(machine, path));
+  clearInterval(watch);
+  const used = report.frames.saved * 4096;
+  return {
+    ram_mib: Math.round(ramBytes / MIB),
+    saved_mib: Math.round(used / MIB),
+    total_s: report.phases_ms.total / 1000,
+    s_per_gb: report.phases_ms.total / 1000 / (used / 1e9),
+    pause_ms: report.pause.total_ms,
+    marked_frames: report.atomic_copy.frames,
+    pause_us_per_frame: (report.pause.total_ms * 1000) / report.atomic_copy.frames,
+    host_mib: Math.round((peak - ramBytes) / MIB),
+    image_mib: Math.round(report.blob.stored_bytes / MIB),
+    speed: report.workload.speed ?? Number.NaN,
+  };
+}
+
+export interface FeltRow {
+  workload: string;
+  total_s: number;
+  pause_ms: number;
+  longest_gap_ms: number;
+  speed: number;
+  image_mib: number;
+}
+
+/** The "zipf writer" of design/figures: 1 GiB of memory-like data, saved while it runs on (snapshot). */
+export async function feltRow(rate: number, megabytes: number): Promise<FeltRow> {
+  const pages = (megabytes * MIB) / 4096;
+  const machine = await machineWith(megabytes * 1.5 * MIB, [`zipf:pages=${pages},rate=${rate}`], { vcpus: 1 });
+  const report = await withImage((path) => save(machine, path, { keepRunning: true }));
+  await machine.powerOff();
+  return {
+    workload: rate === 0 ? "unthrottled" : `${rate}/s`,
+    total_s: report.phases_ms.total / 1000,
+    pause_ms: report.pause.total_ms,
+    longest_gap_ms: report.workload.longest_gap_ms,
+    speed: report.workload.speed ?? Number.NaN,
+    image_mib: Math.round(report.blob.stored_bytes / MIB),
+  };
+}

@@ -1,0 +1,125 @@
+/**
+ * What all commands have in common: options, errors, exit codes.
+ *
+ * What must hold: an error is one line with a code, `hib: CODE: message`; a stack is shown only when asked for.
+ */
+import process from "node:process";
+import { Command, CommanderError, InvalidArgumentError } from "commander";
+import { type ErrorCode, fromSystemError, HibernaculumError, isSystemError } from "../base/errors.js";
+import { note, prepareOutput } from "./output.js";
+import { PACKAGE_VERSION } from "./version.js";
+
+export const EXIT_DONE = 0;
+export const EXIT_FAILED = 1;
+export const EXIT_USAGE = 2;
+export const EXIT_MISMATCH = 3;
+export const EXIT_INTERRUPTED = 130;
+
+const EXIT_HELP = `
+Exit codes: 0 done, 1 failed, 2 usage, 3 verification mismatch, 130 interrupted.
+Errors are one line on stderr: "hib: CODE: message".`;
+
+let verbose = false;
+/** Whose errors these are: `hib` or `hib-stats`. */
+let programName = "hib";
+
+/** A program whose usage errors and help come back as exceptions, to `main`. */
+export function createProgram(name: string, description: string): Command {
+  programName = name;
+  return addCommon(new Command(name).description(description))
+    .version(PACKAGE_VERSION, "-V, --version", "print the version")
+    .exitOverride()
+    .configureOutput({ outputError: (text) => note(`${name}: HIB_USAGE: ${oneLine(text.replace(/^error: /, ""))}`) })
+    .hook("preAction", (_, action) => {
+      verbose = action.optsWithGlobals()["verbose"] === true;
+    });
+}
+
+/** A command of a program. */
+export function createCommand(program: Command, usage: string, description: string): Command {
+  return addCommon(program.command(usage).description(description));
+}
+
+function addCommon(command: Command): Command {
+  return command
+    .option("--verbose", "show where an error came from")
+    .helpOption("-h, --help", "show this help")
+    .addHelpText("after", EXIT_HELP)
+    .showSuggestionAfterError();
+}
+
+/** Runs a program to its end and sets the exit code. */
+export async function main(program: Command): Promise<void> {
+  prepareOutput();
+  try {
+    await program.parseAsync();
+  } catch (error) {
+    process.exitCode = reportError(error);
+  }
+}
+
+/** Prints an error, and tells which exit code it is. */
+export function reportError(error: unknown): number {
+  if (error instanceof CommanderError) {
+    // It has printed its text itself. Help that was asked for is no error.
+    return error.exitCode === 0 ? EXIT_DONE : EXIT_USAGE;
+  }
+  const known = isSystemError(error) && "syscall" in (error as object) ? fromSystemError(error, "the host") : error;
+  note(`${programName}: ${describeError(known)}`);
+  if (verbose) note(stackOf(error));
+  return exitCodeOf(known);
+}
+
+/** "CODE: message", one line. */
+export function describeError(error: unknown): string {
+  const message = oneLine(error instanceof Error ? error.message : String(error));
+  const code = error instanceof HibernaculumError ? error.code : "HIB_INTERNAL";
+  const hint = code === "HIB_INTERNAL" && !verbose ? " (a bug; --verbose shows where)" : "";
+  return `${code}: ${message}${hint}`;
+}
+
+function exitCodeOf(error: unknown): number {
+  const code: ErrorCode | undefined = error instanceof HibernaculumError ? error.code : undefined;
+  if (code === "HIB_USAGE") return EXIT_USAGE;
+  if (code === "HIB_CANCELLED") return EXIT_INTERRUPTED;
+  return code === "HIB_ORACLE" || code === "HIB_SELF_CHECK" ? EXIT_MISMATCH : EXIT_FAILED;
+}
+
+function stackOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  const cause = error.cause === undefined ? "" : `\ncaused by ${stackOf(error.cause)}`;
+  return `${error.stack ?? error.message}${cause}`;
+}
+
+function oneLine(text: string): string {
+  return text.trim().replace(/\s*\n\s*/g, " ");
+}
+
+/**
+ * Runs `body` with a signal that Ctrl-C (or SIGTERM, or a closed terminal) fires. A second Ctrl-C ends the process at
+ * once, as it does where nobody listens.
+ */
+export async function interruptible<T>(body: (signal: AbortSignal) => Promise<T>): Promise<T> {
+  const abort = new AbortController();
+  const onSignal = (): void => {
+    stopListening();
+    abort.abort();
+  };
+  const signals = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
+  const stopListening = (): void => signals.forEach((signal) => process.off(signal, onSignal));
+  for (const signal of signals) process.on(signal, onSignal);
+  try {
+    return await body(abort.signal);
+  } finally {
+    stopListening();
+  }
+}
+
+/** Parser of an option that is a whole number. */
+export function wholeNumber(min: number, max: number): (text: string) => number {
+  return (text) => {
+    const value = /^\d+$/.test(text) ? Number(text) : Number.NaN;
+    if (!(value >= min && value <= max)) throw new InvalidArgumentError(`Give a whole number from ${min} to ${max}.`);
+    return value;
+  };
+}

@@ -1,0 +1,15 @@
+#!/usr/bin/env node
+/** `hib`: the commands on machines and images. One file a command. */
+import { createProgram, main } from "./command.js";
+import { addDemo } from "./demo.js";
+import { addInspect } from "./inspect.js";
+import { addPrograms } from "./programs.js";
+import { addPs } from "./ps.js";
+import { addResume } from "./resume.js";
+import { addRun } from "./run.js";
+import { addSave } from "./save.js";
+import { addVerify } from "./verify.js";
+
+const program = createProgram("hib", "Live hibernation of emulated machines: save one while it runs, resume it elsewhere.");
+for (const add of [addRun, addPs, addSave, addResume, addInspect, addVerify, addPrograms, addDemo]) add(program);
+await main(program);

@@ -1,0 +1,167 @@
+/**
+ * The process that a machine lives in, for `hib run` and `hib resume`:
+ *
+ *     boot -> listen -> start (workloads, or an image) -> run -> ending
+ *                                                         |
+ *        Ctrl-C, SIGTERM, SIGHUP, or gone parent: power off
+ *        Ctrl-C while a save is under way: that is cancelled, the machine runs on
+ *        a save that hibernates: the machine is off, and its image is there
+ *
+ * What must hold: whichever way it ends, requests are answered, the socket is gone and the threads have ended before
+ * the process does. A program that finds its memory wrong is reported when it happens, and in the exit code.
+ */
+import process from "node:process";
+import { HibernaculumError } from "../base/errors.js";
+import { Machine, type MachineOptions } from "../machine.js";
+import type { SaveReport } from "../save-report.js";
+import { ControlServer, refuseLive } from "../server/server.js";
+import { MachineService } from "../server/service.js";
+import { formatBytes, formatMs, formatShort } from "../stats/format.js";
+import { EXIT_DONE, EXIT_MISMATCH } from "./command.js";
+import { outliveReader } from "./output.js";
+import { Terminal } from "./terminal.js";
+
+export interface HostOptions extends Omit<MachineOptions, "onConsole"> {
+  name: string;
+  /** stdout is for something else: the console goes to stderr, and nobody is told about the machine. */
+  quiet?: boolean;
+}
+
+export interface Host {
+  machine: Machine;
+  service: MachineService;
+  socket: string;
+  /** Fires when the machine is to be powered off. */
+  signal: AbortSignal;
+  /** Prints as the machine's kernel would. */
+  print(line: string): void;
+}
+
+type Ending = { how: "power off" } | { how: "hibernated"; report: SaveReport } | { how: "failed"; error: unknown };
+
+const SAMPLE_MS = 500;
+
+/** Default name of a machine. */
+export function defaultName(): string {
+  return `machine-${process.pid}`;
+}
+
+/**
+ * Boots a machine, starts it with `start`, and returns the exit code once it has ended.
+ *
+ * @throws what `start` throws, HIB_NAME_TAKEN, HIB_USAGE, HIB_RAM_TOO_LARGE; the machine is off then
+ */
+export async function hostMachine({ name, quiet = false, ...options }: HostOptions, start: (host: Host) => Promise<void>): Promise<number> {
+  await refuseLive(name);
+  outliveReader();
+  const terminal = new Terminal(`${name}| `, quiet ? process.stderr : process.stdout);
+  const powerOff = new AbortController();
+  const ended = Promise.withResolvers<Ending>();
+  const machine = await Machine.boot({ ...options, onConsole: (text) => terminal.console(text) });
+  const service = new MachineService(name, machine, { onHibernated: (report) => ended.resolve({ how: "hibernated", report }) });
+  const stopListening = listenForSignals(service, terminal, () => {
+    powerOff.abort();
+    ended.resolve({ how: "power off" });
+  });
+  const watch = new Watch(service, terminal, (error) => ended.resolve({ how: "failed", error }));
+  let server: ControlServer | undefined;
+  try {
+    server = await ControlServer.listen(name, service.handlers);
+    const print = (line: string): void => terminal.console(`${line}\n`);
+    await start({ machine, service, socket: server.path, signal: powerOff.signal, print });
+    service.ready = true;
+    watch.begin();
+    const ending = await ended.promise;
+    watch.end();
+    if (ending.how === "failed") throw ending.error;
+    if (!quiet) terminal.line(ending.how === "hibernated" ? `${name}: hibernated in ${ending.report.image.path}` : `${name}: powered off`);
+    return watch.failures > 0 ? EXIT_MISMATCH : EXIT_DONE;
+  } finally {
+    watch.end();
+    stopListening();
+    // Requests first: a save that is under way must be over before the machine is.
+    await server?.close();
+    await machine.powerOff();
+  }
+}
+
+/** What a user sees of a machine that has started. */
+export function introduce({ service, socket }: Host): string {
+  const { name, pid, ram_bytes, vcpus, processes } = service.status();
+  return [
+    `${name}: pid ${pid}, ${formatBytes(ram_bytes)} of RAM, vCPUs: ${vcpus}`,
+    `${name}: socket ${socket}`,
+    ...processes.map((entry) => `${name}: process ${entry.pid}: ${entry.text}`),
+  ].join("\n");
+}
+
+function listenForSignals(service: MachineService, terminal: Terminal, powerOff: () => void): () => void {
+  let cancelling = false;
+  const onInterrupt = (): void => {
+    if (!cancelling && service.cancelSave()) {
+      cancelling = true;
+      terminal.line("cancelling the save; Ctrl-C again powers the machine off", process.stderr);
+      setTimeout(() => (cancelling = false), 5000).unref();
+    } else powerOff();
+  };
+  process.on("SIGINT", onInterrupt);
+  process.on("SIGTERM", powerOff);
+  process.on("SIGHUP", powerOff);
+  // Of a parent that started this process with a channel: without it nobody would know of the machine.
+  process.on("disconnect", powerOff);
+  return () => {
+    process.off("SIGINT", onInterrupt);
+    process.off("SIGTERM", powerOff);
+    process.off("SIGHUP", powerOff);
+    process.off("disconnect", powerOff);
+  };
+}
+
+/** Looks after a running machine: failed processes, dead vCPUs, the status line. */
+class Watch {
+  failures = 0;
+  readonly #service: MachineService;
+  readonly #terminal: Terminal;
+  readonly #onError: (error: unknown) => void;
+  readonly #reported = new Set<number>();
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(service: MachineService, terminal: Terminal, onError: (error: unknown) => void) {
+    this.#service = service;
+    this.#terminal = terminal;
+    this.#onError = onError;
+  }
+
+  begin(): void {
+    this.#look();
+    this.#timer = setInterval(() => this.#look(), SAMPLE_MS);
+  }
+
+  end(): void {
+    if (this.#timer !== undefined) this.#look();
+    clearInterval(this.#timer);
+    this.#timer = undefined;
+    this.#terminal.end();
+  }
+
+  #look(): void {
+    try {
+      this.#service.machine.check();
+      for (const { pid, text, state, failure } of this.#service.sample()) {
+        if (state !== "failed" || this.#reported.has(pid)) continue;
+        this.#reported.add(pid);
+        this.failures++;
+        this.#terminal.line(`hib: HIB_SELF_CHECK: process ${pid} (${text}) failed: ${failure}`, process.stderr);
+      }
+      if (process.stderr.isTTY) this.#terminal.status(this.#describe());
+    } catch (error) {
+      this.#onError(error instanceof HibernaculumError ? error : new HibernaculumError("HIB_INTERNAL", `a vCPU died: ${String(error)}`, { cause: error }));
+    }
+  }
+
+  #describe(): string {
+    const { name, state, uptime_ms, free_bytes, processes } = this.#service.status();
+    const rate = processes.reduce((sum, { steps_per_s }) => sum + (steps_per_s ?? 0), 0);
+    return `${name}: ${state} ${formatMs(uptime_ms)}, ${formatShort(rate)} steps/s, ${formatBytes(free_bytes)} free (Ctrl-C: power off)`;
+  }
+}

@@ -1,0 +1,124 @@
+/** `hib inspect`: what is in an image, without reading its chunks. */
+import type { Command } from "commander";
+import { FRAME_BYTES } from "../base/layout.js";
+import { type Image, isUsed, openImage } from "../image/directory.js";
+import { CODEC_LZ4, FORMAT_VERSION, SAME_FILLED } from "../image/format.js";
+import { formatBytes, formatCount } from "../stats/format.js";
+import { field, section, table, type View } from "../stats/layout.js";
+import { createCommand } from "./command.js";
+import { print, printJson, stdoutView } from "./output.js";
+
+interface Description {
+  schema: 1;
+  path: string;
+  used: boolean;
+  header: {
+    format_version: number;
+    machine_version: number;
+    id: string;
+    /** Consistency point, ISO 8601. */
+    time: string;
+    ram_frames: number;
+    frames: number;
+    vcpus: number | null;
+    blob_bytes: number;
+    catalogue_bytes: number;
+  };
+  chunks: { count: number; lz4: number; raw: number; stored_bytes: number; decoded_bytes: number };
+  extents: { count: number; same_filled: number; same_filled_frames: number };
+  processes: { pid: number; name: string; text: string; state: string; steps: number; failure: string; mappings: number; pages: number }[];
+  blocks: { kind: string; blocks: number; frames: number }[];
+}
+
+export function addInspect(program: Command): void {
+  createCommand(program, "inspect", "show what is in an image")
+    .argument("<image>", "where the machine was saved")
+    .option("--json", "for programs")
+    .action(async (path: string, { json }: { json?: boolean }) => {
+      const image = await openImage(path);
+      try {
+        const description = await describeImage(image);
+        if (json === true) printJson(description);
+        else print(renderDescription({ ...description, path }, stdoutView()).trimEnd());
+      } finally {
+        image.close();
+      }
+    });
+}
+
+async function describeImage({ path, header, catalogue, chunks, extents }: Image): Promise<Description> {
+  const mapped = new Map<number, { mappings: number; pages: number }>();
+  for (const { pid, pages } of catalogue.mappings()) {
+    const entry = mapped.get(pid) ?? { mappings: 0, pages: 0 };
+    mapped.set(pid, { mappings: entry.mappings + 1, pages: entry.pages + pages });
+  }
+  const blocks = new Map<string, { kind: string; blocks: number; frames: number }>();
+  for (const { kind, blocks: count, frames } of catalogue.blocks()) {
+    const entry = blocks.get(kind) ?? { kind, blocks: 0, frames: 0 };
+    blocks.set(kind, { kind, blocks: entry.blocks + count, frames: entry.frames + frames });
+  }
+  const filled = [...extents].filter(({ chunk }) => chunk === null);
+  const { vcpus } = catalogue.meta;
+  return {
+    schema: 1,
+    path,
+    used: await isUsed(path),
+    header: {
+      format_version: FORMAT_VERSION, // an image of another is not opened
+      machine_version: header.machineVersion,
+      id: header.id,
+      time: new Date(header.time).toISOString(),
+      ram_frames: header.ramFrames,
+      frames: header.frames,
+      vcpus: typeof vcpus === "number" ? vcpus : null,
+      blob_bytes: header.blobBytes,
+      catalogue_bytes: header.catalogueBytes,
+    },
+    chunks: {
+      count: chunks.length,
+      lz4: chunks.filter(({ codec }) => codec === CODEC_LZ4).length,
+      raw: chunks.filter(({ codec }) => codec !== CODEC_LZ4).length,
+      stored_bytes: chunks.reduce((sum, { stored }) => sum + stored, 0),
+      decoded_bytes: chunks.reduce((sum, { frames }) => sum + frames, 0) * FRAME_BYTES,
+    },
+    extents: {
+      count: extents.length,
+      same_filled: extents.chunk.reduce((sum, chunk) => sum + (chunk === SAME_FILLED ? 1 : 0), 0),
+      same_filled_frames: filled.reduce((sum, { frames }) => sum + frames, 0),
+    },
+    processes: catalogue.processes().map(({ pid, name, state, steps, detail }) => {
+      const { text = name, failure = "" } = (detail ?? {}) as { text?: string; failure?: string };
+      return { pid, name, text, state, steps, failure, ...(mapped.get(pid) ?? { mappings: 0, pages: 0 }) };
+    }),
+    blocks: [...blocks.values()].sort((a, b) => b.frames - a.frames),
+  };
+}
+
+function renderDescription({ path, used, header, chunks, extents, processes, blocks }: Description, view: View): string {
+  return [
+    section(view, "Image", [
+      field(view, "path", path),
+      field(view, "id", header.id),
+      field(view, "consistency point", header.time),
+      field(view, "used", used ? view.colors.yellow("yes: it was resumed") : "no"),
+      field(view, "versions", `format ${header.format_version}, machine ${header.machine_version}`),
+      field(view, "machine", `${formatBytes(header.ram_frames * FRAME_BYTES)} of RAM, vCPUs: ${header.vcpus ?? "?"}`),
+      field(view, "saved", `${formatCount(header.frames)} frames (${formatBytes(header.frames * FRAME_BYTES)})`),
+      field(view, "blob", formatBytes(header.blob_bytes)),
+      field(view, "catalogue", formatBytes(header.catalogue_bytes)),
+      field(view, "chunks", `${formatCount(chunks.count)}: ${formatCount(chunks.lz4)} LZ4, ${formatCount(chunks.raw)} raw; ${formatBytes(chunks.decoded_bytes)} in ${formatBytes(chunks.stored_bytes)}`),
+      field(view, "extents", `${formatCount(extents.count)}, ${formatCount(extents.same_filled)} of them same-filled (${formatCount(extents.same_filled_frames)} frames)`),
+    ]),
+    section(view, "Processes", [
+      table(
+        view,
+        ["pid", "process", "state", "steps", "pages", "mappings"],
+        processes.map((p) => [String(p.pid), p.name, p.state, formatCount(p.steps), formatCount(p.pages), formatCount(p.mappings)]),
+      ),
+      ...processes.filter(({ failure }) => failure !== "").map(({ pid, failure }) => `  process ${pid} failed: ${failure}`),
+    ]),
+    section(view, "Blocks of the buddy allocator", [
+      table(view, ["kind", "blocks", "frames"], blocks.map((b) => [b.kind, formatCount(b.blocks), formatCount(b.frames)])),
+    ]),
+  ].join("\n");
+}

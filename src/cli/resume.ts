@@ -1,0 +1,62 @@
+/** `hib resume`: boots a machine for an image, resumes it there, and goes on as `hib run` does. */
+import type { Command } from "commander";
+import { FRAME_BYTES, MAX_VCPUS } from "../base/layout.js";
+import { openImage } from "../image/directory.js";
+import { MACHINE_VERSION } from "../image/format.js";
+import { resume } from "../resume.js";
+import { renderResumeSummary } from "../stats/resume-report.js";
+import { WRITERS_MAX } from "../writer/page-writer.js";
+import { createCommand, wholeNumber } from "./command.js";
+import { defaultName, hostMachine, introduce } from "./host.js";
+import { note, print, printJson, stdoutView } from "./output.js";
+import { BOOT_PROCESSES } from "./run.js";
+import { parseSize, SIZE_HELP } from "./size.js";
+
+interface ResumeCommandOptions {
+  name?: string;
+  ram?: number;
+  cpus?: number;
+  pageThreads?: number;
+  again?: boolean;
+  json?: boolean;
+}
+
+export function addResume(program: Command): void {
+  createCommand(program, "resume", "resume a saved machine and keep it running")
+    .argument("<image>", "where it was saved")
+    .option("--name <name>", "name of the machine (default: machine-PID)")
+    .option("--ram <size>", `memory, which must be what the machine had (the default); ${SIZE_HELP}`, parseSize)
+    .option("--cpus <n>", `vCPUs, 1 to ${MAX_VCPUS} (default: as many as it had)`, wholeNumber(1, MAX_VCPUS))
+    .option("--page-threads <n>", `threads that load and write pages, 1 to ${WRITERS_MAX}`, wholeNumber(1, WRITERS_MAX))
+    .option("--again", "resume an image that was resumed before: two machines with one history can damage files that both use")
+    .option("--json", "print the report for programs; the console goes to stderr")
+    .addHelpText("after", "\nCtrl-C powers the machine off, and exits with 0; while it is being resumed: 130, and the image is as it was.")
+    .action(resumeImage);
+}
+
+async function resumeImage(path: string, options: ResumeCommandOptions): Promise<void> {
+  const saved = await savedMachine(path);
+  const { name = defaultName(), ram = saved.ramBytes, cpus = saved.vcpus, pageThreads, again = false, json = false } = options;
+  process.exitCode = await hostMachine(
+    { name, ramBytes: ram, vcpus: cpus, quiet: json, ...(pageThreads === undefined ? {} : { pageThreads }) },
+    async (host) => {
+      for (const text of BOOT_PROCESSES) host.machine.spawn(text);
+      const report = await resume(host.machine, path, { again, signal: host.signal });
+      host.service.resumed = report;
+      if (json) printJson({ ...report, machine: { name, pid: process.pid, socket: host.socket } } as { schema: number });
+      else print(renderResumeSummary(report, stdoutView()));
+      (json ? note : print)(introduce(host));
+    },
+  );
+}
+
+/** What the machine had. */
+async function savedMachine(path: string): Promise<{ ramBytes: number; vcpus: number }> {
+  const image = await openImage(path, { machineVersion: MACHINE_VERSION });
+  try {
+    const vcpus = image.catalogue.meta["vcpus"];
+    return { ramBytes: image.header.ramFrames * FRAME_BYTES, vcpus: typeof vcpus === "number" ? vcpus : 1 };
+  } finally {
+    image.close();
+  }
+}

@@ -1,0 +1,69 @@
+/** `hib save`: saves a running machine, from another terminal. */
+import { resolve } from "node:path";
+import { type Command, Option } from "commander";
+import { FRAME_BYTES } from "../base/layout.js";
+import type { SaveProgress } from "../hibernate.js";
+import { Client } from "../server/client.js";
+import { renderSaveSummary } from "../stats/save-report.js";
+import { createCommand, interruptible } from "./command.js";
+import { print, printJson, stdoutView } from "./output.js";
+import { createProgress, type ProgressStep } from "./progress.js";
+
+interface SaveCommandOptions {
+  keepRunning?: boolean;
+  compression: "lz4" | "none";
+  json?: boolean;
+}
+
+export function addSave(program: Command): void {
+  createCommand(program, "save", "save a running machine; it is powered off once its image is there")
+    .argument("<name>", "the machine")
+    .argument("[image]", "where to save it; must not exist (default: ./NAME-TIME.hib)")
+    .option("--keep-running", "the machine goes on: a snapshot")
+    .addOption(new Option("--compression <codec>", "of the image").choices(["lz4", "none"]).default("lz4"))
+    .option("--json", "print the report for programs")
+    .addHelpText("after", "\nCtrl-C cancels: the machine goes on, and nothing is left behind.")
+    .action(saveMachine);
+}
+
+async function saveMachine(name: string, image: string | undefined, options: SaveCommandOptions): Promise<void> {
+  const client = await Client.connect(name);
+  const progress = createProgress();
+  try {
+    const report = await interruptible((signal) =>
+      client.request(
+        "save",
+        {
+          path: resolve(image ?? `${name}-${timestamp()}.hib`),
+          keepRunning: options.keepRunning === true,
+          compression: options.compression,
+        },
+        { signal, onProgress: (step) => progress.update(saveStep(step)) },
+      ),
+    );
+    progress.stop();
+    if (options.json === true) printJson(report);
+    else print(renderSaveSummary(report, stdoutView()));
+  } finally {
+    progress.stop();
+    client.close();
+  }
+}
+
+const PHASE_LABELS: Readonly<Record<SaveProgress["phase"], string>> = {
+  prepare: "preparing",
+  stream: "streaming",
+  residual: "writing the copies",
+  publish: "publishing",
+};
+
+/** A save's progress, to be shown. */
+export function saveStep({ phase, done, total }: SaveProgress): ProgressStep {
+  return { label: PHASE_LABELS[phase], done, total, unitBytes: FRAME_BYTES };
+}
+
+/** Local time, to the second: 20240131-235959. */
+function timestamp(): string {
+  const now = new Date(Date.now() - new Date().getTimezoneOffset() * 60_000);
+  return now.toISOString().slice(0, 19).replaceAll(/[-:]/g, "").replace("T", "-");
+}

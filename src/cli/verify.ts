@@ -1,0 +1,99 @@
+/** `hib verify`: is an image whole, and is the machine in it consistent? Offline: nothing runs. */
+import type { Command } from "commander";
+import { HibernaculumError } from "../base/errors.js";
+import { type Image, openImage } from "../image/directory.js";
+import { type Verified, verifyChunks } from "../image/verify.js";
+import { formatBytes, formatCount } from "../stats/format.js";
+import { field, type View } from "../stats/layout.js";
+import { checkConsistency, type Consistency } from "../vm/consistency.js";
+import { listProcesses } from "../vm/process.js";
+import { checkProcess, type ProcessCheck } from "../vm/programs/check.js";
+import { createCommand, EXIT_MISMATCH, reportError } from "./command.js";
+import { note, print, printJson, stdoutView } from "./output.js";
+import { createProgress, type ProgressDisplay } from "./progress.js";
+
+/** Everything that `hib verify` looks at. */
+export interface Verification {
+  ok: boolean;
+  chunks: Verified;
+  consistency: Consistency;
+  /** With --replay: each process against its exact recomputation. */
+  processes: ProcessCheck[] | null;
+}
+
+export function addVerify(program: Command): void {
+  createCommand(program, "verify", "check all of an image: every checksum, every count, allocator and page tables")
+    .argument("<image>", "where the machine was saved")
+    .option("--replay", "also recompute every process from its beginning, and compare every page and register")
+    .option("--json", "for programs")
+    .action(verify);
+}
+
+async function verify(path: string, { replay, json }: { replay?: boolean; json?: boolean }): Promise<void> {
+  const progress = createProgress();
+  try {
+    const image = await openImage(path);
+    try {
+      const result = await verifyImage(image, { replay: replay === true, progress });
+      progress.stop();
+      if (json === true) printJson({ schema: 1, image: image.path, ...result } as { schema: number });
+      else print(renderVerification(path, result, stdoutView()));
+      if (!result.ok) {
+        note(`hib: HIB_INCONSISTENT: ${path} is not what it must be`);
+        process.exitCode = EXIT_MISMATCH;
+      }
+    } finally {
+      image.close();
+    }
+  } catch (error) {
+    progress.stop();
+    const code = reportError(error);
+    const damaged = error instanceof HibernaculumError && ["HIB_CORRUPT", "HIB_TRUNCATED", "HIB_INCONSISTENT"].includes(error.code);
+    process.exitCode = damaged ? EXIT_MISMATCH : code;
+  }
+}
+
+/**
+ * Verifies an open image.
+ *
+ * @throws HIB_CORRUPT, HIB_TRUNCATED, HIB_IO: it cannot even be read
+ */
+export async function verifyImage(image: Image, options: { replay: boolean; progress: ProgressDisplay }): Promise<Verification> {
+  const { replay, progress } = options;
+  const chunks = await verifyChunks(image, (done, total) => progress.update({ label: "checksums", done, total, unitBytes: 1 }));
+  const memory = image.memory();
+  progress.update({ label: "consistency", done: 0, total: 1 });
+  const consistency = checkConsistency(memory);
+  let processes: ProcessCheck[] | null = null;
+  if (replay) {
+    processes = [];
+    const all = listProcesses(memory).filter(({ boot }) => !boot);
+    for (const process of all) {
+      progress.update({ label: `replaying ${process.text.split(":")[0]}`, done: processes.length, total: all.length });
+      processes.push(checkProcess(memory, process));
+    }
+  }
+  const exact = processes?.every(({ differences }) => differences.length === 0) ?? true;
+  return { ok: consistency.problems.length === 0 && exact, chunks, consistency, processes };
+}
+
+/** What was looked at, and what is wrong. */
+export function renderVerification(path: string, result: Verification, view: View): string {
+  const { chunks, consistency, processes } = result;
+  const good = view.colors.green("ok");
+  const bad = view.colors.red("WRONG");
+  const lines = [
+    `${view.colors.bold(path)}: ${result.ok ? good : bad}`,
+    field(view, "checksums", `${formatCount(chunks.chunks)} chunks, ${formatBytes(chunks.storedBytes)}`),
+    field(view, "frames", `${formatCount(chunks.frames)}, ${formatCount(chunks.sameFilledFrames)} of them same-filled`),
+    field(view, "allocator", `${formatCount(consistency.blocks)} blocks, ${formatCount(consistency.freeFrames)} frames free`),
+    field(view, "page tables", `${formatCount(consistency.mappedPages)} pages of processes: ${consistency.processes}`),
+    ...consistency.problems.map((problem) => `  ${bad} ${problem}`),
+  ];
+  for (const { pid, name, steps, pages, differences } of processes ?? []) {
+    const verdict = differences.length === 0 ? "exact" : bad;
+    lines.push(field(view, `process ${pid}`, `${name}: ${formatCount(pages)} pages after ${formatCount(steps)} steps: ${verdict}`));
+    lines.push(...differences.map((difference) => `    ${difference}`));
+  }
+  return lines.join("\n");
+}

@@ -1,0 +1,36 @@
+/** The report of a resume, as text. Everything in it is defined in src/resume-report.ts. */
+import type { ResumeReport } from "../resume-report.js";
+import { formatBytes, formatCount, formatGbPerS, formatMs } from "./format.js";
+import { field, section, type View } from "./layout.js";
+
+export function renderResumeReport(report: ResumeReport, view: View): string {
+  const { frames: f, loaders: l, phases_ms: p } = report;
+  return section(view, "Resume", [
+    field(view, "image", report.image.path),
+    field(view, "consistency point", report.image.time),
+    field(view, "frames", `${formatCount(f.image)} in the image, ${formatCount(f.same_filled)} of them same-filled`),
+    field(view, "  direct", `${formatCount(f.direct)} free here: loaded into their places`),
+    field(view, "  equal", `${formatCount(f.equal)} the same here as there`),
+    field(view, "  equal, written", `${formatCount(f.equal_written)} the same, and written by the boot meanwhile`),
+    field(view, "  different", `${formatCount(f.different)} queued for the atomic restore`),
+    field(view, "  patched", `${formatCount(f.patched)} while all was stopped${f.overflow > 0 ? `, ${formatCount(f.overflow)} of them read once more` : ""}`),
+    field(view, "pause", pauseParts(report)),
+    field(view, "read", `${formatBytes(l.read_bytes)} by page threads: ${l.threads}`),
+    field(view, "time", `${formatMs(p.total)} (${formatGbPerS(report.gb_per_s)}): open ${formatMs(p.open)}, classify ${formatMs(p.classify)}, load ${formatMs(p.load)}, stop ${formatMs(p.stop)}`),
+  ]);
+}
+
+/** What `hib resume` prints. */
+export function renderResumeSummary(report: ResumeReport, view: View): string {
+  const { frames: f } = report;
+  return [
+    `${view.colors.bold("Resumed")} ${report.image.path}`,
+    field(view, "frames", `${formatCount(f.image)}: ${formatCount(f.direct)} direct, ${formatCount(f.equal)} equal, ${formatCount(f.equal_written)} equal and written, ${formatCount(f.different)} different`),
+    field(view, "pause", pauseParts(report)),
+    field(view, "time", `${formatMs(report.phases_ms.total)} (${formatGbPerS(report.gb_per_s)})`),
+  ].join("\n");
+}
+
+function pauseParts({ pause: p }: ResumeReport): string {
+  return `${formatMs(p.total_ms)}: safepoint ${formatMs(p.safepoint_ms)}, mark the image used ${formatMs(p.consume_ms)}, patch ${formatMs(p.patch_ms)}, rebuild ${formatMs(p.rebuild_ms)}`;
+}

@@ -1,0 +1,202 @@
+/**
+ * What the tests of a whole machine share: booting one that is gone when its test ends, draws from a printed seed, and
+ * the check that every process of a machine, live or stored, is exactly what its program makes of it.
+ */
+import { randomInt } from "node:crypto";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
+import type { ExecutionContext } from "ava";
+import { Control } from "../src/base/control.js";
+import { DIRTY_BITMAP, FRAME_BYTES, MAX_VCPUS, PTE_PPN_SHIFT } from "../src/base/layout.js";
+import type { ReadableMemory } from "../src/base/memory.js";
+import { WriteTracking } from "../src/cow/tracking.js";
+import { Machine, type MachineOptions } from "../src/machine.js";
+import { bit } from "../src/restore/classify.js";
+import { checkConsistency } from "../src/vm/consistency.js";
+import { type Core, instantiateCore } from "../src/vm/core.js";
+import { Kernel } from "../src/vm/kernel.js";
+import { findLeaf, walkLeaves } from "../src/vm/page-table.js";
+import { createMemory, frameAddress } from "../src/vm/physical.js";
+import { listProcesses, type Process } from "../src/vm/process.js";
+import { DATA_BASE } from "../src/vm/program.js";
+import { checkProcess } from "../src/vm/programs/check.js";
+import { INCREMENTER_OFFSET, incrementerEdge } from "../src/vm/programs/incrementer.js";
+import { hash, keyOf } from "../src/vm/programs/random.js";
+import { Replay } from "../src/vm/programs/replay.js";
+
+export const MIB: number = 2 ** 20;
+
+export const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** Waits until something holds. A machine that never gets there fails the test; how long it takes does not matter. */
+export async function until(condition: () => boolean, what: string): Promise<void> {
+  for (const end = Date.now() + 60_000; !condition(); await sleep(2)) {
+    if (Date.now() > end) throw new Error(`waited in vain until ${what}`);
+  }
+}
+
+/** Draws that follow from one seed: HIB_SEED, or a new one; it is printed. */
+export class Draws {
+  readonly #key: number;
+  #next = 0;
+
+  constructor(t: ExecutionContext) {
+    const seed = Number(process.env["HIB_SEED"] ?? randomInt(2 ** 31));
+    t.log(`HIB_SEED=${seed}`);
+    this.#key = keyOf(seed);
+  }
+
+  /** A whole number from 0 to `limit` - 1. */
+  below(limit: number): number {
+    return Math.floor(((hash(this.#key, this.#next++) >>> 0) / 2 ** 32) * limit);
+  }
+
+  between(from: number, to: number): number {
+    return from + this.below(to - from + 1);
+  }
+
+  of<T>(choices: readonly T[]): T {
+    return choices[this.below(choices.length)]!;
+  }
+}
+
+/** A directory that goes when the test ends. */
+export function scratch(t: ExecutionContext): string {
+  const path = mkdtempSync(join(tmpdir(), "hib-test-"));
+  t.teardown(() => rmSync(path, { recursive: true, force: true }));
+  return path;
+}
+
+/** A machine that is off when the test ends. */
+export async function bootMachine(t: ExecutionContext, options: Partial<MachineOptions> = {}): Promise<Machine> {
+  const machine = await Machine.boot({ ramBytes: 64 * MIB, vcpus: 2, ...options });
+  t.teardown(() => machine.powerOff());
+  return machine;
+}
+
+/** Runs `look` while every vCPU of a machine stands at a safepoint. */
+export function whileStopped<T>(machine: Machine, look: () => T): T {
+  machine.quiesce.stop();
+  try {
+    return look();
+  } finally {
+    machine.quiesce.go();
+  }
+}
+
+/** Replays of processes by pid, to go on from when the same machine is checked again. */
+export type Replays = Map<number, Replay>;
+
+/** Everything that is wrong with a machine: its tables, and every process against its exact recomputation. */
+export function findWrong(memory: ReadableMemory, replays: Replays = new Map()): string[] {
+  const wrong = [...checkConsistency(memory).problems];
+  const processes = listProcesses(memory);
+  for (const process of processes) {
+    if (process.boot) continue;
+    let replay = replays.get(process.pid);
+    if (replay === undefined) replays.set(process.pid, (replay = new Replay(process.text)));
+    for (const line of checkProcess(memory, process, replay).differences) wrong.push(`${process.pid} ${process.text}: ${line}`);
+    if (process.text.startsWith("incrementer") && !incrementerEdge(edgeBytes(memory, process))) wrong.push(`${process.pid}: no edge`);
+  }
+  for (const pid of replays.keys()) if (!processes.some((process) => process.pid === pid)) replays.delete(pid);
+  return wrong;
+}
+
+function edgeBytes(memory: ReadableMemory, process: Process): Uint8Array {
+  const leaves = [...walkLeaves(memory, process.root)].filter(({ address }) => address >= DATA_BASE);
+  const page = (address: number) => (address - DATA_BASE) / FRAME_BYTES;
+  const bytes = new Uint8Array(Math.max(0, ...leaves.map(({ address }) => page(address) + 1)));
+  for (const { address, frame } of leaves) {
+    bytes[page(address)] = memory.read(frame * FRAME_BYTES + INCREMENTER_OFFSET, 1)[0]!;
+  }
+  return bytes;
+}
+
+/** A control area whose vCPUs are played by the test: they acknowledge, one after another, once they are waited for. */
+class HandControl extends Control {
+  vcpus: readonly Core[] = [];
+  /** What the condition said before any vCPU had acknowledged, and after each had. */
+  readonly answers: boolean[] = [];
+
+  override waitForVcpus(done: () => boolean): boolean {
+    this.answers.splice(0, Infinity, done());
+    for (const core of this.vcpus) {
+      core.acknowledge();
+      this.answers.push(done());
+    }
+    return done();
+  }
+}
+
+/** A machine without threads: the test takes every step of its vCPUs itself, so that nothing is left to chance. */
+export class HandMachine {
+  readonly control: HandControl;
+  readonly kernel: Kernel;
+  readonly vcpus: readonly { core: Core; kernel: Kernel }[];
+  readonly tracking: WriteTracking;
+  /** Called whenever a vCPU's core asks for the time. */
+  onClock: () => void = () => undefined;
+  readonly #slots: number[] = [];
+
+  constructor({ ramBytes = 16 * MIB, vcpus = 1 }: { ramBytes?: number; vcpus?: number } = {}) {
+    const memory = createMemory(ramBytes);
+    this.control = new HandControl(memory);
+    const coordinator = instantiateCore(memory);
+    coordinator.attach(MAX_VCPUS);
+    this.kernel = new Kernel(memory, coordinator);
+    this.kernel.boot();
+    this.vcpus = Array.from({ length: vcpus }, (_, number) => {
+      const core = instantiateCore(memory, {
+        pageFault: (address, access) => kernel.pageFault(this.#slots[number]!, address >>> 0, access),
+        now: () => {
+          this.onClock();
+          return 0;
+        },
+      });
+      core.attach(number);
+      const kernel = new Kernel(memory, core);
+      return { core, kernel };
+    });
+    this.control.vcpus = this.vcpus.map(({ core }) => core);
+    this.tracking = new WriteTracking(this.control, coordinator, vcpus);
+  }
+
+  /** Puts a process on a vCPU and gives that vCPU's core. */
+  run(process: Process, vcpu = 0): Core {
+    const { core } = this.vcpus[vcpu]!;
+    this.#slots[vcpu] = process.slot;
+    core.activate(process.slot, process.root);
+    return core;
+  }
+
+  /** Starts a process of `pages` data pages, full of `fill`; 0: absent, so zeros on demand. */
+  spawn(pages: number, fill = 0): Process {
+    return this.kernel.spawn("test", {
+      dataPages: pages,
+      stackPages: 1,
+      rate: 0,
+      initialPage: (_page, out) => fill !== 0 && out.fill(fill) === out,
+      run: (_context, fuel) => fuel,
+    });
+  }
+
+  frameOf(process: Process, address: number): number {
+    return this.kernel.memory.load32(findLeaf(this.kernel.memory, process.root, address)) >>> PTE_PPN_SHIFT;
+  }
+
+  isMarked(frame: number): boolean {
+    return bit(this.control.words, DIRTY_BITMAP, frame) === 1;
+  }
+
+  /** A hash of every frame. */
+  hashes(): number[] {
+    return Array.from({ length: this.kernel.memory.frames }, (_, frame) => this.kernel.core.hashFrame(frameAddress(frame)));
+  }
+
+  /** Frames that changed since and bear no mark: what an image would have lost. */
+  lostSince(hashes: readonly number[]): number[] {
+    return [...this.hashes().entries()].flatMap(([frame, hash]) => (hash === hashes[frame] || this.isMarked(frame) ? [] : [frame]));
+  }
+}

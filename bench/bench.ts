@@ -9,7 +9,7 @@ import { cpus } from "node:os";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import Table from "cli-table3";
-import { type FeltRow, feltRow, growthRow, type GrowthRow } from "./growth.js";
+import { type FeltRow, type GrowthRow, inOwnProcess } from "./growth.js";
 import type { Figure } from "./measure.js";
 import { resumeFigures } from "./resume.js";
 import { stopFigures } from "./stop.js";
@@ -33,10 +33,10 @@ say("resume ...");
 figures.push(...(await resumeFigures(megabytes, rounds)));
 say("cost growth ...");
 const growth: GrowthRow[] = [];
-for (const ramBytes of options.quick ? [256 * 2 ** 20, 512 * 2 ** 20] : [256 * 2 ** 20, 2 ** 30, 4e9]) growth.push(await growthRow(ramBytes));
+for (const ramBytes of options.quick ? [256 * 2 ** 20, 512 * 2 ** 20] : [256 * 2 ** 20, 2 ** 30, 4e9]) growth.push(inOwnProcess("growth", ramBytes));
 say("what the workload feels ...");
 const felt: FeltRow[] = [];
-for (const rate of [100_000, 0]) felt.push(await feltRow(rate, megabytes));
+for (const rate of [100_000, 0]) felt.push(inOwnProcess("felt", rate, megabytes));
 
 if (options.json) {
   process.stdout.write(`${JSON.stringify({ schema: 1, node: process.version, cpu: cpus()[0]?.model, cores: cpus().length, figures, growth, felt })}\n`);

@@ -1,4 +1,7 @@
 /** Cost growth: does time per GB stay flat, does the pause depend on marked frames only, does host memory stay small? */
+import { execFileSync } from "node:child_process";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
 import { save } from "../src/hibernate.js";
 import { machineWith, residentBytes, withImage } from "./measure.js";
 
@@ -18,8 +21,14 @@ export interface GrowthRow {
 
 const MIB = 2 ** 20;
 
+/** A row measured in a process of its own, whose memory is that machine's only. */
+export function inOwnProcess<Row>(kind: "growth" | "felt", ...numbers: number[]): Row {
+  const output = execFileSync(process.execPath, [fileURLToPath(import.meta.url), kind, ...numbers.map(String)], { encoding: "utf8", stdio: ["ignore", "pipe", "inherit"] });
+  return JSON.parse(output) as Row;
+}
+
 /** Saves a machine with mixed contents and running writers, 85 % full. */
-export async function growthRow(ramBytes: number): Promise<GrowthRow> {
+async function growthRow(ramBytes: number): Promise<GrowthRow> {
   const pages = Math.floor((ramBytes * 0.85) / 4096 / 3);
   const machine = await machineWith(ramBytes, [
     `zipf:pages=${pages},rate=100000`,
@@ -56,7 +65,7 @@ export interface FeltRow {
 }
 
 /** The "zipf writer" of design/figures: 1 GiB of memory-like data, saved while it runs on (snapshot). */
-export async function feltRow(rate: number, megabytes: number): Promise<FeltRow> {
+async function feltRow(rate: number, megabytes: number): Promise<FeltRow> {
   const pages = (megabytes * MIB) / 4096;
   const machine = await machineWith(megabytes * 1.5 * MIB, [`zipf:pages=${pages},rate=${rate}`], { vcpus: 1 });
   const report = await withImage((path) => save(machine, path, { keepRunning: true }));
@@ -69,4 +78,10 @@ export async function feltRow(rate: number, megabytes: number): Promise<FeltRow>
     speed: report.workload.speed ?? Number.NaN,
     image_mib: Math.round(report.blob.stored_bytes / MIB),
   };
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  const [kind, ...numbers] = process.argv.slice(2);
+  const row = kind === "growth" ? await growthRow(Number(numbers[0])) : await feltRow(Number(numbers[0]), Number(numbers[1]));
+  process.stdout.write(JSON.stringify(row));
 }

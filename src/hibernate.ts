@@ -146,7 +146,6 @@ class Save {
     for (const word of [MACHINE_CANCEL, MACHINE_CHUNK_CURSOR, MACHINE_STORED, MACHINE_PROGRESS]) control.store(word, 0);
     control.store(MACHINE_BLOB_CURSOR, HEADER_BYTES / FRAME_BYTES);
     this.#options.signal?.addEventListener("abort", this.#cancel);
-    this.#machine.pool; // threads start now, not while the machine is armed
     this.#estimate = this.#options.reserveFrames ?? this.#estimateReserve();
     this.#reserve.grow(this.#estimate);
     resetFaultStatistics(control);

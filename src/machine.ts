@@ -86,6 +86,7 @@ export class Machine {
   static async boot(options: MachineOptions): Promise<Machine> {
     const machine = new Machine(options);
     machine.kernel.boot();
+    machine.#pool = new PagePool(machine.memory, machine.pageThreads);
     await machine.#startVcpus();
     machine.#consoleTimer = setInterval(() => machine.drainConsole(), CONSOLE_POLL_MS);
     return machine;
@@ -125,9 +126,9 @@ export class Machine {
     return this.control.locked(() => listProcesses(this.kernel.memory));
   }
 
-  /** Threads for pages, started when first needed. */
+  /** Threads for pages. They start with the machine: a save that armed first and started them then would fault for longer. */
   get pool(): PagePool {
-    this.#pool ??= new PagePool(this.memory, this.pageThreads);
+    if (this.#pool === undefined) throw new HibernaculumError("HIB_NO_MACHINE", "the machine is powered off");
     return this.#pool;
   }
 

@@ -56,14 +56,15 @@ export async function hostMachine({ name, quiet = false, ...options }: HostOptio
   outliveReader();
   const terminal = new Terminal(`${name}| `, quiet ? process.stderr : process.stdout);
   const powerOff = new AbortController();
-  const ended = Promise.withResolvers<Ending>();
+  let end: (ending: Ending) => void = () => undefined;
+  const ended = new Promise<Ending>((resolve) => (end = resolve));
   const machine = await Machine.boot({ ...options, onConsole: (text) => terminal.console(text) });
-  const service = new MachineService(name, machine, { onHibernated: (report) => ended.resolve({ how: "hibernated", report }) });
+  const service = new MachineService(name, machine, { onHibernated: (report) => end({ how: "hibernated", report }) });
   const stopListening = listenForSignals(service, terminal, () => {
     powerOff.abort();
-    ended.resolve({ how: "power off" });
+    end({ how: "power off" });
   });
-  const watch = new Watch(service, terminal, (error) => ended.resolve({ how: "failed", error }));
+  const watch = new Watch(service, terminal, (error) => end({ how: "failed", error }));
   let server: ControlServer | undefined;
   try {
     server = await ControlServer.listen(name, service.handlers);
@@ -71,7 +72,7 @@ export async function hostMachine({ name, quiet = false, ...options }: HostOptio
     await start({ machine, service, socket: server.path, signal: powerOff.signal, print });
     service.ready = true;
     watch.begin();
-    const ending = await ended.promise;
+    const ending = await ended;
     watch.end();
     if (ending.how === "failed") throw ending.error;
     if (!quiet) terminal.line(ending.how === "hibernated" ? `${name}: hibernated in ${ending.report.image.path}` : `${name}: powered off`);

@@ -6,11 +6,11 @@
  * that the booting kernel has allocated for it and nobody else touches).
  */
 import {
-  BITMAP_BYTES, DIRTY_BITMAP, FAULT_DEVICE, FAULT_KERNEL, FRAME_BYTES, FRAME_SHIFT, LIST_FRAMES, LIST_PLACES,
-  MACHINE_CURSOR, MACHINE_LIST_LENGTH, PLANNED_BITMAP, SAVEABLE_BITMAP, STOP_BITMAP,
+  BITMAP_BYTES, DIRTY_BITMAP, FAULT_DEVICE, FAULT_KERNEL, FRAME_BYTES, FRAME_SHIFT, KEEP_BITMAP, LIST_FRAMES, LIST_PLACES,
+  MACHINE_CURSOR, MACHINE_LIST_LENGTH, MACHINE_QUEUE_OVERFLOW, OPEN_BITMAP, PLANNED_BITMAP, SAVEABLE_BITMAP, STOP_BITMAP,
 } from "../src/base/layout";
 import { frameAt, physical, placeAt } from "./ram";
-import { beforeStore, setBit, testBit } from "./tracking";
+import { beforeStore, clearBit, setBit, testBit, testBitAfterReads } from "./tracking";
 
 /** Entries claimed at once by a gathering vCPU. */
 const GATHER_CLAIM: u32 = 64;
@@ -102,6 +102,11 @@ export function listResidual(): u32 {
   return length;
 }
 
+/** Sets the bits of the frames in the list's entries [from, to). */
+export function markListed(bitmap: u32, from: u32, to: u32): void {
+  for (let i = from; i < to; i++) setBit(bitmap, load<u32>(LIST_FRAMES + (i << 2)));
+}
+
 // @ts-ignore: decorator
 @inline
 function listWord(word: u64, first: u32, length: u32): u32 {
@@ -136,39 +141,69 @@ export function isSameFilled(at: usize): bool {
   return true;
 }
 
+export const STAGE_LIVE: u32 = 0;
+export const STAGE_PLACED: u32 = 1;
+export const STAGE_TAIL: u32 = 2;
+
 export const STAGED: u8 = 0;
 export const SAME_FILLED: u8 = 1;
 export const SKIPPED: u8 = 2;
 
 /**
  * Stages the list entries [first, first + count): tells for each in a byte at `verdicts` whether it was copied to the
- * next free frame at `to`, is same-filled (its word goes to `fills`, 8 bytes an entry), or was skipped because it is
- * marked already (`placed` false: live frames; true: copies at LIST_PLACES, which nobody changes).
- * Returns the number of frames staged. RAM may change under the copy; the mark makes that harmless.
+ * next free frame at `to`, is same-filled (its word goes to `fills`, 8 bytes an entry), or was skipped.
+ * Returns the number of frames staged.
+ *
+ *     STAGE_LIVE    frames of a running machine. A marked frame is skipped. RAM may change under the copy: the mark,
+ *                   looked at once the machine has stopped, makes that harmless.
+ *     STAGE_PLACED  copies at LIST_PLACES, which nobody changes.
+ *     STAGE_TAIL    frames whose contents are wanted as of a stop that is over. One that the handler has opened is
+ *                   skipped: its pre-image is kept. Any other is saved now, and need not be kept any more.
  */
-export function stage(first: u32, count: u32, placed: bool, to: usize, verdicts: usize, fills: usize): u32 {
+export function stage(first: u32, count: u32, mode: u32, to: usize, verdicts: usize, fills: usize): u32 {
   let staged: u32 = 0;
   for (let i: u32 = 0; i < count; i++) {
     const frame = load<u32>(LIST_FRAMES + ((first + i) << 2));
-    let from: usize;
-    if (placed) from = placeAt(load<u32>(LIST_PLACES + ((first + i) << 2)));
-    else {
-      if (testBit(DIRTY_BITMAP, frame)) {
-        store<u8>(verdicts + i, SKIPPED);
-        continue;
-      }
-      from = frameAt(frame);
-    }
-    if (isSameFilled(from)) {
-      store<u8>(verdicts + i, SAME_FILLED);
-      store<u64>(fills + (i << 3), load<u64>(from));
-    } else {
-      store<u8>(verdicts + i, STAGED);
-      memory.copy(to + (<usize>staged << FRAME_SHIFT), from, FRAME_BYTES);
-      staged++;
-    }
+    const place = to + (<usize>staged << FRAME_SHIFT);
+    let verdict: u8;
+    if (mode == STAGE_TAIL) verdict = stageTail(frame, place, fills + (i << 3));
+    else if (mode == STAGE_PLACED) verdict = stageFrame(placeAt(load<u32>(LIST_PLACES + ((first + i) << 2))), place, fills + (i << 3));
+    else if (testBit(DIRTY_BITMAP, frame)) verdict = SKIPPED;
+    else verdict = stageFrame(frameAt(frame), place, fills + (i << 3));
+    store<u8>(verdicts + i, verdict);
+    if (verdict == STAGED) staged++;
   }
   return staged;
+}
+
+// @ts-ignore: decorator
+@inline
+function stageFrame(from: usize, to: usize, fill: usize): u8 {
+  if (isSameFilled(from)) {
+    store<u64>(fill, load<u64>(from));
+    return SAME_FILLED;
+  }
+  memory.copy(to, from, FRAME_BYTES);
+  return STAGED;
+}
+
+/**
+ * Stages a frame that a handler may open at any time. Handler: mark, keep, open, store. Here: copy, then look for a mark.
+ * So a copy that saw a later store also sees the mark. A mark without "open" is a handler at work, or one that found no
+ * room and takes the mark back; either is over soon.
+ */
+function stageTail(frame: u32, to: usize, fill: usize): u8 {
+  while (true) {
+    if (testBit(OPEN_BITMAP, frame)) return SKIPPED;
+    if (!testBitAfterReads(DIRTY_BITMAP, frame)) {
+      const verdict = stageFrame(frameAt(frame), to, fill);
+      if (!testBitAfterReads(DIRTY_BITMAP, frame)) {
+        clearBit(KEEP_BITMAP, frame);
+        return verdict;
+      }
+    }
+    atomic.wait<i32>(MACHINE_QUEUE_OVERFLOW, atomic.load<i32>(MACHINE_QUEUE_OVERFLOW), 20000);
+  }
 }
 
 /** A 64-bit hash of the frame at a byte address, for the oracle only (tests); not a stored checksum. */

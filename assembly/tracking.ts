@@ -6,13 +6,16 @@
  * takes no lock and allocates nothing.
  */
 import {
-  DIRTY_BITMAP, EQUAL_BITMAP, FAULT_COUNT_AREA, FAULT_KERNEL, FAULT_KINDS, FAULT_PAGE_TABLE, FAULT_TIMELINE,
-  FRAME_BYTES, FRAME_SHIFT, LIST_FRAMES, LIST_PLACES, MACHINE_ARMED, MACHINE_KEEP_PREIMAGES, MACHINE_PREIMAGES,
-  MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_OVERFLOW, MACHINE_QUEUE_ROOM, MACHINE_SABOTAGE, MAX_PROCESSES, OPEN_BITMAP,
+  CANCEL_NO_ROOM, DIRTY_BITMAP, KEEP_BITMAP, KEEP_FOR_RESTORE, KEEP_NONE, FAULT_COUNT_AREA, FAULT_KERNEL, FAULT_KINDS, FAULT_PAGE_TABLE, FAULT_TIMELINE,
+  FRAME_BYTES, FRAME_SHIFT, LIST_FRAMES, LIST_PLACES, MACHINE_ARMED, MACHINE_CANCEL, MACHINE_KEEP_PREIMAGES, MACHINE_PREIMAGES,
+  MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_OVERFLOW, MACHINE_QUEUE_ROOM, MACHINE_SABOTAGE, MAX_PROCESSES, MAX_VCPUS, OPEN_BITMAP, QUEUE_SPARE,
   SABOTAGE_BITMAP_PROTECTED, SABOTAGE_NO_AD, SABOTAGE_NO_KERNEL, SABOTAGE_NO_MARK, SABOTAGE_NO_PREIMAGE,
   TIMELINE_BINS, VCPU_AREA, VCPU_BYTES, VCPU_FAULTS,
 } from "../src/base/layout";
 import { frameAt, placeAt } from "./ram";
+
+/** How long a store without room for its pre-image waits before it looks again. */
+const WAIT_NS: i64 = 100000;
 
 /** Faults that this thread has taken since it started; the MMU looks here to tell a fault from a plain refill. */
 export let faults: u32 = 0;
@@ -43,6 +46,25 @@ export function setBit(bitmap: usize, frame: u32): bool {
   return (atomic.or<u32>(word, bit) & bit) == 0;
 }
 
+// @ts-ignore: decorator
+@inline
+export function clearBit(bitmap: usize, frame: u32): void {
+  atomic.and<u32>(bitmap + ((frame >>> 5) << 2), ~(1 << (frame & 31)));
+}
+
+// @ts-ignore: decorator
+@inline
+function testBitAtomically(bitmap: usize, frame: u32): bool {
+  return (atomic.load<u32>(bitmap + ((frame >>> 5) << 2)) & (1 << (frame & 31))) != 0;
+}
+
+/** Tests a bit after everything that this thread has read so far: an atomic read-modify-write, which no read passes. */
+// @ts-ignore: decorator
+@inline
+export function testBitAfterReads(bitmap: usize, frame: u32): bool {
+  return (atomic.or<u32>(bitmap + ((frame >>> 5) << 2), 0) & (1 << (frame & 31))) != 0;
+}
+
 /** Call before any store to a frame of RAM: marks it if tracking is armed and it has no mark yet. */
 // @ts-ignore: decorator
 @inline
@@ -61,16 +83,9 @@ function writeProtectFault(frame: u32, kind: u32): void {
     if (sabotage == SABOTAGE_NO_AD && kind == FAULT_PAGE_TABLE) return;
     if (sabotage == SABOTAGE_BITMAP_PROTECTED) writeProtectFault(DIRTY_BITMAP >>> FRAME_SHIFT, kind);
   }
-  const keep = load<u32>(MACHINE_KEEP_PREIMAGES) != 0;
-  if (!setBit(DIRTY_BITMAP, frame)) {
-    // Another thread's fault on this frame: its store is allowed once its pre-image is safe, a few hundred ns.
-    if (keep) while (atomic.load<u32>(OPEN_BITMAP + ((frame >>> 5) << 2)) >>> (frame & 31) & 1 ^ 1) {}
-    return;
-  }
-  if (keep) {
-    if (testBit(EQUAL_BITMAP, frame) && sabotage != SABOTAGE_NO_PREIMAGE) keepPreimage(frame);
-    setBit(OPEN_BITMAP, frame);
-  }
+  if (load<u32>(MACHINE_KEEP_PREIMAGES) == KEEP_NONE) {
+    if (!setBit(DIRTY_BITMAP, frame)) return;
+  } else if (!openFrame(frame, sabotage)) return;
   faults++;
   const count = FAULT_COUNT_AREA + (((self * MAX_PROCESSES + currentSlot) * FAULT_KINDS + kind) << 2);
   store<u32>(count, load<u32>(count) + 1);
@@ -81,21 +96,60 @@ function writeProtectFault(frame: u32, kind: u32): void {
 }
 
 /**
- * Claims a place in the queue of the atomic restore. Places are prepared beforehand (LIST_PLACES holds their host
- * frame numbers). Returns the entry, or -1 if there is no room.
+ * A fault while pre-images are kept: marks the frame, keeps its old contents if they are wanted, and only then opens it
+ * to stores. True if this call did so, false if another thread's fault did. One thread at a time has the frame: the
+ * one whose mark was the first.
+ */
+function openFrame(frame: u32, sabotage: u32): bool {
+  while (true) {
+    if (setBit(DIRTY_BITMAP, frame)) {
+      if (!testBit(KEEP_BITMAP, frame) || sabotage == SABOTAGE_NO_PREIMAGE || keepPreimage(frame)) {
+        setBit(OPEN_BITMAP, frame);
+        return true;
+      }
+      if (self == MAX_VCPUS) {
+        // The coordinator runs the writers that could make room: rather than wait for itself it gives up the save.
+        atomic.store<u32>(MACHINE_CANCEL, CANCEL_NO_ROOM);
+        setBit(OPEN_BITMAP, frame);
+        return true;
+      }
+      // No room: unmark, so that a page writer may save the frame, and look again.
+      clearBit(DIRTY_BITMAP, frame);
+      if (load<u32>(MACHINE_KEEP_PREIMAGES) == KEEP_NONE) return true;
+      atomic.wait<i32>(MACHINE_QUEUE_OVERFLOW, atomic.load<i32>(MACHINE_QUEUE_OVERFLOW), WAIT_NS);
+    } else {
+      // Another thread has it: the store may go once the pre-image is safe, a few hundred ns.
+      if (testBitAtomically(OPEN_BITMAP, frame)) return false;
+      if (load<u32>(MACHINE_KEEP_PREIMAGES) == KEEP_NONE) return false;
+    }
+  }
+}
+
+/**
+ * Claims an entry of the queue. Places are prepared beforehand (LIST_PLACES holds their host frame numbers). Returns
+ * the entry, or -1 if there is no room.
  */
 export function claimQueueEntry(): i32 {
-  const entry = atomic.add<u32>(MACHINE_QUEUE_CURSOR, 1);
-  if (entry < load<u32>(MACHINE_QUEUE_ROOM)) return entry;
+  const room = load<u32>(MACHINE_QUEUE_ROOM) + (self == MAX_VCPUS ? QUEUE_SPARE : 0);
+  let entry = atomic.load<u32>(MACHINE_QUEUE_CURSOR);
+  while (entry < room) {
+    const seen = atomic.cmpxchg<u32>(MACHINE_QUEUE_CURSOR, entry, entry + 1);
+    if (seen == entry) return entry;
+    entry = seen;
+  }
   atomic.add<u32>(MACHINE_QUEUE_OVERFLOW, 1);
   return -1;
 }
 
-/** S1.7 "equal but written afterwards": keep the unmodified version, to be copied back by the atomic restore. */
-function keepPreimage(frame: u32): void {
+/**
+ * Copies a frame's contents to a place of the queue before they change (S1.7 "equal but written afterwards", S3.3).
+ * False if there is no room and the store must not go yet.
+ */
+function keepPreimage(frame: u32): bool {
   const entry = claimQueueEntry();
-  if (entry < 0) return; // Counted; resume reads the frame from the image again once everything is stopped.
+  if (entry < 0) return load<u32>(MACHINE_KEEP_PREIMAGES) == KEEP_FOR_RESTORE; // read from the image again at the stop
   memory.copy(placeAt(load<u32>(LIST_PLACES + (entry << 2))), frameAt(frame), FRAME_BYTES);
   atomic.store<u32>(LIST_FRAMES + (entry << 2), frame);
   atomic.add<u32>(MACHINE_PREIMAGES, 1);
+  return true;
 }

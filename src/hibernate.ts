@@ -18,11 +18,12 @@ import { hostNow } from "./base/control.js";
 import { fromSystemError, HibernaculumError, isSystemError } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
 import {
-  FRAME_BYTES, MACHINE_BLOB_CURSOR, MACHINE_CANCEL, MACHINE_CHUNK_CURSOR, MACHINE_PROGRESS, MACHINE_STORED,
+  CANCEL_ASKED, CANCEL_NO_ROOM, FRAME_BYTES, MACHINE_BLOB_CURSOR, MACHINE_CANCEL, MACHINE_CHUNK_CURSOR, MACHINE_PREIMAGES,
+  MACHINE_PROGRESS, MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_OVERFLOW, MACHINE_QUEUE_ROOM, MACHINE_STORED, MAX_FRAMES, QUEUE_SPARE,
   SAVEABLE_BITMAP, STOP_BITMAP,
 } from "./base/layout.js";
-import { type AtomicCopy, atomicCopy, claimable } from "./cow/atomic-copy.js";
-import { readFaultStatistics, resetFaultStatistics } from "./cow/fault-statistics.js";
+import { type AtomicCopy, atomicCopy, claimable, listViews } from "./cow/atomic-copy.js";
+import { type FaultStatistics, readFaultStatistics, resetFaultStatistics } from "./cow/fault-statistics.js";
 import { checkOracle, createOracle } from "./cow/oracle.js";
 import { planFrames } from "./cow/plan.js";
 import { Reserve } from "./cow/reserve.js";
@@ -61,13 +62,21 @@ export interface SaveOptions {
   /** Cancels: the machine goes on, nothing is left behind. */
   signal?: AbortSignal;
   onProgress?: (progress: SaveProgress) => void;
-  /** Frames to reserve at first, for tests of a reserve that is too small; it does not grow then. */
+  /**
+   * Snapshot: how long the atomic copy may take, ms; default 2. What is not copied by then is protected again and saved
+   * by a copy-before-write tail. Infinity: copy all that finds a place.
+   */
+  pauseTarget_ms?: number;
+  /** Places that the reserve may have, for tests of one that is too small. */
   reserveFrames?: number;
   /** Test runs: check every unmarked frame at the stop. */
   oracle?: boolean;
 }
 
 const WATCH_MS = 20;
+const PAUSE_TARGET_MS = 2;
+/** What one thread copies in a millisecond at the least. */
+const COPY_FRAMES_PER_MS = 1000;
 const BEFORE_MS = 1000;
 
 /**
@@ -121,6 +130,8 @@ class Save {
   #estimate = 0;
   #stopped = false;
   #copy: AtomicCopy = { frames: 0, copied: 0, list_ms: 0, copy_ms: 0 };
+  #tail = { preimages: 0, waits: 0 };
+  #faults: FaultStatistics | undefined;
   #oracleFrames: number | null = null;
   #pause: SaveReport["pause"] = { safepoint_ms: 0, devices_ms: 0, list_ms: 0, copy_ms: 0, overflow_ms: 0, resume_ms: 0, total_ms: 0 };
   /** Host times at which phases ended. */
@@ -169,7 +180,7 @@ class Save {
     this.#enter("stream", this.#planned);
     const watch = setInterval(() => this.#watch(), WATCH_MS);
     try {
-      await this.#write({ placed: false });
+      await this.#write("live");
     } finally {
       clearInterval(watch);
     }
@@ -189,19 +200,19 @@ class Save {
     this.#time = Date.now();
     const drained = hostNow();
     failpoint("save.stopped");
-    this.#copy = atomicCopy(control, core, quiesce, this.#limitedReserve());
+    this.#copy = atomicCopy(control, core, quiesce, this.#reserve, this.#copyLimit());
     if (this.#oracle !== undefined) this.#oracleFrames = checkOracle(control, core, this.#oracle);
+    this.#faults = readFaultStatistics(control, this.#machine.vcpus, this.#at.armed, requested);
     failpoint("save.copied");
     const copied = hostNow();
-    if (this.#copy.copied < this.#copy.frames) {
+    if (this.#copy.copied < this.#copy.frames && !this.#keepRunning) {
       // The reserve was too small (S1.9): these are written from where they are, before anything may change them.
-      this.#enter("residual", this.#copy.frames - this.#copy.copied);
-      claimable(control, this.#copy.copied, this.#copy.frames);
-      await this.#write({ placed: true });
+      await this.#writeList("placed", this.#copy.copied, this.#copy.frames);
     }
     const written = hostNow();
     if (this.#keepRunning) {
-      tracking.disarm();
+      if (this.#copy.copied < this.#copy.frames) this.#protectTail();
+      else tracking.disarm();
       quiesce.go();
       this.#stopped = false;
     }
@@ -220,9 +231,8 @@ class Save {
   /** S1.5: write the copies. Their locations supersede those of the stream. */
   async writeResidual(): Promise<void> {
     failpoint("save.residual");
-    this.#enter("residual", this.#copy.copied);
-    claimable(this.#machine.control, 0, this.#copy.copied);
-    await this.#write({ placed: true });
+    if (this.#keepRunning) await this.#writeTail();
+    await this.#writeList("placed", 0, this.#copy.copied);
     this.#at.residual = hostNow();
   }
 
@@ -269,20 +279,56 @@ class Save {
 
   // ---- parts ----
 
-  async #write({ placed }: { placed: boolean }): Promise<void> {
+  /** Has the page writers write what is listed and claimable, and notes where it went. */
+  async #write(source: WriteTask["source"]): Promise<void> {
     const { control, pool } = this.#machine;
     const compress = (this.#options.compression ?? "lz4") === "lz4";
     const task = (writer: number): WriteTask => ({
       blob: this.#image.blobPath,
       writer,
-      placed,
+      source,
       compress,
-      oracle: placed ? undefined : this.#oracle,
+      oracle: source === "live" ? this.#oracle : undefined,
     });
-    const results = await pool.runOnAll<WriteTask, WriteResult>("write", task, () => control.store(MACHINE_CANCEL, 1));
+    const results = await pool.runOnAll<WriteTask, WriteResult>("write", task, () => control.store(MACHINE_CANCEL, CANCEL_ASKED));
     this.#checkCancelled();
     for (const result of results) this.#locations.add(result);
     this.#results.push(...results);
+  }
+
+  async #writeList(source: WriteTask["source"], from: number, to: number): Promise<void> {
+    if (from === to) return;
+    this.#enter("residual", to - from);
+    claimable(this.#machine.control, from, to);
+    await this.#write(source);
+  }
+
+  /**
+   * The copy-before-write tail: what was not copied is protected again, and the handler keeps its pre-images. Their queue
+   * follows the residual set in the lists; its places are those of the reserve that the copies left.
+   */
+  #protectTail(): void {
+    const { control, tracking } = this.#machine;
+    const { frames, copied } = this.#copy;
+    const lists = listViews(control);
+    const room = Math.min(this.#reserveLimit() - copied, MAX_FRAMES - frames - QUEUE_SPARE);
+    const places = this.#reserve.list(lists.places.subarray(frames), room + QUEUE_SPARE, copied);
+    control.store(MACHINE_QUEUE_CURSOR, frames);
+    control.store(MACHINE_QUEUE_ROOM, frames + Math.max(0, places - QUEUE_SPARE));
+    control.store(MACHINE_QUEUE_OVERFLOW, 0);
+    control.store(MACHINE_PREIMAGES, 0);
+    tracking.armTail(copied, frames);
+  }
+
+  /** Saves the tail: frames as they are if nobody has stored to them since, else the pre-images that the handler kept. */
+  async #writeTail(): Promise<void> {
+    const { control, tracking } = this.#machine;
+    const { frames, copied } = this.#copy;
+    if (copied === frames) return;
+    await this.#writeList("tail", copied, frames);
+    tracking.disarm(); // and no handler is at work on a pre-image any more
+    await this.#writeList("placed", frames, control.load(MACHINE_QUEUE_CURSOR));
+    this.#tail = { preimages: control.load(MACHINE_PREIMAGES), waits: control.load(MACHINE_QUEUE_OVERFLOW) };
   }
 
   #enter(phase: SavePhase, frames: number): void {
@@ -319,17 +365,25 @@ class Save {
     this.#reserve.grow(Math.ceil(this.#machine.core.countResidual() * 1.125) + 256);
   }
 
-  /** The reserve, or for tests the first part of it. */
-  #limitedReserve(): Pick<Reserve, "list"> {
-    const limit = this.#options.reserveFrames ?? Infinity;
-    return { list: (places, length) => this.#reserve.list(places, Math.min(length, limit)) };
+  #reserveLimit(): number {
+    return Math.min(this.#reserve.frames, this.#options.reserveFrames ?? Infinity);
+  }
+
+  /** Frames that the atomic copy takes: all that find a place, or what the pause allows and half the places. */
+  #copyLimit(): number {
+    if (!this.#keepRunning) return this.#reserveLimit();
+    const target = (this.#options.pauseTarget_ms ?? PAUSE_TARGET_MS) * COPY_FRAMES_PER_MS;
+    return target === Infinity ? this.#reserveLimit() : Math.min(target, Math.floor(this.#reserveLimit() / 2));
   }
 
   readonly #cancel = (): void => {
-    this.#machine.control.store(MACHINE_CANCEL, 1);
+    this.#machine.control.store(MACHINE_CANCEL, CANCEL_ASKED);
   };
 
   #checkCancelled(): void {
+    if (this.#machine.control.load(MACHINE_CANCEL) === CANCEL_NO_ROOM) {
+      throw new HibernaculumError("HIB_NO_MEMORY", "the save was given up: the reserve had no room for a store of the kernel; free some of the guest's memory");
+    }
     if (this.#options.signal?.aborted === true) {
       throw new HibernaculumError("HIB_CANCELLED", "the save was cancelled; the machine goes on and nothing was left behind");
     }
@@ -389,7 +443,7 @@ class Save {
   #report(memory: ImageMemory, table: ExtentTable, frames: number, sameFilled: number): SaveReport {
     const { control, vcpus, pageThreads } = this.#machine;
     const now = hostNow();
-    const faults = readFaultStatistics(control, this.#at.armed, this.#at.stopped);
+    const faults = this.#faults!;
     const processes = new Map(listProcesses(memory).map((process) => [process.slot, process]));
     const { storedBytes, staleBytes } = this.#locations.totals(table);
     const sum = (pick: (result: WriteResult) => number) => this.#results.reduce((all, result) => all + pick(result), 0);
@@ -428,8 +482,9 @@ class Save {
           return { pid: process?.pid ?? 0, name: process?.text.split(":")[0] ?? "kernel", ...counts };
         }),
       },
+      residual_frames: this.#copy.frames,
       atomic_copy: {
-        frames: this.#copy.frames,
+        frames: this.#copy.copied,
         bytes,
         list_ms: this.#copy.list_ms,
         copy_ms: this.#copy.copy_ms,
@@ -441,8 +496,9 @@ class Save {
         estimated_frames: this.#estimate,
         reserved_frames: this.#reserve.frames,
         used_frames: this.#copy.copied,
-        overflow_frames: this.#copy.frames - this.#copy.copied,
+        overflow_frames: this.#keepRunning ? 0 : this.#copy.frames - this.#copy.copied,
       },
+      tail: { frames: this.#keepRunning ? this.#copy.frames - this.#copy.copied : 0, ...this.#tail },
       blob: {
         compression: this.#options.compression ?? "lz4",
         chunks: chunks.length,

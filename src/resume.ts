@@ -21,7 +21,7 @@ import { hostNow } from "./base/control.js";
 import { fromSystemError, HibernaculumError, isSystemError } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
 import {
-  DIRTY_BITMAP, EQUAL_BITMAP, FRAME_BYTES, IMAGE_BITMAP, DIRECT_BITMAP, MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_LIST_LENGTH,
+  DIRTY_BITMAP, KEEP_BITMAP, FRAME_BYTES, IMAGE_BITMAP, DIRECT_BITMAP, MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_LIST_LENGTH,
   MACHINE_LOAD_PERCENT, MACHINE_PREIMAGES, MACHINE_PROGRESS, MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_OVERFLOW,
   MACHINE_QUEUE_ROOM,
 } from "./base/layout.js";
@@ -277,7 +277,7 @@ class Resume {
     const late = [];
     for (let frame = 0; frame < this.#image.header.ramFrames; frame++) {
       if (bit(words, IMAGE_BITMAP, frame) === 0 || bit(words, DIRECT_BITMAP, frame) === 1 || queued.has(frame)) continue;
-      if (bit(words, EQUAL_BITMAP, frame) === 1 && bit(words, DIRTY_BITMAP, frame) === 0) continue;
+      if (bit(words, KEEP_BITMAP, frame) === 1 && bit(words, DIRTY_BITMAP, frame) === 0) continue;
       late.push({ frame, bytes: memory.readFrame(frame).slice() });
     }
     return late;

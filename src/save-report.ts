@@ -25,8 +25,10 @@ export interface SaveReport {
     same_filled: number;
   };
   faults: FaultStatistics & { by_process: { pid: number; name: string; user: number; kernel: number; page_table: number; device: number }[] };
+  /** Residual set at the stop: marked, or allocated since the plan. */
+  residual_frames: number;
   atomic_copy: {
-    /** Residual set: marked, or allocated since the plan. */
+    /** Frames of the residual set that were copied while all was stopped. */
     frames: number;
     bytes: number;
     /** Making the list, and copying. */
@@ -39,6 +41,8 @@ export interface SaveReport {
   /** Arm: until every vCPU had acknowledged the TLB shootdown. */
   arm_ms: number;
   reserve: { estimated_frames: number; reserved_frames: number; used_frames: number; /** Written from their places while stopped. */ overflow_frames: number };
+  /** Snapshot: residual frames that were protected again instead of copied, pre-images kept of them, and stores that waited for room. */
+  tail: { frames: number; preimages: number; waits: number };
   blob: {
     compression: "lz4" | "none";
     chunks: number;

@@ -14,12 +14,12 @@
  *     0x000c_0000  planned bitmap            PLANNED_BITMAP      1 bit a frame
  *     0x000e_0000  saveable at the stop      STOP_BITMAP         1 bit a frame
  *     0x0010_0000  image bitmap (resume)     IMAGE_BITMAP        1 bit a frame
- *     0x0012_0000  equal bitmap (resume)     EQUAL_BITMAP        1 bit a frame
+ *     0x0012_0000  pre-image wanted          KEEP_BITMAP         1 bit a frame
  *     0x0014_0000  direct bitmap (resume)    DIRECT_BITMAP       1 bit a frame
  *     0x0016_0000  faults over time          FAULT_TIMELINE      TIMELINE_BINS x 4 B a vCPU
  *     0x0027_0000  fault latency histogram   FAULT_LATENCY       LATENCY_BINS x 4 B a vCPU
  *     0x0028_0000  steps over time           STEP_TIMELINE       TIMELINE_BINS x 4 B a vCPU
- *     0x002e_0000  pre-image kept (resume)   OPEN_BITMAP         1 bit a frame
+ *     0x002e_0000  open to stores            OPEN_BITMAP         1 bit a frame
  *     0x0040_0000  list of frames            LIST_FRAMES         1 word a frame
  *     0x0080_0000  list of places            LIST_PLACES         1 word a frame
  *     0x0100_0000  TLBs                      TLB_AREA            MAX_VCPUS x 2 MiB
@@ -64,11 +64,11 @@ export const MACHINE_CHUNK_CURSOR = 0x28;
 export const MACHINE_CANCEL = 0x2c;
 /** Progress in frames, raised by page writers and loaders. */
 export const MACHINE_PROGRESS = 0x30;
-/** 1 while resume wants the handler to keep pre-images of frames in EQUAL_BITMAP (S1.7, S3.3). */
+/** Whether the handler keeps pre-images of frames in KEEP_BITMAP (S1.7, S3.3): KEEP_*. */
 export const MACHINE_KEEP_PREIMAGES = 0x34;
-/** Next free entry of the lists of queued frames (resume): shared by loaders and the fault handler. */
+/** Next free entry of the queue, in the lists: shared by loaders (resume) and the fault handler. */
 export const MACHINE_QUEUE_CURSOR = 0x38;
-/** Entries that the queue has room for; beyond it a claim is refused and the frame is read again at the stop. */
+/** The queue's entries end here; a claim beyond is refused. The coordinator has QUEUE_SPARE more. */
 export const MACHINE_QUEUE_ROOM = 0x3c;
 /** How much of an image is loaded, percent + 1; 0 when nothing is being loaded. Boot processes show it. */
 export const MACHINE_LOAD_PERCENT = 0x40;
@@ -88,10 +88,21 @@ export const MACHINE_STORED = 0x60;
 export const MACHINE_CLOCK_BASE = 0x68;
 /** Fault-timeline bin 0 begins at this host time, ms (float64). */
 export const MACHINE_TIMELINE_BASE = 0x70;
-/** Queued frames that found no room (resume). */
+/** Claims of the queue that were refused. */
 export const MACHINE_QUEUE_OVERFLOW = 0x78;
-/** Pre-images that the fault handler kept (resume). */
+/** Pre-images that the fault handler kept. */
 export const MACHINE_PREIMAGES = 0x7c;
+
+export const KEEP_NONE = 0;
+/** Resume: without room the store goes, and the frame is read from the image again at the stop. */
+export const KEEP_FOR_RESTORE = 1;
+/** Snapshot's tail: without room the store waits until the frame is saved. */
+export const KEEP_FOR_TAIL = 2;
+/** Entries of the queue beyond MACHINE_QUEUE_ROOM that only the coordinator may claim: it must not wait. */
+export const QUEUE_SPARE = 64;
+/** MACHINE_CANCEL: somebody cancelled; or the coordinator had to store and there was no room for the pre-image. */
+export const CANCEL_ASKED = 1;
+export const CANCEL_NO_ROOM = 2;
 
 export const COMMAND_RUN = 0;
 /** Copy frames to their places (atomic copy). */
@@ -151,7 +162,7 @@ export const SAVEABLE_BITMAP = 0xa0000;
 export const PLANNED_BITMAP = 0xc0000;
 export const STOP_BITMAP = 0xe0000;
 export const IMAGE_BITMAP = 0x100000;
-export const EQUAL_BITMAP = 0x120000;
+export const KEEP_BITMAP = 0x120000;
 export const DIRECT_BITMAP = 0x140000;
 /** While pre-images are kept, a frame is open to stores only once its bit here is set. */
 export const OPEN_BITMAP = 0x2e0000;

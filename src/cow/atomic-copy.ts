@@ -18,20 +18,23 @@ import type { Reserve } from "./reserve.js";
 export interface AtomicCopy {
   /** Frames of the residual set. */
   frames: number;
-  /** Of these, how many found a place in the reserve. The rest stay listed with their own frames as places. */
+  /** Of these, how many were copied. The rest stay listed with their own frames as places. */
   copied: number;
   /** Time for the list and the copy, ms. */
   list_ms: number;
   copy_ms: number;
 }
 
-/** Copies the residual set; LIST_FRAMES and LIST_PLACES then say where each frame's bytes of this instant are. */
-export function atomicCopy(control: Control, core: Core, quiesce: Quiesce, reserve: Pick<Reserve, "list">): AtomicCopy {
+/**
+ * Copies the residual set, or its first `limit` frames; LIST_FRAMES and LIST_PLACES then say where each frame's bytes of
+ * this instant are.
+ */
+export function atomicCopy(control: Control, core: Core, quiesce: Quiesce, reserve: Reserve, limit: number = Infinity): AtomicCopy {
   const began = hostNow();
   core.copyBitmap(STOP_BITMAP, SAVEABLE_BITMAP);
   const frames = core.listResidual();
   const lists = listViews(control);
-  const copied = reserve.list(lists.places, frames);
+  const copied = reserve.list(lists.places, Math.min(frames, limit));
   for (let i = copied; i < frames; i++) lists.places[i] = placeOfFrame(lists.frames[i]!);
   const listed = hostNow();
   claimable(control, 0, copied);

@@ -33,14 +33,15 @@ export function resetFaultStatistics(control: Control): void {
   clear(FAULT_TIMELINE, THREADS * TIMELINE_BINS);
 }
 
-/** Reads the counts of the faults between two host times (the armed stretch). */
-export function readFaultStatistics(control: Control, from: number, to: number): FaultStatistics {
+/** Reads the counts of the faults of `vcpus` vCPUs and the coordinator between two host times (the armed stretch). */
+export function readFaultStatistics(control: Control, vcpus: number, from: number, to: number): FaultStatistics {
   const zero = (): FaultCounts => ({ user: 0, kernel: 0, page_table: 0, device: 0 });
   const kinds = ["user", "kernel", "page_table", "device"] as const;
   const bySlot = new Map<number, FaultCounts>();
   const byKind = zero();
   let total = 0;
-  for (let thread = 0; thread < THREADS; thread++) {
+  const threads = [...Array(vcpus).keys(), MAX_VCPUS];
+  for (const thread of threads) {
     for (let slot = 0; slot < MAX_PROCESSES; slot++) {
       for (const [kind, name] of kinds.entries()) {
         const at = (FAULT_COUNT_AREA >>> 2) + (thread * MAX_PROCESSES + slot) * FAULT_KINDS + kind;
@@ -58,14 +59,14 @@ export function readFaultStatistics(control: Control, from: number, to: number):
     total,
     by_kind: byKind,
     by_slot: [...bySlot].map(([slot, counts]) => ({ slot, ...counts })),
-    timeline: { bin_ms: TIMELINE_BIN_MS, counts: readTimeline(control, FAULT_TIMELINE, THREADS, from, to) },
-    latency: readLatency(control),
+    timeline: { bin_ms: TIMELINE_BIN_MS, counts: readTimeline(control, FAULT_TIMELINE, vcpus, from, to) },
+    latency: readLatency(control, threads),
   };
 }
 
-function readLatency(control: Control): FaultStatistics["latency"] {
+function readLatency(control: Control, threads: number[]): FaultStatistics["latency"] {
   const counts = new Array<number>(LATENCY_BINS).fill(0);
-  for (let thread = 0; thread < THREADS; thread++) {
+  for (const thread of threads) {
     for (let bin = 0; bin < LATENCY_BINS; bin++) {
       counts[bin]! += control.words[(FAULT_LATENCY >>> 2) + thread * LATENCY_BINS + bin]!;
     }

@@ -70,14 +70,21 @@ export class Reserve {
     });
   }
 
-  /** Writes the places into a list (host frame numbers), up to `length` entries; returns how many there were. */
-  list(places: Int32Array, length: number): number {
-    let n = 0;
+  /**
+   * Writes places into a list (host frame numbers), up to `length` entries and without the first `skip` places; returns
+   * how many there were.
+   */
+  list(places: Int32Array, length: number, skip = 0): number {
+    let n = -skip;
+    const put = (place: number): void => {
+      if (n >= 0) places[n] = place;
+      n++;
+    };
     for (const { frame, order } of this.#blocks) {
-      for (let i = 0; i < 1 << order && n < length; i++) places[n++] = placeOfFrame(frame + i);
+      for (let i = 0; i < 1 << order && n < length; i++) put(placeOfFrame(frame + i));
     }
-    for (let i = 0; i < this.#poolFrames && n < length; i++) places[n++] = this.#pool.first + i;
-    return n;
+    for (let i = 0; i < this.#poolFrames && n < length; i++) put(this.#pool.first + i);
+    return Math.max(0, n);
   }
 
   /** Gives the guest its memory back. */

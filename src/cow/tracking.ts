@@ -8,8 +8,8 @@
 import type { Control } from "../base/control.js";
 import { HibernaculumError } from "../base/errors.js";
 import {
-  DIRTY_BITMAP, EQUAL_BITMAP, MACHINE_ARMED, MACHINE_GENERATION, MACHINE_KEEP_PREIMAGES, MACHINE_SABOTAGE,
-  OPEN_BITMAP, SABOTAGE_NO_ACK, VCPU_GENERATION, VCPU_STATE, VCPU_STATE_OFF,
+  DIRTY_BITMAP, KEEP_BITMAP, KEEP_FOR_RESTORE, KEEP_FOR_TAIL, KEEP_NONE, MACHINE_ARMED, MACHINE_GENERATION, MACHINE_KEEP_PREIMAGES, MACHINE_SABOTAGE,
+  OPEN_BITMAP, SABOTAGE_NO_ACK, VCPU_GENERATION, VCPU_STATE, VCPU_STATE_RUNNING,
 } from "../base/layout.js";
 import type { Core } from "../vm/core.js";
 
@@ -31,34 +31,56 @@ export class WriteTracking {
    * vCPU to drop its write tags and acknowledge.
    *
    * @param keepPreimages - resume: the handler also keeps the old contents of frames that were found equal (S1.7)
+   * @throws HIB_INTERNAL if a vCPU does not answer
    */
   arm(keepPreimages = false): void {
     this.#core.clearBitmap(DIRTY_BITMAP);
     if (keepPreimages) {
-      this.#core.clearBitmap(EQUAL_BITMAP);
+      this.#core.clearBitmap(KEEP_BITMAP);
       this.#core.clearBitmap(OPEN_BITMAP);
     }
-    this.#control.store(MACHINE_KEEP_PREIMAGES, keepPreimages ? 1 : 0);
+    this.#control.store(MACHINE_KEEP_PREIMAGES, keepPreimages ? KEEP_FOR_RESTORE : KEEP_NONE);
     this.#control.store(MACHINE_ARMED, 1);
+    this.#shootDown();
+  }
+
+  /**
+   * Arms anew while the machine is stopped: from now on the handler keeps the pre-image of each frame in the list's
+   * entries [from, to) before its first store. Every vCPU drops its write tags before it leaves the stop.
+   */
+  armTail(from: number, to: number): void {
+    for (const bitmap of [DIRTY_BITMAP, OPEN_BITMAP, KEEP_BITMAP]) this.#core.clearBitmap(bitmap);
+    this.#core.markListed(KEEP_BITMAP, from, to);
+    this.#control.store(MACHINE_KEEP_PREIMAGES, KEEP_FOR_TAIL);
+    this.#control.add(MACHINE_GENERATION, 1);
+  }
+
+  /** Loosens. If pre-images were kept: no handler is at work on one any more when this returns. */
+  disarm(): void {
+    const kept = this.#control.load(MACHINE_KEEP_PREIMAGES) !== KEEP_NONE;
+    this.#control.store(MACHINE_ARMED, 0);
+    this.#control.store(MACHINE_KEEP_PREIMAGES, KEEP_NONE);
+    if (kept) this.#shootDown();
+  }
+
+  /** Publishes a new generation and waits until every vCPU has passed a safepoint and acknowledged it there. */
+  #shootDown(): void {
     const generation = this.#control.add(MACHINE_GENERATION, 1) + 1;
     this.#control.ringDoorbell();
     if (this.#control.load(MACHINE_SABOTAGE) === SABOTAGE_NO_ACK) return;
     const acknowledged = () => {
       for (let vcpu = 0; vcpu < this.#vcpus; vcpu++) {
-        if (this.#control.loadVcpu(vcpu, VCPU_STATE) === VCPU_STATE_OFF) continue;
+        // One that is stopped stands at a safepoint, and acknowledges before it goes on.
+        if (this.#control.loadVcpu(vcpu, VCPU_STATE) !== VCPU_STATE_RUNNING) continue;
         if (this.#control.loadVcpu(vcpu, VCPU_GENERATION) !== generation) return false;
       }
       return true;
     };
     if (!this.#control.waitForVcpus(acknowledged, ANSWER_MS)) {
-      this.disarm();
+      this.#control.store(MACHINE_ARMED, 0);
+      this.#control.store(MACHINE_KEEP_PREIMAGES, KEEP_NONE);
       throw new HibernaculumError("HIB_INTERNAL", `a vCPU did not acknowledge the TLB shootdown within ${ANSWER_MS / 1000} s`);
     }
-  }
-
-  disarm(): void {
-    this.#control.store(MACHINE_ARMED, 0);
-    this.#control.store(MACHINE_KEEP_PREIMAGES, 0);
   }
 
   /** Frames marked since armed. */

@@ -15,7 +15,7 @@
 import { Control } from "../base/control.js";
 import { failpoint } from "../base/failpoints.js";
 import {
-  DIRECT_BITMAP, DIRTY_BITMAP, EQUAL_BITMAP, FRAME_BYTES, LIST_FRAMES, LIST_PLACES, MACHINE_CANCEL, MACHINE_CURSOR,
+  DIRECT_BITMAP, DIRTY_BITMAP, KEEP_BITMAP, FRAME_BYTES, LIST_FRAMES, LIST_PLACES, MACHINE_CANCEL, MACHINE_CURSOR,
   MACHINE_PROGRESS, OPEN_BITMAP,
 } from "../base/layout.js";
 import type { Pfn } from "../base/memory.js";
@@ -163,7 +163,7 @@ class PageLoader {
     const { words } = this.#control;
     const marked = () => (Atomics.load(words, (DIRTY_BITMAP >>> 2) + (frame >>> 5)) >>> (frame & 31)) & 1;
     if (marked() === 0 && this.#memory.equals(frame, bytes)) {
-      this.#core.mark(EQUAL_BITMAP, frame);
+      this.#core.mark(KEEP_BITMAP, frame);
       if (marked() === 0) {
         this.#result.equal++;
         return;

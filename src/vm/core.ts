@@ -35,9 +35,10 @@ export interface Core {
   countResidual(): number;
   listBitmap(bitmap: number): number;
   listResidual(): number;
+  markListed(bitmap: number, from: number, to: number): void;
 
   isSameFilled(at: number): number;
-  stage(first: number, count: number, placed: number, to: number, verdicts: number, fills: number): number;
+  stage(first: number, count: number, mode: number, to: number, verdicts: number, fills: number): number;
   hashFrame(at: number): number;
   gather(): void;
   scatter(): void;

@@ -253,6 +253,7 @@ export class Vcpu {
       if (command === COMMAND_GATHER) this.#core.gather();
       else if (command === COMMAND_SCATTER) this.#core.scatter();
       else if (command === COMMAND_RUN || command === COMMAND_RESTART) {
+        this.#core.acknowledge(); // tracking may have tightened while all stood still
         control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_RUNNING);
         control.ring(MACHINE_ACK_BELL);
         this.#recordGap(hostNow() - began); // felt also by who was not running at this moment

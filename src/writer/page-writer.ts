@@ -11,7 +11,7 @@ import { Control, hostNow } from "../base/control.js";
 import { failpoint } from "../base/failpoints.js";
 import {
   FRAME_BYTES, LIST_FRAMES, MACHINE_BLOB_CURSOR, MACHINE_CANCEL, MACHINE_CHUNK_CURSOR, MACHINE_CURSOR,
-  MACHINE_LIST_LENGTH, MACHINE_PROGRESS, MACHINE_STORED, POOL_BASE,
+  MACHINE_LIST_LENGTH, MACHINE_PROGRESS, MACHINE_QUEUE_OVERFLOW, MACHINE_STORED, POOL_BASE,
 } from "../base/layout.js";
 import type { SharedMemory } from "../base/wasm.js";
 import { BlobWriter } from "../image/blob.js";
@@ -34,13 +34,14 @@ export const WRITERS_MAX = 4;
 
 const STAGED = 0;
 const SAME_FILLED = 1;
+const STAGE_MODES = { live: 0, placed: 1, tail: 2 } as const;
 
 export interface WriteTask {
   blob: string;
   /** Which staging memory is this task's: 0 to WRITERS_MAX - 1. */
   writer: number;
-  /** Take frames' bytes from LIST_PLACES: copies, or frames of a machine that is stopped. */
-  placed: boolean;
+  /** Where listed frames' bytes are, and what a mark means: see `stage` in assembly/frames.ts. */
+  source: keyof typeof STAGE_MODES;
   compress: boolean;
   /** Test runs: hashes of all frames staged, by frame (53 bits), for the oracle. */
   oracle?: SharedArrayBuffer | undefined;
@@ -172,7 +173,7 @@ class PageWriter {
       }
       const count = Math.min(CLAIM, length - first);
       const at = to + staged * FRAME_BYTES;
-      const n = this.#core.stage(first, count, this.#task.placed ? 1 : 0, at, verdicts, fills);
+      const n = this.#core.stage(first, count, STAGE_MODES[this.#task.source], at, verdicts, fills);
       this.#record(first, count, verdicts, fills);
       if (this.#oracle !== undefined) this.#hashFrames(this.#chunkFrames.length - n, n, at);
       staged += n;
@@ -212,7 +213,9 @@ class PageWriter {
     let stored = plain;
     let codec = CODEC_RAW;
     let payload = plain.length;
-    if (this.#task.compress) {
+    // A store that waits for room waits for this: then storing is faster than compressing.
+    const hurried = this.#task.source === "tail" && this.#control.load(MACHINE_QUEUE_OVERFLOW) > 0;
+    if (this.#task.compress && !hurried) {
       const began = hostNow();
       const packed = compressChunk(plain);
       if (packed !== undefined) {

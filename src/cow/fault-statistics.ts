@@ -65,7 +65,7 @@ export function readFaultStatistics(control: Control, vcpus: number, from: numbe
 }
 
 function readLatency(control: Control, threads: number[]): FaultStatistics["latency"] {
-  const counts = new Array<number>(LATENCY_BINS).fill(0);
+  const counts = Array.from({ length: LATENCY_BINS }, () => 0);
   for (const thread of threads) {
     for (let bin = 0; bin < LATENCY_BINS; bin++) {
       counts[bin]! += control.words[(FAULT_LATENCY >>> 2) + thread * LATENCY_BINS + bin]!;

@@ -47,7 +47,7 @@ export class BuddyAllocator {
     this.#memory.store32(KERNEL_FREE_FRAMES, 0);
     for (const { frame, order } of tile(0, staticFrames)) this.#use(frame, order, 0, KIND_KERNEL_STATIC);
     // Lists are last in, first out: the lowest block goes in last, so that memory fills from the bottom.
-    for (const { frame, order } of tile(staticFrames, frames).reverse()) this.#insert(frame, order);
+    for (const { frame, order } of tile(staticFrames, frames).toReversed()) this.#insert(frame, order);
   }
 
   /**

@@ -29,6 +29,14 @@ export class GuestFault extends Error {
   override readonly name = "GuestFault";
 }
 
+/** How a process leaves its vCPU: ready if neither is given. */
+export interface PutBack {
+  /** Sleeps until this time of the guest clock, ms. */
+  wake?: number;
+  /** Has failed, for this reason. */
+  failure?: string;
+}
+
 export class Kernel {
   readonly memory: PhysicalMemory;
   readonly control: Control;
@@ -178,7 +186,7 @@ export class Kernel {
       for (const { frame } of heads) this.buddy.free(frame);
       for (const table of tables) this.buddy.free(table);
     }
-    for (const area of [...walkAreas(this.memory, this.memory.load32(at + K.PROCESS_AREAS))]) {
+    for (const area of Array.from(walkAreas(this.memory, this.memory.load32(at + K.PROCESS_AREAS)))) {
       freeObject(this.memory, area.at, AREA_BYTES);
     }
     this.memory.store32(at + K.PROCESS_STATE, K.PROCESS_FREE);
@@ -227,7 +235,7 @@ export class Kernel {
   }
 
   /** Takes a process off its vCPU: ready, sleeping until `wake`, or failed with a reason. */
-  putBack(slot: number, next: { wake?: number; failure?: string } = {}): void {
+  putBack(slot: number, next: PutBack): void {
     this.control.locked(() => {
       const at = this.#at(slot);
       this.memory.store32(at + K.PROCESS_VCPU, -1);

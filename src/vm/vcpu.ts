@@ -16,7 +16,7 @@ import type { SharedMemory } from "../base/wasm.js";
 import type { BootSystemCalls } from "./boot-programs.js";
 import { printToConsole } from "./console.js";
 import { instantiateCore, type Core } from "./core.js";
-import { GuestFault, Kernel } from "./kernel.js";
+import { GuestFault, Kernel, type PutBack } from "./kernel.js";
 import { PROCESS_REGISTERS, PROCESS_STEPS } from "./kernel-layout.js";
 import { processAddress, readProcess, readRegisters } from "./process.js";
 import { type ProgramContext, type Runner, SelfCheckError } from "./program.js";
@@ -85,8 +85,10 @@ export class Vcpu {
       if (!this.#safepoint()) continue;
       this.#slot = this.#kernel.pick(this.#number);
       this.#control.storeVcpu(this.#number, VCPU_SLOT, this.#slot);
-      if (this.#slot >= 0) this.#runSlice(this.#slot);
-      else {
+      if (this.#slot >= 0) {
+        const next = this.#runSlice(this.#slot);
+        if (next !== undefined) this.#kernel.putBack(this.#slot, next);
+      } else {
         this.#control.wait(MACHINE_DOORBELL, doorbell, this.#kernel.untilWake(IDLE_MS));
         this.#lastEnd = 0;
       }
@@ -95,8 +97,11 @@ export class Vcpu {
     this.#control.ring(MACHINE_ACK_BELL);
   }
 
-  /** Runs a process until its slice ends, it sleeps or waits, or memory is replaced under it. */
-  #runSlice(slot: number): void {
+  /**
+   * Runs a process until its slice ends, it sleeps or waits, or it fails, and returns how to put it back; undefined if
+   * memory was replaced under it, so that there is nothing to put back.
+   */
+  #runSlice(slot: number): PutBack | undefined {
     const running = this.#load(slot);
     this.#core.activate(slot, readProcess(this.#kernel.memory, slot)!.root);
     const end = hostNow() + SLICE_MS;
@@ -104,7 +109,7 @@ export class Vcpu {
       let fuel = running.fuel;
       if (running.rate > 0) {
         const allowance = this.#allowance(running);
-        if (allowance < 1) return this.#kernel.putBack(slot, { wake: this.#control.guestNow() + 1 });
+        if (allowance < 1) return this.#sleepFor(1);
         fuel = Math.min(fuel, allowance);
       }
       const began = hostNow();
@@ -115,16 +120,20 @@ export class Vcpu {
       } catch (error) {
         if (!(error instanceof GuestFault || error instanceof SelfCheckError || error instanceof RangeError)) throw error;
         this.#processes.delete(slot);
-        return this.#kernel.putBack(slot, { failure: error.message });
+        return { failure: error.message };
       }
       this.#writeBack(slot, running, done);
       const now = hostNow();
       this.#account(running, began, now, done);
-      if (!this.#safepoint()) return;
-      if (running.sleep !== undefined) return this.#kernel.putBack(slot, { wake: this.#control.guestNow() + running.sleep });
-      if (done < fuel) return this.#kernel.putBack(slot, { wake: this.#control.guestNow() + 1 });
-      if (now >= end || this.#control.load(MACHINE_POWER_OFF) !== 0) return this.#kernel.putBack(slot);
+      if (!this.#safepoint()) return undefined;
+      if (running.sleep !== undefined) return this.#sleepFor(running.sleep);
+      if (done < fuel) return this.#sleepFor(1); // it waits for memory
+      if (now >= end || this.#control.load(MACHINE_POWER_OFF) !== 0) return {};
     }
+  }
+
+  #sleepFor(ms: number): PutBack {
+    return { wake: this.#control.guestNow() + ms };
   }
 
   /** Steps that a rate-limited process may run now. */

@@ -46,7 +46,7 @@ class Stack implements Runner {
     for (let done = 0; done < fuel; done++) {
       const phase = registers[PHASE]!;
       const key = hash(this.#key, phase);
-      const sp = registers[SP]! === 0 ? EMPTY : registers[SP]!;
+      const sp = (registers[SP] as number) === 0 ? EMPTY : (registers[SP] as number);
       const depth = registers[DEPTH]!;
 
       if (registers[SHRINKING] === 0) {

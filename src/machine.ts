@@ -8,6 +8,7 @@
  * An embedder makes one with `Machine.boot`, spawns programs, and saves it with `save` (hibernate.ts).
  */
 import { cpus } from "node:os";
+import { setTimeout as sleep } from "node:timers/promises";
 import { Worker } from "node:worker_threads";
 import { type Control, hostNow } from "./base/control.js";
 import { HibernaculumError } from "./base/errors.js";
@@ -39,6 +40,8 @@ export interface MachineOptions {
 }
 
 const CONSOLE_POLL_MS = 50;
+/** A vCPU that has not ended by itself after so long is terminated. */
+const VCPU_END_MS = 2000;
 
 export class Machine {
   readonly memory: SharedMemory;
@@ -145,6 +148,7 @@ export class Machine {
 
   /** Takes the exclusive right to save, resume or check. @throws HIB_BUSY */
   begin(what: "save" | "resume" | "check"): void {
+    this.check();
     if (this.busy !== undefined) {
       throw new HibernaculumError("HIB_BUSY", `a ${this.busy} of this machine is under way; wait for it or cancel it`);
     }
@@ -156,7 +160,12 @@ export class Machine {
     clearInterval(this.#consoleTimer);
     this.control.store(MACHINE_POWER_OFF, 1);
     this.control.ringDoorbell();
-    this.quiesce.go();
+    this.quiesce.go(true); // not a step more of what was running
+    // Each vCPU ends by itself at its next safepoint. One that was terminated might hold the kernel lock for ever, and
+    // whoever looked at the machine's processes then would wait as long.
+    const alive = this.#workers.filter(({ threadId }) => threadId !== -1);
+    const ended = Promise.all(alive.map((worker) => new Promise((resolve) => worker.once("exit", resolve))));
+    await Promise.race([ended, sleep(VCPU_END_MS, undefined, { ref: false })]);
     await Promise.all(this.#workers.map((worker) => worker.terminate()));
     this.#workers = [];
     await this.#pool?.destroy();

@@ -4,9 +4,10 @@
  * What must hold: an error is one line with a code, `hib: CODE: message`; a stack is shown only when asked for.
  */
 import process from "node:process";
-import { Command, CommanderError, InvalidArgumentError } from "commander";
+import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { type ErrorCode, fromSystemError, HibernaculumError, isSystemError } from "../base/errors.js";
 import { note, prepareOutput } from "./output.js";
+import { parseSize, SIZE_HELP } from "./size.js";
 import { PACKAGE_VERSION } from "./version.js";
 
 export const EXIT_DONE = 0;
@@ -29,6 +30,7 @@ export function createProgram(name: string, description: string): Command {
   return addCommon(new Command(name).description(description))
     .version(PACKAGE_VERSION, "-V, --version", "print the version")
     .exitOverride()
+    .addHelpText("afterAll", EXIT_HELP)
     .configureOutput({ outputError: (text) => note(`${name}: HIB_USAGE: ${oneLine(text.replace(/^error: /, ""))}`) })
     .hook("preAction", (_, action) => {
       verbose = action.optsWithGlobals()["verbose"] === true;
@@ -44,13 +46,13 @@ function addCommon(command: Command): Command {
   return command
     .option("--verbose", "show where an error came from")
     .helpOption("-h, --help", "show this help")
-    .addHelpText("after", EXIT_HELP)
     .showSuggestionAfterError();
 }
 
 /** Runs a program to its end and sets the exit code. */
 export async function main(program: Command): Promise<void> {
   prepareOutput();
+  process.on("uncaughtException", (error) => process.exit(reportError(error)));
   try {
     await program.parseAsync();
   } catch (error) {
@@ -113,6 +115,12 @@ export async function interruptible<T>(body: (signal: AbortSignal) => Promise<T>
   } finally {
     stopListening();
   }
+}
+
+/** `--ram`, of which `initial` is the default; without one it is what the image says. */
+export function ramOption(help: string, initial?: string): Option {
+  const option = new Option("--ram <size>", `${help}; ${SIZE_HELP}`).argParser(parseSize);
+  return initial === undefined ? option : option.default(parseSize(initial), initial);
 }
 
 /** Parser of an option that is a whole number. */

@@ -11,14 +11,14 @@
  * the process does. A program that finds its memory wrong is reported when it happens, and in the exit code.
  */
 import process from "node:process";
-import { HibernaculumError } from "../base/errors.js";
+import { type ErrorCode, HibernaculumError } from "../base/errors.js";
 import { Machine, type MachineOptions } from "../machine.js";
 import type { SaveReport } from "../save-report.js";
 import { ControlServer, refuseLive } from "../server/server.js";
 import { MachineService } from "../server/service.js";
 import { formatBytes, formatMs, formatShort } from "../stats/format.js";
-import { EXIT_DONE, EXIT_MISMATCH } from "./command.js";
-import { outliveReader } from "./output.js";
+import { EXIT_DONE, EXIT_FAILED, EXIT_MISMATCH } from "./command.js";
+import { note, outliveReader } from "./output.js";
 import { Terminal } from "./terminal.js";
 
 export interface HostOptions extends Omit<MachineOptions, "onConsole"> {
@@ -52,7 +52,7 @@ export function defaultName(): string {
  * @throws what `start` throws, HIB_NAME_TAKEN, HIB_USAGE, HIB_RAM_TOO_LARGE; the machine is off then
  */
 export async function hostMachine({ name, quiet = false, ...options }: HostOptions, start: (host: Host) => Promise<void>): Promise<number> {
-  await refuseLive(name);
+  if (await refuseLive(name)) note(`hib: an earlier machine ${name} died; the socket that it left has been removed`);
   outliveReader();
   const terminal = new Terminal(`${name}| `, quiet ? process.stderr : process.stdout);
   const powerOff = new AbortController();
@@ -76,7 +76,7 @@ export async function hostMachine({ name, quiet = false, ...options }: HostOptio
     watch.end();
     if (ending.how === "failed") throw ending.error;
     if (!quiet) terminal.line(ending.how === "hibernated" ? `${name}: hibernated in ${ending.report.image.path}` : `${name}: powered off`);
-    return watch.failures > 0 ? EXIT_MISMATCH : EXIT_DONE;
+    return watch.exitCode;
   } finally {
     watch.end();
     stopListening();
@@ -120,7 +120,8 @@ function listenForSignals(service: MachineService, terminal: Terminal, powerOff:
 
 /** Looks after a running machine: failed processes, dead vCPUs, the status line. */
 class Watch {
-  failures = 0;
+  /** Of a machine whose processes ended as they did so far. */
+  exitCode: number = EXIT_DONE;
   readonly #service: MachineService;
   readonly #terminal: Terminal;
   readonly #onError: (error: unknown) => void;
@@ -151,8 +152,10 @@ class Watch {
       for (const { pid, text, state, failure } of this.#service.sample()) {
         if (state !== "failed" || this.#reported.has(pid)) continue;
         this.#reported.add(pid);
-        this.failures++;
-        this.#terminal.line(`hib: HIB_SELF_CHECK: process ${pid} (${text}) failed: ${failure}`, process.stderr);
+        // The machine keeps only the text of a failure; want of memory is no sign that any was wrong.
+        const code: ErrorCode = failure.startsWith("out of memory") ? "HIB_NO_MEMORY" : "HIB_SELF_CHECK";
+        this.exitCode = code === "HIB_SELF_CHECK" ? EXIT_MISMATCH : Math.max(EXIT_FAILED, this.exitCode);
+        this.#terminal.line(`hib: ${code}: process ${pid} (${text}) failed: ${failure}`, process.stderr);
       }
       if (process.stderr.isTTY) this.#terminal.status(this.#describe());
     } catch (error) {

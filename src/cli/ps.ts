@@ -7,7 +7,7 @@ import { listNames } from "../server/runtime-directory.js";
 import { formatBytes, formatMs } from "../stats/format.js";
 import type { View } from "../stats/layout.js";
 import { renderProcesses } from "../stats/live-report.js";
-import { createCommand } from "./command.js";
+import { createCommand, describeError } from "./command.js";
 import { note, print, printJson, stdoutView } from "./output.js";
 
 /** A machine that does not answer for this long is listed as such. */
@@ -27,7 +27,7 @@ async function listMachines({ json }: { json?: boolean }): Promise<void> {
   for (const [i, answer] of answers.entries()) {
     if (answer.status === "fulfilled") machines.push(answer.value);
     else {
-      const error = answer.reason instanceof Error ? answer.reason.message : String(answer.reason);
+      const error = describeError(answer.reason);
       silent.push({ name: names[i]!, error });
       note(`hib: ${error}`);
     }

@@ -6,11 +6,10 @@ import { MACHINE_VERSION } from "../image/format.js";
 import { resume } from "../resume.js";
 import { renderResumeSummary } from "../stats/resume-report.js";
 import { WRITERS_MAX } from "../writer/page-writer.js";
-import { createCommand, wholeNumber } from "./command.js";
+import { createCommand, ramOption, wholeNumber } from "./command.js";
 import { defaultName, hostMachine, introduce } from "./host.js";
 import { note, print, printJson, stdoutView } from "./output.js";
 import { BOOT_PROCESSES } from "./run.js";
-import { parseSize, SIZE_HELP } from "./size.js";
 
 interface ResumeCommandOptions {
   name?: string;
@@ -25,7 +24,7 @@ export function addResume(program: Command): void {
   createCommand(program, "resume", "resume a saved machine and keep it running")
     .argument("<image>", "where it was saved")
     .option("--name <name>", "name of the machine (default: machine-PID)")
-    .option("--ram <size>", `memory, which must be what the machine had (the default); ${SIZE_HELP}`, parseSize)
+    .addOption(ramOption("memory, which must be what the machine had (the default)"))
     .option("--cpus <n>", `vCPUs, 1 to ${MAX_VCPUS} (default: as many as it had)`, wholeNumber(1, MAX_VCPUS))
     .option("--page-threads <n>", `threads that load and write pages, 1 to ${WRITERS_MAX}`, wholeNumber(1, WRITERS_MAX))
     .option("--again", "resume an image that was resumed before: two machines with one history can damage files that both use")

@@ -7,12 +7,11 @@ import { resume } from "../resume.js";
 import { renderResumeSummary } from "../stats/resume-report.js";
 import { createRunner } from "../vm/programs/index.js";
 import { WRITERS_MAX } from "../writer/page-writer.js";
-import { createCommand, describeError, wholeNumber } from "./command.js";
+import { createCommand, describeError, ramOption, wholeNumber } from "./command.js";
 import { defaultName, type Host, hostMachine, introduce } from "./host.js";
 import { type KernelCommandLine, parseKernelCommandLine } from "./kernel-command-line.js";
 import { print, stdoutView } from "./output.js";
 import { renderPrograms } from "./programs.js";
-import { parseSize, SIZE_HELP } from "./size.js";
 
 /** What runs while an image is loaded: they go on if it fails. */
 export const BOOT_PROCESSES: readonly string[] = ["boot-progress", "boot-housekeeping:256"];
@@ -29,7 +28,7 @@ export function addRun(program: Command): void {
   createCommand(program, "run", "boot a machine with workloads and keep it running")
     .argument("[workload...]", "programs to run, such as zipf:pages=50000,rate=200000")
     .option("--name <name>", "name of the machine (default: machine-PID)")
-    .option("--ram <size>", `memory; ${SIZE_HELP}`, parseSize, parseSize("512M"))
+    .addOption(ramOption("memory", "512M"))
     .option("--cpus <n>", `vCPUs, 1 to ${MAX_VCPUS}`, wholeNumber(1, MAX_VCPUS), 2)
     .option("--page-threads <n>", `threads that write and load pages, 1 to ${WRITERS_MAX}`, wholeNumber(1, WRITERS_MAX))
     .option("--cmdline <words>", 'kernel command line; "hibernate=PATH" resumes that image, "noresume" does not', "")

@@ -57,5 +57,5 @@ export class Terminal {
 
 /** A guest does not get to control the terminal. */
 function printable(line: string): string {
-  return line.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g, "?");
+  return line.replace(/[^\P{Cc}\t]/gu, "?");
 }

@@ -31,7 +31,7 @@ export interface ProcessRow {
 export interface MappingRow {
   pid: number;
   vaddr: VirtualAddress;
-  /** Order of the mapping's leaves: 0 for 4 KiB, 9 for 2 MiB. */
+  /** Order of the buddy blocks that the frames lie in. */
   order: number;
   pfn: Pfn;
   pages: number;

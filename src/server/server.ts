@@ -105,13 +105,15 @@ export class ControlServer {
 /**
  * Makes sure that a name is free, removing what a dead machine left.
  *
+ * @returns whether there was something to remove
  * @throws HIB_NAME_TAKEN, HIB_USAGE, HIB_IO
  */
-export async function refuseLive(name: string): Promise<void> {
+export async function refuseLive(name: string): Promise<boolean> {
   await prepareRuntimeDirectory();
   const path = socketPath(name);
   const state = await probe(path);
   if (state === "alive" || (state === "dead" && !(await removeDead(path)))) throw nameTaken(name);
+  return state === "dead";
 }
 
 function nameTaken(name: string): HibernaculumError {

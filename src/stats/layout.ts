@@ -41,14 +41,20 @@ export function section(view: View, title: string, lines: readonly string[]): st
 
 /** "  label             value", the value wrapped under itself. */
 export function field(view: View, label: string, value: string): string {
-  const width = view.columns - LABEL - 2;
+  return wrap(value, view.columns - LABEL - 2)
+    .map((line, i) => `  ${view.colors.dim((i === 0 ? label : "").padEnd(LABEL))}${line}`)
+    .join("\n");
+}
+
+/** Text in lines of at most so many columns; a word that is longer has a line of its own. */
+export function wrap(text: string, columns: number): string[] {
   const lines = [""];
-  for (const word of value.split(" ")) {
+  for (const word of text.split(" ")) {
     const last = lines.at(-1)!;
-    if (last !== "" && last.length + 1 + word.length > width) lines.push(word);
+    if (last !== "" && last.length + 1 + word.length > columns) lines.push(word);
     else lines[lines.length - 1] = last === "" ? word : `${last} ${word}`;
   }
-  return lines.map((line, i) => `  ${view.colors.dim((i === 0 ? label : "").padEnd(LABEL))}${line}`).join("\n");
+  return lines;
 }
 
 /** A table without a frame. Numbers go to the right. */

@@ -104,20 +104,20 @@ function pause(report: SaveReport, view: View): string {
   const { pause: p } = report;
   const parts: [string, number][] = [
     ["safepoint", p.safepoint_ms], ["devices", p.devices_ms], ["list", p.list_ms], ["copy", p.copy_ms],
-    ["reserve too small", p.overflow_ms], ["resume", p.resume_ms],
+    ["overflow", p.overflow_ms], ["resume", p.resume_ms],
   ];
   const columns = Math.min(30, chartColumns(view) - 12);
   return section(view, "Pause", [
     field(view, "total", formatMs(p.total_ms)),
     ...parts
-      .filter(([name, ms]) => ms > 0 || name !== "reserve too small")
+      .filter(([name]) => name !== "overflow" || report.reserve.overflow_frames > 0)
       .map(([name, ms]) => field(view, `  ${name}`, `${formatMs(ms).padEnd(8)} ${bar(p.total_ms === 0 ? 0 : ms / p.total_ms, columns)}`)),
     field(view, "arming", `${formatMs(report.arm_ms)} until every vCPU had acknowledged (the machine ran)`),
   ]);
 }
 
-function pauseParts({ pause: p }: SaveReport): string {
-  const overflow = p.overflow_ms > 0 ? `, reserve too small ${formatMs(p.overflow_ms)}` : "";
+function pauseParts({ pause: p, reserve: r }: SaveReport): string {
+  const overflow = r.overflow_frames > 0 ? `, reserve too small ${formatMs(p.overflow_ms)}` : "";
   return `safepoint ${formatMs(p.safepoint_ms)}, devices ${formatMs(p.devices_ms)}, list ${formatMs(p.list_ms)}, copy ${formatMs(p.copy_ms)}${overflow}, resume ${formatMs(p.resume_ms)}`;
 }
 

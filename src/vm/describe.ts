@@ -17,25 +17,27 @@ export interface MappedRun {
   pages: number;
   /** PTE bits V R W X U G A D. */
   flags: number;
-  /** Order of the leaves: 0 for 4 KiB, 9 for 2 MiB. */
+  /** Order of the buddy blocks that the frames lie in. */
   order: number;
 }
 
 /** All mappings of all processes, as runs. */
 export function* describeMappings(memory: ReadableMemory): Generator<MappedRun> {
+  const orders = new Uint8Array(memory.frames);
+  visitBlocks(memory, (frame, order) => orders.fill(order, frame, frame + (1 << order)));
   for (const { pid, root } of listProcesses(memory)) {
     let run: MappedRun | undefined;
     for (const { address, frame, flags, level } of walkLeaves(memory, root)) {
       const pages = 512 ** level;
       if (
         run !== undefined && run.address + run.pages * FRAME_BYTES === address && run.pfn + run.pages === frame &&
-        run.flags === flags && run.order === level * 9
+        run.flags === flags && run.order === orders[frame]
       ) {
         run.pages += pages;
         continue;
       }
       if (run !== undefined) yield run;
-      run = { pid, address, pfn: frame, pages, flags, order: level * 9 };
+      run = { pid, address, pfn: frame, pages, flags, order: orders[frame]! };
     }
     if (run !== undefined) yield run;
   }

@@ -1,0 +1,32 @@
+/**
+ * The library: machines that hibernate live.
+ *
+ * @example
+ * import { Machine, resume, save } from "hibernaculum";
+ *
+ * const machine = await Machine.boot({ ramBytes: 256 * 2 ** 20, vcpus: 2 });
+ * machine.spawn("zipf:pages=10000,rate=100000");
+ * const report = await save(machine, "machine.hib");
+ * console.log(report.pause.total_ms);
+ *
+ * const other = await Machine.boot({ ramBytes: 256 * 2 ** 20, vcpus: 2 });
+ * await resume(other, "machine.hib");
+ * await other.powerOff();
+ */
+export { type ErrorCode, HibernaculumError } from "./base/errors.js";
+export type { ReadableMemory } from "./base/memory.js";
+export type { FaultCounts, FaultStatistics } from "./cow/fault-statistics.js";
+export { save, type SaveOptions, type SavePhase, type SaveProgress } from "./hibernate.js";
+export type { BlockRow, Catalogue, MappingRow, Meta, ProcessRow } from "./image/catalogue.js";
+export { type Image, isUsed, openImage, type OpenOptions, removeStalePartials, setAside } from "./image/directory.js";
+export type { Chunk, Extent, ExtentTable, ImageHeader } from "./image/format.js";
+export type { ImageMemory } from "./image/image-memory.js";
+export { type Verified, verifyChunks } from "./image/verify.js";
+export { Machine, type MachineOptions } from "./machine.js";
+export { resume, type ResumeOptions, type ResumeProgress } from "./resume.js";
+export type { ResumeReport } from "./resume-report.js";
+export { REPORT_SCHEMA, type SaveReport } from "./save-report.js";
+export { type Consistency, checkConsistency } from "./vm/consistency.js";
+export { listProcesses, type Process } from "./vm/process.js";
+export { checkProcess, type ProcessCheck } from "./vm/programs/check.js";
+export { type OptionHelp, programHelp, programNames, type ProgramHelp } from "./vm/programs/index.js";

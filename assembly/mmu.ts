@@ -9,7 +9,7 @@
 import {
   ACCESS_READ, ACCESS_WRITE, CONTEXT_AREA, CONTEXT_BYTES, CONTEXT_GENERATION, CONTEXT_READ, CONTEXT_VCPU,
   CONTEXT_WRITE, FAULT_LATENCY, FAULT_PAGE_TABLE, FAULT_USER, FRAME_SHIFT, LATENCY_BINS, LATENCY_SAMPLE,
-  MACHINE_ARMED, MACHINE_CONTEXT_CURSOR, MACHINE_GENERATION, MACHINE_SABOTAGE, PTE_A, PTE_D, PTE_PPN_SHIFT, PTE_R,
+  MACHINE_ARMED, MACHINE_CONTEXT_CURSOR, MACHINE_GENERATION, MACHINE_SABOTAGE, MAX_VCPUS, PTE_A, PTE_D, PTE_PPN_SHIFT, PTE_R,
   PTE_U, PTE_V, PTE_W, PTE_X, SABOTAGE_NO_CROSSING, SABOTAGE_NO_SHOOTDOWN, SABOTAGE_STORE_FIRST, TLB_AREA,
   TLB_BYTES, TLB_ENTRIES, TLB_ENTRY_SHIFT, TLB_FRAME, TLB_READ_TAG, TLB_WRITE_TAG, VCPU_AREA, VCPU_BYTES,
   VCPU_GENERATION,
@@ -29,6 +29,8 @@ declare function now(): f64;
 
 let tlb: usize = 0;
 let root: usize = 0;
+/** Whether a process runs on this thread: its context is then this thread's to change. */
+let active: bool = false;
 let readContext: u64 = 0;
 let writeContext: u64 = 0;
 /** Set by walk(): the byte address of the frame that the leaf maps the address to. */
@@ -49,6 +51,7 @@ function freshContext(): u64 {
 /** Makes a process's address space the current one. Its old tags stay valid only if it last ran on this vCPU. */
 export function activate(slot: u32, rootFrame: u32): void {
   setCurrentSlot(slot);
+  active = true;
   root = frameAt(rootFrame);
   const context: usize = CONTEXT_AREA + slot * CONTEXT_BYTES;
   const generation = atomic.load<u32>(MACHINE_GENERATION);
@@ -61,6 +64,11 @@ export function activate(slot: u32, rootFrame: u32): void {
   store<u32>(context, generation, CONTEXT_GENERATION);
   readContext = load<u64>(context, CONTEXT_READ);
   writeContext = load<u64>(context, CONTEXT_WRITE);
+}
+
+/** No process runs on this thread any more; call before it is put back, where another vCPU may take it. */
+export function deactivate(): void {
+  active = false;
 }
 
 /** Forgets every tag of a slot's address space, on all vCPUs; for a slot that no vCPU runs. */
@@ -79,7 +87,7 @@ export function acknowledge(): bool {
   if (load<u32>(MACHINE_SABOTAGE) != SABOTAGE_NO_SHOOTDOWN) {
     writeContext = freshContext();
     const context: usize = CONTEXT_AREA + currentSlot * CONTEXT_BYTES;
-    if (load<u32>(context, CONTEXT_VCPU) == self + 1) {
+    if (active) {
       store<u64>(context, writeContext, CONTEXT_WRITE);
       store<u32>(context, generation, CONTEXT_GENERATION);
     }
@@ -90,6 +98,7 @@ export function acknowledge(): bool {
 
 /** Drops one page's tags of the current address space. */
 export function invalidate(address: u32): void {
+  if (self == MAX_VCPUS) return;
   const entry = entryOf(address);
   store<u64>(entry, 0, TLB_READ_TAG);
   store<u64>(entry, 0, TLB_WRITE_TAG);

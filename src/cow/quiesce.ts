@@ -28,7 +28,12 @@ export class Quiesce {
   stop(): void {
     this.#control.store(MACHINE_STOP, 1);
     this.#control.ringDoorbell();
-    this.#await((vcpu) => this.#control.loadVcpu(vcpu, VCPU_STATE) !== VCPU_STATE_RUNNING);
+    try {
+      this.#await((vcpu) => this.#control.loadVcpu(vcpu, VCPU_STATE) !== VCPU_STATE_RUNNING);
+    } catch (error) {
+      this.#release(COMMAND_RUN);
+      throw error;
+    }
   }
 
   /** Has every stopped vCPU carry out a command, while `alongside` runs here; returns when all are done. */
@@ -42,10 +47,14 @@ export class Quiesce {
 
   /** Lets the machine go on; `restart` if memory is another machine's now. */
   go(restart = false): void {
-    this.#control.store(MACHINE_STOP, 0);
-    this.#control.store(MACHINE_COMMAND, restart ? COMMAND_RESTART : COMMAND_RUN);
-    this.#control.ring(MACHINE_COMMAND_BELL);
+    this.#release(restart ? COMMAND_RESTART : COMMAND_RUN);
     this.#await((vcpu) => this.#control.loadVcpu(vcpu, VCPU_STATE) !== VCPU_STATE_STOPPED);
+  }
+
+  #release(command: number): void {
+    this.#control.store(MACHINE_STOP, 0);
+    this.#control.store(MACHINE_COMMAND, command);
+    this.#control.ring(MACHINE_COMMAND_BELL);
   }
 
   #await(done: (vcpu: number) => boolean): void {

@@ -10,6 +10,7 @@ import { type SharedMemory, wasm } from "../base/wasm.js";
 export interface Core {
   attach(thread: number): void;
   activate(slot: number, rootFrame: number): void;
+  deactivate(): void;
   dropContext(slot: number): void;
   acknowledge(): number;
   invalidate(address: number): void;

@@ -87,6 +87,7 @@ export class Vcpu {
       this.#control.storeVcpu(this.#number, VCPU_SLOT, this.#slot);
       if (this.#slot >= 0) {
         const next = this.#runSlice(this.#slot);
+        this.#core.deactivate();
         if (next !== undefined) this.#kernel.putBack(this.#slot, next);
       } else {
         this.#control.wait(MACHINE_DOORBELL, doorbell, this.#kernel.untilWake(IDLE_MS));

@@ -1,0 +1,289 @@
+/** The control socket: who may open it, what becomes of bad requests, of clients that go away, and of dead sockets. */
+import { chmod, mkdtemp, readdir, rm, stat, symlink } from "node:fs/promises";
+import { createConnection, createServer, type Socket } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { spawnSync } from "node:child_process";
+import anyTest, { type ExecutionContext, type TestFn } from "ava";
+import { MACHINE_KERNEL_LOCK } from "../src/base/layout.js";
+import { HibernaculumError, Machine } from "../src/index.js";
+import { Client } from "../src/server/client.js";
+import { LineReader, type MachineStatus, parseRequest, REQUEST_BYTES_MAX, RequestError } from "../src/server/protocol.js";
+import { checkName, listNames, prepareRuntimeDirectory, probe, removeDead, runtimeDirectory, socketPath } from "../src/server/runtime-directory.js";
+import { ControlServer, type Handlers } from "../src/server/server.js";
+import { MachineService } from "../src/server/service.js";
+
+const test = anyTest as TestFn<{ directory: string }>;
+const STATUS = { name: "fake" } as MachineStatus;
+
+// The directory comes from the environment: one test at a time.
+test.serial.beforeEach(async (t) => {
+  t.context.directory = await mkdtemp(join(tmpdir(), "hib-server-"));
+  process.env["HIB_RUNTIME_DIR"] = t.context.directory;
+});
+test.serial.afterEach.always((t) => rm(t.context.directory, { recursive: true, force: true }));
+
+function never(): Promise<never> {
+  return Promise.reject(new Error("not asked for in this test"));
+}
+
+async function listen(t: ExecutionContext<{ directory: string }>, handlers: Partial<Handlers> = {}): Promise<ControlServer> {
+  const server = await ControlServer.listen("m", { status: async () => STATUS, save: never, check: never, report: never, ...handlers });
+  t.teardown(() => server.close());
+  return server;
+}
+
+/** A connection that says whatever it likes. */
+class Raw {
+  readonly socket: Socket;
+  readonly lines: string[] = [];
+  readonly closed: Promise<void>;
+
+  constructor(path: string) {
+    this.socket = createConnection(path);
+    const reader = new LineReader((line) => this.lines.push(line));
+    this.socket.on("data", (bytes) => reader.push(bytes));
+    this.socket.on("error", () => undefined);
+    this.closed = new Promise((resolve) => this.socket.once("close", () => resolve()));
+  }
+
+  async ask(text: string): Promise<{ id: number | null; ok?: boolean; error?: { code: string; message: string } }> {
+    const before = this.lines.length;
+    this.socket.write(`${text}\n`);
+    while (this.lines.length === before) await sleep(1);
+    return JSON.parse(this.lines[before]!);
+  }
+}
+
+/** A socket that nobody listens on any more. */
+function leaveDeadSocket(path: string): void {
+  const script = `require("net").createServer().listen(${JSON.stringify(path)}, () => process.kill(process.pid, "SIGKILL"))`;
+  spawnSync(process.execPath, ["-e", script]);
+}
+
+test.serial("only the owner can open the socket", async (t) => {
+  const before = process.umask();
+  const server = await listen(t);
+  t.is(process.umask(), before);
+  t.is((await stat(server.path)).mode & 0o777, 0o600);
+  t.deepEqual(await readdir(t.context.directory), ["m.sock"]);
+
+  await chmod(t.context.directory, 0o750);
+  await t.throwsAsync(prepareRuntimeDirectory(), { code: "HIB_IO", message: /open to others \(mode 750\)/ });
+  await t.throwsAsync(Client.connect("m"), { code: "HIB_IO" });
+  await t.throwsAsync(listNames(), { code: "HIB_IO" });
+  await chmod(t.context.directory, 0o700);
+  const link = join(t.context.directory, "link");
+  await symlink(t.context.directory, link);
+  process.env["HIB_RUNTIME_DIR"] = link;
+  await t.throwsAsync(prepareRuntimeDirectory(), { code: "HIB_IO", message: /not a directory/ });
+  process.env["HIB_RUNTIME_DIR"] = join(t.context.directory, "new");
+  t.is((await stat(await prepareRuntimeDirectory())).mode & 0o777, 0o700);
+});
+
+test.serial("the runtime directory: the variable, then XDG_RUNTIME_DIR, then one of the user's own", (t) => {
+  const { XDG_RUNTIME_DIR } = process.env;
+  delete process.env["HIB_RUNTIME_DIR"];
+  process.env["XDG_RUNTIME_DIR"] = "/run/user/7";
+  t.is(runtimeDirectory(), "/run/user/7/hibernaculum");
+  delete process.env["XDG_RUNTIME_DIR"];
+  t.is(runtimeDirectory(), join(tmpdir(), `hibernaculum-${process.getuid?.()}`));
+  if (XDG_RUNTIME_DIR !== undefined) process.env["XDG_RUNTIME_DIR"] = XDG_RUNTIME_DIR;
+});
+
+test.serial("names that are none, and paths that a socket has no room for", (t) => {
+  for (const name of ["", ".", "..", ".m", "a/b", "a b", "-m", "é", "x".repeat(65)]) t.throws(() => checkName(name), { code: "HIB_USAGE" }, name);
+  for (const name of ["m", "0", "a.b_c-d", "x".repeat(64)]) t.notThrows(() => checkName(name));
+  process.env["HIB_RUNTIME_DIR"] = `/tmp/${"d".repeat(80)}`;
+  t.throws(() => socketPath("a-machine-with-a-name"), { code: "HIB_USAGE", message: /too long/ });
+});
+
+test.serial("bad requests are answered, and the connection goes on", async (t) => {
+  const raw = new Raw((await listen(t)).path);
+  const bad: [string, number | null][] = [
+    ["{", null], ["", null], ["null", null], ["7", null], ["[]", null], ['{"command":"status"}', null], ['{"id":"1","command":"status"}', null],
+    ['{"id":1}', 1], ['{"id":2,"command":"reboot"}', 2], ['{"id":3,"command":"constructor"}', 3], ['{"id":4,"command":"status","options":7}', 4],
+    ['{"id":5,"command":"save"}', 5], ['{"id":6,"command":"save","options":{"path":"x","keepRunning":true,"compression":"lz4"}}', 6],
+    ['{"id":7,"command":"save","options":{"path":"/x","keepRunning":1,"compression":"lz4"}}', 7],
+    ['{"id":8,"command":"save","options":{"path":"/x","keepRunning":true,"compression":"zip"}}', 8], ['{"id":9,"command":"cancel"}', 9],
+  ];
+  for (const [line, id] of bad) {
+    const answer = await raw.ask(line);
+    t.is(answer.id, id, line);
+    t.is(answer.error?.code, "HIB_USAGE", line);
+    t.false(answer.error?.message.includes("\n"));
+  }
+  t.deepEqual(await raw.ask('{"id":10,"command":"status"}'), { id: 10, ok: true, value: STATUS } as never);
+});
+
+test.serial("a request that is too long ends its connection and no other", async (t) => {
+  const { path } = await listen(t);
+  const raw = new Raw(path);
+  raw.socket.write("x".repeat(REQUEST_BYTES_MAX + 1));
+  await raw.closed;
+  t.is(JSON.parse(raw.lines[0]!).error.code, "HIB_USAGE");
+  const client = await Client.connect("m");
+  t.deepEqual(await client.request("status", {}), STATUS);
+  client.close();
+});
+
+test.serial("lines: split anywhere, and the limit is exact", (t) => {
+  const lines: string[] = [];
+  const reader = new LineReader((line) => lines.push(line), 8);
+  for (const byte of Buffer.from("one\n\ntwo €\nlast")) reader.push(Buffer.of(byte));
+  t.deepEqual(lines, ["one", "", "two €"]);
+  reader.push(Buffer.from("1234\n"));
+  t.is(lines.at(-1), "last1234");
+  t.throws(() => reader.push(Buffer.from("123456789")), { code: "HIB_USAGE" });
+  const other = new LineReader(() => undefined, 8);
+  t.throws(() => other.push(Buffer.from("123456789\n")), { code: "HIB_USAGE" });
+});
+
+test.serial("parseRequest tells the id when it can", (t) => {
+  t.deepEqual(parseRequest('{"id":1,"command":"status"}'), { id: 1, command: "status", options: {} });
+  t.is(t.throws(() => parseRequest('{"id":5,"command":"x"}'), { instanceOf: RequestError }).id, 5);
+});
+
+test.serial("progress comes before the answer, errors keep their codes, and answers find their requests", async (t) => {
+  await listen(t, {
+    check: async (_, { progress }) => {
+      for (let done = 0; done < 3; done++) progress({ done, total: 3 });
+      await sleep(1);
+      return { processes: [], problems: ["none"] };
+    },
+    save: async () => {
+      throw new HibernaculumError("HIB_NO_SPACE", "full");
+    },
+    report: async () => {
+      throw new TypeError("a bug");
+    },
+  });
+  const client = await Client.connect("m");
+  const seen: number[] = [];
+  const check = client.request("check", {}, { onProgress: ({ done }) => seen.push(done) });
+  t.deepEqual(await client.request("status", {}), STATUS, "answered while the other is under way");
+  await t.throwsAsync(client.request("save", { path: "/x", keepRunning: true, compression: "lz4" }), { code: "HIB_NO_SPACE", message: "full" });
+  await t.throwsAsync(client.request("report", {}), { code: "HIB_INTERNAL", message: "a bug" });
+  t.deepEqual((await check).problems, ["none"]);
+  t.deepEqual(seen, [0, 1, 2]);
+  client.close();
+});
+
+test.serial("a signal cancels its own request, and a client that goes away cancels all of its", async (t) => {
+  const aborted: string[] = [];
+  const pending = (name: string): Handlers["check"] => (_, { signal, progress }) =>
+    new Promise((_resolve, reject) => {
+      signal.addEventListener("abort", () => {
+        aborted.push(name);
+        reject(new HibernaculumError("HIB_CANCELLED", name));
+      });
+      progress({ done: 0, total: 1 });
+    });
+  await listen(t, { check: pending("check"), report: pending("report") as never });
+  const client = await Client.connect("m");
+  const abort = new AbortController();
+  const report = client.request("report", {});
+  const check = client.request("check", {}, { signal: abort.signal, onProgress: () => abort.abort() });
+  await t.throwsAsync(check, { code: "HIB_CANCELLED", message: "check" });
+  t.deepEqual(aborted, ["check"]);
+  const gone = t.throwsAsync(report, { code: "HIB_NO_MACHINE" });
+  client.close();
+  await gone;
+  while (aborted.length < 2) await sleep(1);
+  t.deepEqual(aborted, ["check", "report"]);
+});
+
+test.serial("closing lets the answers out, and then the socket is gone", async (t) => {
+  let finish = (): void => undefined;
+  const server = await listen(t, { check: () => new Promise((resolve) => (finish = () => resolve({ processes: [], problems: ["x".repeat(1e6)] }))) });
+  const client = await Client.connect("m");
+  const check = client.request("check", {});
+  await client.request("status", {});
+  const closed = server.close();
+  await sleep(50); // time enough to go wrong in
+  finish();
+  t.is((await check).problems[0]!.length, 1e6);
+  await closed;
+  t.deepEqual(await readdir(t.context.directory), []);
+  await t.throwsAsync(Client.connect("m"), { code: "HIB_NO_MACHINE", message: /no machine named m/ });
+});
+
+test.serial("a name is taken while its machine lives, and no longer", async (t) => {
+  await listen(t);
+  await t.throwsAsync(listen(t), { code: "HIB_NAME_TAKEN" });
+  t.deepEqual(await readdir(t.context.directory), ["m.sock"], "the one that failed leaves nothing");
+  t.is(await probe(socketPath("m")), "alive");
+});
+
+test.serial("a dead socket is told from none, and only one of many gets its name", async (t) => {
+  const path = socketPath("m");
+  t.is(await probe(path), "absent");
+  leaveDeadSocket(path);
+  t.is(await probe(path), "dead");
+  t.deepEqual(await listNames(), ["m"]);
+  await t.throwsAsync(Client.connect("m"), { code: "HIB_NO_MACHINE", message: /died/ });
+  t.deepEqual(await readdir(t.context.directory), []);
+
+  leaveDeadSocket(path);
+  const outcomes = await Promise.allSettled(Array.from({ length: 8 }, () => listen(t)));
+  t.is(outcomes.filter(({ status }) => status === "fulfilled").length, 1);
+  for (const outcome of outcomes) if (outcome.status === "rejected") t.is(outcome.reason.code, "HIB_NAME_TAKEN");
+  t.deepEqual(await readdir(t.context.directory), ["m.sock"]);
+});
+
+test.serial("a live socket that is taken for a dead one is put back", async (t) => {
+  const server = await listen(t);
+  t.false(await removeDead(server.path));
+  const client = await Client.connect("m");
+  t.deepEqual(await client.request("status", {}), STATUS);
+  client.close();
+});
+
+test.serial("somebody who answers nonsense is no machine", async (t) => {
+  const server = createServer((socket) => socket.end("hello\n"));
+  await new Promise<void>((resolve) => server.listen(socketPath("m"), resolve));
+  t.teardown(() => server.close());
+  const client = await Client.connect("m");
+  await t.throwsAsync(client.request("status", {}), { code: "HIB_NO_MACHINE" });
+});
+
+test.serial("a machine does one thing at a time, and a save that is cancelled before it began leaves nothing", async (t) => {
+  const machine = await Machine.boot({ ramBytes: 32 * 2 ** 20, vcpus: 1 });
+  t.teardown(() => machine.powerOff());
+  machine.spawn("zipf:pages=2000,rate=10000");
+  const service = new MachineService("m", machine, { onHibernated: () => t.fail("nobody asked for it") });
+  await listen(t, service.handlers);
+  const client = await Client.connect("m");
+  const snapshot = (name: string, signal?: AbortSignal) =>
+    client.request("save", { path: join(t.context.directory, name), keepRunning: true, compression: "lz4" }, signal === undefined ? {} : { signal });
+  await t.throwsAsync(snapshot("early"), { code: "HIB_BUSY", message: /booting/ });
+  service.ready = true;
+  // Both are sent before the machine sees either.
+  const [first, second] = await Promise.allSettled([snapshot("a.hib"), snapshot("b.hib")]);
+  t.is(first.status, "fulfilled");
+  t.like(second, { status: "rejected", reason: { code: "HIB_BUSY" } });
+  await t.throwsAsync(snapshot("c.hib", AbortSignal.abort()), { code: "HIB_CANCELLED" });
+  t.deepEqual((await readdir(t.context.directory)).sort(), ["a.hib", "m.sock"]);
+  t.is(machine.busy, undefined);
+  const [check, meanwhile, refused] = await Promise.allSettled([client.request("check", {}), client.request("status", {}), snapshot("d.hib")]);
+  t.like(meanwhile, { value: { state: "checking" } });
+  t.like(refused, { status: "rejected", reason: { code: "HIB_BUSY", message: "a check of this machine is under way; wait for it or cancel it" } });
+  const { processes, problems } = check.status === "fulfilled" ? check.value : t.fail(String(check.reason)) as never;
+  t.deepEqual(problems, []);
+  t.is(processes[0]!.name, "zipf");
+  t.deepEqual(processes[0]!.differences, []);
+  client.close();
+});
+
+test.serial("a machine that is off holds no lock: its processes can still be listed", async (t) => {
+  for (let round = 0; round < 8; round++) {
+    const machine = await Machine.boot({ ramBytes: 32 * 2 ** 20, vcpus: 2 });
+    // Always in and out of the kernel, so that some vCPU is likely to be inside when it is told to end.
+    for (const text of ["heap", "heap:seed=2", "stack:pages=64"]) machine.spawn(text);
+    while (machine.processes().some(({ steps }) => steps === 0)) await sleep(1);
+    await machine.powerOff();
+    t.is(machine.control.load(MACHINE_KERNEL_LOCK), 0, `round ${round}`);
+    t.is(machine.processes().length, 3);
+  }
+});

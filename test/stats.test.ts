@@ -1,0 +1,58 @@
+/** Charts, units and layout of the reports. */
+import test from "ava";
+import { bar, sparkline, sparklineMax } from "../src/stats/charts.js";
+import { formatBytes, formatCount, formatGbPerS, formatMs, formatNs, formatPercent, formatShort } from "../src/stats/format.js";
+import { field, plainView, table, viewOf, wrap } from "../src/stats/layout.js";
+
+test("sparkline: scaled to the largest, averaged to the columns, zero apart from little", (t) => {
+  t.is(sparkline([0, 1, 50, 100], { columns: 10 }), "▁▂▅█");
+  t.is(sparkline([0, 0], { columns: 10 }), "▁▁");
+  t.is(sparkline([], { columns: 10 }), "");
+  t.is(sparkline([10, 0, 10, 0], { columns: 2 }), "██");
+  t.is(sparkline([5], { columns: 2, max: 10 }), "▅");
+  t.is(sparkline(Array.from({ length: 1000 }, () => 1), { columns: 37 }).length, 37);
+  t.is(sparklineMax([10, 0, 4, 0], 2), 5);
+});
+
+test("bar: an eighth of a character exact, and never empty for something", (t) => {
+  t.is(bar(1, 4), "████");
+  t.is(bar(0.5, 4), "██");
+  t.is(bar(0.53125, 4), "██▏");
+  t.is(bar(0, 4), "");
+  t.is(bar(0.0001, 4), "▏");
+  t.is(bar(7, 4), "████");
+});
+
+test("units change where three digits would not do", (t) => {
+  t.is(formatBytes(1023), "1,023 B");
+  t.is(formatBytes(2 ** 29), "512 MiB");
+  t.is(formatBytes(1.25 * 2 ** 30), "1.25 GiB");
+  t.is(formatCount(1234567.4), "1,234,567");
+  t.is(formatShort(999), "999");
+  t.is(formatShort(999.7), "1 k");
+  t.is(formatShort(1_234_000), "1.23 M");
+  t.is(formatMs(0.0764), "76.4 us");
+  t.is(formatMs(0), "0 ms");
+  t.is(formatMs(1.519), "1.52 ms");
+  t.is(formatMs(125_000), "2 min 05 s");
+  t.is(formatMs(3_725_000), "1 h 02 min");
+  t.is(formatNs(250), "250 ns");
+  t.is(formatNs(2050), "2.05 us");
+  t.is(formatPercent(1, 8), "12.5 %");
+  t.is(formatPercent(1, 0), "-");
+  t.is(formatGbPerS(0.3184), "318 MB/s");
+  t.is(formatGbPerS(1.5), "1.5 GB/s");
+});
+
+test("layout: fits the columns, colours only where they are wanted", (t) => {
+  t.deepEqual(wrap("one two three", 7), ["one two", "three"]);
+  t.deepEqual(wrap("unbreakable word", 4), ["unbreakable", "word"]);
+  t.is(field({ ...plainView, columns: 30 }, "label", "one two three"), "  label             one two\n                    three");
+  t.is(table(plainView, ["pid", "name"], [[1, "zipf"], [12, "x"]]), "  pid  name\n    1  zipf\n   12  x");
+  const terminal = { isTTY: true, columns: 20, hasColors: () => true };
+  t.is(viewOf(terminal).columns, 40);
+  t.true(viewOf(terminal).colors.isColorSupported);
+  t.false(viewOf({ ...terminal, hasColors: () => false }).colors.isColorSupported);
+  t.false(viewOf({ hasColors: () => true }).colors.isColorSupported);
+  t.is(viewOf({ isTTY: true, columns: 200 }).columns, 80);
+});

@@ -22,7 +22,7 @@ import {
   MACHINE_PROGRESS, MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_OVERFLOW, MACHINE_QUEUE_ROOM, MACHINE_STORED, MAX_FRAMES, QUEUE_SPARE,
   SAVEABLE_BITMAP, STOP_BITMAP,
 } from "./base/layout.js";
-import { type AtomicCopy, atomicCopy, claimable, listViews } from "./cow/atomic-copy.js";
+import { type AtomicCopy, atomicCopy, claimable, listViews, placeInOwnFrames } from "./cow/atomic-copy.js";
 import { type FaultStatistics, readFaultStatistics, resetFaultStatistics } from "./cow/fault-statistics.js";
 import { checkOracle, createOracle } from "./cow/oracle.js";
 import { planFrames } from "./cow/plan.js";
@@ -207,6 +207,7 @@ class Save {
     const copied = hostNow();
     if (this.#copy.copied < this.#copy.frames && !this.#keepRunning) {
       // The reserve was too small (S1.9): these are written from where they are, before anything may change them.
+      placeInOwnFrames(control, this.#copy.copied, this.#copy.frames);
       await this.#writeList("placed", this.#copy.copied, this.#copy.frames);
     }
     const written = hostNow();

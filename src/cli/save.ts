@@ -5,13 +5,14 @@ import { FRAME_BYTES } from "../base/layout.js";
 import type { SaveProgress } from "../hibernate.js";
 import { Client } from "../server/client.js";
 import { renderSaveSummary } from "../stats/save-report.js";
-import { createCommand, interruptible } from "./command.js";
+import { createCommand, interruptible, wholeNumber } from "./command.js";
 import { print, printJson, stdoutView } from "./output.js";
 import { createProgress, type ProgressStep } from "./progress.js";
 
 interface SaveCommandOptions {
   keepRunning?: boolean;
   compression: "lz4" | "none";
+  pauseTarget: number;
   json?: boolean;
 }
 
@@ -21,6 +22,11 @@ export function addSave(program: Command): void {
     .argument("[image]", "where to save it; must not exist (default: ./NAME-TIME.hib)")
     .option("--keep-running", "the machine goes on: a snapshot")
     .addOption(new Option("--compression <codec>", "of the image").choices(["lz4", "none"]).default("lz4"))
+    .addOption(
+      new Option("--pause-target <ms>", "snapshot: how long the atomic copy may take; the rest is saved by copy-before-write")
+        .argParser(wholeNumber(0, 60_000))
+        .default(2),
+    )
     .option("--json", "print the report for programs")
     .addHelpText("after", "\nCtrl-C cancels: the machine goes on, and nothing is left behind.")
     .action(saveMachine);
@@ -37,6 +43,7 @@ async function saveMachine(name: string, image: string | undefined, options: Sav
           path: resolve(image ?? `${name}-${timestamp()}.hib`),
           keepRunning: options.keepRunning === true,
           compression: options.compression,
+          pauseTarget_ms: options.pauseTarget,
         },
         { signal, onProgress: (step) => progress.update(saveStep(step)) },
       ),

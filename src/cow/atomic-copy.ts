@@ -18,7 +18,7 @@ import type { Reserve } from "./reserve.js";
 export interface AtomicCopy {
   /** Frames of the residual set. */
   frames: number;
-  /** Of these, how many were copied. The rest stay listed with their own frames as places. */
+  /** Of these, how many were copied. The rest stay listed behind them. */
   copied: number;
   /** Time for the list and the copy, ms. */
   list_ms: number;
@@ -26,8 +26,8 @@ export interface AtomicCopy {
 }
 
 /**
- * Copies the residual set, or its first `limit` frames; LIST_FRAMES and LIST_PLACES then say where each frame's bytes of
- * this instant are.
+ * Copies the residual set, or its first `limit` frames; LIST_FRAMES and LIST_PLACES then say where the bytes of this
+ * instant are of each frame that was copied.
  */
 export function atomicCopy(control: Control, core: Core, quiesce: Quiesce, reserve: Reserve, limit: number = Infinity): AtomicCopy {
   const began = hostNow();
@@ -35,11 +35,16 @@ export function atomicCopy(control: Control, core: Core, quiesce: Quiesce, reser
   const frames = core.listResidual();
   const lists = listViews(control);
   const copied = reserve.list(lists.places, Math.min(frames, limit));
-  for (let i = copied; i < frames; i++) lists.places[i] = placeOfFrame(lists.frames[i]!);
   const listed = hostNow();
   claimable(control, 0, copied);
   if (copied > 0) quiesce.command(COMMAND_GATHER, () => core.gather());
   return { frames, copied, list_ms: listed - began, copy_ms: hostNow() - listed };
+}
+
+/** Makes list entries [from, to) their own places: nobody changes them until they are written. */
+export function placeInOwnFrames(control: Control, from: number, to: number): void {
+  const lists = listViews(control);
+  for (let i = from; i < to; i++) lists.places[i] = placeOfFrame(lists.frames[i]!);
 }
 
 /** The atomic restore: list entries from their places to their frames, by all vCPUs at once. Everything is stopped. */

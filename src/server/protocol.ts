@@ -57,6 +57,8 @@ export interface SaveRequest {
   path: string;
   keepRunning: boolean;
   compression: "lz4" | "none";
+  /** How long a snapshot's atomic copy may take. */
+  pauseTarget_ms?: number;
 }
 
 export interface CheckProgress {
@@ -177,9 +179,10 @@ function checkOptions(id: number, command: CommandName, options: Record<string, 
   };
   if (command === "cancel") need(Number.isSafeInteger(options["request"]), "request must be the id of another request");
   if (command === "save") {
-    const { path, keepRunning, compression } = options;
+    const { path, keepRunning, compression, pauseTarget_ms } = options;
     need(typeof path === "string" && path.startsWith("/") && !path.includes("\0"), "path must be an absolute path");
     need(typeof keepRunning === "boolean", "keepRunning must be true or false");
     need(compression === "lz4" || compression === "none", "compression must be lz4 or none");
+    need(pauseTarget_ms === undefined || (typeof pauseTarget_ms === "number" && pauseTarget_ms >= 0), "pauseTarget_ms must be 0 or more");
   }
 }

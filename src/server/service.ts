@@ -135,15 +135,14 @@ export class MachineService {
     const abort = new AbortController();
     this.#saves.add(abort);
     try {
-      const { path, keepRunning, compression } = options;
+      const { path, ...how } = options;
       const report = await save(this.machine, path, {
-        keepRunning,
-        compression,
+        ...how,
         signal: AbortSignal.any([signal, abort.signal]),
         onProgress: progress,
       });
       this.#saved = report;
-      if (!keepRunning) this.#onHibernated(report);
+      if (!how.keepRunning) this.#onHibernated(report);
       return report;
     } finally {
       this.#saves.delete(abort);

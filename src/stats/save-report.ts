@@ -92,9 +92,10 @@ function latency({ sample, from_ns, counts, p50_ns, p99_ns }: SaveReport["faults
   ];
 }
 
-function atomicCopy({ atomic_copy: copy }: SaveReport, view: View): string {
+function atomicCopy({ atomic_copy: copy, residual_frames: residual }: SaveReport, view: View): string {
   return section(view, "Atomic copy", [
-    field(view, "frames", `${formatCount(copy.frames)} (${formatBytes(copy.bytes)})`),
+    field(view, "residual set", formatFrames(residual)),
+    field(view, "copied", `${formatCount(copy.frames)} (${formatBytes(copy.bytes)})`),
     field(view, "time", `${formatMs(copy.copy_ms)}, and ${formatMs(copy.list_ms)} for the list`),
     field(view, "rate", copy.gb_per_s === 0 ? "-" : formatGbPerS(copy.gb_per_s)),
   ]);
@@ -121,12 +122,18 @@ function pauseParts({ pause: p, reserve: r }: SaveReport): string {
   return `safepoint ${formatMs(p.safepoint_ms)}, devices ${formatMs(p.devices_ms)}, list ${formatMs(p.list_ms)}, copy ${formatMs(p.copy_ms)}${overflow}, resume ${formatMs(p.resume_ms)}`;
 }
 
-function reserve({ reserve: r }: SaveReport, view: View): string {
+function reserve({ reserve: r, tail: t }: SaveReport, view: View): string {
   return section(view, "Staging reserve", [
     field(view, "estimated", formatFrames(r.estimated_frames)),
     field(view, "reserved", formatFrames(r.reserved_frames)),
     field(view, "used", `${formatFrames(r.used_frames)} (${formatPercent(r.used_frames, r.reserved_frames)})`),
     field(view, "too small by", formatFrames(r.overflow_frames)),
+    ...(t.frames === 0
+      ? []
+      : [
+          field(view, "tail", `${formatFrames(t.frames)} protected again instead of copied`),
+          field(view, "  pre-images", `${formatCount(t.preimages)} kept before a store; ${formatCount(t.waits)} stores waited for room`),
+        ]),
   ]);
 }
 

@@ -13,32 +13,30 @@
  * cancelled anywhere leaves the machine running and nothing on the disk.
  */
 import { randomUUID } from "node:crypto";
-import { resolve } from "node:path";
 import { hostNow } from "./base/control.js";
 import { fromSystemError, HibernaculumError, isSystemError } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
 import {
-  CANCEL_ASKED, CANCEL_NO_ROOM, FRAME_BYTES, MACHINE_BLOB_CURSOR, MACHINE_CANCEL, MACHINE_CHUNK_CURSOR, MACHINE_PREIMAGES,
-  MACHINE_PROGRESS, MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_OVERFLOW, MACHINE_QUEUE_ROOM, MACHINE_STORED, MAX_FRAMES, QUEUE_SPARE,
-  SAVEABLE_BITMAP, STOP_BITMAP,
+  CANCEL_ASKED, CANCEL_NO_ROOM, FRAME_BYTES, MACHINE_BLOB_CURSOR, MACHINE_CANCEL, MACHINE_CHUNK_CURSOR,
+  MACHINE_PROGRESS, MACHINE_STORED, SAVEABLE_BITMAP, STOP_BITMAP,
 } from "./base/layout.js";
-import { type AtomicCopy, atomicCopy, claimable, listViews, placeInOwnFrames } from "./cow/atomic-copy.js";
+import { type AtomicCopy, atomicCopy, claimable, placeInOwnFrames } from "./cow/atomic-copy.js";
 import { type FaultStatistics, readFaultStatistics, resetFaultStatistics } from "./cow/fault-statistics.js";
 import { checkOracle, createOracle } from "./cow/oracle.js";
 import { planFrames } from "./cow/plan.js";
 import { Reserve } from "./cow/reserve.js";
-import { BlobReader, BlobWriter } from "./image/blob.js";
-import { CatalogueWriter } from "./image/catalogue.js";
+import { protectTail, tailQueue } from "./cow/tail.js";
+import { writeCatalogue } from "./image-catalogue.js";
+import { BlobReader } from "./image/blob.js";
 import { loadChecksum } from "./image/checksum.js";
 import { createPartial, type PartialImage } from "./image/directory.js";
-import { encodeHeader, type ExtentTable, HEADER_BYTES, type ImageHeader, MACHINE_VERSION } from "./image/format.js";
+import { HEADER_BYTES, MACHINE_VERSION } from "./image/format.js";
 import { ImageMemory } from "./image/image-memory.js";
+import { sealBlob } from "./image/seal.js";
 import type { Machine } from "./machine.js";
-import { REPORT_SCHEMA, type SaveReport } from "./save-report.js";
-import { longestGap, resetLongestGap, stepsPerBin } from "./vm/activity.js";
-import { countBlocks, describeMappings } from "./vm/describe.js";
-import { isSaved, KERNEL_CLOCK, KIND_NAMES, type KindName } from "./vm/kernel-layout.js";
-import { listProcesses } from "./vm/process.js";
+import { type SaveFacts, type SaveReport, saveReport } from "./save-report.js";
+import { resetLongestGap } from "./vm/activity.js";
+import { KERNEL_CLOCK } from "./vm/kernel-layout.js";
 import { Locations } from "./writer/locations.js";
 import { type WriteResult, type WriteTask, WRITER_BYTES } from "./writer/page-writer.js";
 
@@ -77,7 +75,6 @@ const WATCH_MS = 20;
 const PAUSE_TARGET_MS = 2;
 /** What one thread copies in a millisecond at the least. */
 const COPY_FRAMES_PER_MS = 1000;
-const BEFORE_MS = 1000;
 
 /**
  * Saves a running machine.
@@ -130,13 +127,12 @@ class Save {
   #estimate = 0;
   #stopped = false;
   #copy: AtomicCopy = { frames: 0, copied: 0, list_ms: 0, copy_ms: 0 };
-  #tail = { preimages: 0, waits: 0 };
+  #tail = { end: 0, preimages: 0, waits: 0 };
   #faults: FaultStatistics | undefined;
   #oracleFrames: number | null = null;
   #pause: SaveReport["pause"] = { safepoint_ms: 0, devices_ms: 0, list_ms: 0, copy_ms: 0, overflow_ms: 0, resume_ms: 0, total_ms: 0 };
   /** Host times at which phases ended. */
   #at = { prepared: 0, armed: 0, streamed: 0, stopped: 0, residual: 0 };
-  #armMs = 0;
   #time = 0;
 
   constructor(machine: Machine, image: PartialImage, options: SaveOptions) {
@@ -169,7 +165,6 @@ class Save {
   arm(): void {
     this.#machine.tracking.arm();
     this.#at.armed = hostNow();
-    this.#armMs = this.#at.armed - this.#at.prepared;
     failpoint("save.armed");
     const { control, core, kernel } = this.#machine;
     this.#planned = planFrames(control, core, kernel.memory);
@@ -212,7 +207,7 @@ class Save {
     }
     const written = hostNow();
     if (this.#keepRunning) {
-      if (this.#copy.copied < this.#copy.frames) this.#protectTail();
+      if (this.#copy.copied < this.#copy.frames) protectTail(control, tracking, this.#reserve, this.#copy, this.#reserveLimit());
       else tracking.disarm();
       quiesce.go();
       this.#stopped = false;
@@ -240,28 +235,41 @@ class Save {
   /** Catalogue, header, syncs, rename: the image is there, whole, or it is not. */
   async publish(): Promise<SaveReport> {
     this.#enter("publish", 0);
-    const { control } = this.#machine;
-    const bit = (frame: number) => (control.words[(STOP_BITMAP >>> 2) + (frame >>> 5)]! >>> (frame & 31)) & 1;
-    const { table, frames, sameFilled } = this.#locations.extents((frame) => bit(frame) === 1);
-    const blobBytes = control.load(MACHINE_BLOB_CURSOR) * FRAME_BYTES;
+    const { control, kernel } = this.#machine;
+    const { chunks } = this.#locations;
+    const belongs = (frame: number) => (control.words[(STOP_BITMAP >>> 2) + (frame >>> 5)]! >>> (frame & 31)) & 1;
+    const { table, frames, sameFilled } = this.#locations.extents((frame) => belongs(frame) === 1);
     failpoint("save.catalogue");
-    const { catalogue, report } = await this.#writeCatalogue(table, frames, sameFilled);
-    this.#checkCancelled();
-    await this.#seal({
-      machineVersion: MACHINE_VERSION,
-      id: this.#id,
-      ramFrames: this.#machine.kernel.memory.frames,
-      chunks: this.#locations.chunks.length,
-      blobBytes,
-      catalogueBytes: catalogue.bytes,
-      catalogueHash: catalogue.hash,
-      frames,
-      time: this.#time,
-    });
-    this.#checkCancelled();
-    await this.#image.publish();
-    failpoint("save.published");
-    return report;
+    const blob = new BlobReader(this.#image.blobPath);
+    try {
+      const memory = new ImageMemory({ frames: kernel.memory.frames, chunks, extents: table, blob, cachedChunks: 8 });
+      const report = saveReport(this.#facts(), memory, this.#locations.totals(table), { frames, sameFilled });
+      const meta = { report, sameFilledFrames: sameFilled, vcpus: this.#machine.vcpus };
+      const catalogue = await writeCatalogue(this.#image.cataloguePath, meta, chunks, table, memory);
+      this.#checkCancelled();
+      await sealBlob(this.#image.blobPath, {
+        machineVersion: MACHINE_VERSION,
+        id: this.#id,
+        ramFrames: kernel.memory.frames,
+        chunks: chunks.length,
+        blobBytes: control.load(MACHINE_BLOB_CURSOR) * FRAME_BYTES,
+        catalogueBytes: catalogue.bytes,
+        catalogueHash: catalogue.hash,
+        frames,
+        time: this.#time,
+      });
+      this.#checkCancelled();
+      await this.#image.publish();
+      failpoint("save.published");
+      const published = hostNow();
+      const { phases_ms } = report;
+      return {
+        ...report,
+        phases_ms: { ...phases_ms, publish: published - this.#began - phases_ms.total, total: published - this.#began },
+      };
+    } finally {
+      blob.close();
+    }
   }
 
   /** After a failure: the machine goes on, and nothing is left on the disk. */
@@ -304,23 +312,6 @@ class Save {
     await this.#write(source);
   }
 
-  /**
-   * The copy-before-write tail: what was not copied is protected again, and the handler keeps its pre-images. Their queue
-   * follows the residual set in the lists; its places are those of the reserve that the copies left.
-   */
-  #protectTail(): void {
-    const { control, tracking } = this.#machine;
-    const { frames, copied } = this.#copy;
-    const lists = listViews(control);
-    const room = Math.min(this.#reserveLimit() - copied, MAX_FRAMES - frames - QUEUE_SPARE);
-    const places = this.#reserve.list(lists.places.subarray(frames), room + QUEUE_SPARE, copied);
-    control.store(MACHINE_QUEUE_CURSOR, frames);
-    control.store(MACHINE_QUEUE_ROOM, frames + Math.max(0, places - QUEUE_SPARE));
-    control.store(MACHINE_QUEUE_OVERFLOW, 0);
-    control.store(MACHINE_PREIMAGES, 0);
-    tracking.armTail(copied, frames);
-  }
-
   /** Saves the tail: frames as they are if nobody has stored to them since, else the pre-images that the handler kept. */
   async #writeTail(): Promise<void> {
     const { control, tracking } = this.#machine;
@@ -328,8 +319,8 @@ class Save {
     if (copied === frames) return;
     await this.#writeList("tail", copied, frames);
     tracking.disarm(); // and no handler is at work on a pre-image any more
-    await this.#writeList("placed", frames, control.load(MACHINE_QUEUE_CURSOR));
-    this.#tail = { preimages: control.load(MACHINE_PREIMAGES), waits: control.load(MACHINE_QUEUE_OVERFLOW) };
+    this.#tail = tailQueue(control);
+    await this.#writeList("placed", frames, this.#tail.end);
   }
 
   #enter(phase: SavePhase, frames: number): void {
@@ -390,149 +381,26 @@ class Save {
     }
   }
 
-  /**
-   * The catalogue's mappings and processes are read from the image itself, by the reader that a resume uses: live
-   * memory has moved on if the machine keeps running.
-   */
-  async #writeCatalogue(table: ExtentTable, frames: number, sameFilled: number): Promise<{ catalogue: { bytes: number; hash: bigint }; report: SaveReport }> {
-    const { chunks } = this.#locations;
-    const blob = new BlobReader(this.#image.blobPath);
-    try {
-      const memory = new ImageMemory({ frames: this.#machine.kernel.memory.frames, chunks, extents: table, blob, cachedChunks: 8 });
-      const report = this.#report(memory, table, frames, sameFilled);
-      const writer = CatalogueWriter.create(this.#image.cataloguePath);
-      const blobOffset = (pfn: number): number | null => {
-        const extent = table.find(pfn);
-        return extent < 0 ? null : (chunks[table.chunk[extent]!]?.offset ?? null);
-      };
-      writer.write({
-        meta: { report, sameFilledFrames: sameFilled, vcpus: this.#machine.vcpus },
-        chunks,
-        extents: table,
-        processes: listProcesses(memory).map((process) => ({
-          pid: process.pid,
-          slot: process.slot,
-          name: process.text.split(":")[0]!,
-          state: process.state,
-          steps: process.steps,
-          detail: process,
-        })),
-        mappings: (function* () {
-          for (const { address, ...run } of describeMappings(memory)) yield { ...run, vaddr: address, blobOffset: blobOffset(run.pfn) };
-        })(),
-        blocks: countBlocks(memory),
-      });
-      return { catalogue: await writer.close(), report };
-    } finally {
-      blob.close();
-    }
-  }
-
-  /** The header last of all: before it is on the disk the blob is no image. */
-  async #seal(header: ImageHeader): Promise<void> {
-    const blob = await BlobWriter.open(this.#image.blobPath, { direct: false });
-    try {
-      await blob.sync();
-      failpoint("save.seal");
-      await blob.write(encodeHeader(header), 0);
-      await blob.sync();
-    } finally {
-      await blob.close();
-    }
-  }
-
-  #report(memory: ImageMemory, table: ExtentTable, frames: number, sameFilled: number): SaveReport {
-    const { control, vcpus, pageThreads } = this.#machine;
-    const now = hostNow();
-    const faults = this.#faults!;
-    const processes = new Map(listProcesses(memory).map((process) => [process.slot, process]));
-    const { storedBytes, staleBytes } = this.#locations.totals(table);
-    const sum = (pick: (result: WriteResult) => number) => this.#results.reduce((all, result) => all + pick(result), 0);
-    const streaming = this.#results.slice(0, pageThreads);
-    const chunks = this.#locations.chunks;
-    const plainBytes = chunks.reduce((all, chunk) => all + chunk.frames, 0) * FRAME_BYTES;
-    const byKind: Record<string, number> = {};
-    for (const { kind, frames: count } of countBlocks(memory)) {
-      if (isSaved(KIND_NAMES.indexOf(kind as KindName))) byKind[kind] = (byKind[kind] ?? 0) + count;
-    }
-    const before = stepsPerBin(control, vcpus, this.#began - BEFORE_MS, this.#began);
-    const during = stepsPerBin(control, vcpus, this.#at.armed, this.#at.streamed);
-    const mean = (bins: number[]) => (bins.length === 0 ? 0 : bins.reduce((all, steps) => all + steps, 0) / bins.length);
-    const bytes = this.#copy.copied * FRAME_BYTES;
+  /** What the report is made from. */
+  #facts(): SaveFacts {
     return {
-      schema: REPORT_SCHEMA,
-      image: {
-        path: resolve(this.#image.path),
-        id: this.#id,
-        ending: this.#keepRunning ? "keep-running" : "hibernate",
-        time: new Date(this.#time).toISOString(),
-      },
-      machine: { ram_frames: memory.frames, vcpus, page_threads: pageThreads },
-      frames: {
-        saved: frames,
-        by_kind: byKind,
-        planned: this.#planned,
-        streamed: streaming.reduce((all, result) => all + result.chunkFrames.length + result.filledFrames.length, 0),
-        skipped: streaming.reduce((all, result) => all + result.skipped, 0),
-        same_filled: sameFilled,
-      },
-      faults: {
-        ...faults,
-        by_process: faults.by_slot.map(({ slot, ...counts }) => {
-          const process = processes.get(slot);
-          return { pid: process?.pid ?? 0, name: process?.text.split(":")[0] ?? "kernel", ...counts };
-        }),
-      },
-      residual_frames: this.#copy.frames,
-      atomic_copy: {
-        frames: this.#copy.copied,
-        bytes,
-        list_ms: this.#copy.list_ms,
-        copy_ms: this.#copy.copy_ms,
-        gb_per_s: this.#copy.copy_ms === 0 ? 0 : bytes / this.#copy.copy_ms / 1e6,
-      },
+      machine: this.#machine,
+      path: this.#image.path,
+      id: this.#id,
+      time: this.#time,
+      keepRunning: this.#keepRunning,
+      compression: this.#options.compression ?? "lz4",
+      began: this.#began,
+      at: this.#at,
+      planned: this.#planned,
+      chunks: this.#locations.chunks,
+      results: this.#results,
+      faults: this.#faults!,
+      copy: this.#copy,
       pause: this.#pause,
-      arm_ms: this.#armMs,
-      reserve: {
-        estimated_frames: this.#estimate,
-        reserved_frames: this.#reserve.frames,
-        used_frames: this.#copy.copied,
-        overflow_frames: this.#keepRunning ? 0 : this.#copy.frames - this.#copy.copied,
-      },
-      tail: { frames: this.#keepRunning ? this.#copy.frames - this.#copy.copied : 0, ...this.#tail },
-      blob: {
-        compression: this.#options.compression ?? "lz4",
-        chunks: chunks.length,
-        raw_chunks: chunks.filter((chunk) => chunk.codec === 0).length,
-        plain_bytes: plainBytes,
-        stored_bytes: storedBytes,
-        ratio: plainBytes === 0 ? 1 : storedBytes / plainBytes,
-        stale_bytes: staleBytes,
-      },
-      throughput: { saved_bytes: frames * FRAME_BYTES, gb_per_s: (frames * FRAME_BYTES) / (now - this.#began) / 1e6 },
-      phases_ms: {
-        prepare: this.#at.prepared - this.#began,
-        stream: this.#at.streamed - this.#at.prepared,
-        stop: this.#at.stopped - this.#at.streamed,
-        residual: this.#at.residual - this.#at.stopped,
-        catalogue: now - this.#at.residual,
-        total: now - this.#began,
-      },
-      writers: {
-        stage_ms: sum((result) => result.stage_ms),
-        compress_ms: sum((result) => result.compress_ms),
-        hash_ms: sum((result) => result.hash_ms),
-        write_wait_ms: sum((result) => result.write_wait_ms),
-      },
-      workload: {
-        bin_ms: 10,
-        before,
-        during,
-        after: this.#keepRunning ? stepsPerBin(control, vcpus, this.#at.stopped, now) : [],
-        speed: mean(before) === 0 ? null : mean(during) / mean(before),
-        longest_gap_ms: longestGap(control, vcpus),
-      },
-      oracle_frames: this.#oracleFrames,
+      reserve: { estimated: this.#estimate, reserved: this.#reserve.frames },
+      tail: this.#tail,
+      oracleFrames: this.#oracleFrames,
     };
   }
 }

@@ -2,7 +2,19 @@
  * The fault and atomic-copy report of a save: what `hib-stats` shows and what lies in the image's catalogue. Data with
  * definitions; units are in the names. Times are of the host's clock.
  */
+import { resolve } from "node:path";
+import { hostNow } from "./base/control.js";
+import { FRAME_BYTES, TIMELINE_BIN_MS } from "./base/layout.js";
+import type { ReadableMemory } from "./base/memory.js";
+import type { AtomicCopy } from "./cow/atomic-copy.js";
 import type { FaultStatistics } from "./cow/fault-statistics.js";
+import { type Chunk, CODEC_RAW } from "./image/format.js";
+import type { Machine } from "./machine.js";
+import { longestGap, stepsPerBin } from "./vm/activity.js";
+import { countBlocks } from "./vm/describe.js";
+import { isSaved, KIND_NAMES, type KindName } from "./vm/kernel-layout.js";
+import { listProcesses } from "./vm/process.js";
+import type { WriteResult } from "./writer/page-writer.js";
 
 export const REPORT_SCHEMA = 1;
 
@@ -56,7 +68,8 @@ export interface SaveReport {
   };
   /** Of the machine's memory in the image, per second of the whole save. */
   throughput: { saved_bytes: number; gb_per_s: number };
-  phases_ms: { prepare: number; stream: number; stop: number; residual: number; catalogue: number; total: number };
+  /** In the report that lies in the image, `publish` (syncs, header, rename) is still 0 and not part of the total. */
+  phases_ms: { prepare: number; stream: number; stop: number; residual: number; catalogue: number; publish: number; total: number };
   writers: { stage_ms: number; compress_ms: number; hash_ms: number; write_wait_ms: number };
   workload: {
     bin_ms: number;
@@ -70,4 +83,139 @@ export interface SaveReport {
   };
   /** Test runs: frames that the oracle hashed again. */
   oracle_frames: number | null;
+}
+
+/** What a save knows when its image is complete. */
+export interface SaveFacts {
+  machine: Machine;
+  path: string;
+  id: string;
+  /** Consistency point, ms since 1970. */
+  time: number;
+  keepRunning: boolean;
+  compression: "lz4" | "none";
+  /** Host times: the beginning, and when phases ended. */
+  began: number;
+  at: { prepared: number; armed: number; streamed: number; stopped: number; residual: number };
+  planned: number;
+  chunks: readonly Chunk[];
+  /** Of all tasks of page writers; those of the stream come first, one a page thread. */
+  results: readonly WriteResult[];
+  faults: FaultStatistics;
+  copy: AtomicCopy;
+  pause: SaveReport["pause"];
+  reserve: { estimated: number; reserved: number };
+  tail: { preimages: number; waits: number };
+  oracleFrames: number | null;
+}
+
+/** How far back "before" goes, ms. */
+const BEFORE_MS = 1000;
+
+/** Makes the report of a save. `memory` is the image. */
+export function saveReport(
+  facts: SaveFacts, memory: ReadableMemory, totals: { storedBytes: number; staleBytes: number },
+  saved: { frames: number; sameFilled: number },
+): SaveReport {
+  const { machine, at, copy, results } = facts;
+  const { control, vcpus, pageThreads } = machine;
+  const now = hostNow();
+  const sum = (of: readonly WriteResult[], pick: (result: WriteResult) => number) => of.reduce((all, result) => all + pick(result), 0);
+  const streaming = results.slice(0, pageThreads);
+  const plainBytes = facts.chunks.reduce((all, chunk) => all + chunk.frames, 0) * FRAME_BYTES;
+  const savedBytes = saved.frames * FRAME_BYTES;
+  const copiedBytes = copy.copied * FRAME_BYTES;
+  const left = copy.frames - copy.copied;
+  const before = stepsPerBin(control, vcpus, facts.began - BEFORE_MS, facts.began);
+  const during = stepsPerBin(control, vcpus, at.armed, at.streamed);
+  return {
+    schema: REPORT_SCHEMA,
+    image: {
+      path: resolve(facts.path),
+      id: facts.id,
+      ending: facts.keepRunning ? "keep-running" : "hibernate",
+      time: new Date(facts.time).toISOString(),
+    },
+    machine: { ram_frames: memory.frames, vcpus, page_threads: pageThreads },
+    frames: {
+      saved: saved.frames,
+      by_kind: framesByKind(memory),
+      planned: facts.planned,
+      streamed: sum(streaming, (result) => result.chunkFrames.length + result.filledFrames.length),
+      skipped: sum(streaming, (result) => result.skipped),
+      same_filled: saved.sameFilled,
+    },
+    faults: { ...facts.faults, by_process: faultsByProcess(facts.faults, memory) },
+    residual_frames: copy.frames,
+    atomic_copy: {
+      frames: copy.copied,
+      bytes: copiedBytes,
+      list_ms: copy.list_ms,
+      copy_ms: copy.copy_ms,
+      gb_per_s: copy.copy_ms === 0 ? 0 : copiedBytes / copy.copy_ms / 1e6,
+    },
+    pause: facts.pause,
+    arm_ms: at.armed - at.prepared,
+    reserve: {
+      estimated_frames: facts.reserve.estimated,
+      reserved_frames: facts.reserve.reserved,
+      used_frames: copy.copied + facts.tail.preimages,
+      overflow_frames: facts.keepRunning ? 0 : left,
+    },
+    tail: { frames: facts.keepRunning ? left : 0, preimages: facts.tail.preimages, waits: facts.tail.waits },
+    blob: {
+      compression: facts.compression,
+      chunks: facts.chunks.length,
+      raw_chunks: facts.chunks.filter((chunk) => chunk.codec === CODEC_RAW).length,
+      plain_bytes: plainBytes,
+      stored_bytes: totals.storedBytes,
+      ratio: plainBytes === 0 ? 1 : totals.storedBytes / plainBytes,
+      stale_bytes: totals.staleBytes,
+    },
+    throughput: { saved_bytes: savedBytes, gb_per_s: savedBytes / (now - facts.began) / 1e6 },
+    phases_ms: {
+      prepare: at.prepared - facts.began,
+      stream: at.streamed - at.prepared,
+      stop: at.stopped - at.streamed,
+      residual: at.residual - at.stopped,
+      catalogue: now - at.residual,
+      publish: 0,
+      total: now - facts.began,
+    },
+    writers: {
+      stage_ms: sum(results, (result) => result.stage_ms),
+      compress_ms: sum(results, (result) => result.compress_ms),
+      hash_ms: sum(results, (result) => result.hash_ms),
+      write_wait_ms: sum(results, (result) => result.write_wait_ms),
+    },
+    workload: {
+      bin_ms: TIMELINE_BIN_MS,
+      before,
+      during,
+      after: facts.keepRunning ? stepsPerBin(control, vcpus, at.stopped, now) : [],
+      speed: mean(before) === 0 ? null : mean(during) / mean(before),
+      longest_gap_ms: longestGap(control, vcpus),
+    },
+    oracle_frames: facts.oracleFrames,
+  };
+}
+
+function framesByKind(memory: ReadableMemory): Record<string, number> {
+  const counts: Record<string, number> = {};
+  for (const { kind, frames } of countBlocks(memory)) {
+    if (isSaved(KIND_NAMES.indexOf(kind as KindName))) counts[kind] = (counts[kind] ?? 0) + frames;
+  }
+  return counts;
+}
+
+function faultsByProcess(faults: FaultStatistics, memory: ReadableMemory): SaveReport["faults"]["by_process"] {
+  const processes = new Map(listProcesses(memory).map((process) => [process.slot, process]));
+  return faults.by_slot.map(({ slot, ...counts }) => {
+    const process = processes.get(slot);
+    return { pid: process?.pid ?? 0, name: process?.text.split(":")[0] ?? "kernel", ...counts };
+  });
+}
+
+function mean(values: number[]): number {
+  return values.length === 0 ? 0 : values.reduce((all, value) => all + value, 0) / values.length;
 }

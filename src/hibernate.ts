@@ -186,11 +186,11 @@ class Save {
   /** S1.4: stop everything, copy the residual set atomically, and let a snapshot's machine go on. */
   async stop(): Promise<void> {
     const { control, core, kernel, quiesce, tracking } = this.#machine;
+    this.#machine.drainConsole(); // whoever listens takes his time; what comes after lies in the image
     const requested = hostNow();
     quiesce.stop();
     this.#stopped = true;
     const reached = hostNow();
-    this.#machine.drainConsole();
     kernel.memory.storeFloat64(KERNEL_CLOCK, control.guestNow());
     this.#time = Date.now();
     const drained = hostNow();

@@ -290,7 +290,7 @@ class Save {
 
   /** Has the page writers write what is listed and claimable, and notes where it went. */
   async #write(source: WriteTask["source"]): Promise<void> {
-    const { control, pool } = this.#machine;
+    const { control, pageThreads, pool } = this.#machine;
     const compress = (this.#options.compression ?? "lz4") === "lz4";
     const task = (writer: number): WriteTask => ({
       blob: this.#image.blobPath,
@@ -299,7 +299,7 @@ class Save {
       compress,
       oracle: source === "live" ? this.#oracle : undefined,
     });
-    const results = await pool.runOnAll<WriteTask, WriteResult>("write", task, () => control.store(MACHINE_CANCEL, CANCEL_ASKED));
+    const results = await pool.runOn<WriteTask, WriteResult>(pageThreads, "write", task, () => control.store(MACHINE_CANCEL, CANCEL_ASKED));
     this.#checkCancelled();
     for (const result of results) this.#locations.add(result);
     this.#results.push(...results);

@@ -33,8 +33,10 @@ export interface MachineOptions {
   ramBytes: number;
   /** Number of vCPUs, 1 to 16; each is a thread. */
   vcpus: number;
-  /** Threads that write and load pages, 1 to 4; default: one a core that the vCPUs leave free. */
+  /** Threads that write pages, 1 to 4; default: one a core that the vCPUs leave free. */
   pageThreads?: number;
+  /** Threads that load pages at a resume, 1 to 4; default: one a core, since the booting machine has little to do. */
+  loadThreads?: number;
   /** Takes what the machine prints. */
   onConsole?: (text: string) => void;
 }
@@ -52,6 +54,7 @@ export class Machine {
   readonly tracking: WriteTracking;
   readonly quiesce: Quiesce;
   readonly pageThreads: number;
+  readonly loadThreads: number;
   /** What is under way that only one may do at a time: a save, a resume or a check. */
   busy: "save" | "resume" | "check" | undefined;
   readonly #onConsole: (text: string) => void;
@@ -64,11 +67,8 @@ export class Machine {
     if (!Number.isInteger(options.vcpus) || options.vcpus < 1 || options.vcpus > MAX_VCPUS) {
       throw new HibernaculumError("HIB_USAGE", `${options.vcpus} vCPUs: give 1 to ${MAX_VCPUS}`);
     }
-    const pageThreads = options.pageThreads ?? Math.min(WRITERS_MAX, Math.max(1, cpus().length - options.vcpus));
-    if (!Number.isInteger(pageThreads) || pageThreads < 1 || pageThreads > WRITERS_MAX) {
-      throw new HibernaculumError("HIB_USAGE", `${pageThreads} page threads: give 1 to ${WRITERS_MAX}`);
-    }
-    this.pageThreads = pageThreads;
+    this.pageThreads = threadCount(options.pageThreads ?? cpus().length - options.vcpus, options.pageThreads !== undefined);
+    this.loadThreads = threadCount(options.loadThreads ?? cpus().length, options.loadThreads !== undefined);
     this.memory = createMemory(options.ramBytes);
     this.vcpus = options.vcpus;
     this.core = instantiateCore(this.memory);
@@ -89,7 +89,7 @@ export class Machine {
   static async boot(options: MachineOptions): Promise<Machine> {
     const machine = new Machine(options);
     machine.kernel.boot();
-    machine.#pool = new PagePool(machine.memory, machine.pageThreads);
+    machine.#pool = new PagePool(machine.memory, machine.pageThreads, machine.loadThreads);
     await machine.#startVcpus();
     machine.#consoleTimer = setInterval(() => machine.drainConsole(), CONSOLE_POLL_MS);
     return machine;
@@ -171,4 +171,13 @@ export class Machine {
     await this.#pool?.destroy();
     this.#pool = undefined;
   }
+}
+
+/** A number of page threads; one that nobody asked for is brought into the range. */
+function threadCount(threads: number, asked: boolean): number {
+  if (!asked) return Math.max(1, Math.min(WRITERS_MAX, threads));
+  if (!Number.isInteger(threads) || threads < 1 || threads > WRITERS_MAX) {
+    throw new HibernaculumError("HIB_USAGE", `${threads} page threads: give 1 to ${WRITERS_MAX}`);
+  }
+  return threads;
 }

@@ -11,16 +11,15 @@ import type { SharedMemory } from "../base/wasm.js";
 export type Answer<T> = { ok: true; value: T } | { ok: false; error: SerializedError };
 
 export class PagePool {
-  readonly threads: number;
   readonly #piscina: Piscina;
 
-  constructor(memory: SharedMemory, threads: number) {
-    this.threads = threads;
+  /** @param threads - started now; up to `most` are started when they have work */
+  constructor(memory: SharedMemory, threads: number, most: number) {
     this.#piscina = new Piscina({
       filename: new URL("../../workers/page-pool.js", import.meta.url).href,
       workerData: { memory },
       minThreads: threads,
-      maxThreads: threads,
+      maxThreads: Math.max(threads, most),
       concurrentTasksPerWorker: 1,
       // Tasks are asynchronous and long; the synchronous mode would keep compressed buffers from being freed.
       atomics: "disabled",
@@ -28,13 +27,13 @@ export class PagePool {
   }
 
   /**
-   * Runs a task on every thread and returns their results; all have ended when it returns or throws.
+   * Runs a task on each of `threads` threads and returns their results; all have ended when it returns or throws.
    *
    * @throws the first error; HIB_WORKER_DIED if a thread ended without an answer
    */
-  async runOnAll<Task, Result>(name: "write" | "load", task: (thread: number) => Task, onError: () => void): Promise<Result[]> {
+  async runOn<Task, Result>(threads: number, name: "write" | "load", task: (thread: number) => Task, onError: () => void): Promise<Result[]> {
     const outcomes = await Promise.allSettled(
-      Array.from({ length: this.threads }, async (_, thread) => {
+      Array.from({ length: threads }, async (_, thread) => {
         try {
           const answer: Answer<Result> = await this.#piscina.run(task(thread), { name });
           if (!answer.ok) throw deserializeError(answer.error);

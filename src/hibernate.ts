@@ -24,8 +24,8 @@ import { type AtomicCopy, atomicCopy, claimable, placeInOwnFrames } from "./cow/
 import { type FaultStatistics, readFaultStatistics, resetFaultStatistics } from "./cow/fault-statistics.js";
 import { checkOracle, createOracle } from "./cow/oracle.js";
 import { planFrames } from "./cow/plan.js";
+import { openQueue, readQueue } from "./cow/queue.js";
 import { Reserve } from "./cow/reserve.js";
-import { protectTail, tailQueue } from "./cow/tail.js";
 import { writeCatalogue } from "./image-catalogue.js";
 import { BlobReader } from "./image/blob.js";
 import { loadChecksum } from "./image/checksum.js";
@@ -127,7 +127,7 @@ class Save {
   #estimate = 0;
   #stopped = false;
   #copy: AtomicCopy = { frames: 0, copied: 0, list_ms: 0, copy_ms: 0 };
-  #tail = { end: 0, preimages: 0, waits: 0 };
+  #tail = { end: 0, preimages: 0, refused: 0 };
   #faults: FaultStatistics | undefined;
   #oracleFrames: number | null = null;
   #pause: SaveReport["pause"] = { safepoint_ms: 0, devices_ms: 0, list_ms: 0, copy_ms: 0, overflow_ms: 0, resume_ms: 0, total_ms: 0 };
@@ -207,7 +207,7 @@ class Save {
     }
     const written = hostNow();
     if (this.#keepRunning) {
-      if (this.#copy.copied < this.#copy.frames) protectTail(control, tracking, this.#reserve, this.#copy, this.#reserveLimit());
+      if (this.#copy.copied < this.#copy.frames) this.#protectTail();
       else tracking.disarm();
       quiesce.go();
       this.#stopped = false;
@@ -312,6 +312,17 @@ class Save {
     await this.#write(source);
   }
 
+  /**
+   * The copy-before-write tail: what was not copied is protected again, so that the machine can go on before it is saved.
+   * The queue for pre-images follows the residual set in the lists and has the places that the copies left.
+   */
+  #protectTail(): void {
+    const { control, tracking } = this.#machine;
+    const { frames, copied } = this.#copy;
+    openQueue(control, this.#reserve, frames, Math.max(0, this.#reserveLimit() - copied), copied);
+    tracking.armTail(copied, frames);
+  }
+
   /** Saves the tail: frames as they are if nobody has stored to them since, else the pre-images that the handler kept. */
   async #writeTail(): Promise<void> {
     const { control, tracking } = this.#machine;
@@ -319,7 +330,7 @@ class Save {
     if (copied === frames) return;
     await this.#writeList("tail", copied, frames);
     tracking.disarm(); // and no handler is at work on a pre-image any more
-    this.#tail = tailQueue(control);
+    this.#tail = readQueue(control);
     await this.#writeList("placed", frames, this.#tail.end);
   }
 

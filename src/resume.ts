@@ -21,11 +21,11 @@ import { hostNow } from "./base/control.js";
 import { fromSystemError, HibernaculumError, isSystemError } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
 import {
-  DIRTY_BITMAP, KEEP_BITMAP, FRAME_BYTES, IMAGE_BITMAP, DIRECT_BITMAP, MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_LIST_LENGTH,
-  MACHINE_LOAD_PERCENT, MACHINE_PREIMAGES, MACHINE_PROGRESS, MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_OVERFLOW,
-  MACHINE_QUEUE_ROOM,
+  DIRECT_BITMAP, DIRTY_BITMAP, FRAME_BYTES, IMAGE_BITMAP, KEEP_BITMAP, MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_LOAD_PERCENT,
+  MACHINE_PROGRESS, QUEUE_SPARE,
 } from "./base/layout.js";
 import { atomicRestore, listViews } from "./cow/atomic-copy.js";
+import { openQueue, readQueue } from "./cow/queue.js";
 import { freeOldReserves, Reserve } from "./cow/reserve.js";
 import { claimUse, type Image, isUsed, openImage, recordAttempt } from "./image/directory.js";
 import { BLOB_NAME, MACHINE_VERSION, SAME_FILLED } from "./image/format.js";
@@ -153,13 +153,9 @@ class Resume {
     this.#classified = classify(kernel, this.#image.extents);
     failpoint("resume.allocate");
     const wanted = Math.min(this.#options.queueFrames ?? Infinity, this.#classified.conflicts + 64);
-    this.#reserve.grow(wanted);
-    const room = this.#reserve.list(listViews(control).places, Math.min(wanted, this.#reserve.frames));
-    for (const word of [MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_PROGRESS, MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_OVERFLOW, MACHINE_PREIMAGES]) {
-      control.store(word, 0);
-    }
-    control.store(MACHINE_QUEUE_ROOM, room);
-    control.store(MACHINE_LIST_LENGTH, 0);
+    this.#reserve.grow(wanted + QUEUE_SPARE);
+    openQueue(control, this.#reserve, 0, wanted);
+    for (const word of [MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_PROGRESS]) control.store(word, 0);
     this.#at.classified = hostNow();
   }
 
@@ -198,13 +194,16 @@ class Resume {
     this.#stopped = true;
     const reached = hostNow();
     failpoint("resume.stopped");
-    const late = this.#readOverflow();
+    let late = this.#readOverflow();
+    const refused = readQueue(control).refused;
     if (this.#options.keepImage !== true) await this.#consume();
     failpoint("resume.consume");
+    // The coordinator had turns of its event loop meanwhile, and may have stored to what was equal.
+    if (readQueue(control).refused !== refused) late = this.#readOverflow();
     const consumed = hostNow();
     // From here on there is no way back, and nothing that can fail: everything is in memory and verified.
-    const queued = Math.min(control.load(MACHINE_QUEUE_CURSOR), control.load(MACHINE_QUEUE_ROOM));
-    this.#preimages = control.load(MACHINE_PREIMAGES);
+    const { end: queued, preimages } = readQueue(control);
+    this.#preimages = preimages;
     tracking.disarm();
     atomicRestore(control, core, quiesce, queued);
     for (const { frame, bytes } of late) kernel.memory.loadFrame(frame, bytes);
@@ -270,9 +269,10 @@ class Resume {
   /** Frames that must be patched and found no place in the queue: read once more, now that nothing moves. */
   #readOverflow(): { frame: number; bytes: Uint8Array }[] {
     const { control } = this.#machine;
-    if (control.load(MACHINE_QUEUE_OVERFLOW) === 0) return [];
+    const { end, refused } = readQueue(control);
+    if (refused === 0) return [];
     const { words } = control;
-    const queued = new Set(listViews(control).frames.subarray(0, control.load(MACHINE_QUEUE_ROOM)));
+    const queued = new Set(listViews(control).frames.subarray(0, end));
     const memory = this.#image.memory();
     const late = [];
     for (let frame = 0; frame < this.#image.header.ramFrames; frame++) {

@@ -105,7 +105,7 @@ export interface SaveFacts {
   copy: AtomicCopy;
   pause: SaveReport["pause"];
   reserve: { estimated: number; reserved: number };
-  tail: { preimages: number; waits: number };
+  tail: { preimages: number; refused: number };
   oracleFrames: number | null;
 }
 
@@ -162,7 +162,7 @@ export function saveReport(
       used_frames: copy.copied + facts.tail.preimages,
       overflow_frames: facts.keepRunning ? 0 : left,
     },
-    tail: { frames: facts.keepRunning ? left : 0, preimages: facts.tail.preimages, waits: facts.tail.waits },
+    tail: { frames: facts.keepRunning ? left : 0, preimages: facts.tail.preimages, waits: facts.tail.refused },
     blob: {
       compression: facts.compression,
       chunks: facts.chunks.length,

@@ -68,8 +68,10 @@ export const MACHINE_PROGRESS = 0x30;
 export const MACHINE_KEEP_PREIMAGES = 0x34;
 /** Next free entry of the queue, in the lists: shared by loaders (resume) and the fault handler. */
 export const MACHINE_QUEUE_CURSOR = 0x38;
-/** The queue's entries end here; a claim beyond is refused. The coordinator has QUEUE_SPARE more. */
+/** The queue's entries end here for page loaders and vCPUs; a claim beyond is refused. */
 export const MACHINE_QUEUE_ROOM = 0x3c;
+/** The queue's entries end here for the coordinator, which must not wait: the last QUEUE_SPARE places are its own. */
+export const MACHINE_QUEUE_END = 0x80;
 /** How much of an image is loaded, percent + 1; 0 when nothing is being loaded. Boot processes show it. */
 export const MACHINE_LOAD_PERCENT = 0x40;
 /** Number of frames of RAM. */
@@ -98,7 +100,7 @@ export const KEEP_NONE = 0;
 export const KEEP_FOR_RESTORE = 1;
 /** Snapshot's tail: without room the store waits until the frame is saved. */
 export const KEEP_FOR_TAIL = 2;
-/** Entries of the queue beyond MACHINE_QUEUE_ROOM that only the coordinator may claim: it must not wait. */
+/** Places of the queue that only the coordinator may claim. */
 export const QUEUE_SPARE = 64;
 /** MACHINE_CANCEL: somebody cancelled; or the coordinator had to store and there was no room for the pre-image. */
 export const CANCEL_ASKED = 1;

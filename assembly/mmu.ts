@@ -57,7 +57,8 @@ export function activate(slot: u32, rootFrame: u32): void {
   const generation = atomic.load<u32>(MACHINE_GENERATION);
   const mine = load<u32>(context, CONTEXT_VCPU) == self + 1;
   if (!mine) store<u64>(context, freshContext(), CONTEXT_READ);
-  if (!mine || load<u32>(context, CONTEXT_GENERATION) != generation) {
+  const expired = load<u32>(context, CONTEXT_GENERATION) != generation && load<u32>(MACHINE_SABOTAGE) != SABOTAGE_NO_SHOOTDOWN;
+  if (!mine || expired) {
     store<u64>(context, freshContext(), CONTEXT_WRITE);
   }
   store<u32>(context, self + 1, CONTEXT_VCPU);

@@ -221,7 +221,7 @@ export const SABOTAGE_NONE = 0;
 export const SABOTAGE_NO_MARK = 1;
 /** The store goes before the mark. */
 export const SABOTAGE_STORE_FIRST = 2;
-/** A vCPU acknowledges without dropping its write tags. */
+/** A vCPU acknowledges without dropping its write tags, and takes up a process with its old ones. */
 export const SABOTAGE_NO_SHOOTDOWN = 3;
 /** Only the first page of a page-crossing store is tracked. */
 export const SABOTAGE_NO_CROSSING = 4;

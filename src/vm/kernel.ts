@@ -81,8 +81,9 @@ export class Kernel {
    * @throws HIB_NO_MEMORY, HIB_USAGE when the process table is full
    */
   spawn(text: string, runner: Runner, options: { boot?: boolean } = {}): Process {
-    const slot = this.control.locked(() => this.#embryo(text, runner, options.boot === true));
+    const slot = this.control.locked(() => this.#takeSlot(text));
     try {
+      this.control.locked(() => this.#embryo(slot, text, runner, options.boot === true));
       this.#populate(slot, runner);
     } catch (error) {
       this.control.locked(() => this.#destroy(slot));
@@ -93,19 +94,25 @@ export class Kernel {
     return readProcess(this.memory, slot)!;
   }
 
-  #embryo(text: string, runner: Runner, boot: boolean): number {
+  /** A free slot of the process table, taken. */
+  #takeSlot(text: string): number {
+    if (Buffer.byteLength(text) > FRAME_BYTES) throw new HibernaculumError("HIB_USAGE", "a program's text is at most 4096 bytes");
+    const used = this.memory.load32(K.KERNEL_SLOTS_USED);
+    let slot = 0;
+    while (slot < used && this.memory.load32(this.#at(slot) + K.PROCESS_STATE) !== K.PROCESS_FREE) slot++;
+    if (slot === MAX_PROCESSES) throw new HibernaculumError("HIB_USAGE", `the process table is full (${MAX_PROCESSES})`);
+    if (slot === used) this.memory.store32(K.KERNEL_SLOTS_USED, used + 1);
+    for (let word = 0; word < K.PROCESS_BYTES; word += 4) this.memory.store32(this.#at(slot) + word, 0);
+    this.memory.store32(this.#at(slot) + K.PROCESS_STATE, K.PROCESS_EMBRYO);
+    return slot;
+  }
+
+  #embryo(slot: number, text: string, runner: Runner, boot: boolean): void {
     const memory = this.memory;
     const bytes = new TextEncoder().encode(text);
-    if (bytes.length > FRAME_BYTES) throw new HibernaculumError("HIB_USAGE", "a program's text is at most 4096 bytes");
-    const used = memory.load32(K.KERNEL_SLOTS_USED);
-    let slot = 0;
-    while (slot < used && memory.load32(this.#at(slot) + K.PROCESS_STATE) !== K.PROCESS_FREE) slot++;
-    if (slot === MAX_PROCESSES) throw new HibernaculumError("HIB_USAGE", `the process table is full (${MAX_PROCESSES})`);
     const at = this.#at(slot);
     const pid = memory.load32(K.KERNEL_NEXT_PID);
     memory.store32(K.KERNEL_NEXT_PID, pid + 1);
-    if (slot === used) memory.store32(K.KERNEL_SLOTS_USED, used + 1);
-    for (let word = 0; word < K.PROCESS_BYTES; word += 4) memory.store32(at + word, 0);
     memory.store32(at + K.PROCESS_PID, pid);
     memory.store32(at + K.PROCESS_VCPU, -1);
     memory.store32(at + K.PROCESS_FLAGS, boot ? K.FLAG_BOOT : 0);
@@ -113,17 +120,13 @@ export class Kernel {
     memory.store32(at + K.PROCESS_TEXT_BYTES, bytes.length);
     this.core.dropContext(slot);
     const root = this.#allocateZeroed(pid, K.KIND_PAGE_TABLE);
-    const code = this.#allocateZeroed(pid, K.KIND_USER);
-    if (root === undefined || code === undefined) throw noMemory(2);
+    if (root === undefined) throw noMemory(1);
     memory.store32(at + K.PROCESS_ROOT, root);
-    memory.write(code * FRAME_BYTES, bytes);
-    if (!this.#map(pid, root, CODE_BASE, code, CODE_FLAGS)) throw noMemory(1);
+    if (!this.#mapNew(pid, root, CODE_BASE, 0, CODE_FLAGS, bytes)) throw noMemory(1);
     this.#addArea(at, CODE_BASE, CODE_BASE + FRAME_BYTES, CODE_FLAGS, "code");
     this.#addArea(at, DATA_BASE, DATA_BASE + runner.dataPages * FRAME_BYTES, DATA_FLAGS, "data");
     this.#addArea(at, HEAP_BASE, HEAP_END, DATA_FLAGS, "heap");
     this.#addArea(at, STACK_TOP - runner.stackPages * FRAME_BYTES, STACK_TOP, DATA_FLAGS, "stack");
-    memory.store32(at + K.PROCESS_STATE, K.PROCESS_EMBRYO);
-    return slot;
   }
 
   #addArea(at: number, start: number, end: number, flags: number, kind: AreaKind): void {
@@ -157,14 +160,8 @@ export class Kernel {
   #placeRun(pid: number, root: Pfn, address: VirtualAddress, contents: Uint8Array): void {
     for (const { frame: page, order } of tile(0, contents.length / FRAME_BYTES)) {
       const bytes = contents.subarray(page * FRAME_BYTES, (page + (1 << order)) * FRAME_BYTES);
-      this.control.locked(() => {
-        const frame = this.buddy.allocate(order, pid, K.KIND_USER);
-        if (frame === undefined) throw noMemory(1 << order);
-        this.memory.write(frame * FRAME_BYTES, bytes);
-        for (let i = 0; i < 1 << order; i++) {
-          if (!this.#map(pid, root, address + (page + i) * FRAME_BYTES, frame + i, DATA_FLAGS)) throw noMemory(1);
-        }
-      });
+      const at = address + page * FRAME_BYTES;
+      if (!this.control.locked(() => this.#mapNew(pid, root, at, order, DATA_FLAGS, bytes))) throw noMemory(1 << order);
     }
   }
 
@@ -278,12 +275,8 @@ export class Kernel {
       if ((area.flags & (access === ACCESS_WRITE ? PTE_W : PTE_R)) === 0) throw new GuestFault(`${doing} ${where}: the ${area.kind} area does not allow it`);
       if (!area.demandZero || findLeaf(this.memory, root, address) !== 0) throw new GuestFault(`${doing} ${where}, which is not mapped`);
       const pid = this.memory.load32(at + K.PROCESS_PID);
-      const frame = this.#allocateZeroed(pid, K.KIND_USER);
-      if (frame === undefined) throw new GuestFault(`out of memory at ${doing} ${where}`);
-      if (!this.#map(pid, root, address, frame, area.flags)) {
-        this.buddy.free(frame);
-        throw new GuestFault(`out of memory at ${doing} ${where}`);
-      }
+      const page = Math.floor(address / FRAME_BYTES) * FRAME_BYTES;
+      if (!this.#mapNew(pid, root, page, 0, area.flags)) throw new GuestFault(`out of memory at ${doing} ${where}`);
     });
   }
 
@@ -300,16 +293,7 @@ export class Kernel {
       for (let page = address; page < end; page += FRAME_BYTES) {
         if (findLeaf(this.memory, root, page) !== 0) throw new GuestFault(`map of 0x${page.toString(16)}, which is mapped`);
       }
-      const frame = this.buddy.allocate(order, pid, K.KIND_USER);
-      if (frame === undefined) return false;
-      this.memory.zero(frame, 1 << order);
-      for (let i = 0; i < 1 << order; i++) {
-        if (this.#map(pid, root, address + i * FRAME_BYTES, frame + i, PTE_R | PTE_W | PTE_U)) continue;
-        for (let done = 0; done < i; done++) this.#unmap(root, address + done * FRAME_BYTES);
-        this.buddy.free(frame);
-        return false;
-      }
-      return true;
+      return this.#mapNew(pid, root, address, order, PTE_R | PTE_W | PTE_U);
     });
   }
 
@@ -345,9 +329,23 @@ export class Kernel {
     return frame;
   }
 
-  #map(pid: number, root: Pfn, address: VirtualAddress, frame: Pfn, flags: number): boolean {
-    const page = Math.floor(address / FRAME_BYTES) * FRAME_BYTES;
-    return mapPage(this.memory, root, page, frame, flags, () => this.#allocateZeroed(pid, K.KIND_PAGE_TABLE));
+  /**
+   * Allocates a block of 2^order frames, fills it with `contents` and zeros, and maps it: all of it, or nothing is changed
+   * but for page tables. Caller holds the kernel lock.
+   */
+  #mapNew(pid: number, root: Pfn, address: VirtualAddress, order: number, flags: number, contents?: Uint8Array): boolean {
+    const frame = this.buddy.allocate(order, pid, K.KIND_USER);
+    if (frame === undefined) return false;
+    if (contents === undefined || contents.length < FRAME_BYTES << order) this.memory.zero(frame, 1 << order);
+    if (contents !== undefined) this.memory.write(frame * FRAME_BYTES, contents);
+    const table = () => this.#allocateZeroed(pid, K.KIND_PAGE_TABLE);
+    for (let i = 0; i < 1 << order; i++) {
+      if (mapPage(this.memory, root, address + i * FRAME_BYTES, frame + i, flags, table)) continue;
+      for (let done = 0; done < i; done++) this.#unmap(root, address + done * FRAME_BYTES);
+      this.buddy.free(frame);
+      return false;
+    }
+    return true;
   }
 
   #allocateZeroed(pid: number, kind: number): Pfn | undefined {

@@ -16,6 +16,8 @@ import { frameAt, placeAt } from "./ram";
 
 /** How long a store without room for its pre-image waits before it looks again. */
 const WAIT_NS: i64 = 100000;
+/** How often: after some five seconds the save is given up, not the machine. */
+const WAITS_MAX = 50000;
 
 /** Faults that this thread has taken since it started; the MMU looks here to tell a fault from a plain refill. */
 export let faults: u32 = 0;
@@ -101,6 +103,7 @@ function writeProtectFault(frame: u32, kind: u32): void {
  * one whose mark was the first.
  */
 function openFrame(frame: u32, sabotage: u32): bool {
+  let waits = 0;
   while (true) {
     if (setBit(DIRTY_BITMAP, frame)) {
       if (!testBit(KEEP_BITMAP, frame) || sabotage == SABOTAGE_NO_PREIMAGE || keepPreimage(frame)) {
@@ -116,6 +119,13 @@ function openFrame(frame: u32, sabotage: u32): bool {
       // No room: unmark, so that a page writer may save the frame, and look again.
       clearBit(DIRTY_BITMAP, frame);
       if (load<u32>(MACHINE_KEEP_PREIMAGES) == KEEP_NONE) return true;
+      if (atomic.load<u32>(MACHINE_CANCEL) != 0) {
+        // Nobody saves frames any more, and nobody needs this one: there will be no image.
+        setBit(DIRTY_BITMAP, frame);
+        setBit(OPEN_BITMAP, frame);
+        return true;
+      }
+      if (++waits > WAITS_MAX) atomic.store<u32>(MACHINE_CANCEL, CANCEL_NO_ROOM);
       atomic.wait<i32>(MACHINE_QUEUE_OVERFLOW, atomic.load<i32>(MACHINE_QUEUE_OVERFLOW), WAIT_NS);
     } else {
       // Another thread has it: the store may go once the pre-image is safe, a few hundred ns.

@@ -117,9 +117,10 @@ export class Machine {
   /**
    * Starts a process from a program's text, for example `zipf:pages=50000,rate=200000`.
    *
-   * @throws HIB_USAGE, HIB_NO_MEMORY
+   * @throws HIB_USAGE, HIB_NO_MEMORY, HIB_BUSY while the machine stands still
    */
   spawn(text: string): Process {
+    if (this.quiesce.stopped) throw new HibernaculumError("HIB_BUSY", "the machine is stopped for its image; start processes once it goes on");
     const boot = createBootRunner(text);
     return this.kernel.spawn(text, boot ?? createRunner(text), { boot: boot !== undefined });
   }
@@ -137,6 +138,7 @@ export class Machine {
 
   /** Hands what the machine has printed to whoever listens. */
   drainConsole(): void {
+    if (this.quiesce.stopped) return; // taking it out is a store
     const text = this.control.locked(() => drainConsole(this.kernel.memory));
     if (text !== "") this.#onConsole(text);
   }

@@ -18,7 +18,7 @@ import { hostname } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { hostNow } from "./base/control.js";
-import { fromSystemError, HibernaculumError, isSystemError } from "./base/errors.js";
+import { fromSystemError, HibernaculumError, isSystemError, naming } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
 import {
   DIRECT_BITMAP, DIRTY_BITMAP, FRAME_BYTES, IMAGE_BITMAP, KEEP_BITMAP, MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_LOAD_PERCENT,
@@ -68,7 +68,9 @@ export async function resume(machine: Machine, path: string, options: ResumeOpti
   machine.begin("resume");
   try {
     const began = hostNow();
-    const image = await find(machine, path, options);
+    const image = await find(machine, path, options).catch((error: unknown) => {
+      throw naming(error, path);
+    });
     const work = new Resume(machine, image, options, began);
     try {
       await work.attempt();
@@ -81,7 +83,7 @@ export async function resume(machine: Machine, path: string, options: ResumeOpti
       return work.report();
     } catch (error) {
       work.abandon();
-      throw isSystemError(error) ? fromSystemError(error, `resuming ${path}`) : error;
+      throw isSystemError(error) ? fromSystemError(error, `resuming ${path}`) : naming(error, path);
     } finally {
       work.finish();
       image.close();

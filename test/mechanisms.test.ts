@@ -6,12 +6,21 @@
  * The test plays the vCPUs itself, so that the order of events is given; two tests at the end run a live machine.
  */
 import { join } from "node:path";
-import test, { type ExecutionContext } from "ava";
+import ava, { type ExecutionContext } from "ava";
 import fc from "fast-check";
 import * as layout from "../src/base/layout.js";
 import {
-  KEEP_BITMAP, FRAME_BYTES, LATENCY_SAMPLE, LIST_FRAMES, LIST_PLACES, MACHINE_PREIMAGES, MACHINE_QUEUE_CURSOR,
-  MACHINE_QUEUE_OVERFLOW, MACHINE_QUEUE_ROOM, MACHINE_SABOTAGE, TLB_ENTRIES,
+  KEEP_BITMAP,
+  FRAME_BYTES,
+  LATENCY_SAMPLE,
+  LIST_FRAMES,
+  LIST_PLACES,
+  MACHINE_PREIMAGES,
+  MACHINE_QUEUE_CURSOR,
+  MACHINE_QUEUE_OVERFLOW,
+  MACHINE_QUEUE_ROOM,
+  MACHINE_SABOTAGE,
+  TLB_ENTRIES,
 } from "../src/base/layout.js";
 import { readFaultStatistics } from "../src/cow/fault-statistics.js";
 import { save } from "../src/hibernate.js";
@@ -24,6 +33,9 @@ import type { Process } from "../src/vm/process.js";
 import { CODE_BASE, DATA_BASE, HEAP_BASE } from "../src/vm/program.js";
 import { FlatMemory } from "../src/vm/programs/replay.js";
 import { bootMachine, findWrong, HandMachine, MIB, scratch, sleep, whileStopped } from "./support.js";
+
+/** One at a time: a live machine wants both cores. */
+const test = ava.serial;
 
 const PAGE = FRAME_BYTES;
 const ZERO = new Uint8Array(PAGE);
@@ -101,7 +113,8 @@ test("the mark comes first, then the tag, then the store; one fault in LATENCY_S
     machine.control.store(MACHINE_SABOTAGE, broken);
     const frame = machine.frameOf(process, DATA_BASE);
     const seen: { marked: boolean; stored: boolean }[] = [];
-    machine.onClock = () => seen.push({ marked: machine.isMarked(frame), stored: machine.kernel.memory.load32(frame * PAGE) !== 1 });
+    machine.onClock = () =>
+      seen.push({ marked: machine.isMarked(frame), stored: machine.kernel.memory.load32(frame * PAGE) !== 1 });
     machine.run(process).store32(DATA_BASE, 7);
     t.is(machine.kernel.memory.load32(frame * PAGE), 7);
     machine.onClock = () => t.fail("neither a hit nor the next fault is timed");
@@ -109,7 +122,10 @@ test("the mark comes first, then the tag, then the store; one fault in LATENCY_S
     t.true(LATENCY_SAMPLE > 2);
     return seen;
   };
-  t.deepEqual(order(layout.SABOTAGE_NONE), [{ marked: false, stored: false }, { marked: true, stored: false }]);
+  t.deepEqual(order(layout.SABOTAGE_NONE), [
+    { marked: false, stored: false },
+    { marked: true, stored: false },
+  ]);
   t.true(order(layout.SABOTAGE_STORE_FIRST).some(({ marked, stored }) => stored && !marked));
 });
 
@@ -140,7 +156,10 @@ test("a frame found equal is kept as it was before its first store, once; a full
     const process = machine.spawn(3, 0xaa);
     const { control, kernel } = machine;
     const frames = [0, 1, 2].map((page) => machine.frameOf(process, DATA_BASE + page * PAGE));
-    control.words.set(frames.map((_, i) => POOL_PLACE + i), LIST_PLACES >>> 2);
+    control.words.set(
+      frames.map((_, i) => POOL_PLACE + i),
+      LIST_PLACES >>> 2,
+    );
     control.store(MACHINE_QUEUE_ROOM, room);
     control.store(MACHINE_SABOTAGE, broken);
     machine.tracking.arm(true);
@@ -153,7 +172,10 @@ test("a frame found equal is kept as it was before its first store, once; a full
     }));
     return { queue, claimed: control.load(MACHINE_QUEUE_CURSOR), overflow: control.load(MACHINE_QUEUE_OVERFLOW) };
   };
-  const both = [{ page: 0, old: true }, { page: 1, old: true }];
+  const both = [
+    { page: 0, old: true },
+    { page: 1, old: true },
+  ];
   t.deepEqual(stored(layout.SABOTAGE_NONE, 3), { queue: both, claimed: 2, overflow: 0 });
   t.deepEqual(stored(layout.SABOTAGE_NONE, 1), { queue: both.slice(0, 1), claimed: 1, overflow: 1 });
   t.deepEqual(stored(layout.SABOTAGE_NO_PREIMAGE, 3), { queue: [], claimed: 0, overflow: 0 });
@@ -175,7 +197,8 @@ test("loads and stores at every offset of a page's end agree with a flat memory"
       t.is(memory.load32(at) >>> 0, (0x8123_4567 ^ offset) >>> 0);
       memory.store64(at, 0x89ab_cdef ^ offset, 0xfedc_ba98 ^ offset);
     }
-    for (let i = PAGE - 16; i < PAGE + 16; i++) t.is(core.load8(DATA_BASE + i), flat.load8(DATA_BASE + i), `byte ${i}, store at ${offset}`);
+    for (let i = PAGE - 16; i < PAGE + 16; i++)
+      t.is(core.load8(DATA_BASE + i), flat.load8(DATA_BASE + i), `byte ${i}, store at ${offset}`);
   }
 });
 
@@ -300,7 +323,11 @@ function agree(machine: HandMachine, steps: readonly Access[]): void {
     const { slot } = processes[process]!;
     const vpn = HEAP_BASE / PAGE + (page & 1);
     const mapped = model.page(vpn) !== undefined;
-    const at = what.endsWith("map") ? vpn * PAGE : mapped && value % 2 === 0 ? vpn * PAGE + (offset & ~7) : DATA_BASE + page * PAGE + offset;
+    const at = what.endsWith("map")
+      ? vpn * PAGE
+      : mapped && value % 2 === 0
+        ? vpn * PAGE + (offset & ~7)
+        : DATA_BASE + page * PAGE + offset;
     if (what === "map" && !mapped && kernel.mapBlock(slot, at, 0)) model.add(vpn);
     if (what === "unmap" && mapped) {
       kernel.unmapBlock(slot, at, 0);
@@ -308,13 +335,15 @@ function agree(machine: HandMachine, steps: readonly Access[]): void {
     }
     if (what === "store8" || what === "store32") for (const memory of [core, model]) memory[what](at, value);
     if (what === "store64") for (const memory of [core, model]) memory.store64(at, value, ~value);
-    if ((what === "load8" || what === "load32") && (core[what](at) | 0) !== (model[what](at) | 0)) throw new Error(`${what} of 0x${at.toString(16)}`);
+    if ((what === "load8" || what === "load32") && (core[what](at) | 0) !== (model[what](at) | 0))
+      throw new Error(`${what} of 0x${at.toString(16)}`);
   }
   check();
   for (const [i, process] of processes.entries()) {
     for (const { address, frame } of walkLeaves(machine.kernel.memory, process.root)) {
       const expected = models[i]!.page(address / PAGE) ?? ZERO;
-      if (address !== CODE_BASE && Buffer.compare(machine.kernel.memory.read(frame * PAGE, PAGE), expected) !== 0) throw new Error(`page 0x${address.toString(16)}`);
+      if (address !== CODE_BASE && Buffer.compare(machine.kernel.memory.read(frame * PAGE, PAGE), expected) !== 0)
+        throw new Error(`page 0x${address.toString(16)}`);
     }
     machine.kernel.end(process.slot);
   }
@@ -324,7 +353,12 @@ test("random accesses of two processes on two vCPUs agree with a flat memory, an
   const machine = new HandMachine({ ramBytes: 8 * MIB, vcpus: 2 });
   const property = fc.property(accesses, (steps) => agree(machine, steps));
   t.notThrows(() => fc.assert(property, { numRuns: 300 }));
-  for (const broken of [layout.SABOTAGE_NO_SHOOTDOWN, layout.SABOTAGE_NO_CROSSING, layout.SABOTAGE_NO_AD, layout.SABOTAGE_NO_KERNEL]) {
+  for (const broken of [
+    layout.SABOTAGE_NO_SHOOTDOWN,
+    layout.SABOTAGE_NO_CROSSING,
+    layout.SABOTAGE_NO_AD,
+    layout.SABOTAGE_NO_KERNEL,
+  ]) {
     const fails = fc.property(accesses, (steps) => {
       const other = new HandMachine({ ramBytes: 8 * MIB, vcpus: 2 });
       other.control.store(MACHINE_SABOTAGE, broken);
@@ -350,7 +384,10 @@ for (const sabotage of [layout.SABOTAGE_NO_MARK, layout.SABOTAGE_NO_KERNEL]) {
     const directory = scratch(t);
     await t.throwsAsync(save(machine, join(directory, "image"), { oracle: true, keepRunning: true }), { code: "HIB_ORACLE" });
     machine.control.store(MACHINE_SABOTAGE, layout.SABOTAGE_NONE);
-    t.deepEqual(whileStopped(machine, () => findWrong(machine.kernel.memory)), []);
+    t.deepEqual(
+      whileStopped(machine, () => findWrong(machine.kernel.memory)),
+      [],
+    );
     await save(machine, join(directory, "image"), { oracle: true });
     const image = await openImage(join(directory, "image"));
     t.deepEqual(findWrong(image.memory()), []);

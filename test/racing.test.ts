@@ -8,12 +8,15 @@
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import process from "node:process";
-import test, { type ExecutionContext } from "ava";
+import ava, { type ExecutionContext } from "ava";
 import { save, type SaveOptions } from "../src/hibernate.js";
 import { openImage } from "../src/image/directory.js";
 import type { Machine } from "../src/machine.js";
 import type { SaveReport } from "../src/save-report.js";
 import { bootMachine, Draws, findWrong, MIB, type Replays, scratch, sleep, whileStopped } from "./support.js";
+
+/** One at a time: a live machine wants both cores. */
+const test = ava.serial;
 
 const ROUNDS = Number(process.env["HIB_RACE_ROUNDS"] ?? (process.env["HIB_RACE_MINUTES"] === undefined ? 300 : Infinity));
 const END = Date.now() + 60_000 * Number(process.env["HIB_RACE_MINUTES"] ?? Infinity);
@@ -118,6 +121,7 @@ test("whatever races with a save, the image is the machine at one instant", asyn
   for (const [what, count] of Object.entries(met)) t.true(count > 0, what);
 });
 
+// Fails: nothing keeps Machine.spawn from storing while frames are read in place at the stop.
 test("a process that is started while a machine that hibernates is read is not in its image by half", async (t) => {
   const machine = await bootMachine(t);
   machine.spawn("zipf:pages=500");
@@ -142,6 +146,8 @@ test("a process that is started while a machine that hibernates is read is not i
   image.close();
 });
 
+// Deadlocks, so that it cannot be test.failing: a store that waits for room holds the kernel lock, nobody saves its frame
+// any more, and this thread, which would disarm, waits for the lock.
 test("a snapshot whose stores wait for room can be cancelled: the machine goes on", async (t) => {
   const machine = await bootMachine(t, { pageThreads: 1 });
   for (const seed of [1, 2, 3]) machine.spawn(`heap:slots=200,maxorder=3,seed=${seed}`);
@@ -158,5 +164,8 @@ test("a snapshot whose stores wait for room can be cancelled: the machine goes o
   const looking = setInterval(() => machine.processes(), 1);
   await t.throwsAsync(saved, { code: "HIB_CANCELLED" });
   clearInterval(looking);
-  t.deepEqual(whileStopped(machine, () => findWrong(machine.kernel.memory)), []);
+  t.deepEqual(
+    whileStopped(machine, () => findWrong(machine.kernel.memory)),
+    [],
+  );
 });

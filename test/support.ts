@@ -98,7 +98,8 @@ export function findWrong(memory: ReadableMemory, replays: Replays = new Map()):
     let replay = replays.get(process.pid);
     if (replay === undefined) replays.set(process.pid, (replay = new Replay(process.text)));
     for (const line of checkProcess(memory, process, replay).differences) wrong.push(`${process.pid} ${process.text}: ${line}`);
-    if (process.text.startsWith("incrementer") && !incrementerEdge(edgeBytes(memory, process))) wrong.push(`${process.pid}: no edge`);
+    if (process.text.startsWith("incrementer") && !incrementerEdge(edgeBytes(memory, process)))
+      wrong.push(`${process.pid}: no edge`);
   }
   for (const pid of replays.keys()) if (!processes.some((process) => process.pid === pid)) replays.delete(pid);
   return wrong;
@@ -166,6 +167,8 @@ export class HandMachine {
   /** Puts a process on a vCPU and gives that vCPU's core. */
   run(process: Process, vcpu = 0): Core {
     const { core } = this.vcpus[vcpu]!;
+    for (const [other, slot] of this.#slots.entries())
+      if (slot === process.slot && other !== vcpu) this.vcpus[other]!.core.deactivate();
     this.#slots[vcpu] = process.slot;
     core.activate(process.slot, process.root);
     return core;
@@ -197,6 +200,8 @@ export class HandMachine {
 
   /** Frames that changed since and bear no mark: what an image would have lost. */
   lostSince(hashes: readonly number[]): number[] {
-    return [...this.hashes().entries()].flatMap(([frame, hash]) => (hash === hashes[frame] || this.isMarked(frame) ? [] : [frame]));
+    return [...this.hashes().entries()].flatMap(([frame, hash]) =>
+      hash === hashes[frame] || this.isMarked(frame) ? [] : [frame],
+    );
   }
 }

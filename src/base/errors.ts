@@ -58,7 +58,14 @@ export function isSystemError(error: unknown): boolean {
   return !(error instanceof HibernaculumError) && typeof (error as NodeJS.ErrnoException | undefined)?.code === "string";
 }
 
-export function serializeError(error: unknown): SerializedError {
+/** The error with the path that it is about in its message. */
+export function naming(error: unknown, path: string): unknown {
+  if (!(error instanceof HibernaculumError) || error.message.includes(path)) return error;
+  return new HibernaculumError(error.code, `${path}: ${error.message}`, { cause: error });
+}
+
+export function serializeError(thrown: unknown): SerializedError {
+  const error = isSystemError(thrown) ? fromSystemError(thrown, "a page thread failed") : thrown;
   if (error instanceof HibernaculumError) return { code: error.code, message: error.message };
   return { code: "HIB_INTERNAL", message: error instanceof Error ? error.message : String(error) };
 }

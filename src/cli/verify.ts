@@ -1,6 +1,6 @@
 /** `hib verify`: is an image whole, and is the machine in it consistent? Offline: nothing runs. */
 import type { Command } from "commander";
-import { HibernaculumError } from "../base/errors.js";
+import { HibernaculumError, naming } from "../base/errors.js";
 import { type Image, openImage } from "../image/directory.js";
 import { type Verified, verifyChunks } from "../image/verify.js";
 import { formatBytes, formatCount } from "../stats/format.js";
@@ -60,7 +60,9 @@ async function verify(path: string, { replay, json }: { replay?: boolean; json?:
  */
 export async function verifyImage(image: Image, options: { replay: boolean; progress: ProgressDisplay }): Promise<Verification> {
   const { replay, progress } = options;
-  const chunks = await verifyChunks(image, (done, total) => progress.update({ label: "checksums", done, total, unitBytes: 1 }));
+  const chunks = await verifyChunks(image, (done, total) => progress.update({ label: "checksums", done, total, unitBytes: 1 })).catch((error: unknown) => {
+    throw naming(error, image.path);
+  });
   const memory = image.memory();
   progress.update({ label: "consistency", done: 0, total: 1 });
   const consistency = checkConsistency(memory);

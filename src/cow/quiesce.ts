@@ -24,6 +24,11 @@ export class Quiesce {
     this.#vcpus = vcpus;
   }
 
+  /** Whether the machine stands still: then nobody may store to it but who stopped it. */
+  get stopped(): boolean {
+    return this.#control.load(MACHINE_STOP) === 1;
+  }
+
   /** Brings every vCPU to a safepoint and keeps it there. */
   stop(): void {
     this.#control.store(MACHINE_STOP, 1);

@@ -10,7 +10,7 @@
 import { Control, hostNow } from "../base/control.js";
 import { failpoint } from "../base/failpoints.js";
 import {
-  FRAME_BYTES, LIST_FRAMES, MACHINE_BLOB_CURSOR, MACHINE_CANCEL, MACHINE_CHUNK_CURSOR, MACHINE_CURSOR,
+  CANCEL_ASKED, FRAME_BYTES, LIST_FRAMES, MACHINE_BLOB_CURSOR, MACHINE_CANCEL, MACHINE_CHUNK_CURSOR, MACHINE_CURSOR,
   MACHINE_LIST_LENGTH, MACHINE_PROGRESS, MACHINE_QUEUE_OVERFLOW, MACHINE_STORED, POOL_BASE,
 } from "../base/layout.js";
 import type { SharedMemory } from "../base/wasm.js";
@@ -90,6 +90,10 @@ export async function writePages(memory: SharedMemory, core: Core, task: WriteTa
   const writer = new PageWriter(memory, core, task, blob);
   try {
     return await writer.run();
+  } catch (error) {
+    // A store that waits for room must not wait for this thread any more, whatever the coordinator is doing.
+    new Control(memory).store(MACHINE_CANCEL, CANCEL_ASKED);
+    throw error;
   } finally {
     await writer.settle();
     await blob.close();

@@ -1,0 +1,180 @@
+/**
+ * What the source text must not contain: a second way to store to RAM, or an import that points upward. Tracking is
+ * complete only because every store of the host goes through physical.ts, and every one of the guest through the MMU.
+ */
+import { readdirSync, readFileSync } from "node:fs";
+import { dirname, join, normalize } from "node:path";
+import { fileURLToPath } from "node:url";
+import test from "ava";
+import { Control } from "../src/base/control.js";
+import * as layout from "../src/base/layout.js";
+import { FRAME_BYTES, MAX_FRAMES, MAX_PROCESSES, MAX_VCPUS, RAM_BASE, TLB_ENTRIES } from "../src/base/layout.js";
+import { createMemory, RAM_BYTES_MAX, RAM_BYTES_MIN } from "../src/vm/physical.js";
+
+const ROOT = fileURLToPath(new URL("../..", import.meta.url));
+
+/** Source files by path, without comments. */
+const sources: ReadonlyMap<string, string> = new Map(
+  ["src", "workers"]
+    .flatMap((folder) => readdirSync(join(ROOT, folder), { recursive: true }).map((name) => join(folder, String(name))))
+    .filter((path) => path.endsWith(".ts"))
+    .sort()
+    .map((path) => [path, readFileSync(join(ROOT, path), "utf8").replace(/\/\*.*?\*\/|(?<=^|\s)\/\/.*?$/gms, "")]),
+);
+
+/** How often a pattern is in each file that has it. */
+function count(pattern: RegExp): Record<string, number> {
+  const found = [...sources].map(([path, text]) => [path, [...text.matchAll(pattern)].length] as const);
+  return Object.fromEntries(found.filter(([, times]) => times > 0));
+}
+
+/** Every use of `.buffer` there may be. Whoever adds one says here what it is a view of. */
+const BUFFERS: Record<string, [times: number, what: string]> = {
+  "src/base/control.ts": [2, "the control area: ends where RAM begins (tested below)"],
+  "src/image/catalogue.ts": [1, "the fills of an extent table"],
+  "src/image/codec.ts": [1, "a payload that was read from a file"],
+  "src/image/format.ts": [2, "a header's page"],
+  "src/image/image-memory.ts": [2, "a frame that was read from a file"],
+  "src/restore/page-loader.ts": [1, "a same-filled page"],
+  "src/vm/console.ts": [1, "one word"],
+  "src/vm/physical.ts": [4, "RAM: the choke point"],
+  "src/vm/programs/contents.ts": [2, "templates of initial contents"],
+  "src/vm/programs/replay.ts": [1, "a replay's own memory"],
+  "src/writer/page-writer.ts": [1, "the control area: as long as Control's view"],
+};
+
+test("only physical.ts has a view of RAM", (t) => {
+  t.deepEqual(count(/\.buffer\b/g), Object.fromEntries(Object.entries(BUFFERS).map(([path, [times]]) => [path, times])));
+  t.deepEqual(count(/memory\.buffer\b/g), {
+    "src/base/control.ts": 2, // bounded
+    "src/vm/physical.ts": 4,
+    "src/writer/page-writer.ts": 1, // bounded
+  });
+  t.regex(sources.get("src/writer/page-writer.ts")!, /new Uint8Array\(memory\.buffer, 0, this\.#control\.words\.byteLength\)/);
+});
+
+test("the control area's views end where RAM begins", (t) => {
+  const { words, floats } = new Control(createMemory(RAM_BYTES_MIN));
+  t.is(words.byteOffset + words.byteLength, RAM_BASE);
+  t.is(floats.byteOffset + floats.byteLength, RAM_BASE);
+});
+
+test("only physical.ts makes the memory, only core.ts an instance over it", (t) => {
+  t.deepEqual(Object.keys(count(/wasm\.Memory|WebAssembly\.Memory/g)), ["src/vm/physical.ts"]);
+  t.deepEqual(Object.keys(count(/wasm\.Instance|WebAssembly\.Instance/g)), ["src/vm/core.ts"]);
+});
+
+test("what stores to RAM is called where it may be", (t) => {
+  const callers = (name: string) => Object.keys(count(new RegExp(`\\.${name}\\(`, "g")));
+  for (const name of ["kernelStore8", "kernelStore32", "kernelStoreFloat64", "kernelZero", "beforeBulkStore"]) {
+    t.true(
+      callers(name).every((path) => path === "src/vm/physical.ts"),
+      `${name}: ${callers(name)}`,
+    );
+  }
+  // Untracked stores: the direct load, the reserve, and the atomic copy and restore while everything is stopped.
+  t.deepEqual(callers("loadFrame"), ["src/restore/page-loader.ts", "src/resume.ts"]);
+  t.deepEqual(callers("loadPlace"), ["src/restore/page-loader.ts"]);
+  t.deepEqual(callers("touch"), ["src/cow/reserve.ts"]);
+  t.deepEqual(callers("scatter"), ["src/cow/atomic-copy.ts", "src/vm/vcpu.ts"]);
+  t.deepEqual(callers("gather"), ["src/cow/atomic-copy.ts", "src/vm/vcpu.ts"]);
+});
+
+/** What each layer may import: a folder, or a file by its path. Node's own modules are everybody's. */
+const LAYERS: Record<string, string[]> = {
+  "src/base": [],
+  "src/image": ["src/base", "better-sqlite3", "lz4-napi", "xxhash-wasm"],
+  "src/vm": ["src/base"],
+  "src/cow": ["src/base", "src/vm"],
+  "src/writer": ["src/base", "src/image", "src/vm/core.ts", "piscina"],
+  "src/restore": [
+    "src/base",
+    "src/image",
+    "src/vm/core.ts",
+    "src/vm/physical.ts",
+    "src/vm/kernel.ts",
+    "src/vm/kernel-layout.ts",
+    "src/vm/walker.ts",
+  ],
+  "src/save-report.ts": ["src/base", "src/vm", "src/cow", "src/image", "src/writer", "src/machine.ts"],
+  "src/resume-report.ts": ["src/base"],
+  "src/image-catalogue.ts": ["src/base", "src/image", "src/vm", "src/save-report.ts"],
+  "src/machine.ts": ["src/base", "src/vm", "src/cow", "src/writer"],
+  "src/hibernate.ts": [
+    "src/base",
+    "src/vm",
+    "src/cow",
+    "src/image",
+    "src/writer",
+    "src/machine.ts",
+    "src/image-catalogue.ts",
+    "src/save-report.ts",
+  ],
+  "src/resume.ts": ["src/base", "src/vm", "src/cow", "src/image", "src/restore", "src/machine.ts", "src/resume-report.ts"],
+  "src/server": [
+    "src/base",
+    "src/vm",
+    "src/machine.ts",
+    "src/hibernate.ts",
+    "src/resume.ts",
+    "src/save-report.ts",
+    "src/resume-report.ts",
+  ],
+  "src/stats": ["src/base", "src/server", "src/save-report.ts", "src/resume-report.ts", "cli-table3", "picocolors"],
+  "src/cli": ["src", "cli-progress", "commander", "picocolors"],
+  "src/index.ts": ["src"],
+  workers: ["src/base", "src/vm", "src/writer", "src/restore"],
+};
+
+test("imports only point down", (t) => {
+  const isIn = (path: string, place: string) => path === place || path.startsWith(`${place}/`);
+  for (const [path, text] of sources) {
+    const layer = Object.keys(LAYERS).find((place) => isIn(path, place));
+    if (layer === undefined) {
+      t.fail(`${path} is in no layer`);
+      continue;
+    }
+    for (const [, name] of text.matchAll(/\b(?:from |import |import\()"([\w@./:-]+)"/g)) {
+      if (name!.startsWith("node:")) continue;
+      const target = name!.startsWith(".") ? normalize(join(dirname(path), name!)).replace(/\.js$/, ".ts") : name!;
+      t.true(
+        [layer, ...LAYERS[layer]!].some((place) => isIn(target, place)),
+        `${path} imports ${target}`,
+      );
+    }
+  }
+  t.true(sources.size > 40);
+});
+
+test("the areas of the control area do not overlap, and end below RAM", (t) => {
+  const threads = MAX_VCPUS + 1;
+  const bytes: Record<string, number> = {
+    VCPU_AREA: threads * layout.VCPU_BYTES,
+    CONTEXT_AREA: MAX_PROCESSES * layout.CONTEXT_BYTES,
+    FAULT_COUNT_AREA: threads * MAX_PROCESSES * layout.FAULT_KINDS * 4,
+    FAULT_TIMELINE: threads * layout.TIMELINE_BINS * 4,
+    FAULT_LATENCY: threads * layout.LATENCY_BINS * 4,
+    STEP_TIMELINE: MAX_VCPUS * layout.TIMELINE_BINS * 4,
+    LIST_FRAMES: MAX_FRAMES * 4,
+    LIST_PLACES: MAX_FRAMES * 4,
+    TLB_AREA: MAX_VCPUS * (TLB_ENTRIES << layout.TLB_ENTRY_SHIFT),
+    POOL_BASE: layout.POOL_BYTES,
+  };
+  const numbers = Object.entries(layout as Record<string, number>);
+  const areas = numbers
+    .filter(([name]) => /_AREA$|_BITMAP$|_TIMELINE$|^LIST_|^FAULT_LATENCY$|^POOL_BASE$/.test(name))
+    .map(([name, from]) => ({ name, from, to: from + (bytes[name] ?? layout.BITMAP_BYTES) }));
+  t.is(areas.length, Object.keys(bytes).length + areas.filter(({ name }) => name.endsWith("_BITMAP")).length);
+  const words = numbers.filter(([name]) => name.startsWith("MACHINE_")).map(([, at]) => at);
+  t.is(new Set(words).size, words.length);
+  areas.push(
+    { name: "machine words", from: 0, to: Math.max(...words) + 8 },
+    { name: "RAM", from: layout.RAM_BASE, to: Infinity },
+  );
+  areas.sort((a, b) => a.from - b.from);
+  for (const [i, area] of areas.entries())
+    t.true(i === 0 || areas[i - 1]!.to <= area.from, `${areas[i - 1]?.name} runs into ${area.name}`);
+  t.is(areas.at(-1)!.name, "RAM");
+  t.is(layout.BITMAP_BYTES * 8, MAX_FRAMES);
+  t.true(RAM_BYTES_MAX <= MAX_FRAMES * FRAME_BYTES);
+});

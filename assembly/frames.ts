@@ -7,7 +7,7 @@
  */
 import {
   BITMAP_BYTES, DIRTY_BITMAP, FAULT_DEVICE, FAULT_KERNEL, FRAME_BYTES, FRAME_SHIFT, KEEP_BITMAP, LIST_FRAMES, LIST_PLACES,
-  MACHINE_CURSOR, MACHINE_LIST_LENGTH, MACHINE_QUEUE_OVERFLOW, OPEN_BITMAP, PLANNED_BITMAP, SAVEABLE_BITMAP, STOP_BITMAP,
+  MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_LIST_LENGTH, MACHINE_QUEUE_OVERFLOW, OPEN_BITMAP, PLANNED_BITMAP, SAVEABLE_BITMAP, STOP_BITMAP,
 } from "../src/base/layout";
 import { frameAt, physical, placeAt } from "./ram";
 import { beforeStore, clearBit, setBit, testBit, testBitAfterReads } from "./tracking";
@@ -194,7 +194,7 @@ function stageFrame(from: usize, to: usize, fill: usize): u8 {
  */
 function stageTail(frame: u32, to: usize, fill: usize): u8 {
   while (true) {
-    if (testBit(OPEN_BITMAP, frame)) return SKIPPED;
+    if (testBit(OPEN_BITMAP, frame) || load<u32>(MACHINE_CANCEL) != 0) return SKIPPED;
     if (!testBitAfterReads(DIRTY_BITMAP, frame)) {
       const verdict = stageFrame(frameAt(frame), to, fill);
       if (!testBitAfterReads(DIRTY_BITMAP, frame)) {

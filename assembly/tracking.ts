@@ -106,7 +106,7 @@ function openFrame(frame: u32, sabotage: u32): bool {
   let waits = 0;
   while (true) {
     if (setBit(DIRTY_BITMAP, frame)) {
-      if (!testBit(KEEP_BITMAP, frame) || sabotage == SABOTAGE_NO_PREIMAGE || keepPreimage(frame)) {
+      if (!testBitAtomically(KEEP_BITMAP, frame) || sabotage == SABOTAGE_NO_PREIMAGE || keepPreimage(frame)) {
         setBit(OPEN_BITMAP, frame);
         return true;
       }

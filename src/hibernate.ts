@@ -89,21 +89,26 @@ export async function save(machine: Machine, path: string, options: SaveOptions 
   try {
     const image = await createPartial(path);
     const work = new Save(machine, image, options);
+    let report: SaveReport;
     try {
       await work.prepare();
       work.arm();
       await work.stream();
       await work.stop();
       await work.writeResidual();
-      const report = await work.publish();
-      if (options.keepRunning !== true) await machine.powerOff();
-      return report;
+      report = await work.publish();
     } catch (error) {
       await work.abandon();
       throw isSystemError(error) ? fromSystemError(error, `saving ${path}`) : error;
     } finally {
       work.finish();
     }
+    try {
+      failpoint("save.published");
+    } finally {
+      if (options.keepRunning !== true) await machine.powerOff(); // there is an image: only one of the two may go on
+    }
+    return report;
   } finally {
     machine.busy = undefined;
   }
@@ -260,7 +265,6 @@ class Save {
       });
       this.#checkCancelled();
       await this.#image.publish();
-      failpoint("save.published");
       const published = hostNow();
       const { phases_ms } = report;
       return {

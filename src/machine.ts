@@ -120,7 +120,6 @@ export class Machine {
    * @throws HIB_USAGE, HIB_NO_MEMORY, HIB_BUSY while the machine stands still
    */
   spawn(text: string): Process {
-    if (this.quiesce.stopped) throw new HibernaculumError("HIB_BUSY", "the machine is stopped for its image; start processes once it goes on");
     const boot = createBootRunner(text);
     return this.kernel.spawn(text, boot ?? createRunner(text), { boot: boot !== undefined });
   }

@@ -144,6 +144,7 @@ class Resume {
   /** S2.5: a resume that dies leaves a trace of having been tried. */
   async attempt(): Promise<void> {
     this.#at.opened = hostNow();
+    this.#checkCancelled();
     if (this.#options.keepImage !== true) await recordAttempt(this.#image.path);
     failpoint("resume.attempt");
     this.#options.signal?.addEventListener("abort", this.#cancel);
@@ -158,6 +159,7 @@ class Resume {
     this.#reserve.grow(wanted + QUEUE_SPARE);
     openQueue(control, this.#reserve, 0, wanted);
     for (const word of [MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_PROGRESS]) control.store(word, 0);
+    this.#checkCancelled();
     this.#at.classified = hostNow();
   }
 
@@ -175,9 +177,7 @@ class Resume {
     try {
       this.#reportProgress();
       this.#results = await pool.runOn<LoadTask, LoadResult>(loadThreads, "load", () => task, () => control.store(MACHINE_CANCEL, 1));
-      if (this.#options.signal?.aborted === true) {
-        throw new HibernaculumError("HIB_CANCELLED", "the resume was cancelled; the boot goes on and the image is as it was");
-      }
+      this.#checkCancelled();
       this.#reportProgress();
     } finally {
       clearInterval(watch);
@@ -246,6 +246,12 @@ class Resume {
   }
 
   // ---- parts ----
+
+  #checkCancelled(): void {
+    if (this.#options.signal?.aborted === true) {
+      throw new HibernaculumError("HIB_CANCELLED", "the resume was cancelled; the boot goes on and the image is as it was");
+    }
+  }
 
   #loadTask(): LoadTask {
     const { chunks, extents, path } = this.#image;

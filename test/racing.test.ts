@@ -146,8 +146,6 @@ test("a process that is started while a machine that hibernates is read is not i
   image.close();
 });
 
-// Deadlocks, so that it cannot be test.failing: a store that waits for room holds the kernel lock, nobody saves its frame
-// any more, and this thread, which would disarm, waits for the lock.
 test("a snapshot whose stores wait for room can be cancelled: the machine goes on", async (t) => {
   const machine = await bootMachine(t, { pageThreads: 1 });
   for (const seed of [1, 2, 3]) machine.spawn(`heap:slots=200,maxorder=3,seed=${seed}`);

@@ -53,6 +53,11 @@ export function fromSystemError(error: unknown, doing: string): HibernaculumErro
   return new HibernaculumError("HIB_IO", `${doing}: ${text}`, { cause: error });
 }
 
+/** What is wrong with an image that is not what was written. */
+export function damaged(code: "HIB_CORRUPT" | "HIB_TRUNCATED", what: string, options?: { cause?: unknown }): HibernaculumError {
+  return new HibernaculumError(code, `${what}: the image is damaged, use another copy of it`, options);
+}
+
 /** An error of Node's file system or of a failure point that acts as one. */
 export function isSystemError(error: unknown): boolean {
   return !(error instanceof HibernaculumError) && typeof (error as NodeJS.ErrnoException | undefined)?.code === "string";

@@ -55,12 +55,15 @@ export class WriteTracking {
     this.#control.add(MACHINE_GENERATION, 1);
   }
 
-  /** Loosens. If pre-images were kept: no handler is at work on one any more when this returns. */
+  /**
+   * Loosens. When this returns, no handler is at work any more: none will put a late mark into the bitmap of the next arm,
+   * or a pre-image into a place that has been given back.
+   */
   disarm(): void {
-    const kept = this.#control.load(MACHINE_KEEP_PREIMAGES) !== KEEP_NONE;
+    if (this.#control.load(MACHINE_ARMED) === 0) return;
     this.#control.store(MACHINE_ARMED, 0);
     this.#control.store(MACHINE_KEEP_PREIMAGES, KEEP_NONE);
-    if (kept) this.#shootDown();
+    this.#shootDown();
   }
 
   /** Publishes a new generation and waits until every vCPU has passed a safepoint and acknowledged it there. */

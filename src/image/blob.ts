@@ -10,7 +10,7 @@
 import { closeSync, constants, openSync, read as readCallback, readSync } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import { promisify } from "node:util";
-import { fromSystemError, HibernaculumError } from "../base/errors.js";
+import { fromSystemError, damaged } from "../base/errors.js";
 import { failpoint } from "../base/failpoints.js";
 import { FRAME_BYTES } from "../base/layout.js";
 
@@ -165,7 +165,7 @@ export class BlobReader {
   }
 
   #checked(bytesRead: number, end: number): number {
-    if (bytesRead === 0) throw new HibernaculumError("HIB_TRUNCATED", `${this.path} ends before byte ${end}`);
+    if (bytesRead === 0) throw damaged("HIB_TRUNCATED", `${this.path} ends before byte ${end}`);
     return bytesRead;
   }
 

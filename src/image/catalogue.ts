@@ -11,7 +11,7 @@
 import { open } from "node:fs/promises";
 import { join } from "node:path";
 import Database from "better-sqlite3";
-import { fromSystemError, HibernaculumError } from "../base/errors.js";
+import { fromSystemError, damaged, HibernaculumError } from "../base/errors.js";
 import type { Pfn, VirtualAddress } from "../base/memory.js";
 import { hashFile } from "./checksum.js";
 import { CATALOGUE_NAME, type Chunk, type Extent, ExtentTable, SAME_FILLED } from "./format.js";
@@ -228,7 +228,7 @@ export class Catalogue {
       "SELECT count(*), total(pfn NOT BETWEEN 0 AND 0xffffffff OR frames NOT BETWEEN 1 AND 0xffffffff OR first NOT BETWEEN 0 AND 0xffff" +
         " OR chunk NOT BETWEEN 0 AND 0x7fffffff OR (chunk IS NULL) <> (first IS NULL) OR (chunk IS NULL) = (fill IS NULL)) FROM extent",
     )[0]!;
-    if (outside !== 0) throw new HibernaculumError("HIB_CORRUPT", `${this.path}: ${outside} extents are out of range`);
+    if (outside !== 0) throw damaged("HIB_CORRUPT", `${this.path}: ${outside} extents are out of range`);
     const table = new ExtentTable(count);
     const halves = new Uint32Array(table.fill.buffer);
     this.#attempt(() => {
@@ -286,7 +286,7 @@ export class Catalogue {
     try {
       return JSON.parse(text);
     } catch (error) {
-      throw new HibernaculumError("HIB_CORRUPT", `${this.path}: a value is not JSON`, { cause: error });
+      throw damaged("HIB_CORRUPT", `${this.path}: a value is not JSON`, { cause: error });
     }
   }
 

@@ -9,7 +9,7 @@
  * and if they change in between, frames that nobody wrote decode wrongly and without an error.
  */
 import { compressSync, uncompressSync } from "lz4-napi";
-import { HibernaculumError } from "../base/errors.js";
+import { damaged, type HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import { checksum } from "./checksum.js";
 import { type Chunk, CODEC_LZ4, CODEC_RAW, padded } from "./format.js";
@@ -61,5 +61,5 @@ export function decodeChunk(chunk: Chunk, stored: Uint8Array): Uint8Array {
 }
 
 function corrupt(chunk: Chunk, what: string, cause?: unknown): HibernaculumError {
-  return new HibernaculumError("HIB_CORRUPT", `chunk ${chunk.id} at offset ${chunk.offset} of the blob ${what}`, { cause });
+  return damaged("HIB_CORRUPT", `chunk ${chunk.id} at offset ${chunk.offset} of the blob ${what}`, { cause });
 }

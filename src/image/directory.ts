@@ -18,7 +18,7 @@ import { lstat, mkdir, open, readdir, readFile, rename, rm, stat } from "node:fs
 import { hostname } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
 import process from "node:process";
-import { fromSystemError, HibernaculumError } from "../base/errors.js";
+import { fromSystemError, damaged, HibernaculumError } from "../base/errors.js";
 import { failpoint } from "../base/failpoints.js";
 import { BlobReader } from "./blob.js";
 import { Catalogue } from "./catalogue.js";
@@ -149,7 +149,7 @@ export async function openImage(path: string, { machineVersion }: OpenOptions = 
   await loadChecksum();
   const directory = resolve(path);
   if (!(await statIfThere(directory))?.isDirectory()) {
-    throw new HibernaculumError("HIB_NOT_AN_IMAGE", `no image at ${path}`);
+    throw new HibernaculumError("HIB_NOT_AN_IMAGE", `no image at ${path}; give the directory that hib save made`);
   }
   const blobBytes = await sizeOf(directory, BLOB_NAME);
   const catalogueBytes = await sizeOf(directory, CATALOGUE_NAME);
@@ -163,7 +163,7 @@ export async function openImage(path: string, { machineVersion }: OpenOptions = 
     checkSize(path, CATALOGUE_NAME, catalogueBytes, header.catalogueBytes);
     const { hash } = await hashFile(join(directory, CATALOGUE_NAME));
     if (hash !== header.catalogueHash) {
-      throw new HibernaculumError("HIB_CORRUPT", `${path}: the catalogue does not agree with its checksum`);
+      throw damaged("HIB_CORRUPT", `${path}: the catalogue does not agree with its checksum`);
     }
     catalogue = Catalogue.open(directory);
     const contents = { header, catalogue, chunks: catalogue.chunks(), extents: catalogue.extents(), blob };
@@ -294,7 +294,7 @@ async function sizeOf(directory: string, name: string): Promise<number> {
 
 function checkSize(path: string, name: string, found: number, expected: number): void {
   if (found !== expected)
-    throw new HibernaculumError("HIB_TRUNCATED", `${path}: ${name} is ${found} bytes long, and ${expected} were saved`);
+    throw damaged("HIB_TRUNCATED", `${path}: ${name} is ${found} bytes long, and ${expected} were saved`);
 }
 
 /** Renames a directory to a name that must be free. */

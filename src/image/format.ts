@@ -10,7 +10,7 @@
  * - The format's version stands apart from the program's: it is raised when a reader of the old one would go wrong.
  */
 
-import { HibernaculumError } from "../base/errors.js";
+import { damaged, HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import type { Pfn } from "../base/memory.js";
 import { checksum } from "./checksum.js";
@@ -120,7 +120,7 @@ export function decodeHeader(
       `${where}: the blob has no header: not an image, or one that was never completed`,
     );
   }
-  if (page.length < HEADER_BYTES) throw new HibernaculumError("HIB_TRUNCATED", `${where}: the blob ends in its header`);
+  if (page.length < HEADER_BYTES) throw damaged("HIB_TRUNCATED", `${where}: the blob ends in its header`);
   const version = view.getUint32(4, true);
   if (version !== FORMAT_VERSION) {
     throw new HibernaculumError(
@@ -129,7 +129,7 @@ export function decodeHeader(
     );
   }
   if (checksum(page.subarray(0, HASH_AT)) !== view.getBigUint64(HASH_AT, true) || view.getUint32(12, true) !== HEADER_BYTES) {
-    throw new HibernaculumError("HIB_CORRUPT", `${where}: the header does not agree with its checksum`);
+    throw damaged("HIB_CORRUPT", `${where}: the header does not agree with its checksum`);
   }
   const machineVersion = view.getUint32(8, true);
   if (expectedMachineVersion !== undefined && machineVersion !== expectedMachineVersion) {

@@ -4,7 +4,7 @@
  * Whether the *machine* inside is consistent (buddy allocator, page tables) is for those who know machines.
  */
 
-import { HibernaculumError } from "../base/errors.js";
+import { damaged, type HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import type { BlobReader } from "./blob.js";
 import type { Catalogue } from "./catalogue.js";
@@ -128,5 +128,5 @@ function same(what: string, found: number, expected: number): void {
 }
 
 function corrupt(what: string): HibernaculumError {
-  return new HibernaculumError("HIB_CORRUPT", `the image does not agree with itself: ${what}`);
+  return damaged("HIB_CORRUPT", `the image does not agree with itself: ${what}`);
 }

@@ -171,9 +171,9 @@ class PageLoader {
       this.#result.equal_marked++;
     } else this.#result.different++;
     this.#queue(frame, bytes);
-    // Its bytes are safe: lift the protection, so that the booting machine faults on it no more.
-    this.#core.mark(DIRTY_BITMAP, frame);
-    this.#core.mark(OPEN_BITMAP, frame);
+    // Its bytes are safe: lift the protection, so that the booting machine faults on it no more. If a handler has the frame,
+    // it may be copying: then it is the handler's to open.
+    if (this.#core.mark(DIRTY_BITMAP, frame) !== 0) this.#core.mark(OPEN_BITMAP, frame);
   }
 
   #queue(frame: Pfn, bytes: Uint8Array): void {

@@ -7,7 +7,7 @@
 import { HibernaculumError } from "../base/errors.js";
 import { Control } from "../base/control.js";
 import {
-  ACCESS_WRITE, FRAME_BYTES, MACHINE_FRAMES, MAX_PROCESSES, PTE_R, PTE_U, PTE_W,
+  ACCESS_WRITE, FRAME_BYTES, MACHINE_FRAMES, MACHINE_STOP, MAX_PROCESSES, PTE_R, PTE_U, PTE_W,
 } from "../base/layout.js";
 import type { Pfn, VirtualAddress } from "../base/memory.js";
 import type { SharedMemory } from "../base/wasm.js";
@@ -78,9 +78,10 @@ export class Kernel {
    *
    * @param text - the program's text, kept in the code page
    * @param runner - made from that text; its data area is filled here
-   * @throws HIB_NO_MEMORY, HIB_USAGE when the process table is full
+   * @throws HIB_NO_MEMORY, HIB_USAGE when the process table is full, HIB_BUSY while the machine stands still
    */
   spawn(text: string, runner: Runner, options: { boot?: boolean } = {}): Process {
+    this.#refuseWhileStopped();
     const slot = this.control.locked(() => this.#takeSlot(text));
     try {
       this.control.locked(() => this.#embryo(slot, text, runner, options.boot === true));
@@ -165,13 +166,21 @@ export class Kernel {
     }
   }
 
-  /** Ends a process; a running one goes at its vCPU's next safepoint. */
+  /** Ends a process; a running one goes at its vCPU's next safepoint. @throws HIB_BUSY while the machine stands still */
   end(slot: number): void {
+    this.#refuseWhileStopped();
     this.control.locked(() => {
       const state = this.memory.load32(this.#at(slot) + K.PROCESS_STATE);
       if (state === K.PROCESS_RUNNING) this.memory.store32(this.#at(slot) + K.PROCESS_STATE, K.PROCESS_ENDING);
       else if (state !== K.PROCESS_FREE && state !== K.PROCESS_ENDING) this.#destroy(slot);
     });
+  }
+
+  /** Whoever stopped the machine reads its memory as that of one instant. */
+  #refuseWhileStopped(): void {
+    if (this.control.load(MACHINE_STOP) === 1) {
+      throw new HibernaculumError("HIB_BUSY", "the machine stands still for its image; start and end processes once it goes on");
+    }
   }
 
   #destroy(slot: number): void {

@@ -6,7 +6,7 @@
  * that the booting kernel has allocated for it and nobody else touches).
  */
 import {
-  BITMAP_BYTES, DIRTY_BITMAP, FAULT_DEVICE, FAULT_KERNEL, FRAME_BYTES, FRAME_SHIFT, KEEP_BITMAP, LIST_FRAMES, LIST_PLACES,
+  BITMAP_BYTES, DIRTY_BITMAP, FAULT_DEVICE, FAULT_KERNEL, FRAME_BYTES, FRAME_SHIFT, KEEP_BITMAP, KERNEL_BITMAP, LIST_FRAMES, LIST_PLACES,
   MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_LIST_LENGTH, MACHINE_QUEUE_OVERFLOW, OPEN_BITMAP, PLANNED_BITMAP, SAVEABLE_BITMAP, STOP_BITMAP,
 } from "../src/base/layout";
 import { frameAt, physical, placeAt } from "./ram";
@@ -88,17 +88,30 @@ function residualWord(saveable: u32, at: u32): u64 {
   return load<u64>(saveable + at) & (load<u64>(DIRTY_BITMAP + at) | ~load<u64>(PLANNED_BITMAP + at));
 }
 
-/** Writes the frames of a bitmap into LIST_FRAMES; returns their number. */
-export function listBitmap(bitmap: u32): u32 {
+/**
+ * Writes the planned frames into LIST_FRAMES, the kernel's first: so whoever looks for page tables in an image finds them
+ * in a few chunks. Returns their number.
+ */
+export function listPlanned(): u32 {
   let length: u32 = 0;
-  for (let at: u32 = 0; at < <u32>BITMAP_BYTES; at += 8) length = listWord(load<u64>(bitmap + at), at << 3, length);
+  for (let at: u32 = 0; at < <u32>BITMAP_BYTES; at += 8) {
+    length = listWord(load<u64>(PLANNED_BITMAP + at) & load<u64>(KERNEL_BITMAP + at), at << 3, length);
+  }
+  for (let at: u32 = 0; at < <u32>BITMAP_BYTES; at += 8) {
+    length = listWord(load<u64>(PLANNED_BITMAP + at) & ~load<u64>(KERNEL_BITMAP + at), at << 3, length);
+  }
   return length;
 }
 
-/** Writes the residual set (of STOP_BITMAP) into LIST_FRAMES; returns its size. */
+/** Writes the residual set (of STOP_BITMAP) into LIST_FRAMES, the kernel's frames first; returns its size. */
 export function listResidual(): u32 {
   let length: u32 = 0;
-  for (let at: u32 = 0; at < <u32>BITMAP_BYTES; at += 8) length = listWord(residualWord(STOP_BITMAP, at), at << 3, length);
+  for (let at: u32 = 0; at < <u32>BITMAP_BYTES; at += 8) {
+    length = listWord(residualWord(STOP_BITMAP, at) & load<u64>(KERNEL_BITMAP + at), at << 3, length);
+  }
+  for (let at: u32 = 0; at < <u32>BITMAP_BYTES; at += 8) {
+    length = listWord(residualWord(STOP_BITMAP, at) & ~load<u64>(KERNEL_BITMAP + at), at << 3, length);
+  }
   return length;
 }
 

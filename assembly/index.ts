@@ -3,5 +3,5 @@ export { acknowledge, activate, attach, deactivate, dropContext, invalidate, loa
 export { claimQueueEntry, setTimelineBin } from "./tracking";
 export {
   beforeBulkStore, clearBitmap, copyBitmap, countBits, countResidual, gather, hashFrame, isSameFilled, kernelStore32,
-  kernelStore8, kernelStoreFloat64, kernelZero, listBitmap, listResidual, mark, markListed, scatter, setBits, stage, touch,
+  kernelStore8, kernelStoreFloat64, kernelZero, listPlanned, listResidual, mark, markListed, scatter, setBits, stage, touch,
 } from "./frames";

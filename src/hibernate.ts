@@ -122,6 +122,7 @@ class Save {
   readonly #keepRunning: boolean;
   readonly #id = randomUUID();
   readonly #began = hostNow();
+  readonly #writers: number;
   readonly #reserve: Reserve;
   readonly #locations: Locations;
   readonly #oracle: SharedArrayBuffer | undefined;
@@ -145,7 +146,8 @@ class Save {
     this.#image = image;
     this.#options = options;
     this.#keepRunning = options.keepRunning === true;
-    this.#reserve = new Reserve(machine.kernel, machine.pageThreads * WRITER_BYTES);
+    this.#writers = machine.writers;
+    this.#reserve = new Reserve(machine.kernel, this.#writers * WRITER_BYTES);
     this.#locations = new Locations(machine.kernel.memory.frames);
     this.#oracle = options.oracle === true ? createOracle(machine.kernel.memory.frames) : undefined;
   }
@@ -247,7 +249,7 @@ class Save {
     failpoint("save.catalogue");
     const blob = new BlobReader(this.#image.blobPath);
     try {
-      const memory = new ImageMemory({ frames: kernel.memory.frames, chunks, extents: table, blob, cachedChunks: 8 });
+      const memory = new ImageMemory({ frames: kernel.memory.frames, chunks, extents: table, blob, cachedChunks: 16 });
       const report = saveReport(this.#facts(), memory, this.#locations.totals(table), { frames, sameFilled });
       const meta = { report, sameFilledFrames: sameFilled, vcpus: this.#machine.vcpus };
       const catalogue = await writeCatalogue(this.#image.cataloguePath, meta, chunks, table, memory);
@@ -294,7 +296,7 @@ class Save {
 
   /** Has the page writers write what is listed and claimable, and notes where it went. */
   async #write(source: WriteTask["source"]): Promise<void> {
-    const { control, pageThreads, pool } = this.#machine;
+    const { control, pool } = this.#machine;
     const compress = (this.#options.compression ?? "lz4") === "lz4";
     const task = (writer: number): WriteTask => ({
       blob: this.#image.blobPath,
@@ -303,7 +305,7 @@ class Save {
       compress,
       oracle: source === "live" ? this.#oracle : undefined,
     });
-    const results = await pool.runOn<WriteTask, WriteResult>(pageThreads, "write", task, () => control.store(MACHINE_CANCEL, CANCEL_ASKED));
+    const results = await pool.runOn<WriteTask, WriteResult>(this.#writers, "write", task, () => control.store(MACHINE_CANCEL, CANCEL_ASKED));
     this.#checkCancelled();
     for (const result of results) this.#locations.add(result);
     this.#results.push(...results);
@@ -400,6 +402,7 @@ class Save {
   #facts(): SaveFacts {
     return {
       machine: this.#machine,
+      writers: this.#writers,
       path: this.#image.path,
       id: this.#id,
       time: this.#time,

@@ -13,7 +13,7 @@ import { Worker } from "node:worker_threads";
 import { type Control, hostNow } from "./base/control.js";
 import { HibernaculumError } from "./base/errors.js";
 import {
-  MACHINE_POWER_OFF, MACHINE_TIMELINE_BASE, MAX_VCPUS, VCPU_STATE, VCPU_STATE_OFF,
+  MACHINE_POWER_OFF, MACHINE_TIMELINE_BASE, MAX_VCPUS, VCPU_BUSY, VCPU_STATE, VCPU_STATE_OFF,
 } from "./base/layout.js";
 import type { SharedMemory } from "./base/wasm.js";
 import { Quiesce } from "./cow/quiesce.js";
@@ -33,15 +33,18 @@ export interface MachineOptions {
   ramBytes: number;
   /** Number of vCPUs, 1 to 16; each is a thread. */
   vcpus: number;
-  /** Threads that write pages, 1 to 4; default: one a core that the vCPUs leave free. */
+  /**
+   * Threads that load and write pages, 1 to 4. Default: one a core; then a save uses only as many as the vCPUs leave cores
+   * free, and one at least.
+   */
   pageThreads?: number;
-  /** Threads that load pages at a resume, 1 to 4; default: one a core, since the booting machine has little to do. */
-  loadThreads?: number;
   /** Takes what the machine prints. */
   onConsole?: (text: string) => void;
 }
 
-const CONSOLE_POLL_MS = 50;
+/** How often the console is looked at, and how busy the vCPUs are. */
+const TICK_MS = 50;
+const BUSY_TICKS = 20;
 /** A vCPU that has not ended by itself after so long is terminated. */
 const VCPU_END_MS = 2000;
 
@@ -54,21 +57,27 @@ export class Machine {
   readonly tracking: WriteTracking;
   readonly quiesce: Quiesce;
   readonly pageThreads: number;
-  readonly loadThreads: number;
   /** What is under way that only one may do at a time: a save, a resume or a check. */
   busy: "save" | "resume" | "check" | undefined;
   readonly #onConsole: (text: string) => void;
   #workers: Worker[] = [];
   #pool: PagePool | undefined;
-  #consoleTimer: NodeJS.Timeout | undefined;
+  #timer: NodeJS.Timeout | undefined;
+  readonly #writersFixed: boolean;
+  /** Time that the vCPUs spent running processes, looked at every TICK_MS, for the last second. */
+  readonly #busyTimes: { at: number; busy_ms: number }[] = [];
   #failure: unknown;
 
   private constructor(options: MachineOptions) {
     if (!Number.isInteger(options.vcpus) || options.vcpus < 1 || options.vcpus > MAX_VCPUS) {
       throw new HibernaculumError("HIB_USAGE", `${options.vcpus} vCPUs: give 1 to ${MAX_VCPUS}`);
     }
-    this.pageThreads = threadCount(options.pageThreads ?? cpus().length - options.vcpus, options.pageThreads !== undefined);
-    this.loadThreads = threadCount(options.loadThreads ?? cpus().length, options.loadThreads !== undefined);
+    const pageThreads = options.pageThreads ?? Math.min(WRITERS_MAX, cpus().length);
+    if (!Number.isInteger(pageThreads) || pageThreads < 1 || pageThreads > WRITERS_MAX) {
+      throw new HibernaculumError("HIB_USAGE", `${pageThreads} page threads: give 1 to ${WRITERS_MAX}`);
+    }
+    this.pageThreads = pageThreads;
+    this.#writersFixed = options.pageThreads !== undefined;
     this.memory = createMemory(options.ramBytes);
     this.vcpus = options.vcpus;
     this.core = instantiateCore(this.memory);
@@ -89,9 +98,9 @@ export class Machine {
   static async boot(options: MachineOptions): Promise<Machine> {
     const machine = new Machine(options);
     machine.kernel.boot();
-    machine.#pool = new PagePool(machine.memory, machine.pageThreads, machine.loadThreads);
+    machine.#pool = new PagePool(machine.memory, machine.pageThreads);
     await machine.#startVcpus();
-    machine.#consoleTimer = setInterval(() => machine.drainConsole(), CONSOLE_POLL_MS);
+    machine.#timer = setInterval(() => machine.#tick(), TICK_MS);
     return machine;
   }
 
@@ -135,6 +144,26 @@ export class Machine {
     return this.#pool;
   }
 
+  #tick(): void {
+    this.drainConsole();
+    this.#busyTimes.push({ at: hostNow(), busy_ms: this.#busyTime() });
+    if (this.#busyTimes.length > BUSY_TICKS) this.#busyTimes.shift();
+  }
+
+  #busyTime(): number {
+    let sum = 0;
+    for (let vcpu = 0; vcpu < this.vcpus; vcpu++) sum += this.control.loadVcpuFloat(vcpu, VCPU_BUSY);
+    return sum;
+  }
+
+  /** How many page writers a save should have now: one a core that the vCPUs left free during the last second. */
+  get writers(): number {
+    const first = this.#busyTimes[0];
+    if (this.#writersFixed || first === undefined) return this.pageThreads;
+    const busy = (this.#busyTime() - first.busy_ms) / Math.max(1, hostNow() - first.at);
+    return Math.max(1, Math.min(this.pageThreads, Math.round(cpus().length - busy)));
+  }
+
   /** Hands what the machine has printed to whoever listens. */
   drainConsole(): void {
     if (this.quiesce.stopped) return; // taking it out is a store
@@ -158,7 +187,7 @@ export class Machine {
 
   /** Stops the vCPUs for good and lets go of all threads. */
   async powerOff(): Promise<void> {
-    clearInterval(this.#consoleTimer);
+    clearInterval(this.#timer);
     this.control.store(MACHINE_POWER_OFF, 1);
     this.control.ringDoorbell();
     this.quiesce.go(true); // not a step more of what was running
@@ -172,13 +201,4 @@ export class Machine {
     await this.#pool?.destroy();
     this.#pool = undefined;
   }
-}
-
-/** A number of page threads; one that nobody asked for is brought into the range. */
-function threadCount(threads: number, asked: boolean): number {
-  if (!asked) return Math.max(1, Math.min(WRITERS_MAX, threads));
-  if (!Number.isInteger(threads) || threads < 1 || threads > WRITERS_MAX) {
-    throw new HibernaculumError("HIB_USAGE", `${threads} page threads: give 1 to ${WRITERS_MAX}`);
-  }
-  return threads;
 }

@@ -170,13 +170,13 @@ class Resume {
 
   /** S1.6, S1.7: read and verify all of the image; every frame finds its way. The boot processes run on. */
   async load(): Promise<void> {
-    const { control, loadThreads, pool } = this.#machine;
+    const { control, pageThreads, pool } = this.#machine;
     failpoint("resume.verify");
     const task = this.#loadTask();
     const watch = setInterval(() => this.#reportProgress(), WATCH_MS);
     try {
       this.#reportProgress();
-      this.#results = await pool.runOn<LoadTask, LoadResult>(loadThreads, "load", () => task, () => control.store(MACHINE_CANCEL, 1));
+      this.#results = await pool.runOn<LoadTask, LoadResult>(pageThreads, "load", () => task, () => control.store(MACHINE_CANCEL, 1));
       this.#checkCancelled();
       this.#reportProgress();
     } finally {

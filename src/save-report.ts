@@ -21,7 +21,7 @@ export const REPORT_SCHEMA = 1;
 export interface SaveReport {
   schema: typeof REPORT_SCHEMA;
   image: { path: string; id: string; ending: "hibernate" | "keep-running"; /** Consistency point, ISO 8601. */ time: string };
-  machine: { ram_frames: number; vcpus: number; page_threads: number };
+  machine: { ram_frames: number; vcpus: number; page_writers: number };
   frames: {
     /** In the image. */
     saved: number;
@@ -88,6 +88,8 @@ export interface SaveReport {
 /** What a save knows when its image is complete. */
 export interface SaveFacts {
   machine: Machine;
+  /** Page writers. */
+  writers: number;
   path: string;
   id: string;
   /** Consistency point, ms since 1970. */
@@ -118,10 +120,10 @@ export function saveReport(
   saved: { frames: number; sameFilled: number },
 ): SaveReport {
   const { machine, at, copy, results } = facts;
-  const { control, vcpus, pageThreads } = machine;
+  const { control, vcpus } = machine;
   const now = hostNow();
   const sum = (of: readonly WriteResult[], pick: (result: WriteResult) => number) => of.reduce((all, result) => all + pick(result), 0);
-  const streaming = results.slice(0, pageThreads);
+  const streaming = results.slice(0, facts.writers);
   const plainBytes = facts.chunks.reduce((all, chunk) => all + chunk.frames, 0) * FRAME_BYTES;
   const savedBytes = saved.frames * FRAME_BYTES;
   const copiedBytes = copy.copied * FRAME_BYTES;
@@ -136,7 +138,7 @@ export function saveReport(
       ending: facts.keepRunning ? "keep-running" : "hibernate",
       time: new Date(facts.time).toISOString(),
     },
-    machine: { ram_frames: memory.frames, vcpus, page_threads: pageThreads },
+    machine: { ram_frames: memory.frames, vcpus, page_writers: facts.writers },
     frames: {
       saved: saved.frames,
       by_kind: framesByKind(memory),

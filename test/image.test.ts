@@ -75,8 +75,8 @@ function expectedFrame(pfn: number): Buffer {
   return pfn === 63 ? ONE : Buffer.alloc(4096);
 }
 
-function encodeChunk(id: number, offset: number, frames: Buffer): { chunk: Chunk; stored: Buffer } {
-  const compressed = compressChunk(frames);
+async function encodeChunk(id: number, offset: number, frames: Buffer): Promise<{ chunk: Chunk; stored: Buffer }> {
+  const compressed = await compressChunk(frames);
   const payload = compressed ?? frames;
   const stored = Buffer.alloc(padded(payload.length));
   payload.copy(stored);
@@ -115,7 +115,7 @@ async function writeImage(partial: PartialImage, changes: Changes = {}): Promise
       [2, ONE],
       [1, COMPRESSIBLE],
     ] as const) {
-      const { chunk, stored } = encodeChunk(id, offset, frames);
+      const { chunk, stored } = await encodeChunk(id, offset, frames);
       await blob.write(stored, offset);
       chunks.push(chunk);
       offset += stored.length;
@@ -279,7 +279,7 @@ test("checksum: the values of the published XXH64, and the same for a file", asy
   }
 });
 
-test("codec: a chunk comes back, compressed or raw, from shared memory too", (t) => {
+test("codec: a chunk comes back, compressed or raw, from shared memory too", async (t) => {
   const shared = new Uint8Array(new wasm.Memory({ initial: 1, maximum: 1, shared: true }).buffer);
   for (const [frames, codec] of [
     [COMPRESSIBLE, CODEC_LZ4],
@@ -287,20 +287,20 @@ test("codec: a chunk comes back, compressed or raw, from shared memory too", (t)
     [Buffer.alloc(65536), CODEC_LZ4],
   ] as const) {
     shared.set(frames);
-    t.deepEqual(compressChunk(shared.subarray(0, frames.length)), compressChunk(frames));
-    const { chunk, stored } = encodeChunk(0, 4096, frames);
+    t.deepEqual(await compressChunk(shared.subarray(0, frames.length)), await compressChunk(frames));
+    const { chunk, stored } = await encodeChunk(0, 4096, frames);
     t.is(chunk.codec, codec);
     shared.set(stored);
     t.deepEqual(Buffer.from(decodeChunk(chunk, shared.subarray(0, stored.length))), frames);
   }
 });
 
-test("codec: what does not save a page is stored raw", (t) => {
-  t.is(compressChunk(Buffer.concat([randomBytes(3000), Buffer.alloc(1096)])), undefined);
+test("codec: what does not save a page is stored raw", async (t) => {
+  t.is(await compressChunk(Buffer.concat([randomBytes(3000), Buffer.alloc(1096)])), undefined);
 });
 
-test("codec: with a checksum that agrees, a wrong length or block is still found, and not decoded", (t) => {
-  const { chunk, stored } = encodeChunk(0, 4096, COMPRESSIBLE);
+test("codec: with a checksum that agrees, a wrong length or block is still found, and not decoded", async (t) => {
+  const { chunk, stored } = await encodeChunk(0, 4096, COMPRESSIBLE);
   const damaged = (change: (bytes: Buffer) => void, row: Partial<Chunk> = {}): void => {
     const bytes = Buffer.from(stored);
     change(bytes);

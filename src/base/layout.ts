@@ -20,6 +20,7 @@
  *     0x0027_0000  fault latency histogram   FAULT_LATENCY       LATENCY_BINS x 4 B a vCPU
  *     0x0028_0000  steps over time           STEP_TIMELINE       TIMELINE_BINS x 4 B a vCPU
  *     0x002e_0000  open to stores            OPEN_BITMAP         1 bit a frame
+ *     0x0030_0000  frames of the kernel      KERNEL_BITMAP       1 bit a frame
  *     0x0040_0000  list of frames            LIST_FRAMES         1 word a frame
  *     0x0080_0000  list of places            LIST_PLACES         1 word a frame
  *     0x0100_0000  TLBs                      TLB_AREA            MAX_VCPUS x 2 MiB
@@ -130,8 +131,10 @@ export const VCPU_SLOT = 0x0c;
 export const VCPU_STEPS = 0x10;
 /** Longest time between the ends of two batches with work in between, ms (float64); the coordinator resets it. */
 export const VCPU_LONGEST_GAP = 0x18;
-/** Sampled faults so far. */
+/** Faults taken. */
 export const VCPU_FAULTS = 0x20;
+/** Time spent running processes, ms (float64). */
+export const VCPU_BUSY = 0x28;
 
 export const VCPU_STATE_RUNNING = 0;
 export const VCPU_STATE_STOPPED = 1;
@@ -168,6 +171,9 @@ export const KEEP_BITMAP = 0x120000;
 export const DIRECT_BITMAP = 0x140000;
 /** While pre-images are kept, a frame is open to stores only once its bit here is set. */
 export const OPEN_BITMAP = 0x2e0000;
+
+/** Planned frames that hold the kernel's data (page tables, frame table, ...): they are listed first. */
+export const KERNEL_BITMAP = 0x300000;
 
 export const TIMELINE_BINS = 4096;
 export const TIMELINE_BIN_MS = 10;

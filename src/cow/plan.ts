@@ -3,9 +3,9 @@
  * a list that page writers claim from. On a running machine it is a guess; the residual set puts it right.
  */
 import type { Control } from "../base/control.js";
-import { PLANNED_BITMAP } from "../base/layout.js";
+import { KERNEL_BITMAP, PLANNED_BITMAP } from "../base/layout.js";
 import type { Core } from "../vm/core.js";
-import { isSaved } from "../vm/kernel-layout.js";
+import { isSaved, KIND_USER } from "../vm/kernel-layout.js";
 import type { PhysicalMemory } from "../vm/physical.js";
 import { visitBlocks } from "../vm/walker.js";
 import { claimable } from "./atomic-copy.js";
@@ -13,10 +13,14 @@ import { claimable } from "./atomic-copy.js";
 /** Lists the frames to stream and opens them to claims; returns their number. */
 export function planFrames(control: Control, core: Core, memory: PhysicalMemory): number {
   core.clearBitmap(PLANNED_BITMAP);
+  core.clearBitmap(KERNEL_BITMAP);
   visitBlocks(memory, (frame, order, used, _owner, kind) => {
-    if (used && isSaved(kind)) core.setBits(PLANNED_BITMAP, frame, Math.min(1 << order, memory.frames - frame), 1);
+    if (!used || !isSaved(kind)) return;
+    const count = Math.min(1 << order, memory.frames - frame);
+    core.setBits(PLANNED_BITMAP, frame, count, 1);
+    if (kind !== KIND_USER) core.setBits(KERNEL_BITMAP, frame, count, 1);
   });
-  const frames = core.listBitmap(PLANNED_BITMAP);
+  const frames = core.listPlanned();
   claimable(control, 0, frames);
   return frames;
 }

@@ -31,7 +31,7 @@ function head({ image, machine }: SaveReport, view: View): string {
     field(view, "id", image.id),
     field(view, "consistency point", image.time),
     field(view, "ending", image.ending),
-    field(view, "machine", `${formatBytes(machine.ram_frames * FRAME_BYTES)} of RAM, vCPUs: ${machine.vcpus}, page threads: ${machine.page_threads}`),
+    field(view, "machine", `${formatBytes(machine.ram_frames * FRAME_BYTES)} of RAM, vCPUs: ${machine.vcpus}, page writers: ${machine.page_writers}`),
   ]);
 }
 

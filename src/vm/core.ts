@@ -34,7 +34,7 @@ export interface Core {
   copyBitmap(to: number, from: number): void;
   countBits(bitmap: number): number;
   countResidual(): number;
-  listBitmap(bitmap: number): number;
+  listPlanned(): number;
   listResidual(): number;
   markListed(bitmap: number, from: number, to: number): void;
 

@@ -9,7 +9,7 @@ import { type Control, hostNow } from "../base/control.js";
 import {
   COMMAND_GATHER, COMMAND_RESTART, COMMAND_RUN, COMMAND_SCATTER, FAULT_TIMELINE, MACHINE_ACK_BELL, MACHINE_COMMAND,
   MACHINE_COMMAND_BELL, MACHINE_DOORBELL, MACHINE_POWER_OFF, MACHINE_STOP, MACHINE_TIMELINE_BASE, STEP_TIMELINE,
-  TIMELINE_BIN_MS, TIMELINE_BINS, VCPU_COMMAND_DONE, VCPU_LONGEST_GAP, VCPU_SLOT, VCPU_STATE, VCPU_STATE_OFF,
+  TIMELINE_BIN_MS, TIMELINE_BINS, VCPU_BUSY, VCPU_COMMAND_DONE, VCPU_LONGEST_GAP, VCPU_SLOT, VCPU_STATE, VCPU_STATE_OFF,
   VCPU_STATE_RUNNING, VCPU_STATE_STOPPED, VCPU_STEPS,
 } from "../base/layout.js";
 import type { SharedMemory } from "../base/wasm.js";
@@ -210,6 +210,7 @@ export class Vcpu {
     const bin = (STEP_TIMELINE >>> 2) + this.#number * TIMELINE_BINS + (this.#bin % TIMELINE_BINS);
     words[bin] = words[bin]! + done;
     this.#control.storeVcpuFloat(this.#number, VCPU_STEPS, this.#control.loadVcpuFloat(this.#number, VCPU_STEPS) + done);
+    this.#control.storeVcpuFloat(this.#number, VCPU_BUSY, this.#control.loadVcpuFloat(this.#number, VCPU_BUSY) + now - began);
     if (this.#lastEnd !== 0) this.#recordGap(now - this.#lastEnd);
     this.#lastEnd = now;
     if (done === running.fuel) {

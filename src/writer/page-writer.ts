@@ -17,7 +17,7 @@ import type { SharedMemory } from "../base/wasm.js";
 import { BlobWriter } from "../image/blob.js";
 import { checksum, loadChecksum } from "../image/checksum.js";
 import { compressChunk } from "../image/codec.js";
-import { CHUNK_BYTES, CHUNK_FRAMES, CODEC_LZ4, CODEC_RAW, padded } from "../image/format.js";
+import { type Chunk, CHUNK_BYTES, CHUNK_FRAMES, CODEC_LZ4, CODEC_RAW, padded } from "../image/format.js";
 import type { Core } from "../vm/core.js";
 
 /** List entries claimed at once. */
@@ -60,13 +60,15 @@ export interface WriteResult {
   filledFrames: Int32Array;
   fills: BigUint64Array;
   skipped: number;
-  /** Time in each stage, ms; stages overlap with writes. */
+  /** Time in each stage, ms; compression and writes overlap with the others. */
   stage_ms: number;
   compress_ms: number;
   hash_ms: number;
-  /** Time spent waiting for a write to finish before its staging memory could be used again. */
+  /** Time spent waiting until staging memory could be used again: for compression and writes. */
   write_wait_ms: number;
 }
+
+type StoredChunk = Omit<Chunk, "stored">;
 
 /** A vector of numbers that grows. */
 class Column {
@@ -109,11 +111,12 @@ class PageWriter {
   readonly #base: number;
   readonly #oracle: Float64Array | undefined;
   readonly #writes: (Promise<void> | undefined)[] = [];
-  readonly #chunks: { id: number; offset: number; payload: number; frames: number; codec: number; hash: bigint }[] = [];
+  readonly #chunks: StoredChunk[] = [];
   readonly #chunkFrames = new Column();
   readonly #filledFrames = new Column();
   readonly #fills: bigint[] = [];
   readonly #time = { stage_ms: 0, compress_ms: 0, hash_ms: 0, write_wait_ms: 0 };
+  #compressing: Promise<unknown> = Promise.resolve();
   #skipped = 0;
 
   constructor(memory: SharedMemory, core: Core, task: WriteTask, blob: BlobWriter) {
@@ -135,12 +138,12 @@ class PageWriter {
       more = this.#fill(slot);
       const frames = this.#chunkFrames.length - began;
       if (frames > 0) {
-        const write = this.#store(slot, frames);
+        const chunk: StoredChunk = { id: 0, offset: 0, payload: 0, frames, codec: CODEC_RAW, hash: 0n };
+        this.#chunks.push(chunk); // in the order of #chunkFrames, whichever is stored first
+        const write = this.#store(slot, chunk);
         write.catch(() => undefined); // looked at when the slot is used again
         this.#writes[slot] = write;
       }
-      // Compressed buffers are freed on a turn of the event loop; without one they pile up.
-      await new Promise(setImmediate);
       slot = (slot + 1) % SLOTS;
     }
     for (let i = 0; i < SLOTS; i++) await this.#free(i);
@@ -210,36 +213,45 @@ class PageWriter {
     }
   }
 
-  /** Compresses and hashes what a slot holds, then begins its write. */
-  async #store(slot: number, frames: number): Promise<void> {
+  /** Compresses, hashes and writes what a slot holds, and fills in where it went. */
+  async #store(slot: number, chunk: StoredChunk): Promise<void> {
     const plainAt = this.#base + slot * SLOT_BYTES;
-    const plain = this.#bytes.subarray(plainAt, plainAt + frames * FRAME_BYTES);
+    const plain = this.#bytes.subarray(plainAt, plainAt + chunk.frames * FRAME_BYTES);
     let stored = plain;
-    let codec = CODEC_RAW;
-    let payload = plain.length;
+    chunk.payload = plain.length;
     // A store that waits for room waits for this: then storing is faster than compressing.
     const hurried = this.#task.source === "tail" && this.#control.load(MACHINE_QUEUE_OVERFLOW) > 0;
     if (this.#task.compress && !hurried) {
-      const began = hostNow();
-      const packed = compressChunk(plain);
+      const packed = await this.#compressInTurn(plain);
       if (packed !== undefined) {
         const at = plainAt + CHUNK_BYTES;
         stored = this.#bytes.subarray(at, at + padded(packed.length));
         stored.set(packed);
         stored.fill(0, packed.length);
-        codec = CODEC_LZ4;
-        payload = packed.length;
+        chunk.codec = CODEC_LZ4;
+        chunk.payload = packed.length;
       }
-      this.#time.compress_ms += hostNow() - began;
     }
     const began = hostNow();
-    const hash = checksum(stored);
+    chunk.hash = checksum(stored);
     this.#time.hash_ms += hostNow() - began;
-    const id = this.#control.add(MACHINE_CHUNK_CURSOR, 1);
-    const offset = this.#control.add(MACHINE_BLOB_CURSOR, stored.length / FRAME_BYTES) * FRAME_BYTES;
-    this.#chunks.push({ id, offset, payload, frames, codec, hash });
-    await this.#blob.write(stored, offset);
+    chunk.id = this.#control.add(MACHINE_CHUNK_CURSOR, 1);
+    chunk.offset = this.#control.add(MACHINE_BLOB_CURSOR, stored.length / FRAME_BYTES) * FRAME_BYTES;
+    await this.#blob.write(stored, chunk.offset);
     this.#control.add(MACHINE_STORED, stored.length / FRAME_BYTES);
+  }
+
+  /** One chunk at a time is compressed, by another thread, while this one stages, hashes and writes its neighbours. */
+  async #compressInTurn(plain: Uint8Array): Promise<Buffer | undefined> {
+    const before = this.#compressing;
+    const mine = before.then(async () => {
+      const began = hostNow();
+      const packed = await compressChunk(plain);
+      this.#time.compress_ms += hostNow() - began;
+      return packed;
+    });
+    this.#compressing = mine.catch(() => undefined);
+    return mine;
   }
 
   #result(): WriteResult {

@@ -13,13 +13,13 @@ export type Answer<T> = { ok: true; value: T } | { ok: false; error: SerializedE
 export class PagePool {
   readonly #piscina: Piscina;
 
-  /** @param threads - started now; up to `most` are started when they have work */
-  constructor(memory: SharedMemory, threads: number, most: number) {
+  /** @param threads - are started now */
+  constructor(memory: SharedMemory, threads: number) {
     this.#piscina = new Piscina({
       filename: new URL("../../workers/page-pool.js", import.meta.url).href,
       workerData: { memory },
       minThreads: threads,
-      maxThreads: Math.max(threads, most),
+      maxThreads: threads,
       concurrentTasksPerWorker: 1,
       // Tasks are asynchronous and long; the synchronous mode would keep compressed buffers from being freed.
       atomics: "disabled",
@@ -27,7 +27,7 @@ export class PagePool {
   }
 
   /**
-   * Runs a task on each of `threads` threads and returns their results; all have ended when it returns or throws.
+   * Runs a task on `threads` of the threads and returns their results; all have ended when it returns or throws.
    *
    * @throws the first error; HIB_WORKER_DIED if a thread ended without an answer
    */

@@ -3,7 +3,7 @@ import { execFileSync } from "node:child_process";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { save } from "../src/hibernate.js";
-import { machineWith, residentBytes, withImage } from "./measure.js";
+import { hostBytes, machineWith, withImage } from "./measure.js";
 
 export interface GrowthRow {
   ram_mib: number;
@@ -37,7 +37,7 @@ async function growthRow(ramBytes: number): Promise<GrowthRow> {
     "heap:rate=2000",
   ]);
   let peak = 0;
-  const watch = setInterval(() => (peak = Math.max(peak, residentBytes())), 25);
+  const watch = setInterval(() => (peak = Math.max(peak, hostBytes(ramBytes))), 100);
   const report = await withImage((path) => save(machine, path));
   clearInterval(watch);
   const used = report.frames.saved * 4096;
@@ -49,7 +49,7 @@ async function growthRow(ramBytes: number): Promise<GrowthRow> {
     pause_ms: report.pause.total_ms,
     marked_frames: report.atomic_copy.frames,
     pause_us_per_frame: (report.pause.total_ms * 1000) / report.atomic_copy.frames,
-    host_mib: Math.round((peak - ramBytes) / MIB),
+    host_mib: Math.round(peak / MIB),
     image_mib: Math.round(report.blob.stored_bytes / MIB),
     speed: report.workload.speed ?? Number.NaN,
   };

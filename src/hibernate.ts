@@ -138,7 +138,7 @@ class Save {
   #oracleFrames: number | null = null;
   #pause: SaveReport["pause"] = { safepoint_ms: 0, devices_ms: 0, list_ms: 0, copy_ms: 0, overflow_ms: 0, resume_ms: 0, total_ms: 0 };
   /** Host times at which phases ended. */
-  #at = { prepared: 0, armed: 0, streamed: 0, stopped: 0, residual: 0 };
+  #at = { prepared: 0, armed: 0, planned: 0, streamed: 0, stopped: 0, residual: 0 };
   #time = 0;
 
   constructor(machine: Machine, image: PartialImage, options: SaveOptions) {
@@ -175,6 +175,7 @@ class Save {
     failpoint("save.armed");
     const { control, core, kernel } = this.#machine;
     this.#planned = planFrames(control, core, kernel.memory);
+    this.#at.planned = hostNow();
   }
 
   /** S1.3: write all of memory while processes keep running; the reserve grows with the marks meanwhile. */
@@ -249,7 +250,7 @@ class Save {
     failpoint("save.catalogue");
     const blob = new BlobReader(this.#image.blobPath);
     try {
-      const memory = new ImageMemory({ frames: kernel.memory.frames, chunks, extents: table, blob, cachedChunks: 16 });
+      const memory = new ImageMemory({ frames: kernel.memory.frames, chunks, extents: table, blob, cachedChunks: 8 });
       const report = saveReport(this.#facts(), memory, this.#locations.totals(table), { frames, sameFilled });
       const meta = { report, sameFilledFrames: sameFilled, vcpus: this.#machine.vcpus };
       const catalogue = await writeCatalogue(this.#image.cataloguePath, meta, chunks, table, memory);

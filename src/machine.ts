@@ -26,7 +26,7 @@ import { listProcesses, type Process } from "./vm/process.js";
 import { createRunner } from "./vm/programs/index.js";
 import { createBootRunner } from "./vm/boot-programs.js";
 import { WRITERS_MAX } from "./writer/page-writer.js";
-import { PagePool } from "./writer/pool.js";
+import { PagePool, WORKER_LIMITS } from "./writer/pool.js";
 
 export interface MachineOptions {
   /** Bytes of RAM, 8 MiB to 4,000 MiB. */
@@ -108,7 +108,7 @@ export class Machine {
     const entry = new URL("../workers/vcpu.js", import.meta.url);
     for (let number = 0; number < this.vcpus; number++) {
       this.control.storeVcpu(number, VCPU_STATE, VCPU_STATE_OFF);
-      const worker = new Worker(entry, { workerData: { memory: this.memory, number } });
+      const worker = new Worker(entry, { workerData: { memory: this.memory, number }, resourceLimits: WORKER_LIMITS });
       worker.on("error", (error) => {
         this.#failure ??= error;
         this.control.storeVcpu(number, VCPU_STATE, VCPU_STATE_OFF);

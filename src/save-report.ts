@@ -69,7 +69,7 @@ export interface SaveReport {
   /** Of the machine's memory in the image, per second of the whole save. */
   throughput: { saved_bytes: number; gb_per_s: number };
   /** In the report that lies in the image, `publish` (syncs, header, rename) is still 0 and not part of the total. */
-  phases_ms: { prepare: number; stream: number; stop: number; residual: number; catalogue: number; publish: number; total: number };
+  phases_ms: { prepare: number; /** With the plan. */ arm: number; stream: number; stop: number; residual: number; catalogue: number; publish: number; total: number };
   writers: { stage_ms: number; compress_ms: number; hash_ms: number; write_wait_ms: number };
   workload: {
     bin_ms: number;
@@ -98,7 +98,7 @@ export interface SaveFacts {
   compression: "lz4" | "none";
   /** Host times: the beginning, and when phases ended. */
   began: number;
-  at: { prepared: number; armed: number; streamed: number; stopped: number; residual: number };
+  at: { prepared: number; armed: number; planned: number; streamed: number; stopped: number; residual: number };
   planned: number;
   chunks: readonly Chunk[];
   /** Of all tasks of page writers; those of the stream come first, one a page thread. */
@@ -177,7 +177,8 @@ export function saveReport(
     throughput: { saved_bytes: savedBytes, gb_per_s: savedBytes / (now - facts.began) / 1e6 },
     phases_ms: {
       prepare: at.prepared - facts.began,
-      stream: at.streamed - at.prepared,
+      arm: at.planned - at.prepared,
+      stream: at.streamed - at.planned,
       stop: at.stopped - at.streamed,
       residual: at.residual - at.stopped,
       catalogue: now - at.residual,

@@ -8,7 +8,7 @@
  * Never give `compressChunk` memory that may change meanwhile: an LZ4 match refers to bytes that were emitted before,
  * and if they change in between, frames that nobody wrote decode wrongly and without an error.
  */
-import { compress, uncompressSync } from "lz4-napi";
+import { compressSync, uncompressSync } from "lz4-napi";
 import { damaged, type HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import { checksum } from "./checksum.js";
@@ -20,13 +20,15 @@ const WORTHWHILE = 0.95;
 const PREFIX_BYTES = 4;
 
 /**
- * Compresses the frames of a chunk, on a thread of libuv's: the caller's goes on meanwhile.
+ * Compresses the frames of a chunk. The result's memory is freed on a turn of the event loop: let there be one a chunk.
+ * (lz4-napi's asynchronous call keeps its results for long; hundreds of megabytes pile up.)
  *
  * @param frames a private copy of them, a multiple of 4096 bytes; may lie in shared memory
  * @returns the payload of CODEC_LZ4, not yet padded; undefined if the chunk is better stored raw
  */
-export async function compressChunk(frames: Uint8Array): Promise<Buffer | undefined> {
-  const payload = await compress(frames);
+export function compressChunk(frames: Uint8Array): Buffer | undefined {
+  // The declaration asks for a Buffer; any view does.
+  const payload = compressSync(frames as Buffer);
   return padded(payload.length) <= frames.length * WORTHWHILE ? payload : undefined;
 }
 

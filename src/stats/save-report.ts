@@ -149,7 +149,7 @@ function blob({ blob: b, throughput: t }: SaveReport, view: View): string {
 function times({ phases_ms: p, throughput, writers: w }: SaveReport, view: View): string {
   return section(view, "Time", [
     field(view, "total", `${formatMs(p.total)} (${formatGbPerS(throughput.gb_per_s)} of memory)`),
-    field(view, "phases", `prepare ${formatMs(p.prepare)}, stream ${formatMs(p.stream)}, stop ${formatMs(p.stop)}, residual ${formatMs(p.residual)}, catalogue ${formatMs(p.catalogue)}${p.publish === 0 ? "" : `, publish ${formatMs(p.publish)}`}`),
+    field(view, "phases", `prepare ${formatMs(p.prepare)}, arm ${formatMs(p.arm)}, stream ${formatMs(p.stream)}, stop ${formatMs(p.stop)}, residual ${formatMs(p.residual)}, catalogue ${formatMs(p.catalogue)}${p.publish === 0 ? "" : `, publish ${formatMs(p.publish)}`}`),
     field(view, "page writers", `stage ${formatMs(w.stage_ms)}, compress ${formatMs(w.compress_ms)}, hash ${formatMs(w.hash_ms)}, waiting for writes ${formatMs(w.write_wait_ms)}`),
   ]);
 }

@@ -7,6 +7,8 @@
  *   that changed after they were emitted decodes wrongly without an error.
  * - A frame that is marked already is not read: its bytes would be superseded anyway.
  */
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 import { Control, hostNow } from "../base/control.js";
 import { failpoint } from "../base/failpoints.js";
 import {
@@ -20,8 +22,9 @@ import { compressChunk } from "../image/codec.js";
 import { type Chunk, CHUNK_BYTES, CHUNK_FRAMES, CODEC_LZ4, CODEC_RAW, padded } from "../image/format.js";
 import type { Core } from "../vm/core.js";
 
-/** List entries claimed at once. */
+/** List entries claimed at once; fewer when a chunk has room for fewer, and none when it has hardly any. */
 const CLAIM = 64;
+const CLAIM_LEAST = 16;
 /** Chunks in flight: one is filled while the others are written. */
 const SLOTS = 2;
 /** A slot: frames as staged, and their compressed bytes. */
@@ -60,13 +63,22 @@ export interface WriteResult {
   filledFrames: Int32Array;
   fills: BigUint64Array;
   skipped: number;
-  /** Time in each stage, ms; compression and writes overlap with the others. */
+  /** Time in each stage, ms; writes overlap with them. */
   stage_ms: number;
   compress_ms: number;
   hash_ms: number;
-  /** Time spent waiting until staging memory could be used again: for compression and writes. */
+  /** Time spent waiting until staging memory was written and could be used again. */
   write_wait_ms: number;
 }
+
+/**
+ * Compressed buffers lie outside V8's heap and weigh next to nothing on it: left to itself it would let 64 MiB of them
+ * pile up in each thread. A scavenge every so many chunks costs less than a millisecond.
+ */
+const COLLECT_CHUNKS = 8;
+setFlagsFromString("--expose-gc");
+const gc = runInNewContext("gc") as (options: { type: "minor" }) => void;
+const collect = (): void => gc({ type: "minor" });
 
 type StoredChunk = Omit<Chunk, "stored">;
 
@@ -116,7 +128,6 @@ class PageWriter {
   readonly #filledFrames = new Column();
   readonly #fills: bigint[] = [];
   readonly #time = { stage_ms: 0, compress_ms: 0, hash_ms: 0, write_wait_ms: 0 };
-  #compressing: Promise<unknown> = Promise.resolve();
   #skipped = 0;
 
   constructor(memory: SharedMemory, core: Core, task: WriteTask, blob: BlobWriter) {
@@ -131,6 +142,7 @@ class PageWriter {
 
   async run(): Promise<WriteResult> {
     let slot = 0;
+    let chunks = 0;
     let more = true;
     while (more) {
       await this.#free(slot);
@@ -144,6 +156,8 @@ class PageWriter {
         write.catch(() => undefined); // looked at when the slot is used again
         this.#writes[slot] = write;
       }
+      await new Promise(setImmediate); // finalizers of compressed buffers run
+      if (++chunks % COLLECT_CHUNKS === 0) collect();
       slot = (slot + 1) % SLOTS;
     }
     for (let i = 0; i < SLOTS; i++) await this.#free(i);
@@ -172,13 +186,14 @@ class PageWriter {
     let staged = 0;
     let more = true;
     failpoint("save.stream");
-    while (staged <= CHUNK_FRAMES - CLAIM) {
-      const first = this.#control.add(MACHINE_CURSOR, CLAIM);
+    while (staged < CHUNK_FRAMES - CLAIM_LEAST) {
+      const claim = Math.min(CLAIM, CHUNK_FRAMES - staged);
+      const first = this.#control.add(MACHINE_CURSOR, claim);
       if (first >= length || this.#control.load(MACHINE_CANCEL) !== 0) {
         more = false;
         break;
       }
-      const count = Math.min(CLAIM, length - first);
+      const count = Math.min(claim, length - first);
       const at = to + staged * FRAME_BYTES;
       const n = this.#core.stage(first, count, STAGE_MODES[this.#task.source], at, verdicts, fills);
       this.#record(first, count, verdicts, fills);
@@ -222,7 +237,9 @@ class PageWriter {
     // A store that waits for room waits for this: then storing is faster than compressing.
     const hurried = this.#task.source === "tail" && this.#control.load(MACHINE_QUEUE_OVERFLOW) > 0;
     if (this.#task.compress && !hurried) {
-      const packed = await this.#compressInTurn(plain);
+      const began = hostNow();
+      const packed = compressChunk(plain);
+      this.#time.compress_ms += hostNow() - began;
       if (packed !== undefined) {
         const at = plainAt + CHUNK_BYTES;
         stored = this.#bytes.subarray(at, at + padded(packed.length));
@@ -239,19 +256,6 @@ class PageWriter {
     chunk.offset = this.#control.add(MACHINE_BLOB_CURSOR, stored.length / FRAME_BYTES) * FRAME_BYTES;
     await this.#blob.write(stored, chunk.offset);
     this.#control.add(MACHINE_STORED, stored.length / FRAME_BYTES);
-  }
-
-  /** One chunk at a time is compressed, by another thread, while this one stages, hashes and writes its neighbours. */
-  async #compressInTurn(plain: Uint8Array): Promise<Buffer | undefined> {
-    const before = this.#compressing;
-    const mine = before.then(async () => {
-      const began = hostNow();
-      const packed = await compressChunk(plain);
-      this.#time.compress_ms += hostNow() - began;
-      return packed;
-    });
-    this.#compressing = mine.catch(() => undefined);
-    return mine;
   }
 
   #result(): WriteResult {

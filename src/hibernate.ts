@@ -26,16 +26,17 @@ import { checkOracle, createOracle } from "./cow/oracle.js";
 import { planFrames } from "./cow/plan.js";
 import { openQueue, readQueue } from "./cow/queue.js";
 import { Reserve } from "./cow/reserve.js";
-import { writeCatalogue } from "./image-catalogue.js";
+import { CACHED_CHUNKS, type CatalogueTask } from "./image-catalogue.js";
 import { BlobReader } from "./image/blob.js";
 import { loadChecksum } from "./image/checksum.js";
 import { createPartial, type PartialImage } from "./image/directory.js";
-import { HEADER_BYTES, MACHINE_VERSION } from "./image/format.js";
+import { type ExtentTable, HEADER_BYTES, MACHINE_VERSION } from "./image/format.js";
 import { ImageMemory } from "./image/image-memory.js";
 import { sealBlob } from "./image/seal.js";
 import type { Machine } from "./machine.js";
 import { type SaveFacts, type SaveReport, saveReport } from "./save-report.js";
 import { resetLongestGap } from "./vm/activity.js";
+import { type BlockCount, countBlocks } from "./vm/describe.js";
 import { KERNEL_CLOCK } from "./vm/kernel-layout.js";
 import { Locations } from "./writer/locations.js";
 import { type WriteResult, type WriteTask, WRITER_BYTES } from "./writer/page-writer.js";
@@ -248,32 +249,47 @@ class Save {
     const belongs = (frame: number) => (control.words[(STOP_BITMAP >>> 2) + (frame >>> 5)]! >>> (frame & 31)) & 1;
     const { table, frames, sameFilled } = this.#locations.extents((frame) => belongs(frame) === 1);
     failpoint("save.catalogue");
+    const { report, blocks } = this.#report(table, { frames, sameFilled });
+    const task: CatalogueTask = {
+      path: this.#image.cataloguePath,
+      blob: this.#image.blobPath,
+      frames: kernel.memory.frames,
+      meta: { report, sameFilledFrames: sameFilled, vcpus: this.#machine.vcpus },
+      chunks,
+      extents: table.shared(),
+      blocks,
+    };
+    const [catalogue] = await this.#machine.pool.runOn<CatalogueTask, { bytes: number; hash: bigint }>(1, "catalogue", () => task, () => undefined);
+    this.#checkCancelled();
+    await sealBlob(this.#image.blobPath, {
+      machineVersion: MACHINE_VERSION,
+      id: this.#id,
+      ramFrames: kernel.memory.frames,
+      chunks: chunks.length,
+      blobBytes: control.load(MACHINE_BLOB_CURSOR) * FRAME_BYTES,
+      catalogueBytes: catalogue!.bytes,
+      catalogueHash: catalogue!.hash,
+      frames,
+      time: this.#time,
+    });
+    this.#checkCancelled();
+    await this.#image.publish();
+    const published = hostNow();
+    const { phases_ms } = report;
+    return {
+      ...report,
+      phases_ms: { ...phases_ms, publish: published - this.#began - phases_ms.total, total: published - this.#began },
+    };
+  }
+
+  /** The report is made from the image, too: blocks and processes as of the consistency point. */
+  #report(table: ExtentTable, saved: { frames: number; sameFilled: number }): { report: SaveReport; blocks: BlockCount[] } {
     const blob = new BlobReader(this.#image.blobPath);
     try {
-      const memory = new ImageMemory({ frames: kernel.memory.frames, chunks, extents: table, blob, cachedChunks: 8 });
-      const report = saveReport(this.#facts(), memory, this.#locations.totals(table), { frames, sameFilled });
-      const meta = { report, sameFilledFrames: sameFilled, vcpus: this.#machine.vcpus };
-      const catalogue = await writeCatalogue(this.#image.cataloguePath, meta, chunks, table, memory);
-      this.#checkCancelled();
-      await sealBlob(this.#image.blobPath, {
-        machineVersion: MACHINE_VERSION,
-        id: this.#id,
-        ramFrames: kernel.memory.frames,
-        chunks: chunks.length,
-        blobBytes: control.load(MACHINE_BLOB_CURSOR) * FRAME_BYTES,
-        catalogueBytes: catalogue.bytes,
-        catalogueHash: catalogue.hash,
-        frames,
-        time: this.#time,
-      });
-      this.#checkCancelled();
-      await this.#image.publish();
-      const published = hostNow();
-      const { phases_ms } = report;
-      return {
-        ...report,
-        phases_ms: { ...phases_ms, publish: published - this.#began - phases_ms.total, total: published - this.#began },
-      };
+      const { frames } = this.#machine.kernel.memory;
+      const memory = new ImageMemory({ frames, chunks: this.#locations.chunks, extents: table, blob, cachedChunks: CACHED_CHUNKS });
+      const blocks = countBlocks(memory);
+      return { report: saveReport(this.#facts(), memory, blocks, this.#locations.totals(table), saved), blocks };
     } finally {
       blob.close();
     }

@@ -24,6 +24,7 @@ import {
   DIRECT_BITMAP, DIRTY_BITMAP, FRAME_BYTES, IMAGE_BITMAP, KEEP_BITMAP, MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_LOAD_PERCENT,
   MACHINE_PROGRESS, QUEUE_SPARE,
 } from "./base/layout.js";
+import { shared } from "./base/shared.js";
 import { atomicRestore, listViews } from "./cow/atomic-copy.js";
 import { openQueue, readQueue } from "./cow/queue.js";
 import { freeOldReserves, Reserve } from "./cow/reserve.js";
@@ -260,7 +261,7 @@ class Resume {
     return {
       blob: join(path, BLOB_NAME),
       chunks: [...chunks],
-      extents: { pfn: shared(extents.pfn), frames: shared(extents.frames), first: shared(extents.first), fill: shared(extents.fill) },
+      extents: extents.shared(),
       ...extents.byChunk(chunks.length),
       filled: shared(Uint32Array.from(filled)),
     };
@@ -345,11 +346,4 @@ class Resume {
       gb_per_s: (header.frames * FRAME_BYTES) / (this.#at.running - this.#began) / 1e6,
     };
   }
-}
-
-/** A copy in shared memory, so that handing it to every thread costs nothing. */
-function shared<T extends Uint32Array | Uint16Array | BigUint64Array>(array: T): T {
-  const copy = new (array.constructor as new (buffer: SharedArrayBuffer) => T)(new SharedArrayBuffer(array.byteLength));
-  copy.set(array as never);
-  return copy;
 }

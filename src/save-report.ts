@@ -11,7 +11,7 @@ import type { FaultStatistics } from "./cow/fault-statistics.js";
 import { type Chunk, CODEC_RAW } from "./image/format.js";
 import type { Machine } from "./machine.js";
 import { longestGap, stepsPerBin } from "./vm/activity.js";
-import { countBlocks } from "./vm/describe.js";
+import type { BlockCount } from "./vm/describe.js";
 import { isSaved, KIND_NAMES, type KindName } from "./vm/kernel-layout.js";
 import { listProcesses } from "./vm/process.js";
 import type { WriteResult } from "./writer/page-writer.js";
@@ -114,9 +114,9 @@ export interface SaveFacts {
 /** How far back "before" goes, ms. */
 const BEFORE_MS = 1000;
 
-/** Makes the report of a save. `memory` is the image. */
+/** Makes the report of a save. `memory` is the image, `blocks` its blocks, counted. */
 export function saveReport(
-  facts: SaveFacts, memory: ReadableMemory, totals: { storedBytes: number; staleBytes: number },
+  facts: SaveFacts, memory: ReadableMemory, blocks: readonly BlockCount[], totals: { storedBytes: number; staleBytes: number },
   saved: { frames: number; sameFilled: number },
 ): SaveReport {
   const { machine, at, copy, results } = facts;
@@ -141,7 +141,7 @@ export function saveReport(
     machine: { ram_frames: memory.frames, vcpus, page_writers: facts.writers },
     frames: {
       saved: saved.frames,
-      by_kind: framesByKind(memory),
+      by_kind: framesByKind(blocks),
       planned: facts.planned,
       streamed: sum(streaming, (result) => result.chunkFrames.length + result.filledFrames.length),
       skipped: sum(streaming, (result) => result.skipped),
@@ -203,9 +203,9 @@ export function saveReport(
   };
 }
 
-function framesByKind(memory: ReadableMemory): Record<string, number> {
+function framesByKind(blocks: readonly BlockCount[]): Record<string, number> {
   const counts: Record<string, number> = {};
-  for (const { kind, frames } of countBlocks(memory)) {
+  for (const { kind, frames } of blocks) {
     if (isSaved(KIND_NAMES.indexOf(kind as KindName))) counts[kind] = (counts[kind] ?? 0) + frames;
   }
   return counts;

@@ -1,7 +1,8 @@
-/** Thread of the pool: page writers (save) and page loaders (resume). Composes; the logic is in src/writer and src/restore. */
+/** Thread of the pool: page writers and the catalogue (save), page loaders (resume). Composes, and holds no logic. */
 import { workerData } from "node:worker_threads";
 import { serializeError } from "../src/base/errors.js";
 import type { SharedMemory } from "../src/base/wasm.js";
+import { type CatalogueTask, writeCatalogue } from "../src/image-catalogue.js";
 import { type LoadResult, type LoadTask, loadPages } from "../src/restore/page-loader.js";
 import { instantiateCore } from "../src/vm/core.js";
 import { type WriteResult, type WriteTask, writePages } from "../src/writer/page-writer.js";
@@ -24,4 +25,8 @@ export function write(task: WriteTask): Promise<Answer<WriteResult>> {
 
 export function load(task: LoadTask): Promise<Answer<LoadResult>> {
   return answer(() => loadPages(memory, core, task));
+}
+
+export function catalogue(task: CatalogueTask): Promise<Answer<{ bytes: number; hash: bigint }>> {
+  return answer(() => writeCatalogue(task));
 }

@@ -95,7 +95,7 @@ export class CatalogueWriter {
     const writer = new CatalogueWriter(path);
     writer.#attempt(() => {
       // Nobody else reads it yet and a crash throws it away, so neither a journal nor SQLite's own syncs are needed.
-      for (const pragma of ["journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE"])
+      for (const pragma of ["journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE", "cache_size = -2000"])
         writer.#database.pragma(pragma);
       writer.#database.exec(SCHEMA);
     });

@@ -12,6 +12,7 @@
 
 import { damaged, HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
+import { shared } from "../base/shared.js";
 import type { Pfn } from "../base/memory.js";
 import { checksum } from "./checksum.js";
 
@@ -168,6 +169,8 @@ export const SAME_FILLED = -1;
  *       1      19    100     -1      -      0      frames 19 to 118 are zero
  *       2     300      1      2       0     -      frame 300 is place 0 of chunk 2; 119 to 299 are not in the image
  */
+export type ExtentColumns = Pick<ExtentTable, "length" | "pfn" | "frames" | "chunk" | "first" | "fill">;
+
 export class ExtentTable implements Iterable<Extent> {
   readonly length: number;
   readonly pfn: Uint32Array;
@@ -213,6 +216,17 @@ export class ExtentTable implements Iterable<Extent> {
       }
     }
     return table;
+  }
+
+  /** The columns in shared memory, for other threads. */
+  shared(): ExtentColumns {
+    const { length, pfn, frames, chunk, first, fill } = this;
+    return { length, pfn: shared(pfn), frames: shared(frames), chunk: shared(chunk), first: shared(first), fill: shared(fill) };
+  }
+
+  /** The table that another thread made, from its columns. */
+  static of(columns: ExtentColumns): ExtentTable {
+    return Object.assign(new ExtentTable(0), columns);
   }
 
   /** Index of the extent that a frame is in; -1 when it is not in the image. */

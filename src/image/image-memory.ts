@@ -10,7 +10,7 @@ import { FRAME_BYTES, FRAME_SHIFT } from "../base/layout.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../base/memory.js";
 import type { BlobReader } from "./blob.js";
 import { decodeChunk } from "./codec.js";
-import { CHUNK_BYTES, type Chunk, type ExtentTable, SAME_FILLED } from "./format.js";
+import { CHUNK_BYTES, CODEC_RAW, type Chunk, type ExtentTable, SAME_FILLED } from "./format.js";
 
 /** What to read from. It need not be sealed yet; the checksum must be loaded. */
 export interface ImageMemoryOptions {
@@ -32,6 +32,7 @@ export class ImageMemory implements ReadableMemory {
   readonly #cachedChunks: number;
   /** Decoded chunks by id, the least recently used first. */
   readonly #cache = new Map<number, Uint8Array>();
+  readonly #stored = new Uint8Array(CHUNK_BYTES);
   /** The frame that was looked into last: page tables and kernel records are read word by word. */
   #lastPfn = -1;
   #last: DataView = new DataView(new ArrayBuffer(0));
@@ -127,7 +128,8 @@ export class ImageMemory implements ReadableMemory {
     if (data === undefined) {
       const chunk = this.#chunks[id];
       assert(chunk !== undefined && chunk.id === id, `there is no chunk ${id}`);
-      const stored = new Uint8Array(chunk.stored);
+      // Compressed bytes are looked at once, so their buffer serves all; a raw chunk is its own data.
+      const stored = chunk.codec === CODEC_RAW ? new Uint8Array(chunk.stored) : this.#stored.subarray(0, chunk.stored);
       this.#blob.readSync(stored, chunk.offset, chunk.stored);
       data = decodeChunk(chunk, stored);
       if (this.#cache.size >= this.#cachedChunks) this.#cache.delete(this.#cache.keys().next().value!);

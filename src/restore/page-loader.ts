@@ -23,7 +23,7 @@ import type { SharedMemory } from "../base/wasm.js";
 import { BlobReader } from "../image/blob.js";
 import { loadChecksum } from "../image/checksum.js";
 import { decodeChunk } from "../image/codec.js";
-import { CHUNK_BYTES, type Chunk } from "../image/format.js";
+import { CHUNK_BYTES, type Chunk, type ExtentColumns } from "../image/format.js";
 import type { Core } from "../vm/core.js";
 import { PhysicalMemory } from "../vm/physical.js";
 import { bit } from "./classify.js";
@@ -32,7 +32,7 @@ import { bit } from "./classify.js";
 export interface LoadTask {
   blob: string;
   chunks: readonly Chunk[];
-  extents: { pfn: Uint32Array; frames: Uint32Array; first: Uint16Array; fill: BigUint64Array };
+  extents: ExtentColumns;
   /** Extents of chunk c: `order[start[c]]` to `order[start[c + 1] - 1]`. */
   order: Uint32Array;
   start: Uint32Array;

@@ -13,6 +13,8 @@ export const WORKER_LIMITS = { maxYoungGenerationSizeMb: 4 } as const;
 /** What a thread of the pool answers: errors lose their code on the way if they are thrown. */
 export type Answer<T> = { ok: true; value: T } | { ok: false; error: SerializedError };
 
+const ROLES = { write: "page writer", load: "page loader", catalogue: "writer of the catalogue" } as const;
+
 export class PagePool {
   readonly #piscina: Piscina;
 
@@ -35,7 +37,7 @@ export class PagePool {
    *
    * @throws the first error; HIB_WORKER_DIED if a thread ended without an answer
    */
-  async runOn<Task, Result>(threads: number, name: "write" | "load", task: (thread: number) => Task, onError: () => void): Promise<Result[]> {
+  async runOn<Task, Result>(threads: number, name: keyof typeof ROLES, task: (thread: number) => Task, onError: () => void): Promise<Result[]> {
     const outcomes = await Promise.allSettled(
       Array.from({ length: threads }, async (_, thread) => {
         try {
@@ -46,7 +48,7 @@ export class PagePool {
           onError();
           if (error instanceof HibernaculumError) throw error;
           const text = error instanceof Error ? error.message : String(error);
-          throw new HibernaculumError("HIB_WORKER_DIED", `a page ${name === "write" ? "writer" : "loader"} died: ${text}`, { cause: error });
+          throw new HibernaculumError("HIB_WORKER_DIED", `a ${ROLES[name]} died: ${text}`, { cause: error });
         }
       }),
     );

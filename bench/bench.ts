@@ -16,7 +16,9 @@ import { stopFigures } from "./stop.js";
 import { storeFigures } from "./store.js";
 import { streamFigures } from "./stream.js";
 
-const { values: options } = parseArgs({ options: { quick: { type: "boolean", default: false }, json: { type: "boolean", default: false } } });
+const { values: options } = parseArgs({
+  options: { quick: { type: "boolean", default: false }, json: { type: "boolean", default: false } },
+});
 const megabytes = options.quick ? 256 : 1024;
 const rounds = options.quick ? 3 : 5;
 
@@ -33,13 +35,16 @@ say("resume ...");
 figures.push(...(await resumeFigures(megabytes, rounds)));
 say("cost growth ...");
 const growth: GrowthRow[] = [];
-for (const ramBytes of options.quick ? [256 * 2 ** 20, 512 * 2 ** 20] : [256 * 2 ** 20, 2 ** 30, 4e9]) growth.push(inOwnProcess("growth", ramBytes));
+for (const ramBytes of options.quick ? [256 * 2 ** 20, 512 * 2 ** 20] : [256 * 2 ** 20, 2 ** 30, 4e9])
+  growth.push(inOwnProcess("growth", ramBytes));
 say("what the workload feels ...");
 const felt: FeltRow[] = [];
 for (const rate of [100_000, 0]) felt.push(inOwnProcess("felt", rate, megabytes));
 
 if (options.json) {
-  process.stdout.write(`${JSON.stringify({ schema: 1, node: process.version, cpu: cpus()[0]?.model, cores: cpus().length, figures, growth, felt })}\n`);
+  process.stdout.write(
+    `${JSON.stringify({ schema: 1, node: process.version, cpu: cpus()[0]?.model, cores: cpus().length, figures, growth, felt })}\n`,
+  );
 } else {
   process.stdout.write(`Node ${process.version}, ${cpus().length} x ${cpus()[0]?.model}\n\n`);
   print(

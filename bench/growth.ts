@@ -23,7 +23,10 @@ const MIB = 2 ** 20;
 
 /** A row measured in a process of its own, whose memory is that machine's only. */
 export function inOwnProcess<Row>(kind: "growth" | "felt", ...numbers: number[]): Row {
-  const output = execFileSync(process.execPath, [fileURLToPath(import.meta.url), kind, ...numbers.map(String)], { encoding: "utf8", stdio: ["ignore", "pipe", "inherit"] });
+  const output = execFileSync(process.execPath, [fileURLToPath(import.meta.url), kind, ...numbers.map(String)], {
+    encoding: "utf8",
+    stdio: ["ignore", "pipe", "inherit"],
+  });
   return JSON.parse(output) as Row;
 }
 

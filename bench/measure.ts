@@ -36,7 +36,11 @@ export async function timed(work: () => unknown): Promise<number> {
 export const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** Boots a machine and starts its workloads, and lets them run a while. */
-export async function machineWith(ramBytes: number, workloads: string[], options: { vcpus?: number; pageThreads?: number; warmup_ms?: number } = {}): Promise<Machine> {
+export async function machineWith(
+  ramBytes: number,
+  workloads: string[],
+  options: { vcpus?: number; pageThreads?: number; warmup_ms?: number } = {},
+): Promise<Machine> {
   const { vcpus = 2, warmup_ms = 1500, ...rest } = options;
   const machine = await Machine.boot({ ramBytes, vcpus, ...rest });
   for (const text of workloads) machine.spawn(text);

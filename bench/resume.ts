@@ -34,9 +34,12 @@ export async function resumeFigures(megabytes: number, rounds: number): Promise<
     const speed = (ms: number[]) => bytes / median(ms) / 1e6;
     return [
       {
-        name: `resume, eager, verified, ${threads} loaders`, value: speed(resumes), unit: "GB/s",
+        name: `resume, eager, verified, ${threads} loaders`,
+        value: speed(resumes),
+        unit: "GB/s",
         limit: { name: "read + decompress + copy of the same bytes, one thread", value: speed(limits) },
-        ratio: speed(resumes) / speed(limits), target: ">= 0.75",
+        ratio: speed(resumes) / speed(limits),
+        target: ">= 0.75",
       },
     ];
   });
@@ -54,7 +57,8 @@ async function readDecompressCopy(path: string, ramBytes: number): Promise<{ ms:
   const ms = await timed(async () => {
     for (const chunk of chunks) {
       readSync(blob, buffer, 0, chunk.stored, chunk.offset);
-      const data = chunk.codec === CODEC_LZ4 ? uncompressSync(buffer.subarray(0, chunk.payload)) : buffer.subarray(0, chunk.payload);
+      const data =
+        chunk.codec === CODEC_LZ4 ? uncompressSync(buffer.subarray(0, chunk.payload)) : buffer.subarray(0, chunk.payload);
       bytes.set(data, to);
       to += data.length;
       await new Promise(setImmediate);

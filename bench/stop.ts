@@ -45,9 +45,12 @@ export async function stopFigures(megabytes: number): Promise<Figure[]> {
     { name: "stop handshake, 2 busy vCPUs, p50", value: median(stops), unit: "us", target: "<= 150 us" },
     { name: "stop handshake, 2 busy vCPUs, p99", value: percentile(stops, 0.99), unit: "us" },
     {
-      name: `atomic copy of ${frames} marked frames`, value: speed(copies), unit: "GB/s",
+      name: `atomic copy of ${frames} marked frames`,
+      value: speed(copies),
+      unit: "GB/s",
       limit: { name: "gather of the same frames by set, one thread", value: speed(gathers) },
-      ratio: speed(copies) / speed(gathers), target: ">= 0.75",
+      ratio: speed(copies) / speed(gathers),
+      target: ">= 0.75",
     },
   ];
 }

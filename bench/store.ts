@@ -1,5 +1,14 @@
 /** One store, one fault: a store that hits the TLB, the first store to a frame while armed, and one after that. */
-import { DIRTY_BITMAP, MACHINE_ARMED, MACHINE_GENERATION, MACHINE_CONTEXT_CURSOR, PTE_R, PTE_U, PTE_W, RAM_BASE } from "../src/base/layout.js";
+import {
+  DIRTY_BITMAP,
+  MACHINE_ARMED,
+  MACHINE_GENERATION,
+  MACHINE_CONTEXT_CURSOR,
+  PTE_R,
+  PTE_U,
+  PTE_W,
+  RAM_BASE,
+} from "../src/base/layout.js";
 import { Control } from "../src/base/control.js";
 import { instantiateCore, type Core } from "../src/vm/core.js";
 import { mapPage } from "../src/vm/page-table.js";
@@ -47,8 +56,12 @@ export function storeFigures(): Figure[] {
   return [
     { name: "store, TLB hit", value: median(hit), unit: "ns", limit, ratio: median(hit) / limit.value, target: "<= 2 x" },
     {
-      name: "store, TLB hit, armed and lifted", value: median(lifted), unit: "ns",
-      limit: { name: "store, TLB hit, not armed", value: median(hit) }, ratio: median(lifted) / median(hit), target: "about 1 x",
+      name: "store, TLB hit, armed and lifted",
+      value: median(lifted),
+      unit: "ns",
+      limit: { name: "store, TLB hit, not armed", value: median(hit) },
+      ratio: median(lifted) / median(hit),
+      target: "about 1 x",
     },
     { name: "write-protect fault", value: median(fault), unit: "ns", target: "<= 250 ns" },
   ];

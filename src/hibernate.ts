@@ -17,8 +17,16 @@ import { hostNow } from "./base/control.js";
 import { fromSystemError, HibernaculumError, isSystemError } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
 import {
-  CANCEL_ASKED, CANCEL_NO_ROOM, FRAME_BYTES, MACHINE_BLOB_CURSOR, MACHINE_CANCEL, MACHINE_CHUNK_CURSOR,
-  MACHINE_PROGRESS, MACHINE_STORED, SAVEABLE_BITMAP, STOP_BITMAP,
+  CANCEL_ASKED,
+  CANCEL_NO_ROOM,
+  FRAME_BYTES,
+  MACHINE_BLOB_CURSOR,
+  MACHINE_CANCEL,
+  MACHINE_CHUNK_CURSOR,
+  MACHINE_PROGRESS,
+  MACHINE_STORED,
+  SAVEABLE_BITMAP,
+  STOP_BITMAP,
 } from "./base/layout.js";
 import { type AtomicCopy, atomicCopy, claimable, placeInOwnFrames } from "./cow/atomic-copy.js";
 import { type FaultStatistics, readFaultStatistics, resetFaultStatistics } from "./cow/fault-statistics.js";
@@ -137,7 +145,15 @@ class Save {
   #tail = { end: 0, preimages: 0, refused: 0 };
   #faults: FaultStatistics | undefined;
   #oracleFrames: number | null = null;
-  #pause: SaveReport["pause"] = { safepoint_ms: 0, devices_ms: 0, list_ms: 0, copy_ms: 0, overflow_ms: 0, resume_ms: 0, total_ms: 0 };
+  #pause: SaveReport["pause"] = {
+    safepoint_ms: 0,
+    devices_ms: 0,
+    list_ms: 0,
+    copy_ms: 0,
+    overflow_ms: 0,
+    resume_ms: 0,
+    total_ms: 0,
+  };
   /** Host times at which phases ended. */
   #at = { prepared: 0, armed: 0, planned: 0, streamed: 0, stopped: 0, residual: 0 };
   #time = 0;
@@ -259,7 +275,12 @@ class Save {
       extents: table.shared(),
       blocks,
     };
-    const [catalogue] = await this.#machine.pool.runOn<CatalogueTask, { bytes: number; hash: bigint }>(1, "catalogue", () => task, () => undefined);
+    const [catalogue] = await this.#machine.pool.runOn<CatalogueTask, { bytes: number; hash: bigint }>(
+      1,
+      "catalogue",
+      () => task,
+      () => undefined,
+    );
     this.#checkCancelled();
     await sealBlob(this.#image.blobPath, {
       machineVersion: MACHINE_VERSION,
@@ -287,7 +308,13 @@ class Save {
     const blob = new BlobReader(this.#image.blobPath);
     try {
       const { frames } = this.#machine.kernel.memory;
-      const memory = new ImageMemory({ frames, chunks: this.#locations.chunks, extents: table, blob, cachedChunks: CACHED_CHUNKS });
+      const memory = new ImageMemory({
+        frames,
+        chunks: this.#locations.chunks,
+        extents: table,
+        blob,
+        cachedChunks: CACHED_CHUNKS,
+      });
       const blocks = countBlocks(memory);
       return { report: saveReport(this.#facts(), memory, blocks, this.#locations.totals(table), saved), blocks };
     } finally {
@@ -322,7 +349,9 @@ class Save {
       compress,
       oracle: source === "live" ? this.#oracle : undefined,
     });
-    const results = await pool.runOn<WriteTask, WriteResult>(this.#writers, "write", task, () => control.store(MACHINE_CANCEL, CANCEL_ASKED));
+    const results = await pool.runOn<WriteTask, WriteResult>(this.#writers, "write", task, () =>
+      control.store(MACHINE_CANCEL, CANCEL_ASKED),
+    );
     this.#checkCancelled();
     for (const result of results) this.#locations.add(result);
     this.#results.push(...results);
@@ -408,7 +437,10 @@ class Save {
 
   #checkCancelled(): void {
     if (this.#machine.control.load(MACHINE_CANCEL) === CANCEL_NO_ROOM) {
-      throw new HibernaculumError("HIB_NO_MEMORY", "the save was given up: the reserve had no room for a store of the kernel; free some of the guest's memory");
+      throw new HibernaculumError(
+        "HIB_NO_MEMORY",
+        "the save was given up: the reserve had no room for a store of the kernel; free some of the guest's memory",
+      );
     }
     if (this.#options.signal?.aborted === true) {
       throw new HibernaculumError("HIB_CANCELLED", "the save was cancelled; the machine goes on and nothing was left behind");

@@ -33,7 +33,15 @@ export interface CatalogueTask {
  * @returns its length and XXH64, for the header
  * @throws HIB_NO_SPACE, HIB_IO, HIB_DEPENDENCY
  */
-export async function writeCatalogue({ path, blob, frames, meta, chunks, extents: columns, blocks }: CatalogueTask): Promise<{ bytes: number; hash: bigint }> {
+export async function writeCatalogue({
+  path,
+  blob,
+  frames,
+  meta,
+  chunks,
+  extents: columns,
+  blocks,
+}: CatalogueTask): Promise<{ bytes: number; hash: bigint }> {
   await loadChecksum();
   const extents = ExtentTable.of(columns);
   const reader = new BlobReader(blob);
@@ -57,7 +65,8 @@ export async function writeCatalogue({ path, blob, frames, meta, chunks, extents
         detail: process,
       })),
       mappings: (function* () {
-        for (const { address, ...run } of describeMappings(memory)) yield { ...run, vaddr: address, blobOffset: blobOffset(run.pfn) };
+        for (const { address, ...run } of describeMappings(memory))
+          yield { ...run, vaddr: address, blobOffset: blobOffset(run.pfn) };
       })(),
       blocks,
     });

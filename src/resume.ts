@@ -21,8 +21,16 @@ import { hostNow } from "./base/control.js";
 import { fromSystemError, HibernaculumError, isSystemError, naming } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
 import {
-  DIRECT_BITMAP, DIRTY_BITMAP, FRAME_BYTES, IMAGE_BITMAP, KEEP_BITMAP, MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_LOAD_PERCENT,
-  MACHINE_PROGRESS, QUEUE_SPARE,
+  DIRECT_BITMAP,
+  DIRTY_BITMAP,
+  FRAME_BYTES,
+  IMAGE_BITMAP,
+  KEEP_BITMAP,
+  MACHINE_CANCEL,
+  MACHINE_CURSOR,
+  MACHINE_LOAD_PERCENT,
+  MACHINE_PROGRESS,
+  QUEUE_SPARE,
 } from "./base/layout.js";
 import { shared } from "./base/shared.js";
 import { atomicRestore, listViews } from "./cow/atomic-copy.js";
@@ -106,7 +114,10 @@ async function find(machine: Machine, path: string, options: ResumeOptions): Pro
       );
     }
     if (options.again !== true && options.keepImage !== true && (await isUsed(path))) {
-      throw new HibernaculumError("HIB_IMAGE_USED", `${path} was resumed before; two machines with one history corrupt what they share (--again resumes it all the same)`);
+      throw new HibernaculumError(
+        "HIB_IMAGE_USED",
+        `${path} was resumed before; two machines with one history corrupt what they share (--again resumes it all the same)`,
+      );
     }
     return image;
   } catch (error) {
@@ -177,7 +188,12 @@ class Resume {
     const watch = setInterval(() => this.#reportProgress(), WATCH_MS);
     try {
       this.#reportProgress();
-      this.#results = await pool.runOn<LoadTask, LoadResult>(pageThreads, "load", () => task, () => control.store(MACHINE_CANCEL, 1));
+      this.#results = await pool.runOn<LoadTask, LoadResult>(
+        pageThreads,
+        "load",
+        () => task,
+        () => control.store(MACHINE_CANCEL, 1),
+      );
       this.#checkCancelled();
       this.#reportProgress();
     } finally {

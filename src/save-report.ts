@@ -20,7 +20,7 @@ export const REPORT_SCHEMA = 1;
 
 export interface SaveReport {
   schema: typeof REPORT_SCHEMA;
-  image: { path: string; id: string; ending: "hibernate" | "keep-running"; /** Consistency point, ISO 8601. */ time: string };
+  image: { path: string; id: string; ending: "hibernate" | "keep-running" /** Consistency point, ISO 8601. */; time: string };
   machine: { ram_frames: number; vcpus: number; page_writers: number };
   frames: {
     /** In the image. */
@@ -36,7 +36,9 @@ export interface SaveReport {
     /** In the image without data. */
     same_filled: number;
   };
-  faults: FaultStatistics & { by_process: { pid: number; name: string; user: number; kernel: number; page_table: number; device: number }[] };
+  faults: FaultStatistics & {
+    by_process: { pid: number; name: string; user: number; kernel: number; page_table: number; device: number }[];
+  };
   /** Residual set at the stop: marked, or allocated since the plan. */
   residual_frames: number;
   atomic_copy: {
@@ -49,10 +51,23 @@ export interface SaveReport {
     gb_per_s: number;
   };
   /** Parts of the machine's stop; `total_ms` is from the request to the last vCPU going on (hibernate: to the copy's end). */
-  pause: { safepoint_ms: number; devices_ms: number; list_ms: number; copy_ms: number; overflow_ms: number; resume_ms: number; total_ms: number };
+  pause: {
+    safepoint_ms: number;
+    devices_ms: number;
+    list_ms: number;
+    copy_ms: number;
+    overflow_ms: number;
+    resume_ms: number;
+    total_ms: number;
+  };
   /** Arm: until every vCPU had acknowledged the TLB shootdown. */
   arm_ms: number;
-  reserve: { estimated_frames: number; reserved_frames: number; used_frames: number; /** Written from their places while stopped. */ overflow_frames: number };
+  reserve: {
+    estimated_frames: number;
+    reserved_frames: number;
+    used_frames: number /** Written from their places while stopped. */;
+    overflow_frames: number;
+  };
   /** Snapshot: residual frames that were protected again instead of copied, pre-images kept of them, and stores that waited for room. */
   tail: { frames: number; preimages: number; waits: number };
   blob: {
@@ -69,7 +84,16 @@ export interface SaveReport {
   /** Of the machine's memory in the image, per second of the whole save. */
   throughput: { saved_bytes: number; gb_per_s: number };
   /** In the report that lies in the image, `publish` (syncs, header, rename) is still 0 and not part of the total. */
-  phases_ms: { prepare: number; /** With the plan. */ arm: number; stream: number; stop: number; residual: number; catalogue: number; publish: number; total: number };
+  phases_ms: {
+    prepare: number /** With the plan. */;
+    arm: number;
+    stream: number;
+    stop: number;
+    residual: number;
+    catalogue: number;
+    publish: number;
+    total: number;
+  };
   writers: { stage_ms: number; compress_ms: number; hash_ms: number; write_wait_ms: number };
   workload: {
     bin_ms: number;
@@ -116,13 +140,17 @@ const BEFORE_MS = 1000;
 
 /** Makes the report of a save. `memory` is the image, `blocks` its blocks, counted. */
 export function saveReport(
-  facts: SaveFacts, memory: ReadableMemory, blocks: readonly BlockCount[], totals: { storedBytes: number; staleBytes: number },
+  facts: SaveFacts,
+  memory: ReadableMemory,
+  blocks: readonly BlockCount[],
+  totals: { storedBytes: number; staleBytes: number },
   saved: { frames: number; sameFilled: number },
 ): SaveReport {
   const { machine, at, copy, results } = facts;
   const { control, vcpus } = machine;
   const now = hostNow();
-  const sum = (of: readonly WriteResult[], pick: (result: WriteResult) => number) => of.reduce((all, result) => all + pick(result), 0);
+  const sum = (of: readonly WriteResult[], pick: (result: WriteResult) => number) =>
+    of.reduce((all, result) => all + pick(result), 0);
   const streaming = results.slice(0, facts.writers);
   const plainBytes = facts.chunks.reduce((all, chunk) => all + chunk.frames, 0) * FRAME_BYTES;
   const savedBytes = saved.frames * FRAME_BYTES;

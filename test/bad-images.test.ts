@@ -5,7 +5,17 @@
  * The image is small, so that every byte of its header and of its catalogue can be changed, and thousands of its data.
  * Every sweep begins and ends with the image unharmed, which must pass.
  */
-import { closeSync, ftruncateSync, mkdirSync, mkdtempSync, openSync, readFileSync, statSync, writeFileSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  ftruncateSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { chmod, cp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -16,7 +26,14 @@ import { save } from "../src/hibernate.js";
 import { loadChecksum } from "../src/image/checksum.js";
 import { claimUse, isUsed, openImage } from "../src/image/directory.js";
 import {
-  BLOB_NAME, CATALOGUE_NAME, decodeHeader, encodeHeader, FORMAT_VERSION, HEADER_BYTES, type ImageHeader, MACHINE_VERSION,
+  BLOB_NAME,
+  CATALOGUE_NAME,
+  decodeHeader,
+  encodeHeader,
+  FORMAT_VERSION,
+  HEADER_BYTES,
+  type ImageHeader,
+  MACHINE_VERSION,
 } from "../src/image/format.js";
 import { verifyChunks } from "../src/image/verify.js";
 import { Machine } from "../src/machine.js";
@@ -36,8 +53,12 @@ test.after.always(() => rm(directory, { recursive: true }));
 test.before("an image of a small machine", async () => {
   const machine = await Machine.boot({ ramBytes: RAM_BYTES, vcpus: 1 });
   // More pages than the machines have that are to resume it, so that some are loaded directly; they compress well.
-  for (const text of ["incrementer:pages=1100,content=zero,seed=1,rate=200000", "random:pages=8,content=random,seed=2,rate=5000"]) machine.spawn(text);
-  await until(() => machine.processes().every(({ steps }) => steps > 0) && machine.processes()[0]!.steps > 1100, "every page is there");
+  for (const text of ["incrementer:pages=1100,content=zero,seed=1,rate=200000", "random:pages=8,content=random,seed=2,rate=5000"])
+    machine.spawn(text);
+  await until(
+    () => machine.processes().every(({ steps }) => steps > 0) && machine.processes()[0]!.steps > 1100,
+    "every page is there",
+  );
   await save(machine, original);
 });
 
@@ -106,7 +127,11 @@ class Patient {
 }
 
 /** Examines one file of the image again and again, unharmed before and after. */
-async function operate(t: ExecutionContext, file: string, sweep: (patient: Patient, draws: Draws) => Promise<void>): Promise<void> {
+async function operate(
+  t: ExecutionContext,
+  file: string,
+  sweep: (patient: Patient, draws: Draws) => Promise<void>,
+): Promise<void> {
   const patient = new Patient(await copyOf(t), file);
   await patient.expect("whole", "before");
   await sweep(patient, new Draws(t));
@@ -115,7 +140,8 @@ async function operate(t: ExecutionContext, file: string, sweep: (patient: Patie
 }
 
 /** What a reader that trusts nothing before it can be trusted makes of a changed byte of the header. */
-const codeOfHeaderByte = (byte: number): ErrorCode => (byte < 4 ? "HIB_NOT_AN_IMAGE" : byte < 8 ? "HIB_FORMAT_VERSION" : "HIB_CORRUPT");
+const codeOfHeaderByte = (byte: number): ErrorCode =>
+  byte < 4 ? "HIB_NOT_AN_IMAGE" : byte < 8 ? "HIB_FORMAT_VERSION" : "HIB_CORRUPT";
 
 test("any bit of the header: every one of its fields, and one of every other byte", (t) =>
   operate(t, BLOB_NAME, async (patient, draws) => {
@@ -130,7 +156,8 @@ test("any bit of the catalogue: one of every byte", (t) =>
 
 test("any bit of the chunks: 3,000 of them", (t) =>
   operate(t, BLOB_NAME, async (patient, draws) => {
-    for (let i = 0; i < 3000; i++) await patient.flip(draws.between(HEADER_BYTES, patient.bytes.length - 1), draws.below(8), "HIB_CORRUPT");
+    for (let i = 0; i < 3000; i++)
+      await patient.flip(draws.between(HEADER_BYTES, patient.bytes.length - 1), draws.below(8), "HIB_CORRUPT");
   }));
 
 for (const file of [BLOB_NAME, CATALOGUE_NAME]) {
@@ -168,11 +195,13 @@ async function replace(path: string, put: () => void): Promise<void> {
 }
 
 /** A header that agrees with its checksum and says something else. */
-const reheader = (change: Partial<ImageHeader>) => (path: string): void =>
-  edit(path, BLOB_NAME, (blob) => {
-    blob.set(encodeHeader({ ...decodeHeader(blob.subarray(0, HEADER_BYTES), path), ...change }));
-    return blob;
-  });
+const reheader =
+  (change: Partial<ImageHeader>) =>
+  (path: string): void =>
+    edit(path, BLOB_NAME, (blob) => {
+      blob.set(encodeHeader({ ...decodeHeader(blob.subarray(0, HEADER_BYTES), path), ...change }));
+      return blob;
+    });
 
 interface Ailment {
   what: string;
@@ -186,35 +215,98 @@ interface Ailment {
 const AILMENTS: Ailment[] = [
   { what: "no such path", inflict: (path) => rm(path, { recursive: true }), code: "HIB_NOT_AN_IMAGE", says: /no image at/ },
   {
-    what: "a file", code: "HIB_NOT_AN_IMAGE", says: /no image at/,
+    what: "a file",
+    code: "HIB_NOT_AN_IMAGE",
+    says: /no image at/,
     inflict: (path) => replace(path, () => writeFileSync(path, "HBRN")),
   },
   {
-    what: "an empty directory", code: "HIB_NOT_AN_IMAGE", says: /not an image.*no blob/,
+    what: "an empty directory",
+    code: "HIB_NOT_AN_IMAGE",
+    says: /not an image.*no blob/,
     inflict: (path) => replace(path, () => mkdirSync(path)),
   },
   { what: "no blob", inflict: (path) => rm(join(path, BLOB_NAME)), code: "HIB_NOT_AN_IMAGE", says: /no blob/ },
   { what: "no catalogue", inflict: (path) => rm(join(path, CATALOGUE_NAME)), code: "HIB_NOT_AN_IMAGE", says: /no catalogue/ },
   {
-    what: "a blob that is a directory", code: "HIB_NOT_AN_IMAGE", says: /no blob/,
+    what: "a blob that is a directory",
+    code: "HIB_NOT_AN_IMAGE",
+    says: /no blob/,
     inflict: (path) => replace(join(path, BLOB_NAME), () => mkdirSync(join(path, BLOB_NAME))),
   },
-  { what: "random bytes", inflict: (path) => edit(path, BLOB_NAME, (blob) => blob.map((_, i) => (i * 2654435761) >>> 24)), code: "HIB_NOT_AN_IMAGE", says: /header/ },
-  { what: "an empty blob", inflict: (path) => edit(path, BLOB_NAME, () => Buffer.alloc(0)), code: "HIB_NOT_AN_IMAGE", says: /header/ },
-  { what: "another magic", inflict: (path) => edit(path, BLOB_NAME, (blob) => Buffer.concat([Buffer.from("TXOI"), blob.subarray(4)])), code: "HIB_NOT_AN_IMAGE", says: /header/ },
   {
-    what: "another format version", code: "HIB_FORMAT_VERSION", says: new RegExp(`version ${FORMAT_VERSION + 1}.*reads version ${FORMAT_VERSION}`),
+    what: "random bytes",
+    inflict: (path) => edit(path, BLOB_NAME, (blob) => blob.map((_, i) => (i * 2654435761) >>> 24)),
+    code: "HIB_NOT_AN_IMAGE",
+    says: /header/,
+  },
+  {
+    what: "an empty blob",
+    inflict: (path) => edit(path, BLOB_NAME, () => Buffer.alloc(0)),
+    code: "HIB_NOT_AN_IMAGE",
+    says: /header/,
+  },
+  {
+    what: "another magic",
+    inflict: (path) => edit(path, BLOB_NAME, (blob) => Buffer.concat([Buffer.from("TXOI"), blob.subarray(4)])),
+    code: "HIB_NOT_AN_IMAGE",
+    says: /header/,
+  },
+  {
+    what: "another format version",
+    code: "HIB_FORMAT_VERSION",
+    says: new RegExp(`version ${FORMAT_VERSION + 1}.*reads version ${FORMAT_VERSION}`),
     inflict: (path) => edit(path, BLOB_NAME, (blob) => blob.fill(FORMAT_VERSION + 1, 4, 5)),
   },
-  { what: "another machine version", inflict: reheader({ machineVersion: MACHINE_VERSION + 1 }), code: "HIB_MACHINE_VERSION", says: /machine version/ },
+  {
+    what: "another machine version",
+    inflict: reheader({ machineVersion: MACHINE_VERSION + 1 }),
+    code: "HIB_MACHINE_VERSION",
+    says: /machine version/,
+  },
   { what: "a header that counts one frame more", inflict: reheader({ frames: 1 }), code: "HIB_CORRUPT", says: /frames/ },
-  { what: "a blob without its last page", inflict: (path) => edit(path, BLOB_NAME, (blob) => blob.subarray(0, -4096)), code: "HIB_TRUNCATED", says: /blob is \d+ bytes long/ },
-  { what: "a blob with a byte more", inflict: (path) => edit(path, BLOB_NAME, (blob) => Buffer.concat([blob, Buffer.alloc(1)])), code: "HIB_TRUNCATED", says: /blob is \d+ bytes long/ },
-  { what: "a catalogue without its last byte", inflict: (path) => edit(path, CATALOGUE_NAME, (bytes) => bytes.subarray(0, -1)), code: "HIB_TRUNCATED", says: /catalogue.* bytes long/ },
-  { what: "a bit of the header", inflict: (path) => edit(path, BLOB_NAME, (blob) => flipped(blob, 40)), code: "HIB_CORRUPT", says: /header.*checksum/ },
-  { what: "a bit of the catalogue", inflict: (path) => edit(path, CATALOGUE_NAME, (bytes) => flipped(bytes, bytes.length >> 1)), code: "HIB_CORRUPT", says: /catalogue.*checksum/ },
-  { what: "a bit of the first chunk", inflict: (path) => edit(path, BLOB_NAME, (blob) => flipped(blob, HEADER_BYTES)), code: "HIB_CORRUPT", says: /chunk \d+ .*checksum/ },
-  { what: "the last bit", inflict: (path) => edit(path, BLOB_NAME, (blob) => flipped(blob, blob.length - 1)), code: "HIB_CORRUPT", says: /chunk \d+ .*checksum/ },
+  {
+    what: "a blob without its last page",
+    inflict: (path) => edit(path, BLOB_NAME, (blob) => blob.subarray(0, -4096)),
+    code: "HIB_TRUNCATED",
+    says: /blob is \d+ bytes long/,
+  },
+  {
+    what: "a blob with a byte more",
+    inflict: (path) => edit(path, BLOB_NAME, (blob) => Buffer.concat([blob, Buffer.alloc(1)])),
+    code: "HIB_TRUNCATED",
+    says: /blob is \d+ bytes long/,
+  },
+  {
+    what: "a catalogue without its last byte",
+    inflict: (path) => edit(path, CATALOGUE_NAME, (bytes) => bytes.subarray(0, -1)),
+    code: "HIB_TRUNCATED",
+    says: /catalogue.* bytes long/,
+  },
+  {
+    what: "a bit of the header",
+    inflict: (path) => edit(path, BLOB_NAME, (blob) => flipped(blob, 40)),
+    code: "HIB_CORRUPT",
+    says: /header.*checksum/,
+  },
+  {
+    what: "a bit of the catalogue",
+    inflict: (path) => edit(path, CATALOGUE_NAME, (bytes) => flipped(bytes, bytes.length >> 1)),
+    code: "HIB_CORRUPT",
+    says: /catalogue.*checksum/,
+  },
+  {
+    what: "a bit of the first chunk",
+    inflict: (path) => edit(path, BLOB_NAME, (blob) => flipped(blob, HEADER_BYTES)),
+    code: "HIB_CORRUPT",
+    says: /chunk \d+ .*checksum/,
+  },
+  {
+    what: "the last bit",
+    inflict: (path) => edit(path, BLOB_NAME, (blob) => flipped(blob, blob.length - 1)),
+    code: "HIB_CORRUPT",
+    says: /chunk \d+ .*checksum/,
+  },
   { what: "used before", inflict: (path) => claimUse(path, "a test"), code: "HIB_IMAGE_USED", says: /resumed before.*--again/ },
 ];
 
@@ -242,7 +334,10 @@ test("resume: refuses what ails an image, and the machine runs on, exact; then i
   const good = await copyOf(t);
   const { frames } = await resume(victim.machine, good);
   t.true(frames.patched > 0 && frames.direct > 0);
-  t.deepEqual(victim.machine.processes().map(({ text }) => text.split(":")[0]), ["incrementer", "random"]);
+  t.deepEqual(
+    victim.machine.processes().map(({ text }) => text.split(":")[0]),
+    ["incrementer", "random"],
+  );
   t.true(await isUsed(good));
 });
 

@@ -41,7 +41,11 @@ interface Result {
   stderr: string;
 }
 
-function run(t: ExecutionContext<{ directory: string }>, args: string[], { program = HIB, env = {} }: { program?: string; env?: Record<string, string> } = {}): Promise<Result> {
+function run(
+  t: ExecutionContext<{ directory: string }>,
+  args: string[],
+  { program = HIB, env = {} }: { program?: string; env?: Record<string, string> } = {},
+): Promise<Result> {
   return new Promise((resolve) => {
     const options = { cwd: t.context.directory, env: { ...process.env, ...env }, maxBuffer: 2 ** 26 };
     const child = execFile(process.execPath, [program, ...args], options, (_, stdout, stderr) => {
@@ -114,7 +118,10 @@ test.serial("a machine's whole life: run, ps, snapshot, inspect, verify, stats, 
   t.is(ps.schema, 1);
   t.is(status.pid, a.child.pid);
   t.is(status.ram_bytes, 64 * 2 ** 20);
-  t.deepEqual(status.processes.map(({ text }: { text: string }) => text), WORKLOADS);
+  t.deepEqual(
+    status.processes.map(({ text }: { text: string }) => text),
+    WORKLOADS,
+  );
   t.regex((await run(t, ["ps"])).stdout, /^life +pid \d+, running.*\n.*steps\/s.*\n +1 +zipf/m);
 
   const snapshot = await run(t, ["save", "life", "a.hib", "--keep-running"]);
@@ -125,12 +132,18 @@ test.serial("a machine's whole life: run, ps, snapshot, inspect, verify, stats, 
   const inspected = JSON.parse((await run(t, ["inspect", "a.hib", "--json"])).stdout);
   t.is(inspected.schema, 1);
   t.is(inspected.used, false);
-  t.deepEqual(inspected.processes.map(({ text }: { text: string }) => text), WORKLOADS);
+  t.deepEqual(
+    inspected.processes.map(({ text }: { text: string }) => text),
+    WORKLOADS,
+  );
   t.regex((await run(t, ["inspect", "a.hib"])).stdout, /incrementer +\w+ +[\d,]+ +1,001 /);
 
   const verified = JSON.parse((await run(t, ["verify", "a.hib", "--replay", "--json"])).stdout);
   t.true(verified.ok);
-  t.deepEqual(verified.processes.map(({ differences }: { differences: string[] }) => differences.length), [0, 0, 0]);
+  t.deepEqual(
+    verified.processes.map(({ differences }: { differences: string[] }) => differences.length),
+    [0, 0, 0],
+  );
   t.is(verified.chunks.frames, inspected.header.frames);
   t.regex((await run(t, ["verify", "a.hib"])).stdout, /^a\.hib: ok$/m);
 
@@ -139,10 +152,22 @@ test.serial("a machine's whole life: run, ps, snapshot, inspect, verify, stats, 
   t.is(report.frames.saved, inspected.header.frames);
   t.is(report.image.ending, "keep-running");
   const shown = (await run(t, ["a.hib"], { program: STATS })).stdout;
-  for (const title of ["Frames", "Write faults", "Atomic copy", "Pause", "Staging reserve", "Image", "Time", "What the workload felt"]) {
+  for (const title of [
+    "Frames",
+    "Write faults",
+    "Atomic copy",
+    "Pause",
+    "Staging reserve",
+    "Image",
+    "Time",
+    "What the workload felt",
+  ]) {
     t.true(shown.split("\n").includes(title), title);
   }
-  t.true(shown.split("\n").every((line) => line.length <= 80 || line.includes("/")), "fits 80 columns");
+  t.true(
+    shown.split("\n").every((line) => line.length <= 80 || line.includes("/")),
+    "fits 80 columns",
+  );
   const live = JSON.parse((await run(t, ["life", "--json"], { program: STATS })).stdout);
   t.is(live.save.image.id, report.image.id);
   t.regex((await run(t, ["life"], { program: STATS })).stdout, /^Machine life\n[\s\S]*^Atomic copy$/m);
@@ -159,7 +184,10 @@ test.serial("a machine's whole life: run, ps, snapshot, inspect, verify, stats, 
   const { processes, problems } = await client.request("check", {});
   client.close();
   t.deepEqual(problems, []);
-  t.deepEqual(processes.map(({ differences }) => differences), [[], [], []]);
+  t.deepEqual(
+    processes.map(({ differences }) => differences),
+    [[], [], []],
+  );
   const saved = JSON.parse((await run(t, ["inspect", "b.hib", "--json"])).stdout);
   t.true(saved.used);
   for (const [i, { steps }] of processes.entries()) t.true(steps >= saved.processes[i].steps);
@@ -190,27 +218,30 @@ test.serial("a damaged image: verify and resume say so", async (t) => {
   t.regex(ram.stderr, /^hib: HIB_RAM_MISMATCH: /);
 });
 
-test.serial("a process that is wrong: verify --replay tells it from an image, and a machine that has it when it is seen", async (t) => {
-  const path = join(t.context.directory, "wrong.hib");
-  const wrong = await Machine.boot({ ramBytes: 32 * 2 ** 20, vcpus: 1 });
-  const { root, pid } = wrong.spawn("incrementer:pages=8");
-  wrong.quiesce.stop();
-  const { memory } = wrong.kernel;
-  for (const { address, frame } of walkLeaves(memory, root)) {
-    if (address !== CODE_BASE) memory.write(frame * FRAME_BYTES + INCREMENTER_OFFSET, Uint8Array.of(99, 98));
-  }
-  wrong.quiesce.go();
-  await until(() => wrong.processes().some(({ state }) => state === "failed"));
-  await save(wrong, path);
-  const verified = await run(t, ["verify", path, "--replay"]);
-  t.is(verified.code, 3);
-  t.regex(verified.stdout, /WRONG\n {4}it failed: incrementer/);
-  const resumed = await machine(t, "wrong", "resume", path, "--name", "wrong");
-  await until(async () => (await run(t, ["ps"])).stdout.includes("failed"));
-  const { code, stderr } = await resumed.interrupt();
-  t.is(code, 3);
-  t.is(stderr.match(new RegExp(`^hib: HIB_SELF_CHECK: process ${pid} `, "gm"))?.length, 1, stderr);
-});
+test.serial(
+  "a process that is wrong: verify --replay tells it from an image, and a machine that has it when it is seen",
+  async (t) => {
+    const path = join(t.context.directory, "wrong.hib");
+    const wrong = await Machine.boot({ ramBytes: 32 * 2 ** 20, vcpus: 1 });
+    const { root, pid } = wrong.spawn("incrementer:pages=8");
+    wrong.quiesce.stop();
+    const { memory } = wrong.kernel;
+    for (const { address, frame } of walkLeaves(memory, root)) {
+      if (address !== CODE_BASE) memory.write(frame * FRAME_BYTES + INCREMENTER_OFFSET, Uint8Array.of(99, 98));
+    }
+    wrong.quiesce.go();
+    await until(() => wrong.processes().some(({ state }) => state === "failed"));
+    await save(wrong, path);
+    const verified = await run(t, ["verify", path, "--replay"]);
+    t.is(verified.code, 3);
+    t.regex(verified.stdout, /WRONG\n {4}it failed: incrementer/);
+    const resumed = await machine(t, "wrong", "resume", path, "--name", "wrong");
+    await until(async () => (await run(t, ["ps"])).stdout.includes("failed"));
+    const { code, stderr } = await resumed.interrupt();
+    t.is(code, 3);
+    t.is(stderr.match(new RegExp(`^hib: HIB_SELF_CHECK: process ${pid} `, "gm"))?.length, 1, stderr);
+  },
+);
 
 test.serial("a process that runs out of memory is reported, and is no mismatch", async (t) => {
   const a = await machine(t, "full", "run", "--name", "full", "--ram", "16M", "stack:pages=16384", "idle");
@@ -233,22 +264,25 @@ test.serial("Ctrl-C in hib save: the machine goes on, and nothing is left behind
   t.is((await run(t, ["verify", "b.hib", "--replay"])).code, 0);
 });
 
-test.serial("a client that is killed cancels its save; Ctrl-C on the machine's side cancels it too, and a second one ends it", async (t) => {
-  const a = await machine(t, "both", "run", "--name", "both", "--ram", "256M", "zipf:pages=55000,content=text,rate=1000");
-  const killed = new Running(t, ["save", "both", "a.hib"]);
-  await until(async () => (await readdir(t.context.directory)).length > 0);
-  killed.child.kill("SIGKILL");
-  await until(async () => (await readdir(t.context.directory)).length === 0);
-  const saving = new Running(t, ["save", "both", "b.hib"]);
-  await until(async () => (await readdir(t.context.directory)).length > 0);
-  a.child.kill("SIGINT");
-  t.is((await saving.ended).code, 130);
-  t.deepEqual(await readdir(t.context.directory), []);
-  t.regex((await run(t, ["ps"])).stdout, /^both +pid \d+, running/m);
-  const { code, stdout } = await a.interrupt();
-  t.is(code, 0);
-  t.regex(stdout, /^both: powered off$/m);
-});
+test.serial(
+  "a client that is killed cancels its save; Ctrl-C on the machine's side cancels it too, and a second one ends it",
+  async (t) => {
+    const a = await machine(t, "both", "run", "--name", "both", "--ram", "256M", "zipf:pages=55000,content=text,rate=1000");
+    const killed = new Running(t, ["save", "both", "a.hib"]);
+    await until(async () => (await readdir(t.context.directory)).length > 0);
+    killed.child.kill("SIGKILL");
+    await until(async () => (await readdir(t.context.directory)).length === 0);
+    const saving = new Running(t, ["save", "both", "b.hib"]);
+    await until(async () => (await readdir(t.context.directory)).length > 0);
+    a.child.kill("SIGINT");
+    t.is((await saving.ended).code, 130);
+    t.deepEqual(await readdir(t.context.directory), []);
+    t.regex((await run(t, ["ps"])).stdout, /^both +pid \d+, running/m);
+    const { code, stdout } = await a.interrupt();
+    t.is(code, 0);
+    t.regex(stdout, /^both: powered off$/m);
+  },
+);
 
 test.serial("a dead machine's socket is reported and removed, by ps and by a new machine of that name", async (t) => {
   for (const name of ["dead", "dead-too"]) {
@@ -276,7 +310,8 @@ test.serial("the kernel command line: hibernate= resumes, a bad image lets the b
   const a = await machine(t, "first");
   await run(t, ["save", "first", "a.hib"]);
   await a.ended;
-  const boot = (name: string, cmdline: string) => machine(t, name, "run", "--name", name, "--ram", "64M", "--cmdline", cmdline, "idle");
+  const boot = (name: string, cmdline: string) =>
+    machine(t, name, "run", "--name", name, "--ram", "64M", "--cmdline", cmdline, "idle");
   const skipped = await (await boot("skipped", "hibernate=a.hib noresume")).interrupt();
   t.regex(skipped.stdout, /process 1: idle$/m);
   const resumed = await (await boot("resumed", "quiet hibernate=a.hib")).interrupt();
@@ -288,7 +323,16 @@ test.serial("the kernel command line: hibernate= resumes, a bad image lets the b
 });
 
 test.serial("demo: every process continues exactly, and nothing is left behind", async (t) => {
-  const { code, stdout, stderr } = await run(t, ["demo", "--ram", "128M", "--seconds", "0.5", "--dir", t.context.directory, "--json"]);
+  const { code, stdout, stderr } = await run(t, [
+    "demo",
+    "--ram",
+    "128M",
+    "--seconds",
+    "0.5",
+    "--dir",
+    t.context.directory,
+    "--json",
+  ]);
   t.is(code, 0, stderr);
   const { schema, ok, processes, save: report, resume } = JSON.parse(stdout);
   t.is(schema, 1);
@@ -364,7 +408,9 @@ test.serial("an image path that is taken is refused, and so is a runtime directo
   const refused = await run(t, ["ps"], { env: { HIB_RUNTIME_DIR: tmpdir() } });
   t.is(refused.code, 1);
   t.regex(refused.stderr, /^hib: HIB_IO: [^\n]*\n$/);
-  const absent = await run(t, ["run", "--ram", "16M", "idle"], { env: { HIB_RUNTIME_DIR: join(t.context.directory, "absent", "too") } });
+  const absent = await run(t, ["run", "--ram", "16M", "idle"], {
+    env: { HIB_RUNTIME_DIR: join(t.context.directory, "absent", "too") },
+  });
   t.is(absent.code, 1);
   t.regex(absent.stderr, /^hib: HIB_IO: [^\n]*\n$/);
 });
@@ -378,7 +424,12 @@ test.serial("an unexpected error is one line too, and says how to see more", (t)
 test.serial("pipes get no escape codes, and one that is closed early is no error", async (t) => {
   await machine(t, "pipe");
   await run(t, ["save", "pipe", "a.hib", "--keep-running"]);
-  for (const [program, args] of [[HIB, ["ps"]], [HIB, ["inspect", "a.hib"]], [STATS, ["a.hib"]], [STATS, ["pipe"]]] as const) {
+  for (const [program, args] of [
+    [HIB, ["ps"]],
+    [HIB, ["inspect", "a.hib"]],
+    [STATS, ["a.hib"]],
+    [STATS, ["pipe"]],
+  ] as const) {
     for (const env of [{ NO_COLOR: "1" }, { CI: "1", TERM: "xterm-256color" }]) {
       const { stdout, stderr } = await run(t, [...args], { program, env });
       t.true(stdout.length > 100);
@@ -396,8 +447,19 @@ test.serial("pipes get no escape codes, and one that is closed early is no error
 
 test.serial("sizes: binary and decimal units, and what is none", (t) => {
   const sizes: Record<string, number> = {
-    "512M": 2 ** 29, "512m": 2 ** 29, "512MiB": 2 ** 29, "1G": 2 ** 30, "1.5G": 1.5 * 2 ** 30, "64K": 65536, "64KiB": 65536,
-    "4GB": 4e9, "512MB": 512e6, "8kB": 8000, "4096": 4096, "10 MiB": 10 * 2 ** 20, "7B": 7,
+    "512M": 2 ** 29,
+    "512m": 2 ** 29,
+    "512MiB": 2 ** 29,
+    "1G": 2 ** 30,
+    "1.5G": 1.5 * 2 ** 30,
+    "64K": 65536,
+    "64KiB": 65536,
+    "4GB": 4e9,
+    "512MB": 512e6,
+    "8kB": 8000,
+    "4096": 4096,
+    "10 MiB": 10 * 2 ** 20,
+    "7B": 7,
   };
   for (const [text, bytes] of Object.entries(sizes)) t.is(parseSize(text), bytes, text);
   for (const text of ["", "M", "-1M", "1e9", "0x10", "12Q", "1.5", "1 2", "M512", "99999999999G"]) {
@@ -406,7 +468,11 @@ test.serial("sizes: binary and decimal units, and what is none", (t) => {
 });
 
 test.serial("kernel command line: known words are read, others are kept", (t) => {
-  t.deepEqual(parseKernelCommandLine(" quiet  hibernate=/a/b root=x "), { text: "quiet hibernate=/a/b root=x", hibernate: "/a/b", noresume: false });
+  t.deepEqual(parseKernelCommandLine(" quiet  hibernate=/a/b root=x "), {
+    text: "quiet hibernate=/a/b root=x",
+    hibernate: "/a/b",
+    noresume: false,
+  });
   t.is(parseKernelCommandLine("hibernate=a hibernate=b noresume").hibernate, "b");
   t.true(parseKernelCommandLine("hibernate=a noresume").noresume);
   t.is(parseKernelCommandLine("hibernate= nohibernate=x").hibernate, undefined);

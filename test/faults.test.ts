@@ -22,7 +22,10 @@ import { Draws, findWrong, scratch, sleep, whileStopped } from "./support.js";
 const CODES: Record<string, ErrorCode> = { ENOSPC: "HIB_NO_SPACE", EIO: "HIB_IO", exit: "HIB_WORKER_DIED" };
 const ENDINGS: SaveOptions[] = [{ keepRunning: true }, { keepRunning: false }];
 /** The same with a residual set that is not copied: a copy-before-write tail, or written with everything stopped. */
-const OVERFLOWS: SaveOptions[] = [{ keepRunning: true, pauseTarget_ms: 0 }, { keepRunning: false, reserveFrames: 8 }];
+const OVERFLOWS: SaveOptions[] = [
+  { keepRunning: true, pauseTarget_ms: 0 },
+  { keepRunning: false, reserveFrames: 8 },
+];
 
 interface Sweep {
   point: Failpoint;
@@ -35,7 +38,11 @@ interface Sweep {
 
 const inMain = (point: Failpoint): Sweep => ({ point, in: "main", actions: ["ENOSPC", "EIO"], endings: ENDINGS });
 const inWriters = (point: Failpoint, action: string, machine: Partial<MachineOptions> = {}): Sweep => ({
-  point, in: "writers", actions: [action], endings: machine.pageThreads === 2 ? ENDINGS : [...ENDINGS, ...OVERFLOWS], machine,
+  point,
+  in: "writers",
+  actions: [action],
+  endings: machine.pageThreads === 2 ? ENDINGS : [...ENDINGS, ...OVERFLOWS],
+  machine,
 });
 
 const SWEEPS: Sweep[] = [
@@ -92,7 +99,8 @@ async function sweep(t: ExecutionContext, directory: string, one: Sweep, action:
       const trap = `${one.point}=${action}@${pass}`;
       const what = `${trap} in ${one.in}, ${JSON.stringify(ending)}`;
       if (one.in === "writers") await victim?.machine.powerOff();
-      if (one.in === "writers" || victim === undefined) victim = await Victim.boot(directory, one.machine, one.in === "writers" ? trap : undefined);
+      if (one.in === "writers" || victim === undefined)
+        victim = await Victim.boot(directory, one.machine, one.in === "writers" ? trap : undefined);
       if (one.in === "main") setFailpoints(trap);
       const failed = await victim.fails(async () => {
         const report = await save(victim!.machine, victim!.image, ending);
@@ -120,14 +128,18 @@ async function sweep(t: ExecutionContext, directory: string, one: Sweep, action:
 }
 
 for (const one of SWEEPS) {
-  test.serial(`save: fails at any pass of ${one.point} in ${one.in}, ${one.actions.join(" or ")}, and nothing is lost`, async (t) => {
-    const directory = directoryWithBystander(t);
-    const passes = [];
-    for (const action of one.actions) for (const ending of one.endings) passes.push(await sweep(t, directory, one, action, ending));
-    t.log(`passes that failed: ${passes.join(", ")}`);
-    t.true(Math.min(...passes) >= 1, "a trap did not fire");
-    campaign.points.add(one.point);
-  });
+  test.serial(
+    `save: fails at any pass of ${one.point} in ${one.in}, ${one.actions.join(" or ")}, and nothing is lost`,
+    async (t) => {
+      const directory = directoryWithBystander(t);
+      const passes = [];
+      for (const action of one.actions)
+        for (const ending of one.endings) passes.push(await sweep(t, directory, one, action, ending));
+      t.log(`passes that failed: ${passes.join(", ")}`);
+      t.true(Math.min(...passes) >= 1, "a trap did not fire");
+      campaign.points.add(one.point);
+    },
+  );
 }
 
 test.serial("save: a short write is gone on with, and one of nothing at all is an error", async (t) => {
@@ -201,7 +213,12 @@ test.serial("save, resume: refused while a save runs, which is not disturbed", a
     const attempts: Promise<void>[] = [];
     const intrude = (): void => {
       for (const attempt of [() => save(victim.machine, `${victim.image}-2`), () => resume(victim.machine, victim.image)]) {
-        attempts.push(attempt().then(() => void refused.push("it was let in"), (error: unknown) => void refused.push(error)));
+        attempts.push(
+          attempt().then(
+            () => void refused.push("it was let in"),
+            (error: unknown) => void refused.push(error),
+          ),
+        );
       }
     };
     const first = save(victim.machine, victim.image, { ...ending, onProgress: intrude });
@@ -222,7 +239,9 @@ test.serial("resume: fails at any point, and the boot goes on; the next one succ
     const image = join(scratch(t), "image");
     await cp(original, image, { recursive: true });
     const trap = `${point}=${action}`;
-    const victim = await Victim.boot(directoryWithBystander(t), {}, where.in === "writers" ? trap : undefined, ["boot-housekeeping:200"]);
+    const victim = await Victim.boot(directoryWithBystander(t), {}, where.in === "writers" ? trap : undefined, [
+      "boot-housekeeping:200",
+    ]);
     t.teardown(() => victim.machine.powerOff());
     if (where.in === "main") setFailpoints(trap);
     const failed = await victim.fails(() => resume(victim.machine, image));
@@ -231,8 +250,14 @@ test.serial("resume: fails at any point, and the boot goes on; the next one succ
     t.is(await isUsed(image), used, trap);
     count(t, [...judge(failed!.error, CODES[action]!), ...failed!.harm], trap);
     await resume(victim.machine, image, { again: used });
-    t.deepEqual(victim.machine.processes().map(({ text }) => text), PROGRAMS);
-    t.deepEqual(whileStopped(victim.machine, () => findWrong(victim.machine.kernel.memory)), []);
+    t.deepEqual(
+      victim.machine.processes().map(({ text }) => text),
+      PROGRAMS,
+    );
+    t.deepEqual(
+      whileStopped(victim.machine, () => findWrong(victim.machine.kernel.memory)),
+      [],
+    );
     await victim.machine.powerOff();
     campaign.points.add(point);
   }

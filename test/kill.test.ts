@@ -82,7 +82,8 @@ function run(args: string[], kill?: Kill): Promise<{ code: number | null; signal
 }
 
 const KILLED = { code: null, signal: "SIGKILL" };
-const nameOf = ({ point, pass, mainOnly }: Kill): string => `${point}@${pass ?? 1}${mainOnly === true ? " of the main thread" : ""}`;
+const nameOf = ({ point, pass, mainOnly }: Kill): string =>
+  `${point}@${pass ?? 1}${mainOnly === true ? " of the main thread" : ""}`;
 const isPartial = (name: string): boolean => /^\..*\.partial-/.test(name);
 
 /** Everything that is wrong with an image: its checksums and counts, the machine in it, and its processes. */
@@ -102,7 +103,10 @@ async function resumes(t: ExecutionContext, path: string, options: { again?: boo
   try {
     await resume(machine, path, options);
     await runsOn(machine);
-    t.deepEqual(machine.processes().map(({ text }) => text), PROGRAMS);
+    t.deepEqual(
+      machine.processes().map(({ text }) => text),
+      PROGRAMS,
+    );
     t.deepEqual(lookAt(machine), []);
   } finally {
     await machine.powerOff();
@@ -112,7 +116,12 @@ async function resumes(t: ExecutionContext, path: string, options: { again?: boo
 const lookAt = (machine: Machine): string[] => whileStopped(machine, () => findWrong(machine.kernel.memory));
 
 /** After a kill: the directory holds a whole image or none, is swept of the rest, and takes a new image. */
-async function surviveSaveKill(t: ExecutionContext, survivor: Machine, directory: string, expected?: SaveKill["leaves"]): Promise<void> {
+async function surviveSaveKill(
+  t: ExecutionContext,
+  survivor: Machine,
+  directory: string,
+  expected?: SaveKill["leaves"],
+): Promise<void> {
   const left = readdirSync(directory);
   const images = left.filter((name) => !isPartial(name));
   for (const name of images) t.deepEqual(await inspect(join(directory, name)), [], name);
@@ -140,7 +149,9 @@ test.serial("save: killed at any failure point, there is a whole image or none",
     t.deepEqual(await run(args, kill), KILLED, nameOf(kill));
     await t.notThrowsAsync(surviveSaveKill(t, survivor, directory, kill.leaves), nameOf(kill));
   }
-  t.log(`${SAVE_KILLS.length} kills, ${SAVE_KILLS.filter(({ leaves }) => leaves === "an image").length} of them after the image was there`);
+  t.log(
+    `${SAVE_KILLS.length} kills, ${SAVE_KILLS.filter(({ leaves }) => leaves === "an image").length} of them after the image was there`,
+  );
 });
 
 test.serial("save: not killed, the same host leaves a whole image; the sweep leaves what lives", async (t) => {
@@ -206,7 +217,9 @@ test.serial("resume: killed at any failure point, the image is whole, and used u
   const path = join(scratch(t), basename(original));
   await cp(original, path, { recursive: true });
   t.deepEqual(await run(["resume", path]), { code: 0, signal: null }, "not killed, the same host resumes it");
-  t.log(`${RESUME_KILLS.length} kills, ${RESUME_KILLS.filter(({ leaves }) => leaves === "used").length} of them after the image was used up`);
+  t.log(
+    `${RESUME_KILLS.length} kills, ${RESUME_KILLS.filter(({ leaves }) => leaves === "used").length} of them after the image was used up`,
+  );
 });
 
 test("every failure point kills", (t) => {

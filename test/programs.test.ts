@@ -131,7 +131,10 @@ test("zipf: the top 1% of pages get over 40% of the writes, more with a larger a
   const shares = [0, 0.5, 0.99, 1, 1.5, 2].map(share);
   t.true(shares[2]! > 0.4 && shares[2]! < 0.65, `alpha=0.99: ${shares[2]}`);
   t.true(shares[0]! < 0.03, `alpha=0: ${shares[0]}`);
-  t.deepEqual(shares, shares.toSorted((a, b) => a - b));
+  t.deepEqual(
+    shares,
+    shares.toSorted((a, b) => a - b),
+  );
 });
 
 test("zipf: the hottest page's share is that of Zipf's distribution", (t) => {
@@ -152,7 +155,10 @@ test("random: one slot a page, none overlapping, some crossing into the next pag
   createRunner("random:pages=512").run(contextOf(memory, 0), 100_000);
   const slots = [...new Set(memory.stores)].sort((a, b) => a - b);
   t.is(slots.length, 512);
-  t.deepEqual(slots.map((slot) => (slot - DATA_BASE) >>> 12), Array.from(slots.keys()));
+  t.deepEqual(
+    slots.map((slot) => (slot - DATA_BASE) >>> 12),
+    Array.from(slots.keys()),
+  );
   for (const [i, slot] of slots.entries()) if (i > 0) t.true(slot >= slots[i - 1]! + 8);
   t.is(slots.filter((slot) => slot % PAGE === PAGE - 4).length, 7);
   t.true(slots.at(-1)! + 8 <= DATA_BASE + 512 * PAGE);
@@ -204,7 +210,10 @@ test("stack: grows to the pages it was given, crosses them, and gives them back"
   context.system.shrinkStack = (address) => {
     t.truthy(memory.page(top - 5), "a quarter of the pages at least");
     shrinkStack(address);
-    t.deepEqual([...memory.pages()].map(([vpn]) => vpn), [top - 1]);
+    t.deepEqual(
+      [...memory.pages()].map(([vpn]) => vpn),
+      [top - 1],
+    );
     shrunk++;
   };
   runner.run(context, 20_000);
@@ -249,7 +258,10 @@ test("heap: every order is used, and blocks are aligned to their size", (t) => {
     return map(address, order);
   };
   createRunner("heap:slots=256,maxorder=8").run({ memory, system, registers: new Int32Array(64), steps: 0 }, 300);
-  t.deepEqual([...orders].sort((a, b) => a - b), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+  t.deepEqual(
+    [...orders].sort((a, b) => a - b),
+    [0, 1, 2, 3, 4, 5, 6, 7, 8],
+  );
 });
 
 /** The first `count` pages of contents, one after the other; absent ones are undefined. */
@@ -324,7 +336,10 @@ test("contents: file repeats the file's bytes over all pages", (t) => {
     const bytes = Uint8Array.from({ length }, (_, i) => (i * 7 + (i >> 8)) & 255);
     writeFileSync(path, bytes);
     for (const [page, found] of pagesOf(`file:${path}`, 9).entries()) {
-      t.deepEqual(found, Uint8Array.from({ length: PAGE }, (_, i) => bytes[(page * PAGE + i) % length]!));
+      t.deepEqual(
+        found,
+        Uint8Array.from({ length: PAGE }, (_, i) => bytes[(page * PAGE + i) % length]!),
+      );
     }
   }
 });
@@ -387,7 +402,10 @@ test("createRunner: takes options in any order, with defaults for the rest", (t)
 });
 
 test("programHelp: lists every program, and its defaults are what it takes", (t) => {
-  t.deepEqual(programHelp().map((program) => program.name), [...programNames]);
+  t.deepEqual(
+    programHelp().map((program) => program.name),
+    [...programNames],
+  );
   for (const { name, options } of programHelp()) {
     t.true(options.some((option) => option.name === "seed" && option.default === "1"));
     t.true(options.some((option) => option.name === "rate" && option.default === "0"));

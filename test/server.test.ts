@@ -10,7 +10,15 @@ import { MACHINE_KERNEL_LOCK } from "../src/base/layout.js";
 import { HibernaculumError, Machine } from "../src/index.js";
 import { Client } from "../src/server/client.js";
 import { LineReader, type MachineStatus, parseRequest, REQUEST_BYTES_MAX, RequestError } from "../src/server/protocol.js";
-import { checkName, listNames, prepareRuntimeDirectory, probe, removeDead, runtimeDirectory, socketPath } from "../src/server/runtime-directory.js";
+import {
+  checkName,
+  listNames,
+  prepareRuntimeDirectory,
+  probe,
+  removeDead,
+  runtimeDirectory,
+  socketPath,
+} from "../src/server/runtime-directory.js";
 import { ControlServer, type Handlers } from "../src/server/server.js";
 import { MachineService } from "../src/server/service.js";
 
@@ -29,7 +37,13 @@ function never(): Promise<never> {
 }
 
 async function listen(t: ExecutionContext<{ directory: string }>, handlers: Partial<Handlers> = {}): Promise<ControlServer> {
-  const server = await ControlServer.listen("m", { status: async () => STATUS, save: never, check: never, report: never, ...handlers });
+  const server = await ControlServer.listen("m", {
+    status: async () => STATUS,
+    save: never,
+    check: never,
+    report: never,
+    ...handlers,
+  });
   t.teardown(() => server.close());
   return server;
 }
@@ -93,7 +107,8 @@ test.serial("the runtime directory: the variable, then XDG_RUNTIME_DIR, then one
 });
 
 test.serial("names that are none, and paths that a socket has no room for", (t) => {
-  for (const name of ["", ".", "..", ".m", "a/b", "a b", "-m", "é", "x".repeat(65)]) t.throws(() => checkName(name), { code: "HIB_USAGE" }, name);
+  for (const name of ["", ".", "..", ".m", "a/b", "a b", "-m", "é", "x".repeat(65)])
+    t.throws(() => checkName(name), { code: "HIB_USAGE" }, name);
   for (const name of ["m", "0", "a.b_c-d", "x".repeat(64)]) t.notThrows(() => checkName(name));
   process.env["HIB_RUNTIME_DIR"] = `/tmp/${"d".repeat(80)}`;
   t.throws(() => socketPath("a-machine-with-a-name"), { code: "HIB_USAGE", message: /too long/ });
@@ -102,11 +117,22 @@ test.serial("names that are none, and paths that a socket has no room for", (t) 
 test.serial("bad requests are answered, and the connection goes on", async (t) => {
   const raw = new Raw((await listen(t)).path);
   const bad: [string, number | null][] = [
-    ["{", null], ["", null], ["null", null], ["7", null], ["[]", null], ['{"command":"status"}', null], ['{"id":"1","command":"status"}', null],
-    ['{"id":1}', 1], ['{"id":2,"command":"reboot"}', 2], ['{"id":3,"command":"constructor"}', 3], ['{"id":4,"command":"status","options":7}', 4],
-    ['{"id":5,"command":"save"}', 5], ['{"id":6,"command":"save","options":{"path":"x","keepRunning":true,"compression":"lz4"}}', 6],
+    ["{", null],
+    ["", null],
+    ["null", null],
+    ["7", null],
+    ["[]", null],
+    ['{"command":"status"}', null],
+    ['{"id":"1","command":"status"}', null],
+    ['{"id":1}', 1],
+    ['{"id":2,"command":"reboot"}', 2],
+    ['{"id":3,"command":"constructor"}', 3],
+    ['{"id":4,"command":"status","options":7}', 4],
+    ['{"id":5,"command":"save"}', 5],
+    ['{"id":6,"command":"save","options":{"path":"x","keepRunning":true,"compression":"lz4"}}', 6],
     ['{"id":7,"command":"save","options":{"path":"/x","keepRunning":1,"compression":"lz4"}}', 7],
-    ['{"id":8,"command":"save","options":{"path":"/x","keepRunning":true,"compression":"zip"}}', 8], ['{"id":9,"command":"cancel"}', 9],
+    ['{"id":8,"command":"save","options":{"path":"/x","keepRunning":true,"compression":"zip"}}', 8],
+    ['{"id":9,"command":"cancel"}', 9],
   ];
   for (const [line, id] of bad) {
     const answer = await raw.ask(line);
@@ -163,7 +189,10 @@ test.serial("progress comes before the answer, errors keep their codes, and answ
   const seen: number[] = [];
   const check = client.request("check", {}, { onProgress: ({ done }) => seen.push(done) });
   t.deepEqual(await client.request("status", {}), STATUS, "answered while the other is under way");
-  await t.throwsAsync(client.request("save", { path: "/x", keepRunning: true, compression: "lz4" }), { code: "HIB_NO_SPACE", message: "full" });
+  await t.throwsAsync(client.request("save", { path: "/x", keepRunning: true, compression: "lz4" }), {
+    code: "HIB_NO_SPACE",
+    message: "full",
+  });
   await t.throwsAsync(client.request("report", {}), { code: "HIB_INTERNAL", message: "a bug" });
   t.deepEqual((await check).problems, ["none"]);
   t.deepEqual(seen, [0, 1, 2]);
@@ -172,14 +201,16 @@ test.serial("progress comes before the answer, errors keep their codes, and answ
 
 test.serial("a signal cancels its own request, and a client that goes away cancels all of its", async (t) => {
   const aborted: string[] = [];
-  const pending = (name: string): Handlers["check"] => (_, { signal, progress }) =>
-    new Promise((_resolve, reject) => {
-      signal.addEventListener("abort", () => {
-        aborted.push(name);
-        reject(new HibernaculumError("HIB_CANCELLED", name));
+  const pending =
+    (name: string): Handlers["check"] =>
+    (_, { signal, progress }) =>
+      new Promise((_resolve, reject) => {
+        signal.addEventListener("abort", () => {
+          aborted.push(name);
+          reject(new HibernaculumError("HIB_CANCELLED", name));
+        });
+        progress({ done: 0, total: 1 });
       });
-      progress({ done: 0, total: 1 });
-    });
   await listen(t, { check: pending("check"), report: pending("report") as never });
   const client = await Client.connect("m");
   const abort = new AbortController();
@@ -196,7 +227,9 @@ test.serial("a signal cancels its own request, and a client that goes away cance
 
 test.serial("closing lets the answers out, and then the socket is gone", async (t) => {
   let finish = (): void => undefined;
-  const server = await listen(t, { check: () => new Promise((resolve) => (finish = () => resolve({ processes: [], problems: ["x".repeat(1e6)] }))) });
+  const server = await listen(t, {
+    check: () => new Promise((resolve) => (finish = () => resolve({ processes: [], problems: ["x".repeat(1e6)] }))),
+  });
   const client = await Client.connect("m");
   const check = client.request("check", {});
   await client.request("status", {});
@@ -256,7 +289,11 @@ test.serial("a machine does one thing at a time, and a save that is cancelled be
   await listen(t, service.handlers);
   const client = await Client.connect("m");
   const snapshot = (name: string, signal?: AbortSignal) =>
-    client.request("save", { path: join(t.context.directory, name), keepRunning: true, compression: "lz4" }, signal === undefined ? {} : { signal });
+    client.request(
+      "save",
+      { path: join(t.context.directory, name), keepRunning: true, compression: "lz4" },
+      signal === undefined ? {} : { signal },
+    );
   await t.throwsAsync(snapshot("early"), { code: "HIB_BUSY", message: /booting/ });
   service.ready = true;
   // Both are sent before the machine sees either.
@@ -266,10 +303,17 @@ test.serial("a machine does one thing at a time, and a save that is cancelled be
   await t.throwsAsync(snapshot("c.hib", AbortSignal.abort()), { code: "HIB_CANCELLED" });
   t.deepEqual((await readdir(t.context.directory)).sort(), ["a.hib", "m.sock"]);
   t.is(machine.busy, undefined);
-  const [check, meanwhile, refused] = await Promise.allSettled([client.request("check", {}), client.request("status", {}), snapshot("d.hib")]);
+  const [check, meanwhile, refused] = await Promise.allSettled([
+    client.request("check", {}),
+    client.request("status", {}),
+    snapshot("d.hib"),
+  ]);
   t.like(meanwhile, { value: { state: "checking" } });
-  t.like(refused, { status: "rejected", reason: { code: "HIB_BUSY", message: "a check of this machine is under way; wait for it or cancel it" } });
-  const { processes, problems } = check.status === "fulfilled" ? check.value : t.fail(String(check.reason)) as never;
+  t.like(refused, {
+    status: "rejected",
+    reason: { code: "HIB_BUSY", message: "a check of this machine is under way; wait for it or cancel it" },
+  });
+  const { processes, problems } = check.status === "fulfilled" ? check.value : (t.fail(String(check.reason)) as never);
   t.deepEqual(problems, []);
   t.is(processes[0]!.name, "zipf");
   t.deepEqual(processes[0]!.differences, []);

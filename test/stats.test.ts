@@ -10,7 +10,13 @@ test("sparkline: scaled to the largest, averaged to the columns, zero apart from
   t.is(sparkline([], { columns: 10 }), "");
   t.is(sparkline([10, 0, 10, 0], { columns: 2 }), "██");
   t.is(sparkline([5], { columns: 2, max: 10 }), "▅");
-  t.is(sparkline(Array.from({ length: 1000 }, () => 1), { columns: 37 }).length, 37);
+  t.is(
+    sparkline(
+      Array.from({ length: 1000 }, () => 1),
+      { columns: 37 },
+    ).length,
+    37,
+  );
   t.is(sparklineMax([10, 0, 4, 0], 2), 5);
 });
 
@@ -48,7 +54,17 @@ test("layout: fits the columns, colours only where they are wanted", (t) => {
   t.deepEqual(wrap("one two three", 7), ["one two", "three"]);
   t.deepEqual(wrap("unbreakable word", 4), ["unbreakable", "word"]);
   t.is(field({ ...plainView, columns: 30 }, "label", "one two three"), "  label             one two\n                    three");
-  t.is(table(plainView, ["pid", "name"], [[1, "zipf"], [12, "x"]]), "  pid  name\n    1  zipf\n   12  x");
+  t.is(
+    table(
+      plainView,
+      ["pid", "name"],
+      [
+        [1, "zipf"],
+        [12, "x"],
+      ],
+    ),
+    "  pid  name\n    1  zipf\n   12  x",
+  );
   const terminal = { isTTY: true, columns: 20, hasColors: () => true };
   t.is(viewOf(terminal).columns, 40);
   t.true(viewOf(terminal).colors.isColorSupported);

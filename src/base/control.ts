@@ -4,7 +4,12 @@
  * The views end where RAM begins: nothing here can store to RAM.
  */
 import {
-  MACHINE_ACK_BELL, MACHINE_CLOCK_BASE, MACHINE_DOORBELL, MACHINE_KERNEL_LOCK, RAM_BASE, VCPU_AREA,
+  MACHINE_ACK_BELL,
+  MACHINE_CLOCK_BASE,
+  MACHINE_DOORBELL,
+  MACHINE_KERNEL_LOCK,
+  RAM_BASE,
+  VCPU_AREA,
   VCPU_BYTES,
 } from "./layout.js";
 import type { SharedMemory } from "./wasm.js";
@@ -105,4 +110,3 @@ export class Control {
     }
   }
 }
-

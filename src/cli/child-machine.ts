@@ -57,7 +57,10 @@ export class ChildMachine {
       }
       await sleep(POLL_MS);
     }
-    throw new HibernaculumError("HIB_NO_MACHINE", `the process of ${this.name} ended with ${await this.ended}: ${this.#errors.trim()}`);
+    throw new HibernaculumError(
+      "HIB_NO_MACHINE",
+      `the process of ${this.name} ended with ${await this.ended}: ${this.#errors.trim()}`,
+    );
   }
 
   /** The connection to it, once it is running. */

@@ -108,7 +108,9 @@ export async function interruptible<T>(body: (signal: AbortSignal) => Promise<T>
     abort.abort();
   };
   const signals = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
-  const stopListening = (): void => signals.forEach((signal) => process.off(signal, onSignal));
+  const stopListening = (): void => {
+    for (const signal of signals) process.off(signal, onSignal);
+  };
   for (const signal of signals) process.on(signal, onSignal);
   try {
     return await body(abort.signal);

@@ -119,7 +119,9 @@ class Story {
   }
 
   async #hibernate(a: ChildMachine): Promise<SaveReport> {
-    this.#chapter(`The machine is saved while it runs. Only the last step, the atomic copy, stops it; then A (pid ${a.pid}) ends.`);
+    this.#chapter(
+      `The machine is saved while it runs. Only the last step, the atomic copy, stops it; then A (pid ${a.pid}) ends.`,
+    );
     const save = await a.client.request(
       "save",
       { path: this.#image, keepRunning: false, compression: "lz4" },
@@ -128,7 +130,8 @@ class Story {
     this.#progress.stop();
     const code = await this.#interruptibly(a.ended);
     this.#say(renderSaveSummary(save, this.#view));
-    if (code !== EXIT_DONE || !isGone(a.pid)) throw new HibernaculumError("HIB_INTERNAL", `process A (pid ${a.pid}) ended with ${code}`);
+    if (code !== EXIT_DONE || !isGone(a.pid))
+      throw new HibernaculumError("HIB_INTERNAL", `process A (pid ${a.pid}) ended with ${code}`);
     this.#say(`  Process A (pid ${a.pid}) is gone. All that is left of the machine is its image.`);
     return save;
   }
@@ -159,17 +162,31 @@ class Story {
   }
 
   async #prove(b: ChildMachine): Promise<CheckResult> {
-    this.#chapter(`It runs on for ${formatMs(this.#options.seconds * 1000)}. Then every process is recomputed from its first step, and compared.`);
+    this.#chapter(
+      `It runs on for ${formatMs(this.#options.seconds * 1000)}. Then every process is recomputed from its first step, and compared.`,
+    );
     await this.#wait(this.#options.seconds * 1000);
-    const check = await b.client.request("check", {}, {
-      signal: this.#signal,
-      onProgress: ({ done, total }) => this.#progress.update({ label: "recomputing", done, total }),
-    });
+    const check = await b.client.request(
+      "check",
+      {},
+      {
+        signal: this.#signal,
+        onProgress: ({ done, total }) => this.#progress.update({ label: "recomputing", done, total }),
+      },
+    );
     this.#progress.stop();
     return check;
   }
 
-  #report(all: { ok: boolean; save: SaveReport; verification: Verification; resume: ResumeReport; check: CheckResult; status: MachineStatus; saved: Map<number, number> }): void {
+  #report(all: {
+    ok: boolean;
+    save: SaveReport;
+    verification: Verification;
+    resume: ResumeReport;
+    check: CheckResult;
+    status: MachineStatus;
+    saved: Map<number, number>;
+  }): void {
     const { ok, save, verification, resume, check, status, saved } = all;
     const { colors } = this.#view;
     const processes = check.processes.map((found) => ({ ...found, steps_at_save: saved.get(found.pid) ?? null }));
@@ -177,10 +194,18 @@ class Story {
       table(
         this.#view,
         ["pid", "process", "steps at save", "steps now", "pages", "exact"],
-        processes.map((p) => [String(p.pid), p.name, formatCount(p.steps_at_save ?? 0), formatCount(p.steps), formatCount(p.pages), p.differences.length === 0 ? colors.green("yes") : colors.red("NO")]),
+        processes.map((p) => [
+          String(p.pid),
+          p.name,
+          formatCount(p.steps_at_save ?? 0),
+          formatCount(p.steps),
+          formatCount(p.pages),
+          p.differences.length === 0 ? colors.green("yes") : colors.red("NO"),
+        ]),
       ),
     );
-    for (const { pid, differences } of processes) for (const difference of differences) this.#say(`  process ${pid}: ${difference}`);
+    for (const { pid, differences } of processes)
+      for (const difference of differences) this.#say(`  process ${pid}: ${difference}`);
     for (const problem of check.problems) this.#say(`  ${problem}`);
     for (const { pid, failure } of status.processes) if (failure !== "") this.#say(`  process ${pid} failed: ${failure}`);
     const total = performance.now() - this.#began;
@@ -190,7 +215,10 @@ class Story {
     const verdict = `Every process continued exactly: ${formatCount(pages)} pages compared. The machine was stopped for ${formatMs(save.pause.total_ms)}; all of this took ${formatMs(total)}.`;
     const lines = wrap(ok ? verdict : "Something differs: see above.", this.#view.columns);
     this.#say(lines.map((line) => colors.bold(ok ? colors.green(line) : colors.red(line))).join("\n"));
-    if (this.#options.json === true) printJson({ schema: 1, ok, total_ms: total, processes, problems: check.problems, save, verification, resume } as { schema: number });
+    if (this.#options.json === true)
+      printJson({ schema: 1, ok, total_ms: total, processes, problems: check.problems, save, verification, resume } as {
+        schema: number;
+      });
   }
 
   async #savedSteps(): Promise<Map<number, number>> {
@@ -236,7 +264,8 @@ class Story {
   }
 
   #checkInterrupted(): void {
-    if (this.#signal.aborted) throw new HibernaculumError("HIB_CANCELLED", "interrupted; both machines are gone and nothing was left behind");
+    if (this.#signal.aborted)
+      throw new HibernaculumError("HIB_CANCELLED", "interrupted; both machines are gone and nothing was left behind");
   }
 }
 

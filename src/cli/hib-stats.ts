@@ -10,7 +10,10 @@ import { renderSaveReport } from "../stats/save-report.js";
 import { createProgram, main } from "./command.js";
 import { print, printJson, stdoutView } from "./output.js";
 
-const program = createProgram("hib-stats", "The report of a save: faults, atomic copy, pause, throughput, and what the workload felt.")
+const program = createProgram(
+  "hib-stats",
+  "The report of a save: faults, atomic copy, pause, throughput, and what the workload felt.",
+)
   .argument("<image|machine>", "an image's path, or the name of a machine that runs")
   .option("--json", "for programs")
   .action(async (what: string, { json }: { json?: boolean }) => {

@@ -51,7 +51,10 @@ export function defaultName(): string {
  *
  * @throws what `start` throws, HIB_NAME_TAKEN, HIB_USAGE, HIB_RAM_TOO_LARGE; the machine is off then
  */
-export async function hostMachine({ name, quiet = false, ...options }: HostOptions, start: (host: Host) => Promise<void>): Promise<number> {
+export async function hostMachine(
+  { name, quiet = false, ...options }: HostOptions,
+  start: (host: Host) => Promise<void>,
+): Promise<number> {
   if (await refuseLive(name)) note(`hib: an earlier machine ${name} died; the socket that it left has been removed`);
   outliveReader();
   const terminal = new Terminal(`${name}| `, quiet ? process.stderr : process.stdout);
@@ -75,7 +78,8 @@ export async function hostMachine({ name, quiet = false, ...options }: HostOptio
     const ending = await ended;
     watch.end();
     if (ending.how === "failed") throw ending.error;
-    if (!quiet) terminal.line(ending.how === "hibernated" ? `${name}: hibernated in ${ending.report.image.path}` : `${name}: powered off`);
+    if (!quiet)
+      terminal.line(ending.how === "hibernated" ? `${name}: hibernated in ${ending.report.image.path}` : `${name}: powered off`);
     return watch.exitCode;
   } finally {
     watch.end();
@@ -159,7 +163,11 @@ class Watch {
       }
       if (process.stderr.isTTY) this.#terminal.status(this.#describe());
     } catch (error) {
-      this.#onError(error instanceof HibernaculumError ? error : new HibernaculumError("HIB_INTERNAL", `a vCPU died: ${String(error)}`, { cause: error }));
+      this.#onError(
+        error instanceof HibernaculumError
+          ? error
+          : new HibernaculumError("HIB_INTERNAL", `a vCPU died: ${String(error)}`, { cause: error }),
+      );
     }
   }
 

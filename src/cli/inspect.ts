@@ -26,7 +26,16 @@ interface Description {
   };
   chunks: { count: number; lz4: number; raw: number; stored_bytes: number; decoded_bytes: number };
   extents: { count: number; same_filled: number; same_filled_frames: number };
-  processes: { pid: number; name: string; text: string; state: string; steps: number; failure: string; mappings: number; pages: number }[];
+  processes: {
+    pid: number;
+    name: string;
+    text: string;
+    state: string;
+    steps: number;
+    failure: string;
+    mappings: number;
+    pages: number;
+  }[];
   blocks: { kind: string; blocks: number; frames: number }[];
 }
 
@@ -106,19 +115,38 @@ function renderDescription({ path, used, header, chunks, extents, processes, blo
       field(view, "saved", `${formatCount(header.frames)} frames (${formatBytes(header.frames * FRAME_BYTES)})`),
       field(view, "blob", formatBytes(header.blob_bytes)),
       field(view, "catalogue", formatBytes(header.catalogue_bytes)),
-      field(view, "chunks", `${formatCount(chunks.count)}: ${formatCount(chunks.lz4)} LZ4, ${formatCount(chunks.raw)} raw; ${formatBytes(chunks.decoded_bytes)} in ${formatBytes(chunks.stored_bytes)}`),
-      field(view, "extents", `${formatCount(extents.count)}, ${formatCount(extents.same_filled)} of them same-filled (${formatCount(extents.same_filled_frames)} frames)`),
+      field(
+        view,
+        "chunks",
+        `${formatCount(chunks.count)}: ${formatCount(chunks.lz4)} LZ4, ${formatCount(chunks.raw)} raw; ${formatBytes(chunks.decoded_bytes)} in ${formatBytes(chunks.stored_bytes)}`,
+      ),
+      field(
+        view,
+        "extents",
+        `${formatCount(extents.count)}, ${formatCount(extents.same_filled)} of them same-filled (${formatCount(extents.same_filled_frames)} frames)`,
+      ),
     ]),
     section(view, "Processes", [
       table(
         view,
         ["pid", "process", "state", "steps", "pages", "mappings"],
-        processes.map((p) => [String(p.pid), p.name, p.state, formatCount(p.steps), formatCount(p.pages), formatCount(p.mappings)]),
+        processes.map((p) => [
+          String(p.pid),
+          p.name,
+          p.state,
+          formatCount(p.steps),
+          formatCount(p.pages),
+          formatCount(p.mappings),
+        ]),
       ),
       ...processes.filter(({ failure }) => failure !== "").map(({ pid, failure }) => `  process ${pid} failed: ${failure}`),
     ]),
     section(view, "Blocks of the buddy allocator", [
-      table(view, ["kind", "blocks", "frames"], blocks.map((b) => [b.kind, formatCount(b.blocks), formatCount(b.frames)])),
+      table(
+        view,
+        ["kind", "blocks", "frames"],
+        blocks.map((b) => [b.kind, formatCount(b.blocks), formatCount(b.frames)]),
+      ),
     ]),
   ].join("\n");
 }

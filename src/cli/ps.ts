@@ -14,9 +14,7 @@ import { note, print, printJson, stdoutView } from "./output.js";
 const ANSWER_MS = 5000;
 
 export function addPs(program: Command): void {
-  createCommand(program, "ps", "list running machines and their processes")
-    .option("--json", "for programs")
-    .action(listMachines);
+  createCommand(program, "ps", "list running machines and their processes").option("--json", "for programs").action(listMachines);
 }
 
 async function listMachines({ json }: { json?: boolean }): Promise<void> {

@@ -29,7 +29,10 @@ export function addResume(program: Command): void {
     .option("--page-threads <n>", `threads that load and write pages, 1 to ${WRITERS_MAX}`, wholeNumber(1, WRITERS_MAX))
     .option("--again", "resume an image that was resumed before: two machines with one history can damage files that both use")
     .option("--json", "print the report for programs; the console goes to stderr")
-    .addHelpText("after", "\nCtrl-C powers the machine off, and exits with 0; while it is being resumed: 130, and the image is as it was.")
+    .addHelpText(
+      "after",
+      "\nCtrl-C powers the machine off, and exits with 0; while it is being resumed: 130, and the image is as it was.",
+    )
     .action(resumeImage);
 }
 

@@ -41,7 +41,10 @@ async function run(workloads: string[], options: RunOptions): Promise<void> {
   const commandLine = parseKernelCommandLine(options.cmdline);
   const resumes = commandLine.hibernate !== undefined && !commandLine.noresume;
   if (workloads.length === 0 && !resumes) {
-    throw new HibernaculumError("HIB_USAGE", "give the machine something to run, such as zipf:pages=10000; hib programs lists what there is");
+    throw new HibernaculumError(
+      "HIB_USAGE",
+      "give the machine something to run, such as zipf:pages=10000; hib programs lists what there is",
+    );
   }
   for (const workload of workloads) createRunner(workload);
   const { name = defaultName(), ram, cpus, pageThreads } = options;

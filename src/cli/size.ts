@@ -2,10 +2,17 @@
 import { InvalidArgumentError } from "commander";
 
 const UNITS: Readonly<Record<string, number>> = {
-  "": 1, b: 1,
-  k: 2 ** 10, m: 2 ** 20, g: 2 ** 30,
-  kib: 2 ** 10, mib: 2 ** 20, gib: 2 ** 30,
-  kb: 1e3, mb: 1e6, gb: 1e9,
+  "": 1,
+  b: 1,
+  k: 2 ** 10,
+  m: 2 ** 20,
+  g: 2 ** 30,
+  kib: 2 ** 10,
+  mib: 2 ** 20,
+  gib: 2 ** 30,
+  kb: 1e3,
+  mb: 1e6,
+  gb: 1e9,
 };
 
 /** What help texts say about a size. */

@@ -48,7 +48,8 @@ async function verify(path: string, { replay, json }: { replay?: boolean; json?:
   } catch (error) {
     progress.stop();
     const code = reportError(error);
-    const damaged = error instanceof HibernaculumError && ["HIB_CORRUPT", "HIB_TRUNCATED", "HIB_INCONSISTENT"].includes(error.code);
+    const damaged =
+      error instanceof HibernaculumError && ["HIB_CORRUPT", "HIB_TRUNCATED", "HIB_INCONSISTENT"].includes(error.code);
     process.exitCode = damaged ? EXIT_MISMATCH : code;
   }
 }
@@ -60,7 +61,9 @@ async function verify(path: string, { replay, json }: { replay?: boolean; json?:
  */
 export async function verifyImage(image: Image, options: { replay: boolean; progress: ProgressDisplay }): Promise<Verification> {
   const { replay, progress } = options;
-  const chunks = await verifyChunks(image, (done, total) => progress.update({ label: "checksums", done, total, unitBytes: 1 })).catch((error: unknown) => {
+  const chunks = await verifyChunks(image, (done, total) =>
+    progress.update({ label: "checksums", done, total, unitBytes: 1 }),
+  ).catch((error: unknown) => {
     throw naming(error, image.path);
   });
   const memory = image.memory();
@@ -94,7 +97,9 @@ export function renderVerification(path: string, result: Verification, view: Vie
   ];
   for (const { pid, name, steps, pages, differences } of processes ?? []) {
     const verdict = differences.length === 0 ? "exact" : bad;
-    lines.push(field(view, `process ${pid}`, `${name}: ${formatCount(pages)} pages after ${formatCount(steps)} steps: ${verdict}`));
+    lines.push(
+      field(view, `process ${pid}`, `${name}: ${formatCount(pages)} pages after ${formatCount(steps)} steps: ${verdict}`),
+    );
     lines.push(...differences.map((difference) => `    ${difference}`));
   }
   return lines.join("\n");

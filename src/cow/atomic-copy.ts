@@ -7,8 +7,15 @@
 import type { Control } from "../base/control.js";
 import { hostNow } from "../base/control.js";
 import {
-  COMMAND_GATHER, COMMAND_SCATTER, LIST_FRAMES, LIST_PLACES, MACHINE_CURSOR, MACHINE_LIST_LENGTH, MAX_FRAMES,
-  SAVEABLE_BITMAP, STOP_BITMAP,
+  COMMAND_GATHER,
+  COMMAND_SCATTER,
+  LIST_FRAMES,
+  LIST_PLACES,
+  MACHINE_CURSOR,
+  MACHINE_LIST_LENGTH,
+  MAX_FRAMES,
+  SAVEABLE_BITMAP,
+  STOP_BITMAP,
 } from "../base/layout.js";
 import type { Core } from "../vm/core.js";
 import { placeOfFrame } from "../vm/physical.js";
@@ -29,7 +36,13 @@ export interface AtomicCopy {
  * Copies the residual set, or its first `limit` frames; LIST_FRAMES and LIST_PLACES then say where the bytes of this
  * instant are of each frame that was copied.
  */
-export function atomicCopy(control: Control, core: Core, quiesce: Quiesce, reserve: Reserve, limit: number = Infinity): AtomicCopy {
+export function atomicCopy(
+  control: Control,
+  core: Core,
+  quiesce: Quiesce,
+  reserve: Reserve,
+  limit: number = Infinity,
+): AtomicCopy {
   const began = hostNow();
   core.copyBitmap(STOP_BITMAP, SAVEABLE_BITMAP);
   const frames = core.listResidual();

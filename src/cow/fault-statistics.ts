@@ -1,8 +1,16 @@
 /** Write-protect faults since armed, as the fault handler counted them. */
 import type { Control } from "../base/control.js";
 import {
-  FAULT_COUNT_AREA, FAULT_KINDS, FAULT_LATENCY, FAULT_TIMELINE, LATENCY_BINS, LATENCY_SAMPLE, MAX_PROCESSES, MAX_VCPUS,
-  TIMELINE_BIN_MS, TIMELINE_BINS,
+  FAULT_COUNT_AREA,
+  FAULT_KINDS,
+  FAULT_LATENCY,
+  FAULT_TIMELINE,
+  LATENCY_BINS,
+  LATENCY_SAMPLE,
+  MAX_PROCESSES,
+  MAX_VCPUS,
+  TIMELINE_BIN_MS,
+  TIMELINE_BINS,
 } from "../base/layout.js";
 import { readTimeline } from "../vm/activity.js";
 

@@ -4,7 +4,12 @@
  */
 import type { Control } from "../base/control.js";
 import {
-  MACHINE_PREIMAGES, MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_END, MACHINE_QUEUE_OVERFLOW, MACHINE_QUEUE_ROOM, MAX_FRAMES,
+  MACHINE_PREIMAGES,
+  MACHINE_QUEUE_CURSOR,
+  MACHINE_QUEUE_END,
+  MACHINE_QUEUE_OVERFLOW,
+  MACHINE_QUEUE_ROOM,
+  MAX_FRAMES,
   QUEUE_SPARE,
 } from "../base/layout.js";
 import { listViews } from "./atomic-copy.js";

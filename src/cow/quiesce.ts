@@ -8,8 +8,15 @@
 import type { Control } from "../base/control.js";
 import { HibernaculumError } from "../base/errors.js";
 import {
-  COMMAND_RESTART, COMMAND_RUN, MACHINE_COMMAND, MACHINE_COMMAND_BELL, MACHINE_STOP, VCPU_COMMAND_DONE, VCPU_STATE,
-  VCPU_STATE_RUNNING, VCPU_STATE_STOPPED,
+  COMMAND_RESTART,
+  COMMAND_RUN,
+  MACHINE_COMMAND,
+  MACHINE_COMMAND_BELL,
+  MACHINE_STOP,
+  VCPU_COMMAND_DONE,
+  VCPU_STATE,
+  VCPU_STATE_RUNNING,
+  VCPU_STATE_STOPPED,
 } from "../base/layout.js";
 
 /** A vCPU that does not answer for this long is taken for dead, ms. */

@@ -293,8 +293,7 @@ async function sizeOf(directory: string, name: string): Promise<number> {
 }
 
 function checkSize(path: string, name: string, found: number, expected: number): void {
-  if (found !== expected)
-    throw damaged("HIB_TRUNCATED", `${path}: ${name} is ${found} bytes long, and ${expected} were saved`);
+  if (found !== expected) throw damaged("HIB_TRUNCATED", `${path}: ${name} is ${found} bytes long, and ${expected} were saved`);
 }
 
 /** Renames a directory to a name that must be free. */

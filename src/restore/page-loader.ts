@@ -15,8 +15,16 @@
 import { Control } from "../base/control.js";
 import { failpoint } from "../base/failpoints.js";
 import {
-  DIRECT_BITMAP, DIRTY_BITMAP, KEEP_BITMAP, FRAME_BYTES, LIST_FRAMES, LIST_PLACES, MACHINE_CANCEL, MACHINE_CURSOR,
-  MACHINE_PROGRESS, OPEN_BITMAP,
+  DIRECT_BITMAP,
+  DIRTY_BITMAP,
+  KEEP_BITMAP,
+  FRAME_BYTES,
+  LIST_FRAMES,
+  LIST_PLACES,
+  MACHINE_CANCEL,
+  MACHINE_CURSOR,
+  MACHINE_PROGRESS,
+  OPEN_BITMAP,
 } from "../base/layout.js";
 import type { Pfn } from "../base/memory.js";
 import type { SharedMemory } from "../base/wasm.js";
@@ -76,8 +84,16 @@ class PageLoader {
   readonly #task: LoadTask;
   readonly #blob: BlobReader;
   readonly #result: LoadResult = {
-    direct: 0, equal: 0, equal_marked: 0, different: 0, overflow: 0, same_filled: 0,
-    read_bytes: 0, read_wait_ms: 0, decode_ms: 0, place_ms: 0,
+    direct: 0,
+    equal: 0,
+    equal_marked: 0,
+    different: 0,
+    overflow: 0,
+    same_filled: 0,
+    read_bytes: 0,
+    read_wait_ms: 0,
+    decode_ms: 0,
+    place_ms: 0,
   };
 
   constructor(memory: SharedMemory, core: Core, task: LoadTask, blob: BlobReader) {

@@ -53,7 +53,8 @@ export class Client {
       return new Client(name, await open(path));
     } catch (error) {
       const { code } = error as NodeJS.ErrnoException;
-      if (code === "ENOENT") throw new HibernaculumError("HIB_NO_MACHINE", `no machine named ${name} runs; hib ps lists those that do`);
+      if (code === "ENOENT")
+        throw new HibernaculumError("HIB_NO_MACHINE", `no machine named ${name} runs; hib ps lists those that do`);
       if (code !== "ECONNREFUSED") throw fromSystemError(error, `connecting to ${path}`);
       await removeDead(path);
       throw new HibernaculumError("HIB_NO_MACHINE", `machine ${name} died; the socket that it left has been removed`);
@@ -74,7 +75,8 @@ export class Client {
         reject,
         progress: (progress) => onProgress?.(progress as Commands[Name]["progress"]),
       });
-      if (this.#socket.destroyed) this.#pending.get(id)!.reject(new HibernaculumError("HIB_NO_MACHINE", `machine ${this.name} is gone`));
+      if (this.#socket.destroyed)
+        this.#pending.get(id)!.reject(new HibernaculumError("HIB_NO_MACHINE", `machine ${this.name} is gone`));
       this.#send({ id, command, options });
       if (signal?.aborted === true) cancel();
       else signal?.addEventListener("abort", cancel);

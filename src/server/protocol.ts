@@ -183,6 +183,9 @@ function checkOptions(id: number, command: CommandName, options: Record<string, 
     need(typeof path === "string" && path.startsWith("/") && !path.includes("\0"), "path must be an absolute path");
     need(typeof keepRunning === "boolean", "keepRunning must be true or false");
     need(compression === "lz4" || compression === "none", "compression must be lz4 or none");
-    need(pauseTarget_ms === undefined || (typeof pauseTarget_ms === "number" && pauseTarget_ms >= 0), "pauseTarget_ms must be 0 or more");
+    need(
+      pauseTarget_ms === undefined || (typeof pauseTarget_ms === "number" && pauseTarget_ms >= 0),
+      "pauseTarget_ms must be 0 or more",
+    );
   }
 }

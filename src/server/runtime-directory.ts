@@ -37,7 +37,8 @@ export async function prepareRuntimeDirectory(): Promise<string> {
   try {
     await mkdir(directory, { mode: 0o700 });
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw fromSystemError(error, `making ${directory} for the control sockets`);
+    if ((error as NodeJS.ErrnoException).code !== "EEXIST")
+      throw fromSystemError(error, `making ${directory} for the control sockets`);
   }
   await checkPrivate(directory);
   return directory;
@@ -51,7 +52,10 @@ export async function checkPrivate(directory: string): Promise<void> {
   });
   if (found === undefined) return;
   const refuse = (why: string): never => {
-    throw new HibernaculumError("HIB_IO", `${directory} ${why}: control sockets need a directory of your own; set HIB_RUNTIME_DIR to one`);
+    throw new HibernaculumError(
+      "HIB_IO",
+      `${directory} ${why}: control sockets need a directory of your own; set HIB_RUNTIME_DIR to one`,
+    );
   };
   if (!found.isDirectory()) refuse("is not a directory");
   if (process.getuid !== undefined && found.uid !== process.getuid()) refuse(`belongs to user ${found.uid}`);
@@ -61,7 +65,10 @@ export async function checkPrivate(directory: string): Promise<void> {
 /** @throws HIB_USAGE if it cannot be a machine's name */
 export function checkName(name: string): void {
   if (!/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/.test(name)) {
-    throw new HibernaculumError("HIB_USAGE", `${JSON.stringify(name)} is no name for a machine: 1 to 64 letters, digits, dots, dashes and underscores`);
+    throw new HibernaculumError(
+      "HIB_USAGE",
+      `${JSON.stringify(name)} is no name for a machine: 1 to 64 letters, digits, dots, dashes and underscores`,
+    );
   }
 }
 

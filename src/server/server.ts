@@ -9,7 +9,15 @@ import { createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
 import process from "node:process";
 import { fromSystemError, HibernaculumError, serializeError } from "../base/errors.js";
-import { type CommandName, type Commands, LineReader, parseRequest, REQUEST_BYTES_MAX, RequestError, type Response } from "./protocol.js";
+import {
+  type CommandName,
+  type Commands,
+  LineReader,
+  parseRequest,
+  REQUEST_BYTES_MAX,
+  RequestError,
+  type Response,
+} from "./protocol.js";
 import { prepareRuntimeDirectory, probe, removeDead, socketPath } from "./runtime-directory.js";
 
 /** What a handler gets besides its options. */
@@ -21,7 +29,10 @@ export interface RequestContext<Name extends CommandName> {
 
 /** What a machine does for its clients; `cancel` is the server's own. */
 export type Handlers = {
-  [Name in Exclude<CommandName, "cancel">]: (options: Commands[Name]["options"], context: RequestContext<Name>) => Promise<Commands[Name]["value"]>;
+  [Name in Exclude<CommandName, "cancel">]: (
+    options: Commands[Name]["options"],
+    context: RequestContext<Name>,
+  ) => Promise<Commands[Name]["value"]>;
 };
 
 /** Servers that this process has begun. */

@@ -81,7 +81,9 @@ export class MachineService {
     }
     const rate = ({ pid, steps }: Process): number | null => {
       const before = oldest?.steps.get(pid);
-      return oldest === undefined || before === undefined || now - oldest.time < 100 ? null : Math.max(0, ((steps - before) * 1000) / (now - oldest.time));
+      return oldest === undefined || before === undefined || now - oldest.time < 100
+        ? null
+        : Math.max(0, ((steps - before) * 1000) / (now - oldest.time));
     };
     return {
       name: this.name,

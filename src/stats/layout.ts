@@ -59,13 +59,25 @@ export function wrap(text: string, columns: number): string[] {
 
 /** A table without a frame. Numbers go to the right. */
 export function table(view: View, head: readonly string[], rows: readonly (readonly (string | number)[])[]): string {
-  const none = { top: "", "top-mid": "", "top-left": "", "top-right": "", bottom: "", "bottom-mid": "", "bottom-left": "", "bottom-right": "" };
+  const none = {
+    top: "",
+    "top-mid": "",
+    "top-left": "",
+    "top-right": "",
+    bottom: "",
+    "bottom-mid": "",
+    "bottom-left": "",
+    "bottom-right": "",
+  };
   const made = new Table({
     chars: { ...none, left: "", "left-mid": "", mid: "", "mid-mid": "", right: "", "right-mid": "", middle: "  " },
     style: { head: [], border: [], "padding-left": 0, "padding-right": 0 },
     colAligns: head.map((_, column) => (rows.some((row) => isNumber(row[column])) ? "right" : "left")),
   });
-  made.push(head.map((text) => view.colors.dim(text)), ...rows.map((row) => row.map(String)));
+  made.push(
+    head.map((text) => view.colors.dim(text)),
+    ...rows.map((row) => row.map(String)),
+  );
   return made
     .toString()
     .split("\n")

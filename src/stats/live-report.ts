@@ -22,7 +22,8 @@ export function renderLiveReport(report: LiveReport, view: View): string {
     "",
     renderProcesses(status.processes, view),
   ]);
-  const saved = report.save === null ? "No save of this machine since it was booted here.\n" : renderSaveReport(report.save, view);
+  const saved =
+    report.save === null ? "No save of this machine since it was booted here.\n" : renderSaveReport(report.save, view);
   const resumed = report.resume === null ? [] : [renderResumeReport(report.resume, view)];
   return [live, ...resumed, saved].join("\n");
 }

@@ -13,10 +13,18 @@ export function renderResumeReport(report: ResumeReport, view: View): string {
     field(view, "  equal", `${formatCount(f.equal)} the same here as there`),
     field(view, "  equal, written", `${formatCount(f.equal_written)} the same, and written by the boot meanwhile`),
     field(view, "  different", `${formatCount(f.different)} queued for the atomic restore`),
-    field(view, "  patched", `${formatCount(f.patched)} while all was stopped${f.overflow > 0 ? `, ${formatCount(f.overflow)} of them read once more` : ""}`),
+    field(
+      view,
+      "  patched",
+      `${formatCount(f.patched)} while all was stopped${f.overflow > 0 ? `, ${formatCount(f.overflow)} of them read once more` : ""}`,
+    ),
     field(view, "pause", pauseParts(report)),
     field(view, "read", `${formatBytes(l.read_bytes)} by page threads: ${l.threads}`),
-    field(view, "time", `${formatMs(p.total)} (${formatGbPerS(report.gb_per_s)}): open ${formatMs(p.open)}, classify ${formatMs(p.classify)}, load ${formatMs(p.load)}, stop ${formatMs(p.stop)}`),
+    field(
+      view,
+      "time",
+      `${formatMs(p.total)} (${formatGbPerS(report.gb_per_s)}): open ${formatMs(p.open)}, classify ${formatMs(p.classify)}, load ${formatMs(p.load)}, stop ${formatMs(p.stop)}`,
+    ),
   ]);
 }
 
@@ -25,7 +33,11 @@ export function renderResumeSummary(report: ResumeReport, view: View): string {
   const { frames: f } = report;
   return [
     `${view.colors.bold("Resumed")} ${report.image.path}`,
-    field(view, "frames", `${formatCount(f.image)}: ${formatCount(f.direct)} direct, ${formatCount(f.equal)} equal, ${formatCount(f.equal_written)} equal and written, ${formatCount(f.different)} different`),
+    field(
+      view,
+      "frames",
+      `${formatCount(f.image)}: ${formatCount(f.direct)} direct, ${formatCount(f.equal)} equal, ${formatCount(f.equal_written)} equal and written, ${formatCount(f.different)} different`,
+    ),
     field(view, "pause", pauseParts(report)),
     field(view, "time", `${formatMs(report.phases_ms.total)} (${formatGbPerS(report.gb_per_s)})`),
   ].join("\n");

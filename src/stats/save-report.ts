@@ -2,7 +2,16 @@
 import { FRAME_BYTES } from "../base/layout.js";
 import type { SaveReport } from "../save-report.js";
 import { bar, sparkline, sparklineMax } from "./charts.js";
-import { formatBytes, formatCount, formatFrames, formatGbPerS, formatMs, formatNs, formatPercent, formatShort } from "./format.js";
+import {
+  formatBytes,
+  formatCount,
+  formatFrames,
+  formatGbPerS,
+  formatMs,
+  formatNs,
+  formatPercent,
+  formatShort,
+} from "./format.js";
 import { chartColumns, field, section, table, type View } from "./layout.js";
 
 /** All of it: a screen or two. */
@@ -18,7 +27,11 @@ export function renderSaveSummary(report: SaveReport, view: View): string {
   return [
     `${view.colors.bold("Saved")} ${report.image.path} (${ending})`,
     field(view, "pause", `${formatMs(pause.total_ms)}: ${pauseParts(report)}`),
-    field(view, "frames", `${formatCount(frames.saved)} saved, ${formatCount(frames.same_filled)} of them same-filled; ${formatCount(atomic_copy.frames)} copied atomically`),
+    field(
+      view,
+      "frames",
+      `${formatCount(frames.saved)} saved, ${formatCount(frames.same_filled)} of them same-filled; ${formatCount(atomic_copy.frames)} copied atomically`,
+    ),
     field(view, "write faults", formatCount(faults.total)),
     field(view, "size", `${formatBytes(blob.stored_bytes)} for ${formatBytes(throughput.saved_bytes)} of memory`),
     field(view, "time", `${formatMs(phases_ms.total)} (${formatGbPerS(throughput.gb_per_s)})`),
@@ -31,7 +44,11 @@ function head({ image, machine }: SaveReport, view: View): string {
     field(view, "id", image.id),
     field(view, "consistency point", image.time),
     field(view, "ending", image.ending),
-    field(view, "machine", `${formatBytes(machine.ram_frames * FRAME_BYTES)} of RAM, vCPUs: ${machine.vcpus}, page writers: ${machine.page_writers}`),
+    field(
+      view,
+      "machine",
+      `${formatBytes(machine.ram_frames * FRAME_BYTES)} of RAM, vCPUs: ${machine.vcpus}, page writers: ${machine.page_writers}`,
+    ),
   ]);
 }
 
@@ -54,7 +71,11 @@ function faults({ faults: f }: SaveReport, view: View): string {
   const perColumn = sparklineMax(counts, columns);
   const lines = [
     field(view, "total", formatCount(f.total)),
-    field(view, "by kind", `user ${formatCount(f.by_kind.user)}, kernel ${formatCount(f.by_kind.kernel)}, page table ${formatCount(f.by_kind.page_table)}, device ${formatCount(f.by_kind.device)}`),
+    field(
+      view,
+      "by kind",
+      `user ${formatCount(f.by_kind.user)}, kernel ${formatCount(f.by_kind.kernel)}, page table ${formatCount(f.by_kind.page_table)}, device ${formatCount(f.by_kind.device)}`,
+    ),
   ];
   if (f.by_process.length > 0) {
     const rows = [...f.by_process]
@@ -65,7 +86,11 @@ function faults({ faults: f }: SaveReport, view: View): string {
   if (counts.length > 0) {
     lines.push(
       field(view, "over time", sparkline(counts, { columns })),
-      field(view, "", `${formatMs(counts.length * bin_ms)} armed; highest column ${formatShort(perColumn)} faults per ${bin_ms} ms`),
+      field(
+        view,
+        "",
+        `${formatMs(counts.length * bin_ms)} armed; highest column ${formatShort(perColumn)} faults per ${bin_ms} ms`,
+      ),
     );
   }
   return section(view, "Write faults", [...lines, ...latency(f.latency, view)]);
@@ -104,15 +129,21 @@ function atomicCopy({ atomic_copy: copy, residual_frames: residual }: SaveReport
 function pause(report: SaveReport, view: View): string {
   const { pause: p } = report;
   const parts: [string, number][] = [
-    ["safepoint", p.safepoint_ms], ["devices", p.devices_ms], ["list", p.list_ms], ["copy", p.copy_ms],
-    ["overflow", p.overflow_ms], ["resume", p.resume_ms],
+    ["safepoint", p.safepoint_ms],
+    ["devices", p.devices_ms],
+    ["list", p.list_ms],
+    ["copy", p.copy_ms],
+    ["overflow", p.overflow_ms],
+    ["resume", p.resume_ms],
   ];
   const columns = Math.min(30, chartColumns(view) - 12);
   return section(view, "Pause", [
     field(view, "total", formatMs(p.total_ms)),
     ...parts
       .filter(([name]) => name !== "overflow" || report.reserve.overflow_frames > 0)
-      .map(([name, ms]) => field(view, `  ${name}`, `${formatMs(ms).padEnd(8)} ${bar(p.total_ms === 0 ? 0 : ms / p.total_ms, columns)}`)),
+      .map(([name, ms]) =>
+        field(view, `  ${name}`, `${formatMs(ms).padEnd(8)} ${bar(p.total_ms === 0 ? 0 : ms / p.total_ms, columns)}`),
+      ),
     field(view, "arming", `${formatMs(report.arm_ms)} until every vCPU had acknowledged (the machine ran)`),
   ]);
 }
@@ -132,7 +163,11 @@ function reserve({ reserve: r, tail: t }: SaveReport, view: View): string {
       ? []
       : [
           field(view, "tail", `${formatFrames(t.frames)} protected again instead of copied`),
-          field(view, "  pre-images", `${formatCount(t.preimages)} kept before a store; ${formatCount(t.waits)} stores waited for room`),
+          field(
+            view,
+            "  pre-images",
+            `${formatCount(t.preimages)} kept before a store; ${formatCount(t.waits)} stores waited for room`,
+          ),
         ]),
   ]);
 }
@@ -140,7 +175,11 @@ function reserve({ reserve: r, tail: t }: SaveReport, view: View): string {
 function blob({ blob: b, throughput: t }: SaveReport, view: View): string {
   return section(view, "Image", [
     field(view, "memory", formatBytes(t.saved_bytes)),
-    field(view, "stored", `${formatBytes(b.stored_bytes)} in ${formatCount(b.chunks)} chunks, ${formatCount(b.raw_chunks)} of them raw`),
+    field(
+      view,
+      "stored",
+      `${formatBytes(b.stored_bytes)} in ${formatCount(b.chunks)} chunks, ${formatCount(b.raw_chunks)} of them raw`,
+    ),
     field(view, "compression", `${b.compression}: ${formatBytes(b.plain_bytes)} of data became ${formatPercent(b.ratio, 1)}`),
     field(view, "stale", `${formatBytes(b.stale_bytes)} that later copies superseded`),
   ]);
@@ -149,8 +188,16 @@ function blob({ blob: b, throughput: t }: SaveReport, view: View): string {
 function times({ phases_ms: p, throughput, writers: w }: SaveReport, view: View): string {
   return section(view, "Time", [
     field(view, "total", `${formatMs(p.total)} (${formatGbPerS(throughput.gb_per_s)} of memory)`),
-    field(view, "phases", `prepare ${formatMs(p.prepare)}, arm ${formatMs(p.arm)}, stream ${formatMs(p.stream)}, stop ${formatMs(p.stop)}, residual ${formatMs(p.residual)}, catalogue ${formatMs(p.catalogue)}${p.publish === 0 ? "" : `, publish ${formatMs(p.publish)}`}`),
-    field(view, "page writers", `stage ${formatMs(w.stage_ms)}, compress ${formatMs(w.compress_ms)}, hash ${formatMs(w.hash_ms)}, waiting for writes ${formatMs(w.write_wait_ms)}`),
+    field(
+      view,
+      "phases",
+      `prepare ${formatMs(p.prepare)}, arm ${formatMs(p.arm)}, stream ${formatMs(p.stream)}, stop ${formatMs(p.stop)}, residual ${formatMs(p.residual)}, catalogue ${formatMs(p.catalogue)}${p.publish === 0 ? "" : `, publish ${formatMs(p.publish)}`}`,
+    ),
+    field(
+      view,
+      "page writers",
+      `stage ${formatMs(w.stage_ms)}, compress ${formatMs(w.compress_ms)}, hash ${formatMs(w.hash_ms)}, waiting for writes ${formatMs(w.write_wait_ms)}`,
+    ),
   ]);
 }
 
@@ -161,7 +208,10 @@ function workload({ workload: w }: SaveReport, view: View): string {
   const stretch = (label: string, bins: number[]): string[] =>
     bins.length === 0
       ? []
-      : [field(view, label, sparkline(bins, { columns, max })), field(view, "", `mean ${formatShort(mean(bins))} steps per ${w.bin_ms} ms over ${formatMs(bins.length * w.bin_ms)}`)];
+      : [
+          field(view, label, sparkline(bins, { columns, max })),
+          field(view, "", `mean ${formatShort(mean(bins))} steps per ${w.bin_ms} ms over ${formatMs(bins.length * w.bin_ms)}`),
+        ];
   return section(view, "What the workload felt", [
     ...stretch("before", w.before),
     ...stretch("during", w.during),

@@ -1,7 +1,12 @@
 /** What the machine's workload did lately: steps per 10 ms and the longest gap, as the vCPUs recorded it. */
 import { type Control, hostNow } from "../base/control.js";
 import {
-  MACHINE_TIMELINE_BASE, STEP_TIMELINE, TIMELINE_BIN_MS, TIMELINE_BINS, VCPU_LONGEST_GAP, VCPU_STEPS,
+  MACHINE_TIMELINE_BASE,
+  STEP_TIMELINE,
+  TIMELINE_BIN_MS,
+  TIMELINE_BINS,
+  VCPU_LONGEST_GAP,
+  VCPU_STEPS,
 } from "../base/layout.js";
 
 /** The timeline bin of a host time. Bins are kept for TIMELINE_BINS * TIMELINE_BIN_MS, some 41 s. */

@@ -31,7 +31,12 @@ export interface Area {
 export const CODE_FLAGS: number = PTE_R | PTE_X | PTE_U;
 export const DATA_FLAGS: number = PTE_R | PTE_W | PTE_U;
 
-export function storeArea(memory: PhysicalMemory, at: PhysicalAddress, area: Omit<Area, "demandZero">, next: PhysicalAddress): void {
+export function storeArea(
+  memory: PhysicalMemory,
+  at: PhysicalAddress,
+  area: Omit<Area, "demandZero">,
+  next: PhysicalAddress,
+): void {
   memory.store32(at + START, area.start);
   memory.store32(at + END, area.end);
   memory.store32(at + FLAGS, area.flags);

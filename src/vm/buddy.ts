@@ -8,9 +8,24 @@
 import { MAX_FRAMES, SAVEABLE_BITMAP } from "../base/layout.js";
 import type { Pfn } from "../base/memory.js";
 import {
-  ARENA_BYTES, ARENA_FRAMES, ARENA_FREE_FRAMES, ARENA_HEADS, BLOCK_FREE, BLOCK_TAIL, BLOCK_USED, FRAME_ENTRY_BYTES,
-  FRAME_HEADER, FRAME_NEXT, FRAME_OWNER, FRAME_PREVIOUS, isSaved, KERNEL_FREE_FRAMES, KIND_KERNEL_STATIC,
-  kernelLayout, MAX_ORDER, type KernelLayout,
+  ARENA_BYTES,
+  ARENA_FRAMES,
+  ARENA_FREE_FRAMES,
+  ARENA_HEADS,
+  BLOCK_FREE,
+  BLOCK_TAIL,
+  BLOCK_USED,
+  FRAME_ENTRY_BYTES,
+  FRAME_HEADER,
+  FRAME_NEXT,
+  FRAME_OWNER,
+  FRAME_PREVIOUS,
+  isSaved,
+  KERNEL_FREE_FRAMES,
+  KIND_KERNEL_STATIC,
+  kernelLayout,
+  MAX_ORDER,
+  type KernelLayout,
 } from "./kernel-layout.js";
 import type { PhysicalMemory } from "./physical.js";
 
@@ -70,7 +85,13 @@ export class BuddyAllocator {
   }
 
   /** Takes parts of a free block: `take(frame, order)` says "all", "none" or "part" of it (S1.6). */
-  carve(frame: Pfn, order: number, owner: number, kind: number, take: (frame: Pfn, order: number) => "all" | "none" | "part"): void {
+  carve(
+    frame: Pfn,
+    order: number,
+    owner: number,
+    kind: number,
+    take: (frame: Pfn, order: number) => "all" | "none" | "part",
+  ): void {
     const what = take(frame, order);
     if (what === "none") return;
     if (what === "all") {

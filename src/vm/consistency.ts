@@ -52,7 +52,12 @@ function checkBuddy(memory: ReadableMemory, result: Consistency, problem: (text:
       const header = memory.load32(entry(frame) + K.FRAME_HEADER);
       const state = header & 0xff;
       const order = (header >>> 8) & 0xff;
-      if ((state !== K.BLOCK_FREE && state !== K.BLOCK_USED) || order > K.MAX_ORDER || frame % (1 << order) !== 0 || frame + (1 << order) > end) {
+      if (
+        (state !== K.BLOCK_FREE && state !== K.BLOCK_USED) ||
+        order > K.MAX_ORDER ||
+        frame % (1 << order) !== 0 ||
+        frame + (1 << order) > end
+      ) {
         problem(`frame ${frame} should begin a block and has header 0x${header.toString(16)}`);
         break; // the rest of the arena cannot be told
       }
@@ -67,7 +72,8 @@ function checkBuddy(memory: ReadableMemory, result: Consistency, problem: (text:
       frame += 1 << order;
     }
     for (const [frame, order] of free) {
-      if (order < K.MAX_ORDER && free.get(frame ^ (1 << order)) === order) problem(`free buddies ${frame} and ${frame ^ (1 << order)} of order ${order} are not merged`);
+      if (order < K.MAX_ORDER && free.get(frame ^ (1 << order)) === order)
+        problem(`free buddies ${frame} and ${frame ^ (1 << order)} of order ${order} are not merged`);
     }
     const arenaAt = layout.arenaTable + arena * K.ARENA_BYTES;
     const counted = memory.load32(arenaAt + K.ARENA_FREE_FRAMES);
@@ -81,7 +87,11 @@ function checkBuddy(memory: ReadableMemory, result: Consistency, problem: (text:
 }
 
 function checkFreeLists(
-  memory: ReadableMemory, arena: number, arenaAt: number, free: Map<Pfn, number>, entry: (frame: Pfn) => number,
+  memory: ReadableMemory,
+  arena: number,
+  arenaAt: number,
+  free: Map<Pfn, number>,
+  entry: (frame: Pfn) => number,
   problem: (text: string) => void,
 ): void {
   for (let order = 0; order <= K.MAX_ORDER; order++) {
@@ -93,12 +103,14 @@ function checkFreeLists(
         break;
       }
       free.delete(frame);
-      if (memory.load32(entry(frame) + K.FRAME_PREVIOUS) !== previous) problem(`frame ${frame} does not point back in free list ${order}`);
+      if (memory.load32(entry(frame) + K.FRAME_PREVIOUS) !== previous)
+        problem(`frame ${frame} does not point back in free list ${order}`);
       previous = link;
       link = memory.load32(entry(frame) + K.FRAME_NEXT);
     }
   }
-  if (free.size > 0) problem(`${free.size} free blocks of arena ${arena} are in no list, the first at frame ${[...free.keys()][0]}`);
+  if (free.size > 0)
+    problem(`${free.size} free blocks of arena ${arena} are in no list, the first at frame ${[...free.keys()][0]}`);
 }
 
 function checkProcesses(memory: ReadableMemory, kinds: Kinds, result: Consistency, problem: (text: string) => void): void {
@@ -112,21 +124,31 @@ function checkProcesses(memory: ReadableMemory, kinds: Kinds, result: Consistenc
     if (pids.has(process.pid)) problem(`two processes have pid ${process.pid}`);
     pids.add(process.pid);
     for (const table of walkTables(memory, process.root)) {
-      if (kinds.kind[table] !== K.KIND_PAGE_TABLE || kinds.owner[table] !== process.pid) problem(`page table ${table} of process ${process.pid} is a frame of another kind or owner`);
+      if (kinds.kind[table] !== K.KIND_PAGE_TABLE || kinds.owner[table] !== process.pid)
+        problem(`page table ${table} of process ${process.pid} is a frame of another kind or owner`);
       tables.set(process.pid, (tables.get(process.pid) ?? 0) + 1);
     }
     checkMappings(memory, process, kinds, mapped, problem);
     user.set(process.pid, [...walkLeaves(memory, process.root)].length);
     result.mappedPages += user.get(process.pid)!;
   }
-  const count = (kind: number, pid: number) => kinds.kind.reduce((sum, k, frame) => sum + (k === kind && kinds.owner[frame] === pid ? 1 : 0), 0);
+  const count = (kind: number, pid: number) =>
+    kinds.kind.reduce((sum, k, frame) => sum + (k === kind && kinds.owner[frame] === pid ? 1 : 0), 0);
   for (const pid of pids) {
-    if (count(K.KIND_USER, pid) !== user.get(pid)) problem(`process ${pid} owns ${count(K.KIND_USER, pid)} user frames and maps ${user.get(pid)}`);
-    if (count(K.KIND_PAGE_TABLE, pid) !== tables.get(pid)) problem(`process ${pid} owns ${count(K.KIND_PAGE_TABLE, pid)} page tables and uses ${tables.get(pid)}`);
+    if (count(K.KIND_USER, pid) !== user.get(pid))
+      problem(`process ${pid} owns ${count(K.KIND_USER, pid)} user frames and maps ${user.get(pid)}`);
+    if (count(K.KIND_PAGE_TABLE, pid) !== tables.get(pid))
+      problem(`process ${pid} owns ${count(K.KIND_PAGE_TABLE, pid)} page tables and uses ${tables.get(pid)}`);
   }
 }
 
-function checkMappings(memory: ReadableMemory, process: Process, kinds: Kinds, mapped: Uint8Array, problem: (text: string) => void): void {
+function checkMappings(
+  memory: ReadableMemory,
+  process: Process,
+  kinds: Kinds,
+  mapped: Uint8Array,
+  problem: (text: string) => void,
+): void {
   const areas = [...walkAreas(memory, process.areas)];
   for (const { address, frame, flags } of walkLeaves(memory, process.root)) {
     const where = `page 0x${address.toString(16)} of process ${process.pid}`;
@@ -134,12 +156,14 @@ function checkMappings(memory: ReadableMemory, process: Process, kinds: Kinds, m
       problem(`${where} maps frame ${frame}, which is beyond RAM`);
       continue;
     }
-    if (kinds.kind[frame] !== K.KIND_USER || kinds.owner[frame] !== process.pid) problem(`${where} maps frame ${frame} of another kind or owner`);
+    if (kinds.kind[frame] !== K.KIND_USER || kinds.owner[frame] !== process.pid)
+      problem(`${where} maps frame ${frame} of another kind or owner`);
     if (mapped[frame] === 1) problem(`${where} maps frame ${frame}, which is mapped already`);
     mapped[frame] = 1;
     const area = areas.find(({ start, end }) => address >= start && address < end);
     if (area === undefined) problem(`${where} lies in no area`);
-    else if ((flags & (area.flags | PTE_U)) !== area.flags) problem(`${where} has permissions ${flags.toString(2)}, its area ${area.flags.toString(2)}`);
+    else if ((flags & (area.flags | PTE_U)) !== area.flags)
+      problem(`${where} has permissions ${flags.toString(2)}, its area ${area.flags.toString(2)}`);
     if (address % FRAME_BYTES !== 0) problem(`${where} is not aligned`);
   }
 }

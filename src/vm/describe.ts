@@ -30,8 +30,11 @@ export function* describeMappings(memory: ReadableMemory): Generator<MappedRun> 
     for (const { address, frame, flags, level } of walkLeaves(memory, root)) {
       const pages = 512 ** level;
       if (
-        run !== undefined && run.address + run.pages * FRAME_BYTES === address && run.pfn + run.pages === frame &&
-        run.flags === flags && run.order === orders[frame]
+        run !== undefined &&
+        run.address + run.pages * FRAME_BYTES === address &&
+        run.pfn + run.pages === frame &&
+        run.flags === flags &&
+        run.order === orders[frame]
       ) {
         run.pages += pages;
         continue;

@@ -6,9 +6,7 @@
  */
 import { HibernaculumError } from "../base/errors.js";
 import { Control } from "../base/control.js";
-import {
-  ACCESS_WRITE, FRAME_BYTES, MACHINE_FRAMES, MACHINE_STOP, MAX_PROCESSES, PTE_R, PTE_U, PTE_W,
-} from "../base/layout.js";
+import { ACCESS_WRITE, FRAME_BYTES, MACHINE_FRAMES, MACHINE_STOP, MAX_PROCESSES, PTE_R, PTE_U, PTE_W } from "../base/layout.js";
 import type { Pfn, VirtualAddress } from "../base/memory.js";
 import type { SharedMemory } from "../base/wasm.js";
 import { type Area, AREA_BYTES, type AreaKind, CODE_FLAGS, DATA_FLAGS, storeArea, walkAreas } from "./area.js";
@@ -281,8 +279,10 @@ export class Kernel {
       const doing = access === ACCESS_WRITE ? "write to" : "read of";
       const where = `0x${address.toString(16)}`;
       if (area === undefined) throw new GuestFault(`${doing} ${where}, which no area holds`);
-      if ((area.flags & (access === ACCESS_WRITE ? PTE_W : PTE_R)) === 0) throw new GuestFault(`${doing} ${where}: the ${area.kind} area does not allow it`);
-      if (!area.demandZero || findLeaf(this.memory, root, address) !== 0) throw new GuestFault(`${doing} ${where}, which is not mapped`);
+      if ((area.flags & (access === ACCESS_WRITE ? PTE_W : PTE_R)) === 0)
+        throw new GuestFault(`${doing} ${where}: the ${area.kind} area does not allow it`);
+      if (!area.demandZero || findLeaf(this.memory, root, address) !== 0)
+        throw new GuestFault(`${doing} ${where}, which is not mapped`);
       const pid = this.memory.load32(at + K.PROCESS_PID);
       const page = Math.floor(address / FRAME_BYTES) * FRAME_BYTES;
       if (!this.#mapNew(pid, root, page, 0, area.flags)) throw new GuestFault(`out of memory at ${doing} ${where}`);
@@ -376,5 +376,8 @@ export class Kernel {
 }
 
 function noMemory(frames: number): HibernaculumError {
-  return new HibernaculumError("HIB_NO_MEMORY", `the machine has no free block of ${frames} frames; give it more --ram or fewer pages`);
+  return new HibernaculumError(
+    "HIB_NO_MEMORY",
+    `the machine has no free block of ${frames} frames; give it more --ram or fewer pages`,
+  );
 }

@@ -34,7 +34,11 @@ export function findLeaf(memory: ReadableMemory, root: Pfn, address: VirtualAddr
  * @returns false if a table was missing and there was no memory for it; nothing is mapped then.
  */
 export function mapPage(
-  memory: PhysicalMemory, root: Pfn, address: VirtualAddress, frame: Pfn, flags: number,
+  memory: PhysicalMemory,
+  root: Pfn,
+  address: VirtualAddress,
+  frame: Pfn,
+  flags: number,
   allocateTable: () => Pfn | undefined,
 ): boolean {
   let table = root;

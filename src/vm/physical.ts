@@ -6,9 +6,7 @@
  * named for what they are: `loadFrame` (direct load, into frames that nobody else touches) and the core's `scatter`.
  */
 import { HibernaculumError } from "../base/errors.js";
-import {
-  FRAME_BYTES, FRAME_SHIFT, MACHINE_FRAMES, MAX_FRAMES, POOL_BASE, RAM_BASE,
-} from "../base/layout.js";
+import { FRAME_BYTES, FRAME_SHIFT, MACHINE_FRAMES, MAX_FRAMES, POOL_BASE, RAM_BASE } from "../base/layout.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../base/memory.js";
 import { type SharedMemory, wasm } from "../base/wasm.js";
 import type { Core } from "./core.js";
@@ -34,7 +32,10 @@ export function createMemory(ramBytes: number): SharedMemory {
     );
   }
   if (ramBytes < RAM_BYTES_MIN) {
-    throw new HibernaculumError("HIB_USAGE", `${ramBytes} bytes of RAM are too few; ask for at least ${RAM_BYTES_MIN / 2 ** 20} MiB`);
+    throw new HibernaculumError(
+      "HIB_USAGE",
+      `${ramBytes} bytes of RAM are too few; ask for at least ${RAM_BYTES_MIN / 2 ** 20} MiB`,
+    );
   }
   const pages = Math.ceil((RAM_BASE + frames * FRAME_BYTES) / WASM_PAGE);
   try {
@@ -42,11 +43,9 @@ export function createMemory(ramBytes: number): SharedMemory {
     new Int32Array(memory.buffer)[MACHINE_FRAMES >>> 2] = frames;
     return memory;
   } catch (error) {
-    throw new HibernaculumError(
-      "HIB_RAM_TOO_LARGE",
-      `the host cannot reserve ${ramBytes} bytes of RAM; ask for less`,
-      { cause: error },
-    );
+    throw new HibernaculumError("HIB_RAM_TOO_LARGE", `the host cannot reserve ${ramBytes} bytes of RAM; ask for less`, {
+      cause: error,
+    });
   }
 }
 

@@ -6,7 +6,14 @@
  */
 import type { Pfn, ReadableMemory } from "../base/memory.js";
 import {
-  ARENA_FRAMES, BLOCK_FREE, BLOCK_USED, FRAME_ENTRY_BYTES, FRAME_HEADER, FRAME_OWNER, kernelLayout, MAX_ORDER,
+  ARENA_FRAMES,
+  BLOCK_FREE,
+  BLOCK_USED,
+  FRAME_ENTRY_BYTES,
+  FRAME_HEADER,
+  FRAME_OWNER,
+  kernelLayout,
+  MAX_ORDER,
 } from "./kernel-layout.js";
 
 /** Called for each block: its first frame, order, whether it is used, its owner's pid (0: the kernel), its kind. */

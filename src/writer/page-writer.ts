@@ -12,8 +12,18 @@ import { runInNewContext } from "node:vm";
 import { Control, hostNow } from "../base/control.js";
 import { failpoint } from "../base/failpoints.js";
 import {
-  CANCEL_ASKED, FRAME_BYTES, LIST_FRAMES, MACHINE_BLOB_CURSOR, MACHINE_CANCEL, MACHINE_CHUNK_CURSOR, MACHINE_CURSOR,
-  MACHINE_LIST_LENGTH, MACHINE_PROGRESS, MACHINE_QUEUE_OVERFLOW, MACHINE_STORED, POOL_BASE,
+  CANCEL_ASKED,
+  FRAME_BYTES,
+  LIST_FRAMES,
+  MACHINE_BLOB_CURSOR,
+  MACHINE_CANCEL,
+  MACHINE_CHUNK_CURSOR,
+  MACHINE_CURSOR,
+  MACHINE_LIST_LENGTH,
+  MACHINE_PROGRESS,
+  MACHINE_QUEUE_OVERFLOW,
+  MACHINE_STORED,
+  POOL_BASE,
 } from "../base/layout.js";
 import type { SharedMemory } from "../base/wasm.js";
 import { BlobWriter } from "../image/blob.js";

@@ -37,7 +37,12 @@ export class PagePool {
    *
    * @throws the first error; HIB_WORKER_DIED if a thread ended without an answer
    */
-  async runOn<Task, Result>(threads: number, name: keyof typeof ROLES, task: (thread: number) => Task, onError: () => void): Promise<Result[]> {
+  async runOn<Task, Result>(
+    threads: number,
+    name: keyof typeof ROLES,
+    task: (thread: number) => Task,
+    onError: () => void,
+  ): Promise<Result[]> {
     const outcomes = await Promise.allSettled(
       Array.from({ length: threads }, async (_, thread) => {
         try {

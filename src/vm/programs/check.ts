@@ -27,7 +27,13 @@ const ZERO = new Uint8Array(FRAME_BYTES);
  * @param replay - an earlier replay of the same process to go on from; made new if not given
  */
 export function checkProcess(memory: ReadableMemory, process: Process, replay: Replay = new Replay(process.text)): ProcessCheck {
-  const check: ProcessCheck = { pid: process.pid, name: process.text.split(":")[0]!, steps: process.steps, pages: 0, differences: [] };
+  const check: ProcessCheck = {
+    pid: process.pid,
+    name: process.text.split(":")[0]!,
+    steps: process.steps,
+    pages: 0,
+    differences: [],
+  };
   const differs = (what: string): void => {
     if (check.differences.length < DIFFERENCES_MAX) check.differences.push(what);
   };
@@ -35,7 +41,8 @@ export function checkProcess(memory: ReadableMemory, process: Process, replay: R
   replay.advanceTo(process.steps);
   const registers = readRegisters(memory, process.slot);
   for (const [word, value] of registers.entries()) {
-    if (value !== replay.registers[word]) differs(`word ${word} of the registers is ${value}, expected ${replay.registers[word]}`);
+    if (value !== replay.registers[word])
+      differs(`word ${word} of the registers is ${value}, expected ${replay.registers[word]}`);
   }
   const present = new Set<number>();
   for (const { address, frame } of walkLeaves(memory, process.root)) {

@@ -11,7 +11,13 @@
  */
 import { FRAME_BYTES } from "../../base/layout.js";
 import {
-  DATA_BASE, HEAP_BASE, HEAP_PAGES_MAX, type ProgramContext, type Runner, SelfCheckError, type UserMemory,
+  DATA_BASE,
+  HEAP_BASE,
+  HEAP_PAGES_MAX,
+  type ProgramContext,
+  type Runner,
+  SelfCheckError,
+  type UserMemory,
 } from "../program.js";
 import { defineProgram, integer, type Program, rate, seed } from "./options.js";
 import { hash, keyOf, lowWord, mix } from "./random.js";

@@ -56,11 +56,7 @@ export function decimal(limits: { min: number; max: number; default: number; hel
   return number(limits, /^\d+(\.\d+)?$/, "a number");
 }
 
-function number(
-  limits: { min: number; max: number; default: number; help: string },
-  form: RegExp,
-  noun: string,
-): Option<number> {
+function number(limits: { min: number; max: number; default: number; help: string }, form: RegExp, noun: string): Option<number> {
   const { min, max, default: initial, help } = limits;
   return {
     default: initial,

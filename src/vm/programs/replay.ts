@@ -9,7 +9,13 @@ import { assert } from "../../base/errors.js";
 import { FRAME_BYTES, FRAME_SHIFT } from "../../base/layout.js";
 import type { VirtualAddress } from "../../base/memory.js";
 import {
-  DATA_BASE, type ProgramContext, type Runner, STACK_PAGES_MAX, STACK_TOP, type SystemCalls, type UserMemory,
+  DATA_BASE,
+  type ProgramContext,
+  type Runner,
+  STACK_PAGES_MAX,
+  STACK_TOP,
+  type SystemCalls,
+  type UserMemory,
 } from "../program.js";
 import { createRunner } from "./index.js";
 

@@ -52,9 +52,7 @@ class Sequential implements Runner {
 
 function mismatch(address: number, low: number, high: number, previous: number, key: number): SelfCheckError {
   const words = [address, low, high, previous, mix(previous ^ key)].map((word) => `0x${(word >>> 0).toString(16)}`);
-  return new SelfCheckError(
-    `sequential: pair at ${words[0]} is (${words[1]}, ${words[2]}), expected (${words[3]}, ${words[4]})`,
-  );
+  return new SelfCheckError(`sequential: pair at ${words[0]} is (${words[1]}, ${words[2]}), expected (${words[3]}, ${words[4]})`);
 }
 
 export const sequential: Program = defineProgram({

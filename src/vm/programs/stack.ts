@@ -10,9 +10,7 @@
  *     x11  frames on the stack
  *     x12  1 while the stack shrinks
  */
-import {
-  type ProgramContext, type Runner, SelfCheckError, STACK_PAGES_MAX, STACK_TOP, type UserMemory,
-} from "../program.js";
+import { type ProgramContext, type Runner, SelfCheckError, STACK_PAGES_MAX, STACK_TOP, type UserMemory } from "../program.js";
 import { defineProgram, integer, type Program, rate, seed } from "./options.js";
 import { hash, keyOf, mix } from "./random.js";
 

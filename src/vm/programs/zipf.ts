@@ -44,10 +44,7 @@ export class ScatteredWriter implements Runner {
   readonly #stride: number;
   readonly #shift: number;
 
-  constructor(
-    name: string,
-    options: { pages: number; alpha: number; seed: number; rate: number; content: string },
-  ) {
+  constructor(name: string, options: { pages: number; alpha: number; seed: number; rate: number; content: string }) {
     this.dataPages = options.pages;
     this.rate = options.rate;
     this.#name = name;
@@ -129,9 +126,7 @@ function pairHigh(low: number, tag: number): number {
 
 function mismatch(name: string, address: VirtualAddress, low: number, high: number, expected: number): SelfCheckError {
   const words = [address, low, high, expected].map((word) => `0x${(word >>> 0).toString(16)}`);
-  return new SelfCheckError(
-    `${name}: pair at ${words[0]} is (${words[1]}, ${words[2]}), expected (${words[1]}, ${words[3]})`,
-  );
+  return new SelfCheckError(`${name}: pair at ${words[0]} is (${words[1]}, ${words[2]}), expected (${words[1]}, ${words[3]})`);
 }
 
 /**
@@ -146,9 +141,7 @@ function inverseDistribution(pages: number, alpha: number): Float64Array {
   for (let i = 0; i < ENTRIES; i++) {
     const share = i / ENTRIES;
     const place =
-      Math.abs(exponent) < 1e-6
-        ? 0.5 * power(2 * pages + 1, share)
-        : power(start + share * (end - start), 1 / exponent);
+      Math.abs(exponent) < 1e-6 ? 0.5 * power(2 * pages + 1, share) : power(start + share * (end - start), 1 / exponent);
     table[i] = Math.min(Math.max(place - 0.5, 0), pages - 0.5);
   }
   table[ENTRIES] = pages;

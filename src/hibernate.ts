@@ -34,7 +34,7 @@ import { checkOracle, createOracle } from "./cow/oracle.js";
 import { planFrames } from "./cow/plan.js";
 import { openQueue, readQueue } from "./cow/queue.js";
 import { Reserve } from "./cow/reserve.js";
-import { CACHED_CHUNKS, type CatalogueTask } from "./image-catalogue.js";
+import type { CatalogueTask } from "./image-catalogue.js";
 import { BlobReader } from "./image/blob.js";
 import { loadChecksum } from "./image/checksum.js";
 import { createPartial, type PartialImage } from "./image/directory.js";
@@ -47,7 +47,7 @@ import { resetLongestGap } from "./vm/activity.js";
 import { type BlockCount, countBlocks } from "./vm/describe.js";
 import { KERNEL_CLOCK } from "./vm/kernel-layout.js";
 import { Locations } from "./writer/locations.js";
-import { type WriteResult, type WriteTask, WRITER_BYTES } from "./writer/page-writer.js";
+import { type WriteResult, type WriteTask, type WriteTotals, WRITER_BYTES } from "./writer/page-writer.js";
 
 export type SavePhase = "prepare" | "stream" | "residual" | "publish";
 
@@ -135,7 +135,7 @@ class Save {
   readonly #reserve: Reserve;
   readonly #locations: Locations;
   readonly #oracle: SharedArrayBuffer | undefined;
-  readonly #results: WriteResult[] = [];
+  readonly #totals: WriteTotals[] = [];
   #phase: SavePhase = "prepare";
   #phaseFrames = 0;
   #planned = 0;
@@ -272,7 +272,7 @@ class Save {
       frames: kernel.memory.frames,
       meta: { report, sameFilledFrames: sameFilled, vcpus: this.#machine.vcpus },
       chunks,
-      extents: table.shared(),
+      extents: table.columns,
       blocks,
     };
     const [catalogue] = await this.#machine.pool.runOn<CatalogueTask, { bytes: number; hash: bigint }>(
@@ -313,7 +313,7 @@ class Save {
         chunks: this.#locations.chunks,
         extents: table,
         blob,
-        cachedChunks: CACHED_CHUNKS,
+        cachedChunks: 4,
       });
       const blocks = countBlocks(memory);
       return { report: saveReport(this.#facts(), memory, blocks, this.#locations.totals(table), saved), blocks };
@@ -354,7 +354,7 @@ class Save {
     );
     this.#checkCancelled();
     for (const result of results) this.#locations.add(result);
-    this.#results.push(...results);
+    this.#totals.push(...results.map(({ totals }) => totals));
   }
 
   async #writeList(source: WriteTask["source"], from: number, to: number): Promise<void> {
@@ -461,7 +461,7 @@ class Save {
       at: this.#at,
       planned: this.#planned,
       chunks: this.#locations.chunks,
-      results: this.#results,
+      totals: this.#totals,
       faults: this.#faults!,
       copy: this.#copy,
       pause: this.#pause,

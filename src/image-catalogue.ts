@@ -12,7 +12,7 @@ import { type BlockCount, describeMappings } from "./vm/describe.js";
 import { listProcesses } from "./vm/process.js";
 
 /** Decoded chunks to keep: the kernel's frames are in the first few. */
-export const CACHED_CHUNKS = 8;
+const CACHED_CHUNKS = 8;
 
 export interface CatalogueTask {
   /** Where the catalogue is to be. */

@@ -32,12 +32,11 @@ import {
   MACHINE_PROGRESS,
   QUEUE_SPARE,
 } from "./base/layout.js";
-import { shared } from "./base/shared.js";
 import { atomicRestore, listViews } from "./cow/atomic-copy.js";
 import { openQueue, readQueue } from "./cow/queue.js";
 import { freeOldReserves, Reserve } from "./cow/reserve.js";
 import { claimUse, type Image, isUsed, openImage, recordAttempt } from "./image/directory.js";
-import { BLOB_NAME, MACHINE_VERSION, SAME_FILLED } from "./image/format.js";
+import { BLOB_NAME, MACHINE_VERSION } from "./image/format.js";
 import type { Machine } from "./machine.js";
 import { bit, classify, type Classified, declassify } from "./restore/classify.js";
 import type { LoadResult, LoadTask } from "./restore/page-loader.js";
@@ -272,14 +271,12 @@ class Resume {
 
   #loadTask(): LoadTask {
     const { chunks, extents, path } = this.#image;
-    const filled = [];
-    for (let i = 0; i < extents.length; i++) if (extents.chunk[i] === SAME_FILLED) filled.push(i);
     return {
       blob: join(path, BLOB_NAME),
       chunks: [...chunks],
-      extents: extents.shared(),
+      extents: extents.columns,
       ...extents.byChunk(chunks.length),
-      filled: shared(Uint32Array.from(filled)),
+      filled: extents.sameFilled(),
     };
   }
 

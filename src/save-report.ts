@@ -14,7 +14,7 @@ import { longestGap, stepsPerBin } from "./vm/activity.js";
 import type { BlockCount } from "./vm/describe.js";
 import { isSaved, KIND_NAMES, type KindName } from "./vm/kernel-layout.js";
 import { listProcesses } from "./vm/process.js";
-import type { WriteResult } from "./writer/page-writer.js";
+import type { WriteTotals } from "./writer/page-writer.js";
 
 export const REPORT_SCHEMA = 1;
 
@@ -126,7 +126,7 @@ export interface SaveFacts {
   planned: number;
   chunks: readonly Chunk[];
   /** Of all tasks of page writers; those of the stream come first, one a page thread. */
-  results: readonly WriteResult[];
+  totals: readonly WriteTotals[];
   faults: FaultStatistics;
   copy: AtomicCopy;
   pause: SaveReport["pause"];
@@ -143,15 +143,15 @@ export function saveReport(
   facts: SaveFacts,
   memory: ReadableMemory,
   blocks: readonly BlockCount[],
-  totals: { storedBytes: number; staleBytes: number },
+  bytes: { storedBytes: number; staleBytes: number },
   saved: { frames: number; sameFilled: number },
 ): SaveReport {
-  const { machine, at, copy, results } = facts;
+  const { machine, at, copy } = facts;
   const { control, vcpus } = machine;
   const now = hostNow();
-  const sum = (of: readonly WriteResult[], pick: (result: WriteResult) => number) =>
+  const sum = (of: readonly WriteTotals[], pick: (result: WriteTotals) => number) =>
     of.reduce((all, result) => all + pick(result), 0);
-  const streaming = results.slice(0, facts.writers);
+  const streaming = facts.totals.slice(0, facts.writers);
   const plainBytes = facts.chunks.reduce((all, chunk) => all + chunk.frames, 0) * FRAME_BYTES;
   const savedBytes = saved.frames * FRAME_BYTES;
   const copiedBytes = copy.copied * FRAME_BYTES;
@@ -171,7 +171,7 @@ export function saveReport(
       saved: saved.frames,
       by_kind: framesByKind(blocks),
       planned: facts.planned,
-      streamed: sum(streaming, (result) => result.chunkFrames.length + result.filledFrames.length),
+      streamed: sum(streaming, (result) => result.written),
       skipped: sum(streaming, (result) => result.skipped),
       same_filled: saved.sameFilled,
     },
@@ -198,9 +198,9 @@ export function saveReport(
       chunks: facts.chunks.length,
       raw_chunks: facts.chunks.filter((chunk) => chunk.codec === CODEC_RAW).length,
       plain_bytes: plainBytes,
-      stored_bytes: totals.storedBytes,
-      ratio: plainBytes === 0 ? 1 : totals.storedBytes / plainBytes,
-      stale_bytes: totals.staleBytes,
+      stored_bytes: bytes.storedBytes,
+      ratio: plainBytes === 0 ? 1 : bytes.storedBytes / plainBytes,
+      stale_bytes: bytes.staleBytes,
     },
     throughput: { saved_bytes: savedBytes, gb_per_s: savedBytes / (now - facts.began) / 1e6 },
     phases_ms: {
@@ -214,10 +214,10 @@ export function saveReport(
       total: now - facts.began,
     },
     writers: {
-      stage_ms: sum(results, (result) => result.stage_ms),
-      compress_ms: sum(results, (result) => result.compress_ms),
-      hash_ms: sum(results, (result) => result.hash_ms),
-      write_wait_ms: sum(results, (result) => result.write_wait_ms),
+      stage_ms: sum(facts.totals, (result) => result.stage_ms),
+      compress_ms: sum(facts.totals, (result) => result.compress_ms),
+      hash_ms: sum(facts.totals, (result) => result.hash_ms),
+      write_wait_ms: sum(facts.totals, (result) => result.write_wait_ms),
     },
     workload: {
       bin_ms: TIMELINE_BIN_MS,

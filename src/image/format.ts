@@ -12,7 +12,6 @@
 
 import { damaged, HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
-import { shared } from "../base/shared.js";
 import type { Pfn } from "../base/memory.js";
 import { checksum } from "./checksum.js";
 
@@ -185,11 +184,12 @@ export class ExtentTable implements Iterable<Extent> {
   /** A table with room for `length` extents, for a reader to fill in order of pfn. */
   constructor(length: number) {
     this.length = length;
-    this.pfn = new Uint32Array(length);
-    this.frames = new Uint32Array(length);
-    this.chunk = new Int32Array(length);
-    this.first = new Uint16Array(length);
-    this.fill = new BigUint64Array(length);
+    // In shared memory: handing the columns to another thread copies nothing.
+    this.pfn = sharedWords(length);
+    this.frames = sharedWords(length);
+    this.chunk = new Int32Array(new SharedArrayBuffer(4 * length));
+    this.first = new Uint16Array(new SharedArrayBuffer(2 * length));
+    this.fill = new BigUint64Array(new SharedArrayBuffer(8 * length));
   }
 
   /**
@@ -218,10 +218,10 @@ export class ExtentTable implements Iterable<Extent> {
     return table;
   }
 
-  /** The columns in shared memory, for other threads. */
-  shared(): ExtentColumns {
+  /** The columns, to be handed to another thread. */
+  get columns(): ExtentColumns {
     const { length, pfn, frames, chunk, first, fill } = this;
-    return { length, pfn: shared(pfn), frames: shared(frames), chunk: shared(chunk), first: shared(first), fill: shared(fill) };
+    return { length, pfn, frames, chunk, first, fill };
   }
 
   /** The table that another thread made, from its columns. */
@@ -256,10 +256,10 @@ export class ExtentTable implements Iterable<Extent> {
 
   /** The extents grouped by chunk, for a loader: those of chunk c are `order[start[c]]` to `order[start[c + 1] - 1]`. */
   byChunk(chunks: number): { order: Uint32Array; start: Uint32Array } {
-    const start = new Uint32Array(chunks + 1);
+    const start = sharedWords(chunks + 1);
     for (const chunk of this.chunk) if (chunk !== SAME_FILLED) start[chunk + 1]!++;
     for (let c = 0; c < chunks; c++) start[c + 1]! += start[c]!;
-    const order = new Uint32Array(start[chunks]!);
+    const order = sharedWords(start[chunks]!);
     const next = start.slice();
     for (let i = 0; i < this.length; i++) {
       const chunk = this.chunk[i]!;
@@ -267,6 +267,18 @@ export class ExtentTable implements Iterable<Extent> {
     }
     return { order, start };
   }
+
+  /** The extents without data. */
+  sameFilled(): Uint32Array {
+    const found = sharedWords(this.chunk.reduce((count, chunk) => count + (chunk === SAME_FILLED ? 1 : 0), 0));
+    let n = 0;
+    for (let i = 0; i < this.length; i++) if (this.chunk[i] === SAME_FILLED) found[n++] = i;
+    return found;
+  }
+}
+
+function sharedWords(length: number): Uint32Array {
+  return new Uint32Array(new SharedArrayBuffer(4 * length));
 }
 
 function continues(last: Extent, next: Extent): boolean {

@@ -43,7 +43,9 @@ export class Locations {
     for (let i = 0; i < result.filledFrames.length; i++) {
       const frame = result.filledFrames[i]!;
       this.#at[frame] = FILLED;
-      this.#fill[frame] = result.fills[i]!;
+      // Nearly all are zero: what is not stored to costs no memory.
+      const fill = result.fills[i]!;
+      if (this.#fill[frame] !== fill) this.#fill[frame] = fill;
     }
   }
 
@@ -53,11 +55,32 @@ export class Locations {
    * @throws HIB_INTERNAL if a frame that belongs has no place
    */
   extents(belongs: (frame: Pfn) => boolean): { table: ExtentTable; frames: number; sameFilled: number } {
-    const starts: number[] = [];
+    let count = 0;
+    this.#visitRuns(belongs, (begins) => {
+      if (begins) count++;
+    });
+    const table = new ExtentTable(count);
     let frames = 0;
     let sameFilled = 0;
+    let i = -1;
+    this.#visitRuns(belongs, (begins, frame, at) => {
+      frames++;
+      if (at === FILLED) sameFilled++;
+      if (begins) {
+        i++;
+        table.pfn[i] = frame;
+        table.chunk[i] = at === FILLED ? SAME_FILLED : at >>> PLACES_SHIFT;
+        if (at === FILLED) table.fill[i] = this.#fill[frame]!;
+        else table.first[i] = at & (PLACES - 1);
+      }
+      table.frames[i]!++;
+    });
+    return { table, frames, sameFilled };
+  }
+
+  /** Visits every frame that belongs, and says whether an extent begins with it. */
+  #visitRuns(belongs: (frame: Pfn) => boolean, visit: (begins: boolean, frame: Pfn, at: number) => void): void {
     let previous = NOWHERE;
-    const lengths: number[] = [];
     for (let frame = 0; frame < this.#at.length; frame++) {
       if (!belongs(frame)) {
         previous = NOWHERE;
@@ -65,34 +88,13 @@ export class Locations {
       }
       const at = this.#at[frame]!;
       if (at === NOWHERE) throw new HibernaculumError("HIB_INTERNAL", `frame ${frame} belongs to the image and was not written`);
-      frames++;
-      if (at === FILLED) sameFilled++;
       const continues =
         at === FILLED
           ? previous === FILLED && this.#fill[frame] === this.#fill[frame - 1]
           : previous >= 0 && at === previous + 1 && (at & (PLACES - 1)) !== 0;
-      if (continues) lengths[lengths.length - 1]!++;
-      else {
-        starts.push(frame);
-        lengths.push(1);
-      }
+      visit(!continues, frame, at);
       previous = at;
     }
-    const table = new ExtentTable(starts.length);
-    for (let i = 0; i < starts.length; i++) {
-      const frame = starts[i]!;
-      const at = this.#at[frame]!;
-      table.pfn[i] = frame;
-      table.frames[i] = lengths[i]!;
-      if (at === FILLED) {
-        table.chunk[i] = SAME_FILLED;
-        table.fill[i] = this.#fill[frame]!;
-      } else {
-        table.chunk[i] = at >>> PLACES_SHIFT;
-        table.first[i] = at & (PLACES - 1);
-      }
-    }
-    return { table, frames, sameFilled };
   }
 
   /** Bytes of the blob's chunks, and of decoded frames in them that no extent needs (stale). */

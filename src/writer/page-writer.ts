@@ -72,6 +72,13 @@ export interface WriteResult {
   /** Same-filled frames, and the word that fills each. */
   filledFrames: Int32Array;
   fills: BigUint64Array;
+  totals: WriteTotals;
+}
+
+/** What a report needs of a task. */
+export interface WriteTotals {
+  /** Frames written, same-filled ones included, and frames that were not read because they bore a mark. */
+  written: number;
   skipped: number;
   /** Time in each stage, ms; writes overlap with them. */
   stage_ms: number;
@@ -280,8 +287,7 @@ class PageWriter {
       chunkFrames: this.#chunkFrames.data.slice(0, this.#chunkFrames.length),
       filledFrames: this.#filledFrames.data.slice(0, this.#filledFrames.length),
       fills: BigUint64Array.from(this.#fills),
-      skipped: this.#skipped,
-      ...this.#time,
+      totals: { written: this.#chunkFrames.length + this.#filledFrames.length, skipped: this.#skipped, ...this.#time },
     };
   }
 }

@@ -123,7 +123,7 @@ const LAYERS: Record<string, string[]> = {
   "src/stats": ["src/base", "src/server", "src/save-report.ts", "src/resume-report.ts", "cli-table3", "picocolors"],
   "src/cli": ["src", "cli-progress", "commander", "picocolors"],
   "src/index.ts": ["src"],
-  workers: ["src/base", "src/vm", "src/writer", "src/restore"],
+  workers: ["src/base", "src/vm", "src/writer", "src/restore", "src/image-catalogue.ts"],
 };
 
 test("imports only point down", (t) => {

@@ -364,7 +364,7 @@ test("random accesses of two processes on two vCPUs agree with a flat memory, an
       other.control.store(MACHINE_SABOTAGE, broken);
       agree(other, steps);
     });
-    t.true(fc.check(fails, { endOnFailure: true }).failed, `sabotage ${broken}`);
+    t.true(fc.check(fails, { endOnFailure: true, numRuns: 3000 }).failed, `sabotage ${broken}`);
   }
 });
 

@@ -2,8 +2,9 @@
  * Work on whole frames: the kernel's tracked stores, the writers' staging, the atomic copy and the atomic restore.
  *
  * What must hold: whatever stores to RAM on behalf of the running machine calls beforeStore() first. The only
- * untracked stores are `scatter` (the atomic restore, everything stopped) and `loadFrame` (direct load, into frames
- * that the booting kernel has allocated for it and nobody else touches).
+ * untracked stores are to frames that are no part of a running machine's contents: places of the reserve (`gather`, `touch`,
+ * pre-images), frames that a booting kernel has allocated for direct loads, and any frame while everything is stopped and is
+ * being replaced (`scatter`).
  */
 import {
   BITMAP_BYTES, DIRTY_BITMAP, FAULT_DEVICE, FAULT_KERNEL, FRAME_BYTES, FRAME_SHIFT, KEEP_BITMAP, KERNEL_BITMAP, LIST_FRAMES, LIST_PLACES,

@@ -3,7 +3,8 @@
  *
  * What must hold: a frame's bit in the dirty bitmap is set before the first byte of it changes after arming. The
  * bitmap lies in the control area, which is never protected, so the handler cannot fault (S3.1). It does no I/O,
- * takes no lock and allocates nothing.
+ * takes no lock and allocates nothing. While pre-images are kept for a snapshot's tail it may wait for room, also for a
+ * store of the kernel that is made under the kernel lock.
  */
 import {
   CANCEL_NO_ROOM, DIRTY_BITMAP, KEEP_BITMAP, KEEP_FOR_RESTORE, KEEP_NONE, FAULT_COUNT_AREA, FAULT_KERNEL, FAULT_KINDS, FAULT_PAGE_TABLE, FAULT_TIMELINE,
@@ -71,8 +72,8 @@ export function testBitAfterReads(bitmap: usize, frame: u32): bool {
 // @ts-ignore: decorator
 @inline
 export function beforeStore(frame: u32, kind: u32): void {
-  if (load<u32>(MACHINE_ARMED) != 0) {
-    const open: usize = load<u32>(MACHINE_KEEP_PREIMAGES) != 0 ? OPEN_BITMAP : DIRTY_BITMAP;
+  if (atomic.load<u32>(MACHINE_ARMED) != 0) {
+    const open: usize = atomic.load<u32>(MACHINE_KEEP_PREIMAGES) != 0 ? OPEN_BITMAP : DIRTY_BITMAP;
     if (!testBit(open, frame)) writeProtectFault(frame, kind);
   }
 }
@@ -85,7 +86,7 @@ function writeProtectFault(frame: u32, kind: u32): void {
     if (sabotage == SABOTAGE_NO_AD && kind == FAULT_PAGE_TABLE) return;
     if (sabotage == SABOTAGE_BITMAP_PROTECTED) writeProtectFault(DIRTY_BITMAP >>> FRAME_SHIFT, kind);
   }
-  if (load<u32>(MACHINE_KEEP_PREIMAGES) == KEEP_NONE) {
+  if (atomic.load<u32>(MACHINE_KEEP_PREIMAGES) == KEEP_NONE) {
     if (!setBit(DIRTY_BITMAP, frame)) return;
   } else if (!openFrame(frame, sabotage)) return;
   faults++;

@@ -13,7 +13,8 @@
  * cancelled anywhere leaves the machine running and nothing on the disk.
  */
 import { randomUUID } from "node:crypto";
-import { hostNow } from "./base/control.js";
+import { dirname, resolve } from "node:path";
+import { bit, hostNow } from "./base/control.js";
 import { fromSystemError, HibernaculumError, isSystemError } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
 import {
@@ -37,7 +38,7 @@ import { Reserve } from "./cow/reserve.js";
 import type { CatalogueTask } from "./image-catalogue.js";
 import { BlobReader } from "./image/blob.js";
 import { loadChecksum } from "./image/checksum.js";
-import { createPartial, type PartialImage } from "./image/directory.js";
+import { createPartial, type PartialImage, removeStalePartials } from "./image/directory.js";
 import { type ExtentTable, HEADER_BYTES, MACHINE_VERSION } from "./image/format.js";
 import { ImageMemory } from "./image/image-memory.js";
 import { sealBlob } from "./image/seal.js";
@@ -96,8 +97,8 @@ const COPY_FRAMES_PER_MS = 1000;
 export async function save(machine: Machine, path: string, options: SaveOptions = {}): Promise<SaveReport> {
   machine.begin("save");
   try {
-    const image = await createPartial(path);
-    const work = new Save(machine, image, options);
+    await removeStalePartials(dirname(resolve(path))); // what a killed host left there
+    const work = new Save(machine, await createPartial(path), options);
     let report: SaveReport;
     try {
       await work.prepare();
@@ -215,6 +216,7 @@ class Save {
     const requested = hostNow();
     quiesce.stop();
     this.#stopped = true;
+    this.#machine.check();
     const reached = hostNow();
     kernel.memory.storeFloat64(KERNEL_CLOCK, control.guestNow());
     this.#time = Date.now();
@@ -262,8 +264,7 @@ class Save {
     this.#enter("publish", 0);
     const { control, kernel } = this.#machine;
     const { chunks } = this.#locations;
-    const belongs = (frame: number) => (control.words[(STOP_BITMAP >>> 2) + (frame >>> 5)]! >>> (frame & 31)) & 1;
-    const { table, frames, sameFilled } = this.#locations.extents((frame) => belongs(frame) === 1);
+    const { table, frames, sameFilled } = this.#locations.extents((frame) => bit(control.words, STOP_BITMAP, frame) === 1);
     failpoint("save.catalogue");
     const { report, blocks } = this.#report(table, { frames, sameFilled });
     const task: CatalogueTask = {
@@ -439,7 +440,7 @@ class Save {
     if (this.#machine.control.load(MACHINE_CANCEL) === CANCEL_NO_ROOM) {
       throw new HibernaculumError(
         "HIB_NO_MEMORY",
-        "the save was given up: the reserve had no room for a store of the kernel; free some of the guest's memory",
+        "the save was given up: a store had to wait too long for room in the reserve; free some of the guest's memory",
       );
     }
     if (this.#options.signal?.aborted === true) {

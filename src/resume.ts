@@ -17,7 +17,7 @@
 import { hostname } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
-import { hostNow } from "./base/control.js";
+import { bit, hostNow } from "./base/control.js";
 import { fromSystemError, HibernaculumError, isSystemError, naming } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
 import {
@@ -38,7 +38,7 @@ import { freeOldReserves, Reserve } from "./cow/reserve.js";
 import { claimUse, type Image, isUsed, openImage, recordAttempt } from "./image/directory.js";
 import { BLOB_NAME, MACHINE_VERSION } from "./image/format.js";
 import type { Machine } from "./machine.js";
-import { bit, classify, type Classified, declassify } from "./restore/classify.js";
+import { classify, type Classified, declassify } from "./restore/classify.js";
 import type { LoadResult, LoadTask } from "./restore/page-loader.js";
 import type { ResumeReport } from "./resume-report.js";
 import { KERNEL_CLOCK, KERNEL_RESUMES } from "./vm/kernel-layout.js";
@@ -90,7 +90,7 @@ export async function resume(machine: Machine, path: string, options: ResumeOpti
       failpoint("resume.running");
       return work.report();
     } catch (error) {
-      work.abandon();
+      await work.abandon();
       throw isSystemError(error) ? fromSystemError(error, `resuming ${path}`) : naming(error, path);
     } finally {
       work.finish();
@@ -132,9 +132,9 @@ class Resume {
   readonly #options: ResumeOptions;
   readonly #began: number;
   readonly #reserve: Reserve;
-  #classified: Classified = { direct: 0, conflicts: 0 };
   #results: LoadResult[] = [];
   #stopped = false;
+  #replaced = false;
   #patched = 0;
   #overflow = 0;
   #preimages = 0;
@@ -164,10 +164,12 @@ class Resume {
   /** S1.6: allocate what is free here and used there; reserve a place for every other frame of the image. */
   classify(): void {
     const { control, kernel } = this.#machine;
-    this.#classified = classify(kernel, this.#image.extents);
+    let wanted = 0;
+    classify(kernel, this.#image.extents, (conflicts) => {
+      wanted = Math.min(this.#options.queueFrames ?? Infinity, conflicts + 64);
+      this.#reserve.growLocked(wanted + QUEUE_SPARE);
+    });
     failpoint("resume.allocate");
-    const wanted = Math.min(this.#options.queueFrames ?? Infinity, this.#classified.conflicts + 64);
-    this.#reserve.grow(wanted + QUEUE_SPARE);
     openQueue(control, this.#reserve, 0, wanted);
     for (const word of [MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_PROGRESS]) control.store(word, 0);
     this.#checkCancelled();
@@ -211,6 +213,7 @@ class Resume {
     quiesce.stop();
     this.#stopped = true;
     const reached = hostNow();
+    this.#machine.check(); // a vCPU that is dead could not take part in the restore
     failpoint("resume.stopped");
     let late = this.#readOverflow();
     const refused = readQueue(control).refused;
@@ -223,6 +226,7 @@ class Resume {
     const { end: queued, preimages } = readQueue(control);
     this.#preimages = preimages;
     tracking.disarm();
+    this.#replaced = true;
     atomicRestore(control, core, quiesce, queued);
     for (const { frame, bytes } of late) kernel.memory.loadFrame(frame, bytes);
     this.#patched = queued + late.length;
@@ -247,8 +251,9 @@ class Resume {
     this.#at.running = hostNow();
   }
 
-  /** After a failure: the boot goes on with all of its memory. */
-  abandon(): void {
+  /** After a failure: the boot goes on with all of its memory; or, if that is gone already, nothing goes on. */
+  async abandon(): Promise<void> {
+    if (this.#replaced) return this.#machine.powerOff();
     const { kernel, quiesce, tracking } = this.#machine;
     tracking.disarm();
     if (this.#stopped) quiesce.go();

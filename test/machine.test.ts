@@ -7,7 +7,7 @@ import fc from "fast-check";
 import { PTE_D, PTE_R, PTE_U, PTE_W, SAVEABLE_BITMAP } from "../src/base/layout.js";
 import { hostNow } from "../src/base/control.js";
 import { Machine } from "../src/machine.js";
-import { bit } from "../src/restore/classify.js";
+import { bit } from "../src/base/control.js";
 import { tile } from "../src/vm/buddy.js";
 import { checkConsistency } from "../src/vm/consistency.js";
 import { drainConsole, printToConsole } from "../src/vm/console.js";

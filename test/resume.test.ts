@@ -22,7 +22,7 @@ import { BLOB_NAME } from "../src/image/format.js";
 import type { Machine, MachineOptions } from "../src/machine.js";
 import { resume, type ResumeOptions } from "../src/resume.js";
 import type { ResumeReport } from "../src/resume-report.js";
-import { bit } from "../src/restore/classify.js";
+import { bit } from "../src/base/control.js";
 import { KERNEL_CLOCK, KERNEL_RESUMES, kernelLayout, PROCESS_BYTES, PROCESS_WAKE } from "../src/vm/kernel-layout.js";
 import { processAddress } from "../src/vm/process.js";
 import { bootMachine, Draws, findWrong, scratch, sleep, until, whileStopped } from "./support.js";

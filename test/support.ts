@@ -13,7 +13,7 @@ import { DIRTY_BITMAP, FRAME_BYTES, MAX_VCPUS, PTE_PPN_SHIFT } from "../src/base
 import type { ReadableMemory } from "../src/base/memory.js";
 import { WriteTracking } from "../src/cow/tracking.js";
 import { Machine, type MachineOptions } from "../src/machine.js";
-import { bit } from "../src/restore/classify.js";
+import { bit } from "../src/base/control.js";
 import { checkConsistency } from "../src/vm/consistency.js";
 import { type Core, instantiateCore } from "../src/vm/core.js";
 import { Kernel } from "../src/vm/kernel.js";

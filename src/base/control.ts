@@ -12,11 +12,17 @@ import {
   VCPU_AREA,
   VCPU_BYTES,
 } from "./layout.js";
+import type { Pfn } from "./memory.js";
 import type { SharedMemory } from "./wasm.js";
 
 /** Host clock in ms, the same on every thread. */
 export function hostNow(): number {
   return performance.timeOrigin + performance.now();
+}
+
+/** A frame's bit in one of the bitmaps of the control area, 0 or 1. */
+export function bit(words: Int32Array, bitmap: number, frame: Pfn): number {
+  return (words[(bitmap >>> 2) + (frame >>> 5)]! >>> (frame & 31)) & 1;
 }
 
 export class Control {

@@ -4,7 +4,7 @@
  */
 import { HibernaculumError } from "../base/errors.js";
 import { DIRTY_BITMAP, FRAME_BYTES, PLANNED_BITMAP, RAM_BASE, STOP_BITMAP } from "../base/layout.js";
-import type { Control } from "../base/control.js";
+import { bit, type Control } from "../base/control.js";
 import type { Core } from "../vm/core.js";
 
 /** Hashes by frame, as page writers leave them here. 0 stands for "not streamed". */
@@ -20,11 +20,12 @@ export function createOracle(frames: number): SharedArrayBuffer {
  */
 export function checkOracle(control: Control, core: Core, oracle: SharedArrayBuffer): number {
   const hashes = new Float64Array(oracle);
-  const bit = (bitmap: number, frame: number) => (control.words[(bitmap >>> 2) + (frame >>> 5)]! >>> (frame & 31)) & 1;
+  const { words } = control;
   let checked = 0;
   const wrong = [];
   for (let frame = 0; frame < hashes.length; frame++) {
-    if (bit(STOP_BITMAP, frame) === 0 || bit(PLANNED_BITMAP, frame) === 0 || bit(DIRTY_BITMAP, frame) === 1) continue;
+    if (bit(words, STOP_BITMAP, frame) === 0 || bit(words, PLANNED_BITMAP, frame) === 0 || bit(words, DIRTY_BITMAP, frame) === 1)
+      continue;
     checked++;
     if (core.hashFrame(RAM_BASE + frame * FRAME_BYTES) !== hashes[frame]) wrong.push(frame);
   }

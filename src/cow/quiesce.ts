@@ -15,6 +15,7 @@ import {
   MACHINE_STOP,
   VCPU_COMMAND_DONE,
   VCPU_STATE,
+  VCPU_STATE_OFF,
   VCPU_STATE_RUNNING,
   VCPU_STATE_STOPPED,
 } from "../base/layout.js";
@@ -54,7 +55,10 @@ export class Quiesce {
     this.#control.ring(MACHINE_COMMAND_BELL);
     const bell = this.#control.load(MACHINE_COMMAND_BELL);
     alongside();
-    this.#await((vcpu) => this.#control.loadVcpu(vcpu, VCPU_COMMAND_DONE) === bell);
+    this.#await(
+      (vcpu) =>
+        this.#control.loadVcpu(vcpu, VCPU_COMMAND_DONE) === bell || this.#control.loadVcpu(vcpu, VCPU_STATE) === VCPU_STATE_OFF,
+    );
   }
 
   /** Lets the machine go on; `restart` if memory is another machine's now. */

@@ -42,7 +42,7 @@ export class Reserve {
   grow(frames: number): boolean {
     while (this.frames < frames) {
       const wanted = frames - this.frames;
-      const block = this.#allocate(wanted);
+      const block = this.#kernel.control.locked(() => this.#allocate(wanted));
       if (block !== undefined) {
         this.#blocks.push(block);
         this.#blockFrames += 1 << block.order;
@@ -57,17 +57,29 @@ export class Reserve {
     return true;
   }
 
-  /** A block of guest memory for at most about `wanted` frames. */
+  /**
+   * Grows to `frames` places as far as it can, without touching them. The caller holds the kernel lock: what is free when
+   * it looks is still free when it is taken.
+   */
+  growLocked(frames: number): void {
+    while (this.frames < frames) {
+      const block = this.#allocate(frames - this.frames);
+      if (block === undefined) break;
+      this.#blocks.push(block);
+      this.#blockFrames += 1 << block.order;
+    }
+    this.#poolFrames = Math.min(this.#pool.count, this.#poolFrames + Math.max(0, frames - this.frames));
+  }
+
+  /** A block of guest memory for at most about `wanted` frames. Caller holds the kernel lock. */
   #allocate(wanted: number): { frame: Pfn; order: number } | undefined {
-    const { buddy, control } = this.#kernel;
-    return control.locked(() => {
-      const allowed = buddy.freeFrames / 2 - this.#blockFrames / 2;
-      for (let order = Math.min(LARGEST_ORDER, Math.ceil(Math.log2(wanted))); order >= 0; order--) {
-        const frame = 1 << order <= allowed ? buddy.allocate(order, 0, KIND_RESERVE) : undefined;
-        if (frame !== undefined) return { frame, order };
-      }
-      return undefined;
-    });
+    const { buddy } = this.#kernel;
+    const allowed = buddy.freeFrames / 2 - this.#blockFrames / 2;
+    for (let order = Math.min(LARGEST_ORDER, Math.ceil(Math.log2(wanted))); order >= 0; order--) {
+      const frame = 1 << order <= allowed ? buddy.allocate(order, 0, KIND_RESERVE) : undefined;
+      if (frame !== undefined) return { frame, order };
+    }
+    return undefined;
   }
 
   /**

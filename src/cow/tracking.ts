@@ -2,8 +2,8 @@
  * Arming and disarming write tracking (S1.2).
  *
  * What must hold: after `arm` returns, no vCPU has a write tag from before, so the first store to any frame goes
- * through the fault handler, which marks it. Only then may the first byte be read. Disarming loosens and needs no
- * handshake.
+ * through the fault handler, which marks it. Only then may the first byte be read. After `disarm` returns no handler is at
+ * work any more.
  */
 import type { Control } from "../base/control.js";
 import { HibernaculumError } from "../base/errors.js";

@@ -4,6 +4,7 @@
  * Frames that are free now and used in the image are allocated, so that nothing of the booting machine gets them, and
  * loaded where they belong. All other frames of the image hold something of the booting machine.
  */
+import { bit } from "../base/control.js";
 import { DIRECT_BITMAP, IMAGE_BITMAP } from "../base/layout.js";
 import type { Pfn } from "../base/memory.js";
 import type { ExtentTable } from "../image/format.js";
@@ -18,8 +19,13 @@ export interface Classified {
   conflicts: number;
 }
 
-/** Fills IMAGE_BITMAP and DIRECT_BITMAP, and allocates what is to be loaded directly. */
-export function classify(kernel: Kernel, extents: ExtentTable): Classified {
+/**
+ * Fills IMAGE_BITMAP and DIRECT_BITMAP, and allocates what is to be loaded directly.
+ *
+ * @param reserve - takes its places, under the same hold of the kernel lock: were a frame of the image freed in between, it
+ * could become a place, and the atomic restore would read it and write it at once
+ */
+export function classify(kernel: Kernel, extents: ExtentTable, reserve: (conflicts: number) => void): Classified {
   const { core, control } = kernel;
   core.clearBitmap(IMAGE_BITMAP);
   core.clearBitmap(DIRECT_BITMAP);
@@ -32,15 +38,17 @@ export function classify(kernel: Kernel, extents: ExtentTable): Classified {
     core.setBits(DIRECT_BITMAP, frame, 1 << order, 1);
     return "all";
   };
-  control.locked(() => {
+  return control.locked(() => {
     const free: { frame: Pfn; order: number }[] = [];
     visitBlocks(kernel.memory, (frame, order, used) => {
       if (!used) free.push({ frame, order });
     });
     for (const { frame, order } of free) kernel.buddy.carve(frame, order, 0, KIND_LOADING, inImage);
+    const direct = core.countBits(DIRECT_BITMAP);
+    const conflicts = core.countBits(IMAGE_BITMAP) - direct;
+    reserve(conflicts);
+    return { direct, conflicts };
   });
-  const direct = core.countBits(DIRECT_BITMAP);
-  return { direct, conflicts: core.countBits(IMAGE_BITMAP) - direct };
 }
 
 /** Gives back what `classify` allocated: the resume failed, and the boot goes on. */
@@ -48,8 +56,4 @@ export function declassify(kernel: Kernel): void {
   kernel.control.locked(() => {
     for (const frame of blocksOfKind(kernel.memory, KIND_LOADING)) kernel.buddy.free(frame);
   });
-}
-
-export function bit(words: Int32Array, bitmap: number, frame: Pfn): number {
-  return (words[(bitmap >>> 2) + (frame >>> 5)]! >>> (frame & 31)) & 1;
 }

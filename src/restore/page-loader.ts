@@ -12,7 +12,7 @@
  * Loader and handler may meet at a frame: the loader says "equal", then looks for a mark; the handler marks, then looks
  * for "equal". At least one of them sees the other.
  */
-import { Control } from "../base/control.js";
+import { bit, Control } from "../base/control.js";
 import { failpoint } from "../base/failpoints.js";
 import {
   DIRECT_BITMAP,
@@ -34,7 +34,6 @@ import { decodeChunk } from "../image/codec.js";
 import { CHUNK_BYTES, type Chunk, type ExtentColumns } from "../image/format.js";
 import type { Core } from "../vm/core.js";
 import { PhysicalMemory } from "../vm/physical.js";
-import { bit } from "./classify.js";
 
 /** Chunks and extents of an image, as columns that threads share. */
 export interface LoadTask {

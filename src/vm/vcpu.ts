@@ -123,7 +123,12 @@ export class Vcpu {
    * memory was replaced under it, so that there is nothing to put back.
    */
   #runSlice(slot: number): PutBack | undefined {
-    const running = this.#load(slot);
+    let running: Running;
+    try {
+      running = this.#load(slot);
+    } catch (error) {
+      return { failure: error instanceof Error ? error.message : String(error) }; // no such program here
+    }
     this.#core.activate(slot, readProcess(this.#kernel.memory, slot)!.root);
     const end = hostNow() + SLICE_MS;
     while (true) {
@@ -275,6 +280,11 @@ export class Vcpu {
     let bell = control.load(MACHINE_COMMAND_BELL);
     control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_STOPPED);
     control.ring(MACHINE_ACK_BELL);
+    if (control.load(MACHINE_STOP) === 0 && control.load(MACHINE_COMMAND_BELL) === bell) {
+      // The stop was given up before this vCPU got here, and its bell has rung.
+      control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_RUNNING);
+      return true;
+    }
     while (true) {
       control.wait(MACHINE_COMMAND_BELL, bell, Infinity);
       const seen = control.load(MACHINE_COMMAND_BELL);

@@ -38,7 +38,7 @@ import { freeOldReserves, Reserve } from "./cow/reserve.js";
 import { claimUse, type Image, isUsed, openImage, recordAttempt } from "./image/directory.js";
 import { BLOB_NAME, MACHINE_VERSION } from "./image/format.js";
 import type { Machine } from "./machine.js";
-import { classify, type Classified, declassify } from "./restore/classify.js";
+import { classify, declassify } from "./restore/classify.js";
 import type { LoadResult, LoadTask } from "./restore/page-loader.js";
 import type { ResumeReport } from "./resume-report.js";
 import { KERNEL_CLOCK, KERNEL_RESUMES } from "./vm/kernel-layout.js";

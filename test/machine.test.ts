@@ -8,6 +8,7 @@ import { PTE_D, PTE_R, PTE_U, PTE_W, SAVEABLE_BITMAP } from "../src/base/layout.
 import { hostNow } from "../src/base/control.js";
 import { Machine } from "../src/machine.js";
 import { bit } from "../src/base/control.js";
+import { createRunner } from "../src/vm/programs/index.js";
 import { tile } from "../src/vm/buddy.js";
 import { checkConsistency } from "../src/vm/consistency.js";
 import { drainConsole, printToConsole } from "../src/vm/console.js";
@@ -269,9 +270,18 @@ test("a process that fails keeps its reason and its memory; the others go on", a
   );
 });
 
+test("a process whose program is not known here fails, and its vCPU goes on", async (t) => {
+  const machine = await bootMachine(t, { ramBytes: 16 * MIB, vcpus: 1 });
+  machine.kernel.spawn("no-such-program:pages=1", createRunner("idle"));
+  machine.spawn("incrementer:pages=4");
+  await until(() => machine.processes().some(({ state }) => state === "failed"), "it fails");
+  t.regex(machine.processes()[0]!.failure, /no program "no-such-program"/);
+  const { steps } = machine.processes()[1]!;
+  await until(() => machine.processes()[1]!.steps > steps, "the other one goes on");
+});
+
 /** How a spawn may fail for want of memory: `leave` frames are free when it is tried. */
 for (const leave of [0, 1, 2, 3, 4, 5, 8]) {
-  // Fails for 1 to 3: Kernel.spawn makes the embryo outside its try, and what that allocated stays allocated.
   test(`a spawn that finds ${leave} free frames fails, and takes none of them`, (t) => {
     const machine = new HandMachine({ ramBytes: 8 * MIB });
     const { kernel } = machine;

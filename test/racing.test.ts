@@ -121,7 +121,6 @@ test("whatever races with a save, the image is the machine at one instant", asyn
   for (const [what, count] of Object.entries(met)) t.true(count > 0, what);
 });
 
-// Fails: nothing keeps Machine.spawn from storing while frames are read in place at the stop.
 test("a process that is started while a machine that hibernates is read is not in its image by half", async (t) => {
   const machine = await bootMachine(t);
   machine.spawn("zipf:pages=500");

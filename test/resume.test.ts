@@ -12,7 +12,10 @@ import {
   KEEP_BITMAP,
   FRAME_BYTES,
   IMAGE_BITMAP,
+  LIST_PLACES,
+  MACHINE_KERNEL_LOCK,
   MACHINE_PREIMAGES,
+  MACHINE_QUEUE_END,
   MACHINE_SABOTAGE,
   SABOTAGE_NO_PREIMAGE,
 } from "../src/base/layout.js";
@@ -23,6 +26,8 @@ import type { Machine, MachineOptions } from "../src/machine.js";
 import { resume, type ResumeOptions } from "../src/resume.js";
 import type { ResumeReport } from "../src/resume-report.js";
 import { bit } from "../src/base/control.js";
+import { placeOfFrame } from "../src/vm/physical.js";
+import { classify, declassify } from "../src/restore/classify.js";
 import { KERNEL_CLOCK, KERNEL_RESUMES, kernelLayout, PROCESS_BYTES, PROCESS_WAKE } from "../src/vm/kernel-layout.js";
 import { processAddress } from "../src/vm/process.js";
 import { bootMachine, Draws, findWrong, scratch, sleep, until, whileStopped } from "./support.js";
@@ -198,6 +203,32 @@ test("the same machine booted again, a little further on, writes what was found 
   const frames = checkReport(t, report);
   t.true(frames.equal_written >= 5 && frames.equal > 1000);
   await runsOn(t, machine);
+});
+
+test("places of the reserve are no frames of the image, whatever the booting machine frees meanwhile", async (t) => {
+  const path = await hibernate(t, WRITERS);
+  const machine = await booted(t);
+  machine.spawn("heap:slots=100");
+  machine.spawn("stack:pages=500");
+  await until(() => steps(machine).every((count) => count > 0), "they allocate and free");
+  const image = await openImage(path);
+  let held = false;
+  classify(machine.kernel, image.extents, () => {
+    held = machine.control.load(MACHINE_KERNEL_LOCK) !== 0;
+  });
+  declassify(machine.kernel);
+  image.close();
+  t.true(held, "the reserve is taken under the same hold of the kernel lock");
+  await resume(machine, path, {
+    onLoaded: () => {
+      const { words } = machine.control;
+      for (let entry = 0; entry < machine.control.load(MACHINE_QUEUE_END); entry++) {
+        const frame = words[(LIST_PLACES >>> 2) + entry]! - placeOfFrame(0);
+        if (frame >= 0 && bit(words, IMAGE_BITMAP, frame) === 1) t.fail(`frame ${frame} of the image is a place`);
+      }
+    },
+  });
+  t.deepEqual(wrongIn(machine), []);
 });
 
 test("free here and used there: allocated before the load, and used by nobody else meanwhile", async (t) => {

@@ -1,9 +1,9 @@
 /**
  * A machine: its memory, its vCPU threads, its kernel, and whoever coordinates them (this thread).
  *
- *     booting --start()--> running <--pause--> stopped
- *                             |                   |
- *                             +---- powerOff() ---+--> off
+ *     Machine.boot() --> running <-- quiesce.stop(), go() --> stopped
+ *                           |                                |
+ *                           +---------- powerOff() ----------+--> off
  *
  * An embedder makes one with `Machine.boot`, spawns programs, and saves it with `save` (hibernate.ts).
  */

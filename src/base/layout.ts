@@ -61,7 +61,7 @@ export const MACHINE_LIST_LENGTH = 0x20;
 export const MACHINE_BLOB_CURSOR = 0x24;
 /** Next chunk number. */
 export const MACHINE_CHUNK_CURSOR = 0x28;
-/** Set to 1 to make page writers and loaders stop at their next claim. */
+/** Not 0: page writers and loaders stop at their next claim, and there will be no image. CANCEL_*. */
 export const MACHINE_CANCEL = 0x2c;
 /** Progress in frames, raised by page writers and loaders. */
 export const MACHINE_PROGRESS = 0x30;
@@ -85,7 +85,7 @@ export const MACHINE_CONTEXT_CURSOR = 0x50;
 export const MACHINE_DOORBELL = 0x58;
 /** 1 once the machine has been told to power off. */
 export const MACHINE_POWER_OFF = 0x5c;
-/** Bytes that page writers stored, and bytes they read, in frames (progress and rate). */
+/** What page writers stored, in frames (progress and rate). */
 export const MACHINE_STORED = 0x60;
 /** Guest monotonic clock: host milliseconds minus this (float64). */
 export const MACHINE_CLOCK_BASE = 0x68;
@@ -210,7 +210,6 @@ export const PTE_R = 2;
 export const PTE_W = 4;
 export const PTE_X = 8;
 export const PTE_U = 16;
-export const PTE_G = 32;
 export const PTE_A = 64;
 export const PTE_D = 128;
 export const PTE_PPN_SHIFT = 10;

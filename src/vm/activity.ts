@@ -1,13 +1,6 @@
 /** What the machine's workload did lately: steps per 10 ms and the longest gap, as the vCPUs recorded it. */
 import { type Control, hostNow } from "../base/control.js";
-import {
-  MACHINE_TIMELINE_BASE,
-  STEP_TIMELINE,
-  TIMELINE_BIN_MS,
-  TIMELINE_BINS,
-  VCPU_LONGEST_GAP,
-  VCPU_STEPS,
-} from "../base/layout.js";
+import { MACHINE_TIMELINE_BASE, STEP_TIMELINE, TIMELINE_BIN_MS, TIMELINE_BINS, VCPU_LONGEST_GAP } from "../base/layout.js";
 
 /** The timeline bin of a host time. Bins are kept for TIMELINE_BINS * TIMELINE_BIN_MS, some 41 s. */
 export function binOf(control: Control, time: number): number {
@@ -32,13 +25,6 @@ export function readTimeline(control: Control, area: number, threads: number, fr
 /** Steps per 10 ms of all vCPUs between two host times. */
 export function stepsPerBin(control: Control, vcpus: number, from: number, to: number): number[] {
   return readTimeline(control, STEP_TIMELINE, vcpus, from, to);
-}
-
-/** Steps of all vCPUs since the machine began. */
-export function totalSteps(control: Control, vcpus: number): number {
-  let sum = 0;
-  for (let vcpu = 0; vcpu < vcpus; vcpu++) sum += control.loadVcpuFloat(vcpu, VCPU_STEPS);
-  return sum;
 }
 
 /** Longest time that any busy vCPU went without finishing a batch since it was last reset, ms. */

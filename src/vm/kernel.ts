@@ -204,7 +204,7 @@ export class Kernel {
 
   // ---- scheduling ----
 
-  /** Picks the next process for a vCPU, round robin; -1 if none is ready. Destroys what was told to end. */
+  /** Picks the next process for a vCPU, round robin; -1 if none is ready. */
   pick(vcpu: number): number {
     return this.control.locked(() => {
       const used = this.memory.load32(K.KERNEL_SLOTS_USED);

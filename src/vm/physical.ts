@@ -6,7 +6,7 @@
  * named for what they are: `loadFrame` (direct load, into frames that nobody else touches) and the core's `scatter`.
  */
 import { HibernaculumError } from "../base/errors.js";
-import { FRAME_BYTES, FRAME_SHIFT, MACHINE_FRAMES, MAX_FRAMES, POOL_BASE, RAM_BASE } from "../base/layout.js";
+import { FRAME_BYTES, FRAME_SHIFT, MACHINE_FRAMES, POOL_BASE, RAM_BASE } from "../base/layout.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../base/memory.js";
 import { type SharedMemory, wasm } from "../base/wasm.js";
 import type { Core } from "./core.js";
@@ -134,8 +134,3 @@ export function placeOfFrame(frame: Pfn): number {
 
 /** The first place of the fixed pool. */
 export const POOL_PLACE: number = POOL_BASE >>> FRAME_SHIFT;
-
-/** Frames that a machine of this size has. */
-export function framesOf(ramBytes: number): number {
-  return Math.min(Math.ceil(ramBytes / FRAME_BYTES), MAX_FRAMES);
-}

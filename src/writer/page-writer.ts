@@ -173,8 +173,10 @@ class PageWriter {
         write.catch(() => undefined); // looked at when the slot is used again
         this.#writes[slot] = write;
       }
-      await new Promise(setImmediate); // finalizers of compressed buffers run
-      if (++chunks % COLLECT_CHUNKS === 0) collect();
+      if (this.#task.compress && ++chunks % COLLECT_CHUNKS === 0) {
+        collect();
+        await new Promise(setImmediate); // finalizers run on a turn of the event loop
+      }
       slot = (slot + 1) % SLOTS;
     }
     for (let i = 0; i < SLOTS; i++) await this.#free(i);

@@ -8,7 +8,8 @@
  */
 import {
   BITMAP_BYTES, DIRTY_BITMAP, FAULT_DEVICE, FAULT_KERNEL, FRAME_BYTES, FRAME_SHIFT, KEEP_BITMAP, KERNEL_BITMAP, LIST_FRAMES, LIST_PLACES,
-  MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_LIST_LENGTH, MACHINE_QUEUE_OVERFLOW, OPEN_BITMAP, PLANNED_BITMAP, SAVEABLE_BITMAP, STOP_BITMAP,
+  MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_LIST_LENGTH, MACHINE_QUEUE_OVERFLOW, OPEN_BITMAP, PLANNED_BITMAP, VERDICT_SAME_FILLED, SAVEABLE_BITMAP,
+  VERDICT_SKIPPED, STAGE_PLACED, STAGE_TAIL, VERDICT_STAGED, STOP_BITMAP,
 } from "../src/base/layout";
 import { frameAt, physical, placeAt } from "./ram";
 import { beforeStore, clearBit, setBit, testBit, testBitAfterReads } from "./tracking";
@@ -155,14 +156,6 @@ export function isSameFilled(at: usize): bool {
   return true;
 }
 
-export const STAGE_LIVE: u32 = 0;
-export const STAGE_PLACED: u32 = 1;
-export const STAGE_TAIL: u32 = 2;
-
-export const STAGED: u8 = 0;
-export const SAME_FILLED: u8 = 1;
-export const SKIPPED: u8 = 2;
-
 /**
  * Stages the list entries [first, first + count): tells for each in a byte at `verdicts` whether it was copied to the
  * next free frame at `to`, is same-filled (its word goes to `fills`, 8 bytes an entry), or was skipped.
@@ -179,26 +172,26 @@ export function stage(first: u32, count: u32, mode: u32, to: usize, verdicts: us
   for (let i: u32 = 0; i < count; i++) {
     const frame = load<u32>(LIST_FRAMES + ((first + i) << 2));
     const place = to + (<usize>staged << FRAME_SHIFT);
-    let verdict: u8;
+    let verdict: u32;
     if (mode == STAGE_TAIL) verdict = stageTail(frame, place, fills + (i << 3));
     else if (mode == STAGE_PLACED) verdict = stageFrame(placeAt(load<u32>(LIST_PLACES + ((first + i) << 2))), place, fills + (i << 3));
-    else if (testBit(DIRTY_BITMAP, frame)) verdict = SKIPPED;
+    else if (testBit(DIRTY_BITMAP, frame)) verdict = VERDICT_SKIPPED;
     else verdict = stageFrame(frameAt(frame), place, fills + (i << 3));
-    store<u8>(verdicts + i, verdict);
-    if (verdict == STAGED) staged++;
+    store<u8>(verdicts + i, <u8>verdict);
+    if (verdict == VERDICT_STAGED) staged++;
   }
   return staged;
 }
 
 // @ts-ignore: decorator
 @inline
-function stageFrame(from: usize, to: usize, fill: usize): u8 {
+function stageFrame(from: usize, to: usize, fill: usize): u32 {
   if (isSameFilled(from)) {
     store<u64>(fill, load<u64>(from));
-    return SAME_FILLED;
+    return VERDICT_SAME_FILLED;
   }
   memory.copy(to, from, FRAME_BYTES);
-  return STAGED;
+  return VERDICT_STAGED;
 }
 
 /**
@@ -206,9 +199,9 @@ function stageFrame(from: usize, to: usize, fill: usize): u8 {
  * So a copy that saw a later store also sees the mark. A mark without "open" is a handler at work, or one that found no
  * room and takes the mark back; either is over soon.
  */
-function stageTail(frame: u32, to: usize, fill: usize): u8 {
+function stageTail(frame: u32, to: usize, fill: usize): u32 {
   while (true) {
-    if (testBit(OPEN_BITMAP, frame) || load<u32>(MACHINE_CANCEL) != 0) return SKIPPED;
+    if (testBit(OPEN_BITMAP, frame) || load<u32>(MACHINE_CANCEL) != 0) return VERDICT_SKIPPED;
     if (!testBitAfterReads(DIRTY_BITMAP, frame)) {
       const verdict = stageFrame(frameAt(frame), to, fill);
       if (!testBitAfterReads(DIRTY_BITMAP, frame)) {

@@ -11,7 +11,7 @@ import {
   FRAME_BYTES, FRAME_SHIFT, LIST_FRAMES, LIST_PLACES, MACHINE_ARMED, MACHINE_CANCEL, MACHINE_KEEP_PREIMAGES, MACHINE_PREIMAGES,
   MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_END, MACHINE_QUEUE_OVERFLOW, MACHINE_QUEUE_ROOM, MACHINE_SABOTAGE, MAX_PROCESSES, MAX_VCPUS, OPEN_BITMAP,
   SABOTAGE_BITMAP_PROTECTED, SABOTAGE_NO_AD, SABOTAGE_NO_KERNEL, SABOTAGE_NO_MARK, SABOTAGE_NO_PREIMAGE,
-  TIMELINE_BINS, VCPU_AREA, VCPU_BYTES, VCPU_FAULTS,
+  TIMELINE_BINS,
 } from "../src/base/layout";
 import { frameAt, placeAt } from "./ram";
 
@@ -94,8 +94,6 @@ function writeProtectFault(frame: u32, kind: u32): void {
   store<u32>(count, load<u32>(count) + 1);
   const bin = FAULT_TIMELINE + ((self * TIMELINE_BINS + timelineBin) << 2);
   store<u32>(bin, load<u32>(bin) + 1);
-  const total = VCPU_AREA + self * VCPU_BYTES + VCPU_FAULTS;
-  store<u32>(total, load<u32>(total) + 1);
 }
 
 /**

@@ -21,6 +21,7 @@ import { bit, hostNow } from "./base/control.js";
 import { fromSystemError, HibernaculumError, isSystemError, naming } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
 import {
+  CANCEL_ASKED,
   DIRECT_BITMAP,
   DIRTY_BITMAP,
   FRAME_BYTES,
@@ -141,7 +142,7 @@ class Resume {
   #pause: ResumeReport["pause"] = { safepoint_ms: 0, consume_ms: 0, patch_ms: 0, rebuild_ms: 0, total_ms: 0 };
   #at = { opened: 0, classified: 0, loaded: 0, running: 0 };
   readonly #cancel = (): void => {
-    this.#machine.control.store(MACHINE_CANCEL, 1);
+    this.#machine.control.store(MACHINE_CANCEL, CANCEL_ASKED);
   };
 
   constructor(machine: Machine, image: Image, options: ResumeOptions, began: number) {
@@ -193,7 +194,7 @@ class Resume {
         pageThreads,
         "load",
         () => task,
-        () => control.store(MACHINE_CANCEL, 1),
+        () => control.store(MACHINE_CANCEL, CANCEL_ASKED),
       );
       this.#checkCancelled();
       this.#reportProgress();

@@ -127,12 +127,8 @@ export const VCPU_GENERATION = 0x04;
 export const VCPU_COMMAND_DONE = 0x08;
 /** Slot of the process it runs, -1 when none. */
 export const VCPU_SLOT = 0x0c;
-/** Steps run (float64). */
-export const VCPU_STEPS = 0x10;
 /** Longest time between the ends of two batches with work in between, ms (float64); the coordinator resets it. */
 export const VCPU_LONGEST_GAP = 0x18;
-/** Faults taken. */
-export const VCPU_FAULTS = 0x20;
 /** Time spent running processes, ms (float64). */
 export const VCPU_BUSY = 0x28;
 
@@ -196,6 +192,15 @@ export const TLB_ENTRY_SHIFT = 5;
 export const TLB_READ_TAG = 0;
 export const TLB_WRITE_TAG = 8;
 export const TLB_FRAME = 16;
+
+// What `stage` (assembly/frames.ts) takes frames from, and what it says of each.
+
+export const STAGE_LIVE = 0;
+export const STAGE_PLACED = 1;
+export const STAGE_TAIL = 2;
+export const VERDICT_STAGED = 0;
+export const VERDICT_SAME_FILLED = 1;
+export const VERDICT_SKIPPED = 2;
 
 /** I/O staging buffers and the part of the staging pool that is there without asking the guest's allocator. */
 export const POOL_BASE = 0x3000000;

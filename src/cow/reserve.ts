@@ -36,48 +36,42 @@ export class Reserve {
   }
 
   /**
-   * Grows to at least `frames` places if it can, and touches them, so that the pause does not pay for the host's first
-   * touch. Returns whether that many are there now.
+   * Grows to at least `frames` places as far as it can, and touches them, so that the pause does not pay for the host's first
+   * touch.
    */
-  grow(frames: number): boolean {
+  grow(frames: number): void {
     while (this.frames < frames) {
-      const wanted = frames - this.frames;
-      const block = this.#kernel.control.locked(() => this.#allocate(wanted));
-      if (block !== undefined) {
-        this.#blocks.push(block);
-        this.#blockFrames += 1 << block.order;
-        for (let i = 0; i < 1 << block.order; i++) this.#kernel.core.touch(placeOfFrame(block.frame + i));
-        continue;
-      }
-      const more = Math.min(wanted, this.#pool.count - this.#poolFrames);
-      for (let i = 0; i < more; i++) this.#kernel.core.touch(this.#pool.first + this.#poolFrames + i);
-      this.#poolFrames += more;
-      return this.frames >= frames;
+      const block = this.#kernel.control.locked(() => this.#takeBlock(frames - this.frames));
+      if (block === undefined) break;
+      for (let i = 0; i < 1 << block.order; i++) this.#kernel.core.touch(placeOfFrame(block.frame + i));
     }
-    return true;
+    const before = this.#poolFrames;
+    this.#takePool(frames);
+    for (let i = before; i < this.#poolFrames; i++) this.#kernel.core.touch(this.#pool.first + i);
   }
 
   /**
-   * Grows to `frames` places as far as it can, without touching them. The caller holds the kernel lock: what is free when
-   * it looks is still free when it is taken.
+   * Grows without touching. The caller holds the kernel lock: what is free when it looks is still free when it is taken.
    */
   growLocked(frames: number): void {
-    while (this.frames < frames) {
-      const block = this.#allocate(frames - this.frames);
-      if (block === undefined) break;
-      this.#blocks.push(block);
-      this.#blockFrames += 1 << block.order;
-    }
+    while (this.frames < frames && this.#takeBlock(frames - this.frames) !== undefined);
+    this.#takePool(frames);
+  }
+
+  #takePool(frames: number): void {
     this.#poolFrames = Math.min(this.#pool.count, this.#poolFrames + Math.max(0, frames - this.frames));
   }
 
-  /** A block of guest memory for at most about `wanted` frames. Caller holds the kernel lock. */
-  #allocate(wanted: number): { frame: Pfn; order: number } | undefined {
+  /** Takes a block of guest memory for at most about `wanted` frames. Caller holds the kernel lock. */
+  #takeBlock(wanted: number): { frame: Pfn; order: number } | undefined {
     const { buddy } = this.#kernel;
     const allowed = buddy.freeFrames / 2 - this.#blockFrames / 2;
     for (let order = Math.min(LARGEST_ORDER, Math.ceil(Math.log2(wanted))); order >= 0; order--) {
       const frame = 1 << order <= allowed ? buddy.allocate(order, 0, KIND_RESERVE) : undefined;
-      if (frame !== undefined) return { frame, order };
+      if (frame === undefined) continue;
+      this.#blocks.push({ frame, order });
+      this.#blockFrames += 1 << order;
+      return { frame, order };
     }
     return undefined;
   }

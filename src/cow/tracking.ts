@@ -97,9 +97,4 @@ export class WriteTracking {
       throw new HibernaculumError("HIB_INTERNAL", `a vCPU did not acknowledge the TLB shootdown within ${ANSWER_MS / 1000} s`);
     }
   }
-
-  /** Frames marked since armed. */
-  marked(): number {
-    return this.#core.countBits(DIRTY_BITMAP);
-  }
 }

@@ -18,9 +18,7 @@ import {
   MACHINE_DOORBELL,
   MACHINE_POWER_OFF,
   MACHINE_STOP,
-  MACHINE_TIMELINE_BASE,
   STEP_TIMELINE,
-  TIMELINE_BIN_MS,
   TIMELINE_BINS,
   VCPU_BUSY,
   VCPU_COMMAND_DONE,
@@ -30,9 +28,9 @@ import {
   VCPU_STATE_OFF,
   VCPU_STATE_RUNNING,
   VCPU_STATE_STOPPED,
-  VCPU_STEPS,
 } from "../base/layout.js";
 import type { SharedMemory } from "../base/wasm.js";
+import { binOf } from "./activity.js";
 import type { BootSystemCalls } from "./boot-programs.js";
 import { printToConsole } from "./console.js";
 import { instantiateCore, type Core } from "./core.js";
@@ -234,7 +232,6 @@ export class Vcpu {
     this.#advanceTimeline(now);
     const bin = (STEP_TIMELINE >>> 2) + this.#number * TIMELINE_BINS + (this.#bin % TIMELINE_BINS);
     words[bin] = words[bin]! + done;
-    this.#control.storeVcpuFloat(this.#number, VCPU_STEPS, this.#control.loadVcpuFloat(this.#number, VCPU_STEPS) + done);
     this.#control.storeVcpuFloat(this.#number, VCPU_BUSY, this.#control.loadVcpuFloat(this.#number, VCPU_BUSY) + now - began);
     if (this.#lastEnd !== 0) this.#recordGap(now - this.#lastEnd);
     this.#lastEnd = now;
@@ -252,7 +249,7 @@ export class Vcpu {
 
   /** Moves to the timeline's bin of now, emptying those that are entered. */
   #advanceTimeline(now: number): void {
-    const bin = Math.floor((now - this.#control.floats[MACHINE_TIMELINE_BASE >>> 3]!) / TIMELINE_BIN_MS);
+    const bin = binOf(this.#control, now);
     if (bin === this.#bin) return;
     const { words } = this.#control;
     for (let enter = Math.max(this.#bin + 1, bin - TIMELINE_BINS + 1); enter <= bin; enter++) {

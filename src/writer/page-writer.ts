@@ -24,6 +24,11 @@ import {
   MACHINE_QUEUE_OVERFLOW,
   MACHINE_STORED,
   POOL_BASE,
+  VERDICT_SAME_FILLED,
+  STAGE_LIVE,
+  STAGE_PLACED,
+  STAGE_TAIL,
+  VERDICT_STAGED,
 } from "../base/layout.js";
 import type { SharedMemory } from "../base/wasm.js";
 import { BlobWriter } from "../image/blob.js";
@@ -45,16 +50,15 @@ const VERDICTS_BYTES = FRAME_BYTES;
 export const WRITER_BYTES: number = SLOTS * SLOT_BYTES + VERDICTS_BYTES;
 export const WRITERS_MAX = 4;
 
-const STAGED = 0;
-const SAME_FILLED = 1;
-const STAGE_MODES = { live: 0, placed: 1, tail: 2 } as const;
+type StageSource = "live" | "placed" | "tail";
+const STAGE_MODES: Record<StageSource, number> = { live: STAGE_LIVE, placed: STAGE_PLACED, tail: STAGE_TAIL };
 
 export interface WriteTask {
   blob: string;
   /** Which staging memory is this task's: 0 to WRITERS_MAX - 1. */
   writer: number;
   /** Where listed frames' bytes are, and what a mark means: see `stage` in assembly/frames.ts. */
-  source: keyof typeof STAGE_MODES;
+  source: StageSource;
   compress: boolean;
   /** Test runs: hashes of all frames staged, by frame (53 bits), for the oracle. */
   oracle?: SharedArrayBuffer | undefined;
@@ -230,8 +234,8 @@ class PageWriter {
     for (let i = 0; i < count; i++) {
       const verdict = this.#bytes[verdicts + i];
       const frame = words[list + i]!;
-      if (verdict === STAGED) this.#chunkFrames.push(frame);
-      else if (verdict === SAME_FILLED) {
+      if (verdict === VERDICT_STAGED) this.#chunkFrames.push(frame);
+      else if (verdict === VERDICT_SAME_FILLED) {
         this.#filledFrames.push(frame);
         const low = words[(fills >>> 2) + 2 * i]! >>> 0;
         const high = words[(fills >>> 2) + 2 * i + 1]! >>> 0;

@@ -1,6 +1,7 @@
 /**
  * A page writer: one task of the pool, in a thread of its own. It claims frames from the list, copies them into staging
- * memory, and from there compresses, hashes and writes chunks; the write of one chunk overlaps with the work on the next.
+ * memory, compresses and hashes them there, a chunk at a time, and writes several chunks at once; that write overlaps
+ * with the work on the next chunks.
  *
  * What must hold:
  * - Compression, checksum and write see only the private copy: RAM may change at any time, and an LZ4 match into bytes
@@ -40,14 +41,16 @@ import type { Core } from "../vm/core.js";
 /** List entries claimed at once; fewer when a chunk has room for fewer, and none when it has hardly any. */
 const CLAIM = 64;
 const CLAIM_LEAST = 16;
-/** Chunks in flight: one is filled while the others are written. */
-const SLOTS = 2;
-/** A slot: frames as staged, and their compressed bytes. */
-const SLOT_BYTES = 2 * CHUNK_BYTES;
-const VERDICTS_BYTES = FRAME_BYTES;
+/** Outputs: chunks as they are stored, written at once when there is no room for one more. One is filled, one is written. */
+const OUTPUTS = 2;
+const OUTPUT_BYTES = 2 * CHUNK_BYTES;
+/** After them: a chunk's frames to be compressed, what `stage` says of each claimed frame, and a frame of the oracle's. */
+const PLAIN_AT = OUTPUTS * OUTPUT_BYTES;
+const VERDICTS_AT = PLAIN_AT + CHUNK_BYTES;
+const ORACLE_AT = VERDICTS_AT + FRAME_BYTES;
 
 /** Staging memory of a page writer, from the start of the pool. */
-export const WRITER_BYTES: number = SLOTS * SLOT_BYTES + VERDICTS_BYTES;
+export const WRITER_BYTES: number = ORACLE_AT + FRAME_BYTES;
 export const WRITERS_MAX = 4;
 
 type StageSource = "live" | "placed" | "tail";
@@ -94,10 +97,13 @@ export interface WriteTotals {
 
 /**
  * Compressed buffers lie outside V8's heap and weigh next to nothing on it: left to itself it would let 64 MiB of them
- * pile up in each thread. A scavenge every so many chunks costs less than a millisecond.
+ * pile up in each thread. So a scavenge every so many chunks; this thread does it and frees what it finds. (The flags are
+ * the process's. V8's helper threads would only be woken for it, at twice the cost, and free the buffers later.)
  */
 const COLLECT_CHUNKS = 8;
 setFlagsFromString("--expose-gc");
+setFlagsFromString("--no-parallel-scavenge");
+setFlagsFromString("--no-concurrent-array-buffer-sweeping");
 const gc = runInNewContext("gc") as (options: { type: "minor" }) => void;
 const collect = (): void => gc({ type: "minor" });
 
@@ -162,28 +168,36 @@ class PageWriter {
   }
 
   async run(): Promise<WriteResult> {
-    let slot = 0;
     let chunks = 0;
     let more = true;
-    while (more) {
-      await this.#free(slot);
-      const began = this.#chunkFrames.length;
-      more = this.#fill(slot);
-      const frames = this.#chunkFrames.length - began;
-      if (frames > 0) {
-        const chunk: StoredChunk = { id: 0, offset: 0, payload: 0, frames, codec: CODEC_RAW, hash: 0n };
-        this.#chunks.push(chunk); // in the order of #chunkFrames, whichever is stored first
-        const write = this.#store(slot, chunk);
-        write.catch(() => undefined); // looked at when the slot is used again
-        this.#writes[slot] = write;
+    for (let output = 0; more; output = (output + 1) % OUTPUTS) {
+      await this.#free(output);
+      const batch: StoredChunk[] = [];
+      const from = this.#base + output * OUTPUT_BYTES;
+      let to = from;
+      while (more && to + CHUNK_BYTES <= from + OUTPUT_BYTES) {
+        const began = this.#chunkFrames.length;
+        const compress = this.#compressNext();
+        const plain = compress ? this.#base + PLAIN_AT : to;
+        more = this.#fill(plain);
+        const frames = this.#chunkFrames.length - began;
+        if (frames > 0) {
+          const chunk = this.#encode(plain, to, frames);
+          batch.push(chunk);
+          to += padded(chunk.payload);
+        }
+        if (compress && ++chunks % COLLECT_CHUNKS === 0) {
+          collect();
+          await new Promise(setImmediate); // finalizers run on a turn of the event loop
+        }
       }
-      if (this.#task.compress && ++chunks % COLLECT_CHUNKS === 0) {
-        collect();
-        await new Promise(setImmediate); // finalizers run on a turn of the event loop
-      }
-      slot = (slot + 1) % SLOTS;
+      if (batch.length === 0) continue;
+      this.#chunks.push(...batch); // in the order of #chunkFrames, whichever is on the disk first
+      const write = this.#write(batch, from, to);
+      this.#writes[output] = write;
+      write.catch(() => undefined); // looked at when the output is used again
     }
-    for (let i = 0; i < SLOTS; i++) await this.#free(i);
+    for (let i = 0; i < OUTPUTS; i++) await this.#free(i);
     return this.#result();
   }
 
@@ -192,18 +206,23 @@ class PageWriter {
     await Promise.allSettled(this.#writes);
   }
 
-  async #free(slot: number): Promise<void> {
+  async #free(output: number): Promise<void> {
     const began = hostNow();
-    await this.#writes[slot];
-    this.#writes[slot] = undefined;
+    await this.#writes[output];
+    this.#writes[output] = undefined;
     this.#time.write_wait_ms += hostNow() - began;
   }
 
-  /** Stages claims until a chunk is full or the list ends; false at the end. */
-  #fill(slot: number): boolean {
+  /** A store that waits for room waits for this task: then storing is faster than compressing. */
+  #compressNext(): boolean {
+    const hurried = this.#task.source === "tail" && this.#control.load(MACHINE_QUEUE_OVERFLOW) > 0;
+    return this.#task.compress && !hurried;
+  }
+
+  /** Stages claims at an address until a chunk is full or the list ends; false at the end. */
+  #fill(to: number): boolean {
     const began = hostNow();
-    const to = this.#base + slot * SLOT_BYTES;
-    const verdicts = this.#base + SLOTS * SLOT_BYTES;
+    const verdicts = this.#base + VERDICTS_AT;
     const fills = verdicts + CLAIM;
     const length = this.#control.load(MACHINE_LIST_LENGTH);
     let staged = 0;
@@ -240,7 +259,7 @@ class PageWriter {
         const low = words[(fills >>> 2) + 2 * i]! >>> 0;
         const high = words[(fills >>> 2) + 2 * i + 1]! >>> 0;
         this.#fills.push(low === 0 && high === 0 ? 0n : (BigInt(high) << 32n) | BigInt(low));
-        if (this.#oracle !== undefined) this.#oracle[frame] = sameFilledHash(this.#core, this.#base, low, high, words);
+        if (this.#oracle !== undefined) this.#oracle[frame] = sameFilledHash(this.#core, this.#base + ORACLE_AT, low, high, words);
       } else this.#skipped++;
     }
   }
@@ -251,34 +270,40 @@ class PageWriter {
     }
   }
 
-  /** Compresses, hashes and writes what a slot holds, and fills in where it went. */
-  async #store(slot: number, chunk: StoredChunk): Promise<void> {
-    const plainAt = this.#base + slot * SLOT_BYTES;
-    const plain = this.#bytes.subarray(plainAt, plainAt + chunk.frames * FRAME_BYTES);
-    let stored = plain;
-    chunk.payload = plain.length;
-    // A store that waits for room waits for this: then storing is faster than compressing.
-    const hurried = this.#task.source === "tail" && this.#control.load(MACHINE_QUEUE_OVERFLOW) > 0;
-    if (this.#task.compress && !hurried) {
+  /** Puts staged frames where they are to be written, compressed if that pays, and takes the checksum. */
+  #encode(plainAt: number, to: number, frames: number): StoredChunk {
+    const plain = this.#bytes.subarray(plainAt, plainAt + frames * FRAME_BYTES);
+    const chunk: StoredChunk = { id: 0, offset: 0, payload: plain.length, frames, codec: CODEC_RAW, hash: 0n };
+    if (plainAt !== to) {
       const began = hostNow();
       const packed = compressChunk(plain);
       this.#time.compress_ms += hostNow() - began;
+      this.#bytes.set(packed ?? plain, to);
       if (packed !== undefined) {
-        const at = plainAt + CHUNK_BYTES;
-        stored = this.#bytes.subarray(at, at + padded(packed.length));
-        stored.set(packed);
-        stored.fill(0, packed.length);
         chunk.codec = CODEC_LZ4;
         chunk.payload = packed.length;
+        this.#bytes.fill(0, to + packed.length, to + padded(packed.length));
       }
     }
     const began = hostNow();
-    chunk.hash = checksum(stored);
+    chunk.hash = checksum(this.#bytes.subarray(to, to + padded(chunk.payload)));
     this.#time.hash_ms += hostNow() - began;
-    chunk.id = this.#control.add(MACHINE_CHUNK_CURSOR, 1);
-    chunk.offset = this.#control.add(MACHINE_BLOB_CURSOR, stored.length / FRAME_BYTES) * FRAME_BYTES;
-    await this.#blob.write(stored, chunk.offset);
-    this.#control.add(MACHINE_STORED, stored.length / FRAME_BYTES);
+    return chunk;
+  }
+
+  /** Writes chunks that lie one after another, and fills in where they went. */
+  async #write(chunks: StoredChunk[], from: number, to: number): Promise<void> {
+    const blocks = (to - from) / FRAME_BYTES;
+    const start = this.#control.add(MACHINE_BLOB_CURSOR, blocks) * FRAME_BYTES;
+    const firstId = this.#control.add(MACHINE_CHUNK_CURSOR, chunks.length);
+    let offset = start;
+    chunks.forEach((chunk, i) => {
+      chunk.id = firstId + i;
+      chunk.offset = offset;
+      offset += padded(chunk.payload);
+    });
+    await this.#blob.write(this.#bytes.subarray(from, to), start);
+    this.#control.add(MACHINE_STORED, blocks);
   }
 
   #result(): WriteResult {
@@ -299,8 +324,7 @@ class PageWriter {
 }
 
 /** The oracle's hash of a same-filled frame, taken from the word that was recorded and not from RAM. */
-function sameFilledHash(core: Core, base: number, low: number, high: number, words: Int32Array): number {
-  const at = base + SLOTS * SLOT_BYTES - FRAME_BYTES; // the end of the last slot's compressed bytes: not in use while staging
+function sameFilledHash(core: Core, at: number, low: number, high: number, words: Int32Array): number {
   for (let i = 0; i < FRAME_BYTES / 4; i += 2) {
     words[(at >>> 2) + i] = low;
     words[(at >>> 2) + i + 1] = high;

@@ -213,20 +213,6 @@ function stageTail(frame: u32, to: usize, fill: usize): u32 {
   }
 }
 
-/** A 64-bit hash of the frame at a byte address, for the oracle only (tests); not a stored checksum. */
-export function hashFrame(at: usize): f64 {
-  let a: u64 = 0x9e3779b97f4a7c15;
-  let b: u64 = 0xc2b2ae3d27d4eb4f;
-  for (let i: usize = 0; i < <usize>FRAME_BYTES; i += 16) {
-    a = rotl<u64>(a ^ load<u64>(at + i), 27) * 0x9fb21c651e98df25;
-    b = rotl<u64>(b ^ load<u64>(at + i, 8), 31) * 0xd6e8feb86659fd93;
-  }
-  a ^= rotl<u64>(b, 17);
-  a ^= a >>> 32;
-  a *= 0xd6e8feb86659fd93;
-  return <f64>(a >>> 11); // 53 bits, exact in a float64
-}
-
 // ---- atomic copy and atomic restore ----
 
 /** Copies list entries from their frames to their places, claiming entries until none is left. */

@@ -1,7 +1,8 @@
 /** The hot core, compiled to WebAssembly: everything that runs once a store, a fault or a frame. */
+export { checksum, hashFrame } from "./checksum";
 export { acknowledge, activate, attach, deactivate, dropContext, invalidate, load32, load8, store32, store64, store8 } from "./mmu";
 export { claimQueueEntry, setTimelineBin } from "./tracking";
 export {
-  beforeBulkStore, clearBitmap, copyBitmap, countBits, countResidual, gather, hashFrame, isSameFilled, kernelStore32,
+  beforeBulkStore, clearBitmap, copyBitmap, countBits, countResidual, gather, isSameFilled, kernelStore32,
   kernelStore8, kernelStoreFloat64, kernelZero, listPlanned, listResidual, mark, markListed, scatter, setBits, stage, touch,
 } from "./frames";

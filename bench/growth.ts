@@ -40,7 +40,7 @@ async function growthRow(ramBytes: number): Promise<GrowthRow> {
     "heap:rate=2000",
   ]);
   let peak = 0;
-  const watch = setInterval(() => (peak = Math.max(peak, hostBytes(ramBytes))), 100);
+  const watch = setInterval(() => (peak = Math.max(peak, hostBytes())), 100);
   const report = await withImage((path) => save(machine, path));
   clearInterval(watch);
   const used = report.frames.saved * 4096;

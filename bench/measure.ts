@@ -1,7 +1,8 @@
 /** What every benchmark uses: medians, a figure with its limit, and a machine to measure on. */
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { closeSync, mkdtempSync, openSync, readFileSync, readSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
+import { RAM_BASE } from "../src/base/layout.js";
 import { Machine } from "../src/machine.js";
 
 /** A figure beside the limit that was measured in the same run. */
@@ -64,17 +65,27 @@ export async function withImage<T>(use: (path: string) => Promise<T>): Promise<T
   }
 }
 
-/** What a machine of two vCPUs and two page writers touches of its control area: TLBs, lists, bitmaps, staging. */
-const CONTROL_BYTES = 24 * 2 ** 20;
-
-/** Resident memory of this process beyond the guest's RAM, bytes: all but the mapping that holds the machine's memory. */
-export function hostBytes(ramBytes: number): number {
+/** Resident memory of this process beyond the guest's RAM, bytes: all but the frames in the mapping of the machine's memory. */
+export function hostBytes(): number {
   let resident = 0;
-  let machine = 0;
+  let machine = { start: 0, resident: 0 };
   for (const mapping of readFileSync("/proc/self/smaps", "utf8").split(/\n(?=[0-9a-f]+-[0-9a-f]+ )/)) {
-    const bytes = (field: string): number => Number(new RegExp(`^${field}:\\s+(\\d+)`, "m").exec(mapping)?.[1] ?? 0) * 1024;
-    resident += bytes("Rss");
-    if (bytes("Size") >= ramBytes) machine = Math.max(machine, bytes("Rss"));
+    const bytes = Number(/^Rss:\s+(\d+)/m.exec(mapping)?.[1] ?? 0) * 1024;
+    resident += bytes;
+    if (bytes > machine.resident) machine = { start: Number.parseInt(mapping, 16), resident: bytes };
   }
-  return resident - machine + CONTROL_BYTES;
+  return resident - machine.resident + residentPages(machine.start, RAM_BASE / PAGE_BYTES) * PAGE_BYTES;
+}
+
+const PAGE_BYTES = 4096;
+
+/** Pages from an address that are present, after /proc/self/pagemap: 8 bytes a page, bit 63. */
+function residentPages(address: number, pages: number): number {
+  const entries = Buffer.alloc(pages * 8);
+  const file = openSync("/proc/self/pagemap", "r");
+  readSync(file, entries, 0, entries.length, (address / PAGE_BYTES) * 8);
+  closeSync(file);
+  let present = 0;
+  for (let i = 7; i < entries.length; i += 8) present += entries[i]! >>> 7;
+  return present;
 }

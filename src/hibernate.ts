@@ -35,17 +35,14 @@ import { checkOracle, createOracle } from "./cow/oracle.js";
 import { planFrames } from "./cow/plan.js";
 import { openQueue, readQueue } from "./cow/queue.js";
 import { Reserve } from "./cow/reserve.js";
-import type { CatalogueTask } from "./image-catalogue.js";
-import { BlobReader } from "./image/blob.js";
+import type { CatalogueResult, CatalogueTask } from "./image-catalogue.js";
 import { loadChecksum } from "./image/checksum.js";
 import { createPartial, type PartialImage, removeStalePartials } from "./image/directory.js";
-import { type ExtentTable, HEADER_BYTES, MACHINE_VERSION } from "./image/format.js";
-import { ImageMemory } from "./image/image-memory.js";
+import { HEADER_BYTES, MACHINE_VERSION } from "./image/format.js";
 import { sealBlob } from "./image/seal.js";
 import type { Machine } from "./machine.js";
-import { type SaveFacts, type SaveReport, saveReport } from "./save-report.js";
+import type { SaveFacts, SaveReport } from "./save-report.js";
 import { resetLongestGap } from "./vm/activity.js";
-import { type BlockCount, countBlocks } from "./vm/describe.js";
 import { KERNEL_CLOCK } from "./vm/kernel-layout.js";
 import { Locations } from "./writer/locations.js";
 import { type WriteResult, type WriteTask, type WriteTotals, WRITER_BYTES } from "./writer/page-writer.js";
@@ -262,36 +259,32 @@ class Save {
   /** Catalogue, header, syncs, rename: the image is there, whole, or it is not. */
   async publish(): Promise<SaveReport> {
     this.#enter("publish", 0);
-    const { control, kernel } = this.#machine;
-    const { chunks } = this.#locations;
-    const { table, frames, sameFilled } = this.#locations.extents((frame) => bit(control.words, STOP_BITMAP, frame) === 1);
+    const { control, pool } = this.#machine;
+    const { table, ...saved } = this.#locations.extents((frame) => bit(control.words, STOP_BITMAP, frame) === 1);
     failpoint("save.catalogue");
-    const { report, blocks } = this.#report(table, { frames, sameFilled });
     const task: CatalogueTask = {
       path: this.#image.cataloguePath,
       blob: this.#image.blobPath,
-      frames: kernel.memory.frames,
-      meta: { report, sameFilledFrames: sameFilled, vcpus: this.#machine.vcpus },
-      chunks,
+      facts: this.#facts(saved, this.#locations.totals(table)),
       extents: table.columns,
-      blocks,
     };
-    const [catalogue] = await this.#machine.pool.runOn<CatalogueTask, { bytes: number; hash: bigint }>(
+    const results = await pool.runOn<CatalogueTask, CatalogueResult>(
       1,
       "catalogue",
       () => task,
       () => undefined,
     );
+    const { report, bytes, hash } = results[0]!;
     this.#checkCancelled();
     await sealBlob(this.#image.blobPath, {
       machineVersion: MACHINE_VERSION,
       id: this.#id,
-      ramFrames: kernel.memory.frames,
-      chunks: chunks.length,
+      ramFrames: task.facts.frames,
+      chunks: task.facts.chunks.length,
       blobBytes: control.load(MACHINE_BLOB_CURSOR) * FRAME_BYTES,
-      catalogueBytes: catalogue!.bytes,
-      catalogueHash: catalogue!.hash,
-      frames,
+      catalogueBytes: bytes,
+      catalogueHash: hash,
+      frames: saved.frames,
       time: this.#time,
     });
     this.#checkCancelled();
@@ -302,25 +295,6 @@ class Save {
       ...report,
       phases_ms: { ...phases_ms, publish: published - this.#began - phases_ms.total, total: published - this.#began },
     };
-  }
-
-  /** The report is made from the image, too: blocks and processes as of the consistency point. */
-  #report(table: ExtentTable, saved: { frames: number; sameFilled: number }): { report: SaveReport; blocks: BlockCount[] } {
-    const blob = new BlobReader(this.#image.blobPath);
-    try {
-      const { frames } = this.#machine.kernel.memory;
-      const memory = new ImageMemory({
-        frames,
-        chunks: this.#locations.chunks,
-        extents: table,
-        blob,
-        cachedChunks: 4,
-      });
-      const blocks = countBlocks(memory);
-      return { report: saveReport(this.#facts(), memory, blocks, this.#locations.totals(table), saved), blocks };
-    } finally {
-      blob.close();
-    }
   }
 
   /** After a failure: the machine goes on, and nothing is left on the disk. */
@@ -449,9 +423,12 @@ class Save {
   }
 
   /** What the report is made from. */
-  #facts(): SaveFacts {
+  #facts(saved: SaveFacts["saved"], stored: SaveFacts["stored"]): SaveFacts {
     return {
-      machine: this.#machine,
+      saved,
+      stored,
+      frames: this.#machine.kernel.memory.frames,
+      vcpus: this.#machine.vcpus,
       writers: this.#writers,
       path: this.#image.path,
       id: this.#id,

@@ -1,14 +1,17 @@
 /**
- * What an image's catalogue says of the machine in it: its processes, mappings and blocks, read from the image itself by
- * the reader that a resume uses. Live memory is no source: a snapshot's machine has moved on. A task of the pool, so that
- * whoever talks to the machine meanwhile is answered.
+ * What an image's catalogue says of the machine in it and of its save: processes, mappings, blocks and the report, read
+ * from the image itself by the reader that a resume uses. Live memory is no source: a snapshot's machine has moved on. A
+ * task of the pool, so that whoever talks to the machine meanwhile is answered.
  */
+import { Control } from "./base/control.js";
+import type { SharedMemory } from "./base/wasm.js";
 import { BlobReader } from "./image/blob.js";
-import { CatalogueWriter, type Meta } from "./image/catalogue.js";
+import { CatalogueWriter } from "./image/catalogue.js";
 import { loadChecksum } from "./image/checksum.js";
-import { type Chunk, type ExtentColumns, ExtentTable } from "./image/format.js";
+import { type ExtentColumns, ExtentTable } from "./image/format.js";
 import { ImageMemory } from "./image/image-memory.js";
-import { type BlockCount, describeMappings } from "./vm/describe.js";
+import { countBlocks, describeMappings } from "./vm/describe.js";
+import { type SaveFacts, type SaveReport, saveReport } from "./save-report.js";
 import { listProcesses } from "./vm/process.js";
 
 /** Decoded chunks to keep: the kernel's frames are in the first few. */
@@ -18,31 +21,28 @@ export interface CatalogueTask {
   /** Where the catalogue is to be. */
   path: string;
   blob: string;
-  /** Frames of RAM. */
-  frames: number;
-  meta: Meta;
-  chunks: readonly Chunk[];
+  facts: SaveFacts;
   extents: ExtentColumns;
-  /** The image's blocks, counted: for the report they were counted already. */
-  blocks: readonly BlockCount[];
+}
+
+export interface CatalogueResult {
+  /** Length and XXH64 of the catalogue, for the header. */
+  bytes: number;
+  hash: bigint;
+  report: SaveReport;
 }
 
 /**
  * Writes a catalogue and waits until it is on the disk.
  *
- * @returns its length and XXH64, for the header
  * @throws HIB_NO_SPACE, HIB_IO, HIB_DEPENDENCY
  */
-export async function writeCatalogue({
-  path,
-  blob,
-  frames,
-  meta,
-  chunks,
-  extents: columns,
-  blocks,
-}: CatalogueTask): Promise<{ bytes: number; hash: bigint }> {
+export async function writeCatalogue(
+  machine: SharedMemory,
+  { path, blob, facts, extents: columns }: CatalogueTask,
+): Promise<CatalogueResult> {
   await loadChecksum();
+  const { frames, chunks, vcpus, saved } = facts;
   const extents = ExtentTable.of(columns);
   const reader = new BlobReader(blob);
   try {
@@ -51,12 +51,16 @@ export async function writeCatalogue({
       const extent = extents.find(pfn);
       return extent < 0 ? null : (chunks[extents.chunk[extent]!]?.offset ?? null);
     };
+    const orders = new Uint8Array(frames);
+    const blocks = countBlocks(memory, orders);
+    const processes = listProcesses(memory);
+    const report = saveReport(facts, new Control(machine), blocks, processes);
     const writer = CatalogueWriter.create(path);
     writer.write({
-      meta,
+      meta: { report, sameFilledFrames: saved.sameFilled, vcpus },
       chunks,
       extents,
-      processes: listProcesses(memory).map((process) => ({
+      processes: processes.map((process) => ({
         pid: process.pid,
         slot: process.slot,
         name: process.text.split(":")[0]!,
@@ -65,12 +69,13 @@ export async function writeCatalogue({
         detail: process,
       })),
       mappings: (function* () {
-        for (const { address, ...run } of describeMappings(memory))
-          yield { ...run, vaddr: address, blobOffset: blobOffset(run.pfn) };
+        // Field by field: rest and spread leave a hidden class a row behind, tens of megabytes of them.
+        for (const { pid, address, order, pfn, pages, flags } of describeMappings(memory, processes, orders))
+          yield { pid, vaddr: address, order, pfn, pages, flags, blobOffset: blobOffset(pfn) };
       })(),
       blocks,
     });
-    return await writer.close();
+    return { ...(await writer.close()), report };
   } finally {
     reader.close();
   }

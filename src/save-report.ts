@@ -3,17 +3,15 @@
  * definitions; units are in the names. Times are of the host's clock.
  */
 import { resolve } from "node:path";
-import { hostNow } from "./base/control.js";
+import { type Control, hostNow } from "./base/control.js";
 import { FRAME_BYTES, TIMELINE_BIN_MS } from "./base/layout.js";
-import type { ReadableMemory } from "./base/memory.js";
 import type { AtomicCopy } from "./cow/atomic-copy.js";
 import type { FaultStatistics } from "./cow/fault-statistics.js";
 import { type Chunk, CODEC_RAW } from "./image/format.js";
-import type { Machine } from "./machine.js";
 import { longestGap, stepsPerBin } from "./vm/activity.js";
 import type { BlockCount } from "./vm/describe.js";
 import { isSaved, KIND_NAMES, type KindName } from "./vm/kernel-layout.js";
-import { listProcesses } from "./vm/process.js";
+import type { Process } from "./vm/process.js";
 import type { WriteTotals } from "./writer/page-writer.js";
 
 export const REPORT_SCHEMA = 1;
@@ -109,9 +107,11 @@ export interface SaveReport {
   oracle_frames: number | null;
 }
 
-/** What a save knows when its image is complete. */
+/** What a save knows when all that it saves is in the blob. */
 export interface SaveFacts {
-  machine: Machine;
+  /** Frames of RAM. */
+  frames: number;
+  vcpus: number;
   /** Page writers. */
   writers: number;
   path: string;
@@ -133,21 +133,23 @@ export interface SaveFacts {
   reserve: { estimated: number; reserved: number };
   tail: { preimages: number; refused: number };
   oracleFrames: number | null;
+  /** In the image: all frames, and those without data. */
+  saved: { frames: number; sameFilled: number };
+  /** The blob's chunks: their bytes, and decoded bytes in them that no extent needs. */
+  stored: { bytes: number; staleBytes: number };
 }
 
 /** How far back "before" goes, ms. */
 const BEFORE_MS = 1000;
 
-/** Makes the report of a save. `memory` is the image, `blocks` its blocks, counted. */
+/** Makes the report of a save, with the image's blocks and processes. */
 export function saveReport(
   facts: SaveFacts,
-  memory: ReadableMemory,
+  control: Control,
   blocks: readonly BlockCount[],
-  bytes: { storedBytes: number; staleBytes: number },
-  saved: { frames: number; sameFilled: number },
+  processes: readonly Process[],
 ): SaveReport {
-  const { machine, at, copy } = facts;
-  const { control, vcpus } = machine;
+  const { vcpus, at, copy, saved, stored } = facts;
   const now = hostNow();
   const sum = (of: readonly WriteTotals[], pick: (result: WriteTotals) => number) =>
     of.reduce((all, result) => all + pick(result), 0);
@@ -166,7 +168,7 @@ export function saveReport(
       ending: facts.keepRunning ? "keep-running" : "hibernate",
       time: new Date(facts.time).toISOString(),
     },
-    machine: { ram_frames: memory.frames, vcpus, page_writers: facts.writers },
+    machine: { ram_frames: facts.frames, vcpus, page_writers: facts.writers },
     frames: {
       saved: saved.frames,
       by_kind: framesByKind(blocks),
@@ -175,7 +177,7 @@ export function saveReport(
       skipped: sum(streaming, (result) => result.skipped),
       same_filled: saved.sameFilled,
     },
-    faults: { ...facts.faults, by_process: faultsByProcess(facts.faults, memory) },
+    faults: { ...facts.faults, by_process: faultsByProcess(facts.faults, processes) },
     residual_frames: copy.frames,
     atomic_copy: {
       frames: copy.copied,
@@ -198,9 +200,9 @@ export function saveReport(
       chunks: facts.chunks.length,
       raw_chunks: facts.chunks.filter((chunk) => chunk.codec === CODEC_RAW).length,
       plain_bytes: plainBytes,
-      stored_bytes: bytes.storedBytes,
-      ratio: plainBytes === 0 ? 1 : bytes.storedBytes / plainBytes,
-      stale_bytes: bytes.staleBytes,
+      stored_bytes: stored.bytes,
+      ratio: plainBytes === 0 ? 1 : stored.bytes / plainBytes,
+      stale_bytes: stored.staleBytes,
     },
     throughput: { saved_bytes: savedBytes, gb_per_s: savedBytes / (now - facts.began) / 1e6 },
     phases_ms: {
@@ -239,10 +241,10 @@ function framesByKind(blocks: readonly BlockCount[]): Record<string, number> {
   return counts;
 }
 
-function faultsByProcess(faults: FaultStatistics, memory: ReadableMemory): SaveReport["faults"]["by_process"] {
-  const processes = new Map(listProcesses(memory).map((process) => [process.slot, process]));
+function faultsByProcess(faults: FaultStatistics, processes: readonly Process[]): SaveReport["faults"]["by_process"] {
+  const bySlot = new Map(processes.map((process) => [process.slot, process]));
   return faults.by_slot.map(({ slot, ...counts }) => {
-    const process = processes.get(slot);
+    const process = bySlot.get(slot);
     return { pid: process?.pid ?? 0, name: process?.text.split(":")[0] ?? "kernel", ...counts };
   });
 }

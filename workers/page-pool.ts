@@ -2,7 +2,7 @@
 import { workerData } from "node:worker_threads";
 import { serializeError } from "../src/base/errors.js";
 import type { SharedMemory } from "../src/base/wasm.js";
-import { type CatalogueTask, writeCatalogue } from "../src/image-catalogue.js";
+import { type CatalogueResult, type CatalogueTask, writeCatalogue } from "../src/image-catalogue.js";
 import { type LoadResult, type LoadTask, loadPages } from "../src/restore/page-loader.js";
 import { instantiateCore } from "../src/vm/core.js";
 import { type WriteResult, type WriteTask, writePages } from "../src/writer/page-writer.js";
@@ -27,6 +27,6 @@ export function load(task: LoadTask): Promise<Answer<LoadResult>> {
   return answer(() => loadPages(memory, core, task));
 }
 
-export function catalogue(task: CatalogueTask): Promise<Answer<{ bytes: number; hash: bigint }>> {
-  return answer(() => writeCatalogue(task));
+export function catalogue(task: CatalogueTask): Promise<Answer<CatalogueResult>> {
+  return answer(() => writeCatalogue(memory, task));
 }

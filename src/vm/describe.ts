@@ -6,7 +6,7 @@ import { FRAME_BYTES } from "../base/layout.js";
 import type { Pfn, ReadableMemory, VirtualAddress } from "../base/memory.js";
 import { KIND_NAMES, type KindName } from "./kernel-layout.js";
 import { walkLeaves } from "./page-table.js";
-import { listProcesses } from "./process.js";
+import type { Process } from "./process.js";
 import { visitBlocks } from "./walker.js";
 
 /** A run of pages that is contiguous in virtual and in physical memory. */
@@ -21,11 +21,13 @@ export interface MappedRun {
   order: number;
 }
 
-/** All mappings of all processes, as runs. */
-export function* describeMappings(memory: ReadableMemory): Generator<MappedRun> {
-  const orders = new Uint8Array(memory.frames);
-  visitBlocks(memory, (frame, order) => orders.fill(order, frame, frame + (1 << order)));
-  for (const { pid, root } of listProcesses(memory)) {
+/** All mappings of processes, as runs. `orders` has the order of each frame's block. */
+export function* describeMappings(
+  memory: ReadableMemory,
+  processes: readonly Process[],
+  orders: Uint8Array,
+): Generator<MappedRun> {
+  for (const { pid, root } of processes) {
     let run: MappedRun | undefined;
     for (const { address, frame, flags, level } of walkLeaves(memory, root)) {
       const pages = 512 ** level;
@@ -54,16 +56,17 @@ export interface BlockCount {
   frames: number;
 }
 
-/** Blocks counted by kind, owner and order. */
-export function countBlocks(memory: ReadableMemory): BlockCount[] {
+/** Blocks counted by kind, owner and order; each frame's order goes to `orders`. */
+export function countBlocks(memory: ReadableMemory, orders?: Uint8Array): BlockCount[] {
   const counts = new Map<string, BlockCount>();
-  visitBlocks(memory, (_frame, order, used, owner, kindNumber) => {
+  visitBlocks(memory, (frame, order, used, owner, kindNumber) => {
     const kind = used ? (KIND_NAMES[kindNumber] ?? "none") : "free";
     const key = `${kind} ${owner} ${order}`;
     let count = counts.get(key);
     if (count === undefined) counts.set(key, (count = { kind, owner, order, blocks: 0, frames: 0 }));
     count.blocks++;
     count.frames += 1 << order;
+    orders?.fill(order, frame, frame + (1 << order));
   });
   return [...counts.values()];
 }

@@ -98,15 +98,15 @@ export class Locations {
   }
 
   /** Bytes of the blob's chunks, and of decoded frames in them that no extent needs (stale). */
-  totals(table: ExtentTable): { storedBytes: number; staleBytes: number } {
-    let storedBytes = 0;
+  totals(table: ExtentTable): { bytes: number; staleBytes: number } {
+    let bytes = 0;
     let decoded = 0;
     for (const chunk of this.chunks) {
-      storedBytes += chunk.stored;
+      bytes += chunk.stored;
       decoded += chunk.frames;
     }
     let needed = 0;
     for (let i = 0; i < table.length; i++) if (table.chunk[i] !== SAME_FILLED) needed += table.frames[i]!;
-    return { storedBytes, staleBytes: (decoded - needed) * FRAME_BYTES };
+    return { bytes, staleBytes: (decoded - needed) * FRAME_BYTES };
   }
 }

@@ -33,7 +33,6 @@ import {
 } from "../base/layout.js";
 import type { SharedMemory } from "../base/wasm.js";
 import { BlobWriter } from "../image/blob.js";
-import { checksum, loadChecksum } from "../image/checksum.js";
 import { compressChunk } from "../image/codec.js";
 import { type Chunk, CHUNK_BYTES, CHUNK_FRAMES, CODEC_LZ4, CODEC_RAW, padded } from "../image/format.js";
 import type { Core } from "../vm/core.js";
@@ -100,7 +99,7 @@ export interface WriteTotals {
  * pile up in each thread. So a scavenge every so many chunks; this thread does it and frees what it finds. (The flags are
  * the process's. V8's helper threads would only be woken for it, at twice the cost, and free the buffers later.)
  */
-const COLLECT_CHUNKS = 8;
+const COLLECT_CHUNKS = 4;
 setFlagsFromString("--expose-gc");
 setFlagsFromString("--no-parallel-scavenge");
 setFlagsFromString("--no-concurrent-array-buffer-sweeping");
@@ -126,7 +125,6 @@ class Column {
 
 /** Runs one task to the end of the list. */
 export async function writePages(memory: SharedMemory, core: Core, task: WriteTask): Promise<WriteResult> {
-  await loadChecksum();
   const blob = await BlobWriter.open(task.blob);
   const writer = new PageWriter(memory, core, task, blob);
   try {
@@ -286,7 +284,7 @@ class PageWriter {
       }
     }
     const began = hostNow();
-    chunk.hash = checksum(this.#bytes.subarray(to, to + padded(chunk.payload)));
+    chunk.hash = BigInt.asUintN(64, this.#core.checksum(to, padded(chunk.payload)));
     this.#time.hash_ms += hostNow() - began;
     return chunk;
   }

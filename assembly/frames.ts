@@ -117,9 +117,10 @@ export function listResidual(): u32 {
   return length;
 }
 
-/** Sets the bits of the frames in the list's entries [from, to). */
-export function markListed(bitmap: u32, from: u32, to: u32): void {
-  for (let i = from; i < to; i++) setBit(bitmap, load<u32>(LIST_FRAMES + (i << 2)));
+/** Makes KEEP_BITMAP the residual set (of STOP_BITMAP) without the first `copied` frames of its list. */
+export function keepResidual(copied: u32): void {
+  for (let at: u32 = 0; at < <u32>BITMAP_BYTES; at += 8) store<u64>(KEEP_BITMAP + at, residualWord(STOP_BITMAP, at));
+  for (let i: u32 = 0; i < copied; i++) clearBit(KEEP_BITMAP, load<u32>(LIST_FRAMES + (i << 2)));
 }
 
 // @ts-ignore: decorator

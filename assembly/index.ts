@@ -3,6 +3,6 @@ export { checksum, hashFrame } from "./checksum";
 export { acknowledge, activate, attach, deactivate, dropContext, invalidate, load32, load8, store32, store64, store8 } from "./mmu";
 export { claimQueueEntry, setTimelineBin } from "./tracking";
 export {
-  beforeBulkStore, clearBitmap, copyBitmap, countBits, countResidual, gather, isSameFilled, kernelStore32,
-  kernelStore8, kernelStoreFloat64, kernelZero, listPlanned, listResidual, mark, markListed, scatter, setBits, stage, touch,
+  beforeBulkStore, clearBitmap, copyBitmap, countBits, countResidual, gather, isSameFilled, keepResidual, kernelStore32,
+  kernelStore8, kernelStoreFloat64, kernelZero, listPlanned, listResidual, mark, scatter, setBits, stage, touch,
 } from "./frames";

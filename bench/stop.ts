@@ -31,7 +31,7 @@ export async function stopFigures(megabytes: number): Promise<Figure[]> {
     core.copyBitmap(PLANNED_BITMAP, SAVEABLE_BITMAP); // so that the residual set is what was marked
     await pause(20);
     quiesce.stop();
-    const copy = atomicCopy(control, core, quiesce, reserve);
+    const copy = atomicCopy(control, core, quiesce, reserve.list(listViews(control).places, reserve.frames));
     frames = copy.copied;
     copies.push(copy.copy_ms / frames);
     gathers.push((await timed(() => gatherBySet(machine.memory.buffer, listViews(control), frames))) / frames);

@@ -26,11 +26,12 @@ import {
   MACHINE_CHUNK_CURSOR,
   MACHINE_PROGRESS,
   MACHINE_STORED,
+  MAX_FRAMES,
   SAVEABLE_BITMAP,
   STOP_BITMAP,
 } from "./base/layout.js";
-import { type AtomicCopy, atomicCopy, claimable, placeInOwnFrames } from "./cow/atomic-copy.js";
-import { type FaultStatistics, readFaultStatistics, resetFaultStatistics } from "./cow/fault-statistics.js";
+import { type AtomicCopy, atomicCopy, claimable, listViews, placeInOwnFrames } from "./cow/atomic-copy.js";
+import { readFaultStatistics, resetFaultStatistics } from "./cow/fault-statistics.js";
 import { checkOracle, createOracle } from "./cow/oracle.js";
 import { planFrames } from "./cow/plan.js";
 import { openQueue, readQueue } from "./cow/queue.js";
@@ -139,9 +140,10 @@ class Save {
   #planned = 0;
   #estimate = 0;
   #stopped = false;
+  /** Entries of LIST_PLACES: how many copies find a place, and where the queue begins. */
+  #places = { copies: 0, queue: 0 };
   #copy: AtomicCopy = { frames: 0, copied: 0, list_ms: 0, copy_ms: 0 };
   #tail = { end: 0, preimages: 0, refused: 0 };
-  #faults: FaultStatistics | undefined;
   #oracleFrames: number | null = null;
   #pause: SaveReport["pause"] = {
     safepoint_ms: 0,
@@ -203,6 +205,7 @@ class Save {
       clearInterval(watch);
     }
     this.#growReserve();
+    this.#placeCopies();
     this.#at.streamed = hostNow();
   }
 
@@ -219,9 +222,8 @@ class Save {
     this.#time = Date.now();
     const drained = hostNow();
     failpoint("save.stopped");
-    this.#copy = atomicCopy(control, core, quiesce, this.#reserve, this.#copyLimit());
+    this.#copy = atomicCopy(control, core, quiesce, this.#places.copies);
     if (this.#oracle !== undefined) this.#oracleFrames = checkOracle(control, core, this.#oracle);
-    this.#faults = readFaultStatistics(control, this.#machine.vcpus, this.#at.armed, requested);
     failpoint("save.copied");
     const copied = hostNow();
     if (this.#copy.copied < this.#copy.frames && !this.#keepRunning) {
@@ -340,14 +342,29 @@ class Save {
   }
 
   /**
+   * Lists the places for what is to come, before everything waits for it: copies at the start of the lists, a snapshot's
+   * pre-images at their end.
+   */
+  #placeCopies(): void {
+    const { places } = listViews(this.#machine.control);
+    const all = Math.min(this.#reserve.frames, this.#options.reserveFrames ?? Infinity);
+    const target = (this.#options.pauseTarget_ms ?? PAUSE_TARGET_MS) * COPY_FRAMES_PER_MS;
+    // What the pause allows, and half the places; a save that ends in power-off copies all that finds a place.
+    const copies = this.#keepRunning && target !== Infinity ? Math.min(target, Math.floor(all / 2)) : all;
+    this.#places.copies = this.#reserve.list(places, copies);
+    this.#places.queue = MAX_FRAMES - (all - copies);
+    this.#reserve.list(places.subarray(this.#places.queue), all - copies, copies);
+  }
+
+  /**
    * The copy-before-write tail: what was not copied is protected again, so that the machine can go on before it is saved.
-   * The queue for pre-images follows the residual set in the lists and has the places that the copies left.
    */
   #protectTail(): void {
     const { control, tracking } = this.#machine;
     const { frames, copied } = this.#copy;
-    openQueue(control, this.#reserve, frames, Math.max(0, this.#reserveLimit() - copied), copied);
-    tracking.armTail(copied, frames);
+    this.#places.queue = Math.max(this.#places.queue, frames);
+    openQueue(control, this.#places.queue, MAX_FRAMES);
+    tracking.armTail(copied);
   }
 
   /** Saves the tail: frames as they are if nobody has stored to them since, else the pre-images that the handler kept. */
@@ -358,7 +375,7 @@ class Save {
     await this.#writeList("tail", copied, frames);
     tracking.disarm(); // and no handler is at work on a pre-image any more
     this.#tail = readQueue(control);
-    await this.#writeList("placed", frames, this.#tail.end);
+    await this.#writeList("placed", this.#places.queue, this.#tail.end);
   }
 
   #enter(phase: SavePhase, frames: number): void {
@@ -395,17 +412,6 @@ class Save {
     this.#reserve.grow(Math.ceil(this.#machine.core.countResidual() * 1.125) + 256);
   }
 
-  #reserveLimit(): number {
-    return Math.min(this.#reserve.frames, this.#options.reserveFrames ?? Infinity);
-  }
-
-  /** Frames that the atomic copy takes: all that find a place, or what the pause allows and half the places. */
-  #copyLimit(): number {
-    if (!this.#keepRunning) return this.#reserveLimit();
-    const target = (this.#options.pauseTarget_ms ?? PAUSE_TARGET_MS) * COPY_FRAMES_PER_MS;
-    return target === Infinity ? this.#reserveLimit() : Math.min(target, Math.floor(this.#reserveLimit() / 2));
-  }
-
   readonly #cancel = (): void => {
     this.#machine.control.store(MACHINE_CANCEL, CANCEL_ASKED);
   };
@@ -440,7 +446,7 @@ class Save {
       planned: this.#planned,
       chunks: this.#locations.chunks,
       totals: this.#totals,
-      faults: this.#faults!,
+      faults: readFaultStatistics(this.#machine.control, this.#machine.vcpus, this.#at.armed, this.#at.residual),
       copy: this.#copy,
       pause: this.#pause,
       reserve: { estimated: this.#estimate, reserved: this.#reserve.frames },

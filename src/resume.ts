@@ -171,7 +171,7 @@ class Resume {
       this.#reserve.growLocked(wanted + QUEUE_SPARE);
     });
     failpoint("resume.allocate");
-    openQueue(control, this.#reserve, 0, wanted);
+    openQueue(control, 0, this.#reserve.list(listViews(control).places, wanted + QUEUE_SPARE));
     for (const word of [MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_PROGRESS]) control.store(word, 0);
     this.#checkCancelled();
     this.#at.classified = hostNow();

@@ -20,7 +20,6 @@ import {
 import type { Core } from "../vm/core.js";
 import { placeOfFrame } from "../vm/physical.js";
 import type { Quiesce } from "./quiesce.js";
-import type { Reserve } from "./reserve.js";
 
 export interface AtomicCopy {
   /** Frames of the residual set. */
@@ -33,21 +32,14 @@ export interface AtomicCopy {
 }
 
 /**
- * Copies the residual set, or its first `limit` frames; LIST_FRAMES and LIST_PLACES then say where the bytes of this
- * instant are of each frame that was copied.
+ * Copies the residual set, or its first `limit` frames, to the places that the first entries of LIST_PLACES name already;
+ * LIST_FRAMES then says whose bytes of this instant are there.
  */
-export function atomicCopy(
-  control: Control,
-  core: Core,
-  quiesce: Quiesce,
-  reserve: Reserve,
-  limit: number = Infinity,
-): AtomicCopy {
+export function atomicCopy(control: Control, core: Core, quiesce: Quiesce, limit: number): AtomicCopy {
   const began = hostNow();
   core.copyBitmap(STOP_BITMAP, SAVEABLE_BITMAP);
   const frames = core.listResidual();
-  const lists = listViews(control);
-  const copied = reserve.list(lists.places, Math.min(frames, limit));
+  const copied = Math.min(frames, limit);
   const listed = hostNow();
   claimable(control, 0, copied);
   if (copied > 0) quiesce.command(COMMAND_GATHER, () => core.gather());

@@ -9,24 +9,14 @@ import {
   MACHINE_QUEUE_END,
   MACHINE_QUEUE_OVERFLOW,
   MACHINE_QUEUE_ROOM,
-  MAX_FRAMES,
   QUEUE_SPARE,
 } from "../base/layout.js";
-import { listViews } from "./atomic-copy.js";
-import type { Reserve } from "./reserve.js";
 
-/**
- * Opens a queue at entry `start` of the lists, with `room` entries and the coordinator's own behind them, as far as the
- * reserve has places for them.
- *
- * @param skip - places of the reserve that are in use already
- */
-export function openQueue(control: Control, reserve: Reserve, start: number, room: number, skip = 0): void {
-  const wanted = Math.min(room + QUEUE_SPARE, MAX_FRAMES - start);
-  const places = reserve.list(listViews(control).places.subarray(start), wanted, skip);
+/** Opens the list entries [start, end) as a queue; each has its place already. The last QUEUE_SPARE are the coordinator's. */
+export function openQueue(control: Control, start: number, end: number): void {
   control.store(MACHINE_QUEUE_CURSOR, start);
-  control.store(MACHINE_QUEUE_ROOM, start + Math.max(0, places - QUEUE_SPARE));
-  control.store(MACHINE_QUEUE_END, start + places);
+  control.store(MACHINE_QUEUE_ROOM, Math.max(start, end - QUEUE_SPARE));
+  control.store(MACHINE_QUEUE_END, end);
   control.store(MACHINE_QUEUE_OVERFLOW, 0);
   control.store(MACHINE_PREIMAGES, 0);
 }

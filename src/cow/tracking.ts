@@ -57,12 +57,12 @@ export class WriteTracking {
   }
 
   /**
-   * Arms anew while the machine is stopped: from now on the handler keeps the pre-image of each frame in the list's
-   * entries [from, to) before its first store. Every vCPU drops its write tags before it leaves the stop.
+   * Arms anew while the machine is stopped: from now on the handler keeps the pre-image of each frame of the residual set
+   * before its first store, but for the first `copied`. Every vCPU drops its write tags before it leaves the stop.
    */
-  armTail(from: number, to: number): void {
-    for (const bitmap of [DIRTY_BITMAP, OPEN_BITMAP, KEEP_BITMAP]) this.#core.clearBitmap(bitmap);
-    this.#core.markListed(KEEP_BITMAP, from, to);
+  armTail(copied: number): void {
+    this.#core.keepResidual(copied);
+    for (const bitmap of [DIRTY_BITMAP, OPEN_BITMAP]) this.#core.clearBitmap(bitmap);
     this.#control.store(MACHINE_KEEP_PREIMAGES, KEEP_FOR_TAIL);
     this.#control.add(MACHINE_GENERATION, 1);
   }

@@ -36,7 +36,7 @@ export interface Core {
   countResidual(): number;
   listPlanned(): number;
   listResidual(): number;
-  markListed(bitmap: number, from: number, to: number): void;
+  keepResidual(copied: number): void;
 
   isSameFilled(at: number): number;
   stage(first: number, count: number, mode: number, to: number, verdicts: number, fills: number): number;

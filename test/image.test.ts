@@ -9,6 +9,7 @@ import process from "node:process";
 import test, { type ExecutionContext } from "ava";
 import fc from "fast-check";
 import { setFailpoints } from "../src/base/failpoints.js";
+import { FRAME_BYTES, POOL_BASE } from "../src/base/layout.js";
 import { wasm } from "../src/base/wasm.js";
 import { BlobReader, BlobWriter } from "../src/image/blob.js";
 import { CatalogueWriter } from "../src/image/catalogue.js";
@@ -39,6 +40,7 @@ import {
   padded,
 } from "../src/image/format.js";
 import { verifyChunks } from "../src/image/verify.js";
+import { HandMachine } from "./support.js";
 
 test.before(loadChecksum);
 
@@ -276,6 +278,15 @@ test("checksum: the values of the published XXH64, and the same for a file", asy
     const content = randomBytes(bytes);
     await writeFile(path, content);
     t.deepEqual(await hashFile(path), { bytes, hash: checksum(content) });
+  }
+});
+
+test("checksum: the core's, of staged chunks, is the library's", (t) => {
+  const { control, kernel } = new HandMachine();
+  for (const pages of [1, 2, 3, 256]) {
+    const staged = new Uint8Array(control.words.buffer, POOL_BASE, pages * FRAME_BYTES);
+    staged.set(randomBytes(staged.length));
+    t.is(BigInt.asUintN(64, kernel.core.checksum(POOL_BASE, staged.length)), checksum(staged));
   }
 });
 

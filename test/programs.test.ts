@@ -9,11 +9,13 @@ import test, { type ExecutionContext } from "ava";
 import { compressSync } from "lz4-napi";
 import { HibernaculumError } from "../src/base/errors.js";
 import { DATA_BASE, HEAP_BASE, type ProgramContext, SelfCheckError, STACK_TOP } from "../src/vm/program.js";
+import { checkProcess } from "../src/vm/programs/check.js";
 import { createContents } from "../src/vm/programs/contents.js";
 import { INCREMENTER_OFFSET, incrementerEdge } from "../src/vm/programs/incrementer.js";
 import { createRunner, programHelp, programNames } from "../src/vm/programs/index.js";
 import { hash, keyOf } from "../src/vm/programs/random.js";
 import { FlatMemory, FlatSystem, Replay } from "../src/vm/programs/replay.js";
+import { HandMachine } from "./support.js";
 
 const PAGE = 4096;
 
@@ -352,6 +354,23 @@ test("contents: a file that is missing or empty is HIB_USAGE when the first page
     const runner = createRunner(`zipf:content=file:${join(directory, name)}`);
     isUsage(t, () => runner.initialPage(0, new Uint8Array(PAGE)), new RegExp(`file:PATH.*${name}`));
   }
+});
+
+test("checkProcess: a process whose first contents came from a file that is gone cannot be recomputed", (t) => {
+  const directory = mkdtempSync(join(tmpdir(), "hibernaculum-contents-"));
+  t.teardown(() => rmSync(directory, { recursive: true }));
+  const path = join(directory, "contents");
+  writeFileSync(path, "old ");
+  const text = `zipf:pages=4,content=file:${path}`;
+  const { kernel } = new HandMachine();
+  const process = kernel.spawn(text, createRunner(text));
+  const check = () => checkProcess(kernel.memory, process);
+  t.like(check(), { differences: [], not_recomputed: null, pages: 4 });
+  writeFileSync(path, "new ");
+  t.regex(check().differences.at(-1)!, /file.*has changed/);
+  rmSync(path);
+  t.like(check(), { differences: [], pages: 0 });
+  t.regex(check().not_recomputed!, /content=file:PATH needs a readable file/);
 });
 
 function isUsage(t: ExecutionContext, act: () => void, message: RegExp): void {

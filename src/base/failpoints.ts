@@ -8,6 +8,7 @@
  */
 import process from "node:process";
 import { isMainThread } from "node:worker_threads";
+import { HibernaculumError } from "./errors.js";
 
 /** Every point there is; a name that is not here is refused, so that a test cannot pass by a typo. */
 export const FAILPOINTS = [
@@ -41,7 +42,15 @@ interface Trap {
   passes: number;
 }
 
-let traps: Map<string, Trap> | undefined = parse(process.env["HIB_FAILPOINTS"]);
+let traps: Map<string, Trap> | undefined;
+/** What is wrong with the variable: every point throws it. */
+let refusal: HibernaculumError | undefined;
+try {
+  traps = parse(process.env["HIB_FAILPOINTS"]);
+} catch (error) {
+  traps = new Map();
+  refusal = error as HibernaculumError;
+}
 
 function parse(text: string | undefined): Map<string, Trap> | undefined {
   if (!text) return undefined;
@@ -49,7 +58,10 @@ function parse(text: string | undefined): Map<string, Trap> | undefined {
   for (const item of text.split(",")) {
     const match = /^([a-z.-]+)=([A-Za-z]+)(?:@(\d+))?$/.exec(item.trim());
     if (!match || !(FAILPOINTS as readonly string[]).includes(match[1]!)) {
-      throw new Error(`HIB_FAILPOINTS: no such failure point or action: ${item}`);
+      throw new HibernaculumError(
+        "HIB_USAGE",
+        `HIB_FAILPOINTS: there is no "${item}"; give POINT=ACTION[@PASS], POINT being one of ${FAILPOINTS.join(", ")}`,
+      );
     }
     found.set(match[1]!, { action: match[2]!, at: Number(match[3] ?? 1), passes: 0 });
   }
@@ -59,11 +71,14 @@ function parse(text: string | undefined): Map<string, Trap> | undefined {
 /** Replaces the traps of this thread (tests only). */
 export function setFailpoints(text: string | undefined): void {
   traps = parse(text);
+  refusal = undefined;
 }
 
 /** Passes a failure point. Returns true if the caller is to write short; throws, kills or exits as told. */
 export function failpoint(name: Failpoint): boolean {
-  const trap = traps?.get(name);
+  if (traps === undefined) return false;
+  if (refusal !== undefined) throw refusal;
+  const trap = traps.get(name);
   if (trap === undefined || ++trap.passes !== trap.at) return false;
   if (trap.action === "short") return true;
   if (trap.action === "kill") process.kill(process.pid, "SIGKILL");

@@ -95,7 +95,11 @@ export function renderVerification(path: string, result: Verification, view: Vie
     field(view, "page tables", `${formatCount(consistency.mappedPages)} pages of processes: ${consistency.processes}`),
     ...consistency.problems.map((problem) => `  ${bad} ${problem}`),
   ];
-  for (const { pid, name, steps, pages, differences } of processes ?? []) {
+  for (const { pid, name, steps, pages, differences, not_recomputed } of processes ?? []) {
+    if (not_recomputed !== null) {
+      lines.push(field(view, `process ${pid}`, `${name}: cannot be recomputed: ${not_recomputed}`));
+      continue;
+    }
     const verdict = differences.length === 0 ? "exact" : bad;
     lines.push(
       field(view, `process ${pid}`, `${name}: ${formatCount(pages)} pages after ${formatCount(steps)} steps: ${verdict}`),

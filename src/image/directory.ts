@@ -128,7 +128,8 @@ export async function createPartial(path: string): Promise<PartialImage> {
           await syncDirectory(dirname(final));
           failpoint("save.after-rename");
         } catch (error) {
-          await rename(final, partial).catch(() => undefined);
+          // Its machine goes on: it must not be there, or at least never be resumed.
+          await rename(final, partial).catch(() => claimUse(final, "a save that failed").catch(() => undefined));
           throw error;
         }
       });

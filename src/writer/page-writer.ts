@@ -257,7 +257,8 @@ class PageWriter {
         const low = words[(fills >>> 2) + 2 * i]! >>> 0;
         const high = words[(fills >>> 2) + 2 * i + 1]! >>> 0;
         this.#fills.push(low === 0 && high === 0 ? 0n : (BigInt(high) << 32n) | BigInt(low));
-        if (this.#oracle !== undefined) this.#oracle[frame] = sameFilledHash(this.#core, this.#base + ORACLE_AT, low, high, words);
+        if (this.#oracle !== undefined)
+          this.#oracle[frame] = sameFilledHash(this.#core, this.#base + ORACLE_AT, low, high, words);
       } else this.#skipped++;
     }
   }

@@ -2,6 +2,7 @@
  * Is a process's memory what its program must have made of it? Compares registers and every page with the exact
  * recomputation at the process's step count. Works on live memory that is stopped, and on an image.
  */
+import { HibernaculumError } from "../../base/errors.js";
 import { FRAME_BYTES, FRAME_SHIFT } from "../../base/layout.js";
 import type { ReadableMemory } from "../../base/memory.js";
 import { walkLeaves } from "../page-table.js";
@@ -16,6 +17,8 @@ export interface ProcessCheck {
   pages: number;
   /** What differs, a line each, at most DIFFERENCES_MAX; empty if the process is exactly right. */
   differences: string[];
+  /** Why it could not be compared: a file that its first contents came from is gone. */
+  not_recomputed: string | null;
 }
 
 const DIFFERENCES_MAX = 8;
@@ -26,18 +29,27 @@ const ZERO = new Uint8Array(FRAME_BYTES);
  *
  * @param replay - an earlier replay of the same process to go on from; made new if not given
  */
-export function checkProcess(memory: ReadableMemory, process: Process, replay: Replay = new Replay(process.text)): ProcessCheck {
+export function checkProcess(memory: ReadableMemory, process: Process, replay?: Replay): ProcessCheck {
   const check: ProcessCheck = {
     pid: process.pid,
     name: process.text.split(":")[0]!,
     steps: process.steps,
     pages: 0,
     differences: [],
+    not_recomputed: null,
   };
   const differs = (what: string): void => {
     if (check.differences.length < DIFFERENCES_MAX) check.differences.push(what);
   };
   if (process.failure !== "") differs(`it failed: ${process.failure}`);
+  try {
+    replay ??= new Replay(process.text);
+  } catch (error) {
+    // The kernel took this program once: what is wrong with it now is the file that its contents came from.
+    if (!(error instanceof HibernaculumError) || error.code !== "HIB_USAGE") throw error;
+    check.not_recomputed = error.message;
+    return check;
+  }
   replay.advanceTo(process.steps);
   const registers = readRegisters(memory, process.slot);
   for (const [word, value] of registers.entries()) {
@@ -60,5 +72,7 @@ export function checkProcess(memory: ReadableMemory, process: Process, replay: R
   for (const [vpn, bytes] of replay.pages()) {
     if (!present.has(vpn) && Buffer.compare(bytes, ZERO) !== 0) differs(`page 0x${(vpn * FRAME_BYTES).toString(16)} is missing`);
   }
+  if (check.differences.length > 0 && process.text.includes("content=file:"))
+    check.differences.push("(or the file that it began with has changed)");
   return check;
 }

@@ -26,7 +26,7 @@ import { readFaultStatistics } from "../src/cow/fault-statistics.js";
 import { save } from "../src/hibernate.js";
 import { openImage } from "../src/image/directory.js";
 import { drainConsole, printToConsole } from "../src/vm/console.js";
-import { GuestFault } from "../src/vm/kernel.js";
+import { GuestFault } from "../src/vm/address-space.js";
 import { walkLeaves } from "../src/vm/page-table.js";
 import { placeOfFrame, POOL_PLACE } from "../src/vm/physical.js";
 import type { Process } from "../src/vm/process.js";
@@ -238,19 +238,19 @@ test("tags of a page that was unmapped never hit, on this vCPU or on the one tha
   const process = machine.spawn(1, 0xaa);
   const [first, second] = machine.vcpus;
   const { slot } = process;
-  first!.kernel.mapBlock(slot, HEAP_BASE, 0);
+  first!.kernel.space(slot).mapBlock(HEAP_BASE, 0);
   machine.run(process).store32(HEAP_BASE, 1);
-  first!.kernel.unmapBlock(slot, HEAP_BASE, 0);
+  first!.kernel.space(slot).unmapBlock(HEAP_BASE, 0);
   t.throws(() => first!.core.load32(HEAP_BASE), { message: /not mapped/ });
   t.throws(() => first!.core.store32(HEAP_BASE, 1), { message: /not mapped/ });
 
-  first!.kernel.mapBlock(slot, HEAP_BASE, 0);
+  first!.kernel.space(slot).mapBlock(HEAP_BASE, 0);
   first!.core.store32(HEAP_BASE, 2);
   const old = machine.frameOf(process, HEAP_BASE);
   machine.run(process, 1);
-  second!.kernel.unmapBlock(slot, HEAP_BASE, 0);
+  second!.kernel.space(slot).unmapBlock(HEAP_BASE, 0);
   machine.spawn(1, 0xbb); // takes the frame
-  second!.kernel.mapBlock(slot, HEAP_BASE, 0);
+  second!.kernel.space(slot).mapBlock(HEAP_BASE, 0);
   t.not(machine.frameOf(process, HEAP_BASE), old);
   second!.core.store32(HEAP_BASE, 3);
   t.is(machine.run(process, 0).load32(HEAP_BASE), 3);
@@ -328,9 +328,9 @@ function agree(machine: HandMachine, steps: readonly Access[]): void {
       : mapped && value % 2 === 0
         ? vpn * PAGE + (offset & ~7)
         : DATA_BASE + page * PAGE + offset;
-    if (what === "map" && !mapped && kernel.mapBlock(slot, at, 0)) model.add(vpn);
+    if (what === "map" && !mapped && kernel.space(slot).mapBlock(at, 0)) model.add(vpn);
     if (what === "unmap" && mapped) {
-      kernel.unmapBlock(slot, at, 0);
+      kernel.space(slot).unmapBlock(at, 0);
       model.drop(vpn, 1);
     }
     if (what === "store8" || what === "store32") for (const memory of [core, model]) memory[what](at, value);

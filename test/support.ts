@@ -150,7 +150,7 @@ export class HandMachine {
     this.kernel.boot();
     this.vcpus = Array.from({ length: vcpus }, (_, number) => {
       const core = instantiateCore(memory, {
-        pageFault: (address, access) => kernel.pageFault(this.#slots[number]!, address >>> 0, access),
+        pageFault: (address, access) => kernel.space(this.#slots[number]!).fault(address >>> 0, access),
         now: () => {
           this.onClock();
           return 0;

@@ -217,6 +217,10 @@ export const PTE_X = 8;
 export const PTE_U = 16;
 export const PTE_A = 64;
 export const PTE_D = 128;
+/** Software: a private leaf without W whose frame others may hold; a store copies it. */
+export const PTE_COW = 256;
+/** Software: a leaf without V that keeps its frame while the area allows no access. */
+export const PTE_PARKED = 512;
 export const PTE_PPN_SHIFT = 10;
 
 // Accesses, as the page-fault handler is told them.

@@ -5,7 +5,7 @@
 import type { Control } from "../base/control.js";
 import { KERNEL_BITMAP, PLANNED_BITMAP } from "../base/layout.js";
 import type { Core } from "../vm/core.js";
-import { isSaved, KIND_USER } from "../vm/kernel-layout.js";
+import { isSaved, isUserKind } from "../vm/kernel-layout.js";
 import type { PhysicalMemory } from "../vm/physical.js";
 import { visitBlocks } from "../vm/walker.js";
 import { claimable } from "./atomic-copy.js";
@@ -18,7 +18,7 @@ export function planFrames(control: Control, core: Core, memory: PhysicalMemory)
     if (!used || !isSaved(kind)) return;
     const count = Math.min(1 << order, memory.frames - frame);
     core.setBits(PLANNED_BITMAP, frame, count, 1);
-    if (kind !== KIND_USER) core.setBits(KERNEL_BITMAP, frame, count, 1);
+    if (!isUserKind(kind)) core.setBits(KERNEL_BITMAP, frame, count, 1);
   });
   const frames = core.listPlanned();
   claimable(control, 0, frames);

@@ -1,20 +1,24 @@
 /**
- * Areas of an address space (code, data, heap, stack): a list of kernel-heap objects a process. A page of an area that
- * has no PTE yet is zeros, and gets a frame on the first access (demand-zero paging).
+ * Areas of an address space: a list of kernel-heap objects a process, without overlaps. A page of an area has a leaf in the
+ * page tables once it was touched; before that it is what is behind the area: zeros, or a page of a memory object.
  */
 import { PTE_R, PTE_U, PTE_W, PTE_X } from "../base/layout.js";
 import type { PhysicalAddress, ReadableMemory, VirtualAddress } from "../base/memory.js";
 import type { PhysicalMemory } from "./physical.js";
 
-export const AREA_BYTES = 32;
+export const AREA_BYTES = 64;
 const START = 0;
 const END = 4;
 const FLAGS = 8;
 const KIND = 12;
 const NEXT = 16;
+const LIMIT = 20;
+const OBJECT = 24;
+const OFFSET = 28;
+const SHARED = 32;
 
-export const AREA_KIND_NAMES = ["none", "code", "data", "heap", "stack"] as const;
-export type AreaKind = "code" | "data" | "heap" | "stack";
+export const AREA_KIND_NAMES = ["none", "code", "data", "heap", "stack", "mapping"] as const;
+export type AreaKind = "code" | "data" | "heap" | "stack" | "mapping";
 
 export interface Area {
   /** First address. */
@@ -24,37 +28,56 @@ export interface Area {
   /** PTE bits of its pages: R, W, X, U. */
   flags: number;
   kind: AreaKind;
-  /** Whether a page without a PTE is given a zeroed frame; heap pages come by `map` only. */
-  demandZero: boolean;
+  /** A stack grows down to here as it is used; 0 for areas that do not grow. */
+  limit: VirtualAddress;
+  /** The memory object behind it, 0 for none: then a page is zeros until it is stored to. */
+  object: PhysicalAddress;
+  /** Page of the object that is at `start`. */
+  offset: number;
+  /** Stores are seen by all who map the object, and not this process's own. */
+  shared: boolean;
 }
+
+/** An area and where it lies. */
+export type StoredArea = Area & { at: PhysicalAddress; next: PhysicalAddress };
 
 export const CODE_FLAGS: number = PTE_R | PTE_X | PTE_U;
 export const DATA_FLAGS: number = PTE_R | PTE_W | PTE_U;
 
-export function storeArea(
-  memory: PhysicalMemory,
-  at: PhysicalAddress,
-  area: Omit<Area, "demandZero">,
-  next: PhysicalAddress,
-): void {
+/** Whether a page without a leaf is given a zeroed frame; heap pages come by `map` only. */
+export function isDemandZero(area: Area): boolean {
+  return area.object === 0 && area.kind !== "heap" && area.kind !== "code";
+}
+
+/** Stores an area, and which one follows it in its list. */
+export function storeArea(memory: PhysicalMemory, at: PhysicalAddress, area: Area, next: PhysicalAddress): void {
   memory.store32(at + START, area.start);
   memory.store32(at + END, area.end);
   memory.store32(at + FLAGS, area.flags);
   memory.store32(at + KIND, AREA_KIND_NAMES.indexOf(area.kind));
   memory.store32(at + NEXT, next);
+  memory.store32(at + LIMIT, area.limit);
+  memory.store32(at + OBJECT, area.object);
+  memory.store32(at + OFFSET, area.offset);
+  memory.store32(at + SHARED, area.shared ? 1 : 0);
 }
 
-/** The areas of a list, newest first; `at` is where each lies. */
-export function* walkAreas(memory: ReadableMemory, head: PhysicalAddress): Generator<Area & { at: PhysicalAddress }> {
-  for (let at = head >>> 0; at !== 0; at = memory.load32(at + NEXT) >>> 0) {
-    const kind = AREA_KIND_NAMES[memory.load32(at + KIND)] as AreaKind;
+/** The areas of a list, newest first. */
+export function* walkAreas(memory: ReadableMemory, head: PhysicalAddress): Generator<StoredArea> {
+  for (let at = head >>> 0; at !== 0; ) {
+    const next = memory.load32(at + NEXT) >>> 0;
     yield {
       at,
+      next,
       start: memory.load32(at + START) >>> 0,
       end: memory.load32(at + END) >>> 0,
       flags: memory.load32(at + FLAGS),
-      kind,
-      demandZero: kind === "data" || kind === "stack",
+      kind: AREA_KIND_NAMES[memory.load32(at + KIND)] as AreaKind,
+      limit: memory.load32(at + LIMIT) >>> 0,
+      object: memory.load32(at + OBJECT) >>> 0,
+      offset: memory.load32(at + OFFSET),
+      shared: memory.load32(at + SHARED) !== 0,
     };
+    at = next;
   }
 }

@@ -3,10 +3,10 @@
  * while an image is loaded under them, and are gone once the atomic restore has replaced their machine.
  */
 import { FRAME_BYTES } from "../base/layout.js";
-import { DATA_BASE, type ProgramContext, type Runner, type SystemCalls } from "./program.js";
+import { DATA_BASE, type KernelCalls, type ProgramContext, type Runner } from "./program.js";
 
 /** What the kernel tells boot processes beyond the ordinary system calls. */
-export interface BootSystemCalls extends SystemCalls {
+export interface BootSystemCalls extends KernelCalls {
   /** Part of the image that is loaded, 0 to 1; undefined when nothing is being loaded. */
   loaded(): number | undefined;
 }

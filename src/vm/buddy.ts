@@ -20,6 +20,7 @@ import {
   FRAME_NEXT,
   FRAME_OWNER,
   FRAME_PREVIOUS,
+  FRAME_REFERENCES,
   isSaved,
   KERNEL_FREE_FRAMES,
   KIND_KERNEL_STATIC,
@@ -125,6 +126,60 @@ export class BuddyAllocator {
     this.#insert(first, order);
   }
 
+  // ---- used blocks that are shared, or held in parts ----
+
+  /** First frame of the used block that a frame lies in. */
+  headOf(frame: Pfn): Pfn {
+    for (let order = 0; order <= MAX_ORDER; order++) {
+      const head = frame - (frame % (1 << order));
+      const header = this.#header(head);
+      if ((header & 0xff) === BLOCK_USED && ((header >>> 8) & 0xff) >= order) return head;
+    }
+    throw new RangeError(`frame ${frame} lies in no used block`);
+  }
+
+  /** Makes a used block 2^order blocks of one frame each, with the same owner, kind and references. */
+  split(head: Pfn): void {
+    const order = this.orderOf(head);
+    const kind = this.kindOf(head);
+    const owner = this.#memory.load32(this.#entry(head) + FRAME_OWNER);
+    const references = this.references(head);
+    for (let frame = head; order > 0 && frame < head + (1 << order); frame++) {
+      this.#setHeader(frame, BLOCK_USED, 0, kind);
+      this.#memory.store32(this.#entry(frame) + FRAME_OWNER, owner);
+      this.#memory.store32(this.#entry(frame) + FRAME_REFERENCES, references);
+    }
+  }
+
+  /** How many hold the block that begins here. */
+  references(head: Pfn): number {
+    return this.#memory.load32(this.#entry(head) + FRAME_REFERENCES);
+  }
+
+  /** One more holds it; who was its owner is not its only holder any more. */
+  share(head: Pfn): void {
+    this.#memory.store32(this.#entry(head) + FRAME_REFERENCES, this.references(head) + 1);
+    this.setOwner(head, 0);
+  }
+
+  /** One fewer holds it; the last one frees it. */
+  release(head: Pfn): void {
+    const references = this.references(head) - 1;
+    if (references === 0) this.free(head);
+    else this.#memory.store32(this.#entry(head) + FRAME_REFERENCES, references);
+  }
+
+  setOwner(head: Pfn, owner: number): void {
+    this.#memory.store32(this.#entry(head) + FRAME_OWNER, owner);
+  }
+
+  /** Changes what a used block is for; whether it is saved follows. */
+  setKind(head: Pfn, kind: number): void {
+    const order = this.orderOf(head);
+    this.#setHeader(head, BLOCK_USED, order, kind);
+    this.#memory.core.setBits(SAVEABLE_BITMAP, head, 1 << order, isSaved(kind) ? 1 : 0);
+  }
+
   orderOf(frame: Pfn): number {
     return (this.#header(frame) >>> 8) & 0xff;
   }
@@ -153,7 +208,7 @@ export class BuddyAllocator {
   #use(frame: Pfn, order: number, owner: number, kind: number): void {
     this.#setHeader(frame, BLOCK_USED, order, kind);
     this.#memory.store32(this.#entry(frame) + FRAME_OWNER, owner);
-    this.#memory.store32(this.#entry(frame) + FRAME_NEXT, 0);
+    this.#memory.store32(this.#entry(frame) + FRAME_REFERENCES, 1);
     if (isSaved(kind)) this.#memory.core.setBits(SAVEABLE_BITMAP, frame, 1 << order, 1);
   }
 

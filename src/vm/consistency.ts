@@ -2,10 +2,11 @@
  * Is a machine consistent with itself? Buddy allocator, page tables and process table, read from memory: a live
  * machine's that is stopped, or an image's (S0.6). Shares no code with the allocator, only the layout.
  */
-import { FRAME_BYTES, MAX_PROCESSES, PTE_U } from "../base/layout.js";
-import type { Pfn, ReadableMemory } from "../base/memory.js";
-import { walkAreas } from "./area.js";
+import { FRAME_BYTES, MAX_PROCESSES, PTE_COW, PTE_D, PTE_PARKED, PTE_R, PTE_U, PTE_V, PTE_W, PTE_X } from "../base/layout.js";
+import type { Pfn, PhysicalAddress, ReadableMemory } from "../base/memory.js";
+import { type StoredArea, walkAreas } from "./area.js";
 import * as K from "./kernel-layout.js";
+import { walkObject } from "./memory-object.js";
 import { walkLeaves, walkTables } from "./page-table.js";
 import { listProcesses, type Process } from "./process.js";
 
@@ -34,16 +35,21 @@ export function checkConsistency(memory: ReadableMemory): Consistency {
   return result;
 }
 
-/** Kind and owner of the used block that a frame lies in; kind 0 for free frames. */
+/** Kind, owner and first frame of the used block that a frame lies in; kind 0 for free frames. */
 interface Kinds {
   kind: Uint8Array;
+  head: Uint32Array;
   owner: Int32Array;
 }
 
 function checkBuddy(memory: ReadableMemory, result: Consistency, problem: (text: string) => void): Kinds {
   const layout = K.kernelLayout(memory.frames);
   const entry = (frame: Pfn) => layout.frameTable + frame * K.FRAME_ENTRY_BYTES;
-  const kinds: Kinds = { kind: new Uint8Array(memory.frames), owner: new Int32Array(memory.frames) };
+  const kinds: Kinds = {
+    kind: new Uint8Array(memory.frames),
+    head: new Uint32Array(memory.frames),
+    owner: new Int32Array(memory.frames),
+  };
   for (let arena = 0; arena < layout.arenas; arena++) {
     const end = Math.min((arena + 1) * K.ARENA_FRAMES, memory.frames);
     const free = new Map<Pfn, number>();
@@ -67,6 +73,7 @@ function checkBuddy(memory: ReadableMemory, result: Consistency, problem: (text:
         freeFrames += 1 << order;
       } else {
         kinds.kind.fill(header >>> 16, frame, frame + (1 << order));
+        kinds.head.fill(frame, frame, frame + (1 << order));
         kinds.owner.fill(memory.load32(entry(frame) + K.FRAME_OWNER), frame, frame + (1 << order));
       }
       frame += 1 << order;
@@ -113,11 +120,18 @@ function checkFreeLists(
     problem(`${free.size} free blocks of arena ${arena} are in no list, the first at frame ${[...free.keys()][0]}`);
 }
 
+/** What is held by leaves and memory objects, counted by frame. */
+interface Holders {
+  leaves: Uint32Array;
+  objects: Uint32Array;
+}
+
 function checkProcesses(memory: ReadableMemory, kinds: Kinds, result: Consistency, problem: (text: string) => void): void {
-  const user = new Map<number, number>();
-  const tables = new Map<number, number>();
+  const counted = (): Uint32Array => new Uint32Array(memory.frames);
+  const holders: Holders = { leaves: counted(), objects: counted() };
   const pids = new Set<number>();
-  const mapped = new Uint8Array(memory.frames);
+  const tables = counted();
+  const objects = new Map<PhysicalAddress, number>();
   if (memory.load32(K.KERNEL_SLOTS_USED) > MAX_PROCESSES) problem("the process table says it is larger than it is");
   for (const process of listProcesses(memory)) {
     result.processes++;
@@ -126,44 +140,111 @@ function checkProcesses(memory: ReadableMemory, kinds: Kinds, result: Consistenc
     for (const table of walkTables(memory, process.root)) {
       if (kinds.kind[table] !== K.KIND_PAGE_TABLE || kinds.owner[table] !== process.pid)
         problem(`page table ${table} of process ${process.pid} is a frame of another kind or owner`);
-      tables.set(process.pid, (tables.get(process.pid) ?? 0) + 1);
+      if (tables[table]!++ > 0) problem(`page table ${table} is used twice`);
     }
-    checkMappings(memory, process, kinds, mapped, problem);
-    user.set(process.pid, [...walkLeaves(memory, process.root)].length);
-    result.mappedPages += user.get(process.pid)!;
+    const areas = [...walkAreas(memory, process.areas)];
+    checkAreas(process, areas, problem);
+    for (const { object } of areas) if (object !== 0) objects.set(object, (objects.get(object) ?? 0) + 1);
+    result.mappedPages += checkMappings(memory, process, areas, kinds, holders.leaves, problem);
   }
-  const count = (kind: number, pid: number) =>
-    kinds.kind.reduce((sum, k, frame) => sum + (k === kind && kinds.owner[frame] === pid ? 1 : 0), 0);
-  for (const pid of pids) {
-    if (count(K.KIND_USER, pid) !== user.get(pid))
-      problem(`process ${pid} owns ${count(K.KIND_USER, pid)} user frames and maps ${user.get(pid)}`);
-    if (count(K.KIND_PAGE_TABLE, pid) !== tables.get(pid))
-      problem(`process ${pid} owns ${count(K.KIND_PAGE_TABLE, pid)} page tables and uses ${tables.get(pid)}`);
+  for (const object of objects.keys()) {
+    for (const { frame } of walkObject(memory, object)) {
+      if (frame < memory.frames) holders.objects[frame]!++;
+      else problem(`a memory object holds frame ${frame}, which is beyond RAM`);
+    }
+  }
+  checkHolders(memory, kinds, holders, tables, pids, problem);
+}
+
+/** Every frame of a user's kind is held as often as its block says, and every page table is used. */
+function checkHolders(
+  memory: ReadableMemory,
+  kinds: Kinds,
+  holders: Holders,
+  tables: Uint32Array,
+  pids: ReadonlySet<number>,
+  problem: (text: string) => void,
+): void {
+  const layout = K.kernelLayout(memory.frames);
+  for (let frame = 0; frame < memory.frames; frame++) {
+    const kind = kinds.kind[frame]!;
+    const held = holders.leaves[frame]! + holders.objects[frame]!;
+    if (kind === K.KIND_PAGE_TABLE && tables[frame] === 0) problem(`page table ${frame} is in no address space`);
+    if (!K.isUserKind(kind)) {
+      if (held > 0) problem(`frame ${frame} of kind ${K.KIND_NAMES[kind]} is mapped`);
+      continue;
+    }
+    const head = kinds.head[frame]!;
+    const references = memory.load32(layout.frameTable + head * K.FRAME_ENTRY_BYTES + K.FRAME_REFERENCES);
+    if (held !== references) problem(`frame ${frame} has ${references} references and is held by ${held}`);
+    const owner = kinds.owner[frame]!;
+    if (owner !== 0 && !pids.has(owner)) problem(`frame ${frame} belongs to process ${owner}, which is not there`);
+    if (kind === K.KIND_USER && references > 1 && owner !== 0)
+      problem(`frame ${frame} is shared and belongs to process ${owner}`);
   }
 }
 
+function checkAreas(process: Process, areas: readonly StoredArea[], problem: (text: string) => void): void {
+  const sorted = [...areas].sort((a, b) => a.start - b.start);
+  for (const [i, area] of sorted.entries()) {
+    const where = `area 0x${area.start.toString(16)} of process ${process.pid}`;
+    if (area.start >= area.end || area.start % FRAME_BYTES !== 0 || area.end % FRAME_BYTES !== 0) problem(`${where} is no range`);
+    const next = sorted[i + 1];
+    if (next !== undefined && area.end > next.start) problem(`${where} overlaps the next`);
+  }
+}
+
+/** Checks the leaves of a process against its areas and counts who maps what; returns how many pages are mapped. */
 function checkMappings(
   memory: ReadableMemory,
   process: Process,
+  areas: readonly StoredArea[],
   kinds: Kinds,
-  mapped: Uint8Array,
+  leaves: Uint32Array,
   problem: (text: string) => void,
-): void {
-  const areas = [...walkAreas(memory, process.areas)];
-  for (const { address, frame, flags } of walkLeaves(memory, process.root)) {
+): number {
+  let pages = 0;
+  for (const { address, frame, flags, level } of walkLeaves(memory, process.root)) {
     const where = `page 0x${address.toString(16)} of process ${process.pid}`;
-    if (frame >= memory.frames) {
+    const frames = 512 ** level;
+    if (frame + frames > memory.frames) {
       problem(`${where} maps frame ${frame}, which is beyond RAM`);
       continue;
     }
-    if (kinds.kind[frame] !== K.KIND_USER || kinds.owner[frame] !== process.pid)
+    pages += frames;
+    for (let i = 0; i < frames; i++) leaves[frame + i]!++;
+    const kind = kinds.kind[frame]!;
+    const owner = kinds.owner[frame]!;
+    if (!K.isUserKind(kind) || (owner !== 0 && owner !== process.pid))
       problem(`${where} maps frame ${frame} of another kind or owner`);
-    if (mapped[frame] === 1) problem(`${where} maps frame ${frame}, which is mapped already`);
-    mapped[frame] = 1;
+    if (level === 1 && kinds.head[frame] !== frame) problem(`${where} maps 2 MiB that are no block`);
+    if (address % (FRAME_BYTES * frames) !== 0) problem(`${where} is not aligned`);
     const area = areas.find(({ start, end }) => address >= start && address < end);
     if (area === undefined) problem(`${where} lies in no area`);
-    else if ((flags & (area.flags | PTE_U)) !== area.flags)
-      problem(`${where} has permissions ${flags.toString(2)}, its area ${area.flags.toString(2)}`);
-    if (address % FRAME_BYTES !== 0) problem(`${where} is not aligned`);
+    else checkFlags(where, area, flags, owner, kind, problem);
   }
+  return pages;
+}
+
+/** What must hold of a leaf: see address-space.ts. */
+function checkFlags(
+  where: string,
+  area: StoredArea,
+  flags: number,
+  owner: number,
+  kind: number,
+  problem: (text: string) => void,
+): void {
+  const permissions = PTE_R | PTE_W | PTE_X;
+  const wanted = area.flags & permissions;
+  const parked = (flags & PTE_PARKED) !== 0;
+  const has = (flags & permissions) | ((flags & PTE_COW) !== 0 ? PTE_W : 0);
+  if ((flags & PTE_U) === 0) problem(`${where} is not the user's`);
+  if (parked !== (wanted === 0) || parked === ((flags & PTE_V) !== 0))
+    problem(`${where} is parked and should not be, or the reverse`);
+  const clean = kind === K.KIND_FILE_CLEAN;
+  if (has !== wanted && !(clean && area.shared && has === (wanted & ~PTE_W)))
+    problem(`${where} has permissions ${flags.toString(2)}, its area ${area.flags.toString(2)}`);
+  if ((flags & PTE_W) !== 0 && !area.shared && owner === 0) problem(`${where} can be stored to and is not its process's alone`);
+  if ((flags & PTE_D) !== 0 && clean) problem(`${where} was stored to and counts as clean`);
 }

@@ -11,7 +11,7 @@
 import { FRAME_BYTES, MAX_PROCESSES } from "../base/layout.js";
 
 export const KERNEL_MAGIC = 0x4b424948; // "HIBK"
-export const KERNEL_VERSION = 1;
+export const KERNEL_VERSION = 2;
 
 // Kernel page: byte offsets.
 export const KERNEL_MAGIC_WORD = 0x00;
@@ -22,10 +22,10 @@ export const KERNEL_NEXT_PID = 0x10;
 /** Slots of the process table that have ever been used. */
 export const KERNEL_SLOTS_USED = 0x14;
 export const KERNEL_FREE_FRAMES = 0x18;
-/** Where round-robin goes on. */
-export const KERNEL_NEXT_SLOT = 0x1c;
 /** Frame of the console's DMA buffer. */
 export const KERNEL_CONSOLE = 0x20;
+/** Virtual run time of the process that was picked last, ms (float64): who wakes or begins is not behind it. */
+export const KERNEL_VRUNTIME = 0x30;
 /** How often this machine has been resumed. */
 export const KERNEL_RESUMES = 0x24;
 /** Guest monotonic clock at the consistency point, ms (float64). */
@@ -62,6 +62,18 @@ export const PROCESS_WAKE = 0x20;
 export const PROCESS_RATE = 0x38;
 /** Length of the text in the code page, bytes. */
 export const PROCESS_TEXT_BYTES = 0x40;
+/** pid of the parent, 0 for the kernel. */
+export const PROCESS_PARENT = 0x44;
+/** Process group. */
+export const PROCESS_GROUP = 0x48;
+/** Exit status of a zombie: code << 8, or the signal that ended it. */
+export const PROCESS_STATUS = 0x4c;
+/** What it waits for: the guest address of the object whose change wakes it, 0 for nothing. */
+export const PROCESS_CHANNEL = 0x50;
+/** Nice value, -20 to 19. */
+export const PROCESS_NICE = 0x54;
+/** Virtual run time, ms weighted by the nice value (float64). */
+export const PROCESS_VRUNTIME = 0x58;
 /** x0..x31 as 64-bit; f0..f31 follow. */
 export const PROCESS_REGISTERS = 0x100;
 /** Why it failed: text, zero-terminated. */
@@ -78,7 +90,21 @@ export const PROCESS_FAILED = 4;
 export const PROCESS_ENDING = 5;
 /** Being built. */
 export const PROCESS_EMBRYO = 6;
-export const PROCESS_STATE_NAMES = ["free", "ready", "running", "sleeping", "failed", "ending", "embryo"] as const;
+/** Waits on its channel. */
+export const PROCESS_BLOCKED = 7;
+/** Has exited; only its status is left, until its parent asks for it. */
+export const PROCESS_ZOMBIE = 8;
+export const PROCESS_STATE_NAMES = [
+  "free",
+  "ready",
+  "running",
+  "sleeping",
+  "failed",
+  "ending",
+  "embryo",
+  "blocked",
+  "zombie",
+] as const;
 
 export const FLAG_BOOT = 1;
 
@@ -87,8 +113,10 @@ export const FRAME_ENTRY_BYTES = 16;
 /** State | order << 8 | kind << 16. */
 export const FRAME_HEADER = 0x00;
 export const FRAME_OWNER = 0x04;
-/** Free block: next in its list, PFN + 1. Used block: number of mappings of its frames. */
+/** Free block: next in its list, PFN + 1. */
 export const FRAME_NEXT = 0x08;
+/** Used block: how many hold it, leaves that map it and memory objects. More than one only for order 0 and 2 MiB mappings. */
+export const FRAME_REFERENCES = 0x08;
 export const FRAME_PREVIOUS = 0x0c;
 
 export const BLOCK_TAIL = 0;
@@ -104,12 +132,32 @@ export const KIND_DMA = 5;
 export const KIND_RESERVE = 6;
 /** Allocated for direct loads of a resume: not saved. */
 export const KIND_LOADING = 7;
-export const KIND_NAMES = ["none", "user", "page-table", "kernel-heap", "kernel-static", "dma", "reserve", "loading"] as const;
+/** A page of a memory object: a file's page cache, or a shared anonymous mapping's. */
+export const KIND_FILE = 8;
+/** A page of a file that is what the host's file has there: saved by reference (S0.3). */
+export const KIND_FILE_CLEAN = 9;
+export const KIND_NAMES = [
+  "none",
+  "user",
+  "page-table",
+  "kernel-heap",
+  "kernel-static",
+  "dma",
+  "reserve",
+  "loading",
+  "file",
+  "file-clean",
+] as const;
 export type KindName = (typeof KIND_NAMES)[number];
 
 /** Whether the contents of blocks of this kind belong to an image (S0.2). */
 export function isSaved(kind: number): boolean {
-  return kind >= KIND_USER && kind <= KIND_DMA;
+  return (kind >= KIND_USER && kind <= KIND_DMA) || kind === KIND_FILE;
+}
+
+/** Whether blocks of this kind hold what processes store, and not the kernel's own tables. */
+export function isUserKind(kind: number): boolean {
+  return kind === KIND_USER || kind === KIND_FILE || kind === KIND_FILE_CLEAN;
 }
 
 /** Where the tables of a machine with so many frames are. */

@@ -6,39 +6,47 @@
  */
 import { HibernaculumError } from "../base/errors.js";
 import { Control } from "../base/control.js";
-import { ACCESS_WRITE, FRAME_BYTES, MACHINE_FRAMES, MACHINE_STOP, MAX_PROCESSES, PTE_R, PTE_U, PTE_W } from "../base/layout.js";
-import type { Pfn, VirtualAddress } from "../base/memory.js";
+import { FRAME_BYTES, MACHINE_FRAMES, MACHINE_STOP, MAX_PROCESSES } from "../base/layout.js";
+import type { Pfn, PhysicalAddress, VirtualAddress } from "../base/memory.js";
 import type { SharedMemory } from "../base/wasm.js";
-import { type Area, AREA_BYTES, type AreaKind, CODE_FLAGS, DATA_FLAGS, storeArea, walkAreas } from "./area.js";
+import { AddressSpace } from "./address-space.js";
+import { type AreaKind, CODE_FLAGS, DATA_FLAGS } from "./area.js";
 import { BuddyAllocator, tile } from "./buddy.js";
 import type { Core } from "./core.js";
-import { allocateObject, freeObject } from "./kernel-heap.js";
+import { EAGAIN, ECHILD, ENOMEM } from "./errno.js";
 import * as K from "./kernel-layout.js";
-import { findLeaf, mapPage, unmapPage, walkLeaves, walkTables } from "./page-table.js";
+import { MemoryObjects } from "./memory-object.js";
 import { PhysicalMemory } from "./physical.js";
 import { type Process, processAddress, readProcess } from "./process.js";
-import { CODE_BASE, DATA_BASE, HEAP_BASE, HEAP_END, type Runner, STACK_TOP } from "./program.js";
+import { A0, CODE_BASE, DATA_BASE, HEAP_BASE, HEAP_END, type Runner, STACK_TOP } from "./program.js";
+import { Scheduler } from "./scheduler.js";
 
 /** Largest block used to fill a data area, so that areas are long physical runs but split fairly. */
 const POPULATE_ORDER = 9;
 
-/** A process's access that cannot be resolved: the process ends with this reason. */
-export class GuestFault extends Error {
-  override readonly name = "GuestFault";
-}
-
-/** How a process leaves its vCPU: ready if neither is given. */
+/** How a process leaves its vCPU: ready if nothing is given. */
 export interface PutBack {
+  /** Time that it ran, ms. */
+  ran: number;
   /** Sleeps until this time of the guest clock, ms. */
   wake?: number;
+  /** Waits for what it noted with `waitFor`. */
+  blocked?: boolean;
   /** Has failed, for this reason. */
   failure?: string;
+  /** Has exited, with this status. */
+  status?: number;
 }
+
+/** Status of a process that was ended from outside, as wait reports it: the number of SIGKILL. */
+const ENDED_STATUS = 9;
 
 export class Kernel {
   readonly memory: PhysicalMemory;
   readonly control: Control;
   readonly buddy: BuddyAllocator;
+  readonly objects: MemoryObjects;
+  readonly scheduler: Scheduler;
   readonly core: Core;
 
   constructor(memory: SharedMemory, core: Core) {
@@ -46,6 +54,8 @@ export class Kernel {
     this.control = new Control(memory);
     this.memory = new PhysicalMemory(memory, core);
     this.buddy = new BuddyAllocator(this.memory);
+    this.objects = new MemoryObjects(this.memory, this.buddy);
+    this.scheduler = new Scheduler(this.memory, this.control);
   }
 
   /** Builds the tables of a machine that boots. Its memory is all zeros. */
@@ -71,6 +81,11 @@ export class Kernel {
 
   // ---- processes ----
 
+  /** The address space of a process. */
+  space(slot: number): AddressSpace {
+    return new AddressSpace(this, slot);
+  }
+
   /**
    * Starts a process.
    *
@@ -80,67 +95,81 @@ export class Kernel {
    */
   spawn(text: string, runner: Runner, options: { boot?: boolean } = {}): Process {
     this.#refuseWhileStopped();
-    const slot = this.control.locked(() => this.#takeSlot(text));
+    const slot = this.control.locked(() => {
+      if (Buffer.byteLength(text) > FRAME_BYTES)
+        throw new HibernaculumError("HIB_USAGE", "a program's text is at most 4096 bytes");
+      const free = this.#takeSlot();
+      if (free === undefined) throw new HibernaculumError("HIB_USAGE", `the process table is full (${MAX_PROCESSES})`);
+      const at = this.#at(free);
+      this.memory.store32(at + K.PROCESS_PID, this.#nextPid());
+      this.memory.store32(at + K.PROCESS_GROUP, this.memory.load32(at + K.PROCESS_PID));
+      this.memory.store32(at + K.PROCESS_FLAGS, options.boot === true ? K.FLAG_BOOT : 0);
+      return free;
+    });
     try {
-      this.control.locked(() => this.#embryo(slot, text, runner, options.boot === true));
-      this.#populate(slot, runner);
+      this.#build(slot, text, runner);
     } catch (error) {
       this.control.locked(() => this.#destroy(slot));
       throw error;
     }
-    this.control.locked(() => this.memory.store32(this.#at(slot) + K.PROCESS_STATE, K.PROCESS_READY));
+    this.control.locked(() => this.scheduler.makeReady(this.#at(slot)));
     this.control.ringDoorbell();
     return readProcess(this.memory, slot)!;
   }
 
-  /** A free slot of the process table, taken. */
-  #takeSlot(text: string): number {
-    if (Buffer.byteLength(text) > FRAME_BYTES) throw new HibernaculumError("HIB_USAGE", "a program's text is at most 4096 bytes");
+  /** A free slot of the process table, taken for an embryo; undefined if there is none. */
+  #takeSlot(): number | undefined {
     const used = this.memory.load32(K.KERNEL_SLOTS_USED);
     let slot = 0;
     while (slot < used && this.memory.load32(this.#at(slot) + K.PROCESS_STATE) !== K.PROCESS_FREE) slot++;
-    if (slot === MAX_PROCESSES) throw new HibernaculumError("HIB_USAGE", `the process table is full (${MAX_PROCESSES})`);
+    if (slot === MAX_PROCESSES) return undefined;
     if (slot === used) this.memory.store32(K.KERNEL_SLOTS_USED, used + 1);
     for (let word = 0; word < K.PROCESS_BYTES; word += 4) this.memory.store32(this.#at(slot) + word, 0);
     this.memory.store32(this.#at(slot) + K.PROCESS_STATE, K.PROCESS_EMBRYO);
+    this.memory.store32(this.#at(slot) + K.PROCESS_VCPU, -1);
+    this.core.dropContext(slot);
     return slot;
   }
 
-  #embryo(slot: number, text: string, runner: Runner, boot: boolean): void {
-    const memory = this.memory;
-    const bytes = new TextEncoder().encode(text);
-    const at = this.#at(slot);
-    const pid = memory.load32(K.KERNEL_NEXT_PID);
-    memory.store32(K.KERNEL_NEXT_PID, pid + 1);
-    memory.store32(at + K.PROCESS_PID, pid);
-    memory.store32(at + K.PROCESS_VCPU, -1);
-    memory.store32(at + K.PROCESS_FLAGS, boot ? K.FLAG_BOOT : 0);
-    memory.storeFloat64(at + K.PROCESS_RATE, runner.rate);
-    memory.store32(at + K.PROCESS_TEXT_BYTES, bytes.length);
-    this.core.dropContext(slot);
-    const root = this.#allocateZeroed(pid, K.KIND_PAGE_TABLE);
-    if (root === undefined) throw noMemory(1);
-    memory.store32(at + K.PROCESS_ROOT, root);
-    if (!this.#mapNew(pid, root, CODE_BASE, 0, CODE_FLAGS, bytes)) throw noMemory(1);
-    this.#addArea(at, CODE_BASE, CODE_BASE + FRAME_BYTES, CODE_FLAGS, "code");
-    this.#addArea(at, DATA_BASE, DATA_BASE + runner.dataPages * FRAME_BYTES, DATA_FLAGS, "data");
-    this.#addArea(at, HEAP_BASE, HEAP_END, DATA_FLAGS, "heap");
-    this.#addArea(at, STACK_TOP - runner.stackPages * FRAME_BYTES, STACK_TOP, DATA_FLAGS, "stack");
+  #nextPid(): number {
+    const pid = this.memory.load32(K.KERNEL_NEXT_PID);
+    this.memory.store32(K.KERNEL_NEXT_PID, pid + 1);
+    return pid;
   }
 
-  #addArea(at: number, start: number, end: number, flags: number, kind: AreaKind): void {
-    if (start === end) return;
-    const object = allocateObject(this.memory, this.buddy, AREA_BYTES);
-    if (object === undefined) throw noMemory(1);
-    storeArea(this.memory, object, { start, end, flags, kind }, this.memory.load32(at + K.PROCESS_AREAS));
-    this.memory.store32(at + K.PROCESS_AREAS, object);
+  /** Builds the address space of a process that has none: code page, areas, initial contents. */
+  #build(slot: number, text: string, runner: Runner): void {
+    const at = this.#at(slot);
+    const bytes = new TextEncoder().encode(text);
+    const space = this.space(slot);
+    this.control.locked(() => {
+      this.memory.storeFloat64(at + K.PROCESS_RATE, runner.rate);
+      this.memory.store32(at + K.PROCESS_TEXT_BYTES, bytes.length);
+      const root = space.allocateTable();
+      if (root === undefined) throw noMemory(1);
+      this.memory.store32(at + K.PROCESS_ROOT, root);
+      if (!space.mapNew(CODE_BASE, 0, CODE_FLAGS, bytes)) throw noMemory(1);
+      const add = (
+        kind: AreaKind,
+        start: VirtualAddress,
+        end: VirtualAddress,
+        flags: number,
+        limit: VirtualAddress = 0,
+      ): void => {
+        const area = { start, end, flags, kind, limit, object: 0, offset: 0, shared: false };
+        if (start < end && !space.addArea(area)) throw noMemory(1);
+      };
+      add("code", CODE_BASE, CODE_BASE + FRAME_BYTES, CODE_FLAGS);
+      add("data", DATA_BASE, DATA_BASE + runner.dataPages * FRAME_BYTES, DATA_FLAGS);
+      add("heap", HEAP_BASE, HEAP_END, DATA_FLAGS);
+      const stackLimit = STACK_TOP - runner.stackPages * FRAME_BYTES;
+      add("stack", Math.max(stackLimit, STACK_TOP - FRAME_BYTES), STACK_TOP, DATA_FLAGS, stackLimit);
+    });
+    this.#populate(space, runner);
   }
 
   /** Fills the data area with its initial contents, in blocks as large as runs of present pages allow. */
-  #populate(slot: number, runner: Runner): void {
-    const at = this.#at(slot);
-    const pid = this.memory.load32(at + K.PROCESS_PID);
-    const root = this.memory.load32(at + K.PROCESS_ROOT);
+  #populate(space: AddressSpace, runner: Runner): void {
     const contents = new Uint8Array(FRAME_BYTES << POPULATE_ORDER);
     let first = 0;
     let run = 0;
@@ -150,17 +179,17 @@ export class Kernel {
       if (present && run === 0) first = page;
       if (present) run++;
       if (run > 0 && (!present || run === 1 << POPULATE_ORDER)) {
-        this.#placeRun(pid, root, DATA_BASE + first * FRAME_BYTES, contents.subarray(0, run * FRAME_BYTES));
+        this.#placeRun(space, DATA_BASE + first * FRAME_BYTES, contents.subarray(0, run * FRAME_BYTES));
         run = 0;
       }
     }
   }
 
-  #placeRun(pid: number, root: Pfn, address: VirtualAddress, contents: Uint8Array): void {
+  #placeRun(space: AddressSpace, address: VirtualAddress, contents: Uint8Array): void {
     for (const { frame: page, order } of tile(0, contents.length / FRAME_BYTES)) {
       const bytes = contents.subarray(page * FRAME_BYTES, (page + (1 << order)) * FRAME_BYTES);
       const at = address + page * FRAME_BYTES;
-      if (!this.control.locked(() => this.#mapNew(pid, root, at, order, DATA_FLAGS, bytes))) throw noMemory(1 << order);
+      if (!this.control.locked(() => space.mapNew(at, order, DATA_FLAGS, bytes))) throw noMemory(1 << order);
     }
   }
 
@@ -170,7 +199,8 @@ export class Kernel {
     this.control.locked(() => {
       const state = this.memory.load32(this.#at(slot) + K.PROCESS_STATE);
       if (state === K.PROCESS_RUNNING) this.memory.store32(this.#at(slot) + K.PROCESS_STATE, K.PROCESS_ENDING);
-      else if (state !== K.PROCESS_FREE && state !== K.PROCESS_ENDING) this.#destroy(slot);
+      else if (state === K.PROCESS_ZOMBIE) this.#destroy(slot);
+      else if (state !== K.PROCESS_FREE && state !== K.PROCESS_ENDING) this.#exit(slot, ENDED_STATUS);
     });
   }
 
@@ -181,78 +211,150 @@ export class Kernel {
     }
   }
 
+  /** Nothing is left of a process. */
   #destroy(slot: number): void {
+    this.space(slot).release();
+    this.memory.store32(this.#at(slot) + K.PROCESS_STATE, K.PROCESS_FREE);
+  }
+
+  /** A process has come to its end: its status waits for its parent, if that is there. Caller holds the kernel lock. */
+  #exit(slot: number, status: number): void {
     const at = this.#at(slot);
-    const root = this.memory.load32(at + K.PROCESS_ROOT);
-    if (root !== 0) {
-      const heads = [...walkLeaves(this.memory, root)].filter(({ frame }) => this.#isUsedHead(frame));
-      const tables = [...walkTables(this.memory, root)];
-      for (const { frame } of heads) this.buddy.free(frame);
-      for (const table of tables) this.buddy.free(table);
+    const pid = this.memory.load32(at + K.PROCESS_PID);
+    for (const child of this.#childrenOf(pid)) {
+      this.memory.store32(this.#at(child) + K.PROCESS_PARENT, 0);
+      if (this.memory.load32(this.#at(child) + K.PROCESS_STATE) === K.PROCESS_ZOMBIE) this.#destroy(child);
     }
-    for (const area of Array.from(walkAreas(this.memory, this.memory.load32(at + K.PROCESS_AREAS)))) {
-      freeObject(this.memory, area.at, AREA_BYTES);
-    }
-    this.memory.store32(at + K.PROCESS_STATE, K.PROCESS_FREE);
-    this.core.dropContext(slot);
+    const parent = this.#slotOf(this.memory.load32(at + K.PROCESS_PARENT));
+    if (parent === undefined) return this.#destroy(slot);
+    this.space(slot).release();
+    this.memory.store32(at + K.PROCESS_STATUS, status);
+    this.memory.store32(at + K.PROCESS_STATE, K.PROCESS_ZOMBIE);
+    this.scheduler.wake(this.#at(parent));
   }
 
-  #isUsedHead(frame: Pfn): boolean {
-    const layout = K.kernelLayout(this.memory.frames);
-    return (this.memory.load32(layout.frameTable + frame * K.FRAME_ENTRY_BYTES) & 0xff) === K.BLOCK_USED;
+  #childrenOf(pid: number): number[] {
+    return this.#slots((at) => this.memory.load32(at + K.PROCESS_PARENT) === pid);
   }
 
-  // ---- scheduling ----
+  /** Slot of a process that is alive, by its pid. */
+  #slotOf(pid: number): number | undefined {
+    return this.#slots(
+      (at) => this.memory.load32(at + K.PROCESS_PID) === pid && this.memory.load32(at + K.PROCESS_STATE) !== K.PROCESS_ZOMBIE,
+    )[0];
+  }
 
-  /** Picks the next process for a vCPU, round robin; -1 if none is ready. */
-  pick(vcpu: number): number {
-    return this.control.locked(() => {
-      const used = this.memory.load32(K.KERNEL_SLOTS_USED);
-      const start = this.memory.load32(K.KERNEL_NEXT_SLOT);
-      const now = this.control.guestNow();
-      for (let i = 0; i < used; i++) {
-        const slot = (start + i) % used;
-        const at = this.#at(slot);
-        const state = this.memory.load32(at + K.PROCESS_STATE);
-        if (state === K.PROCESS_READY || (state === K.PROCESS_SLEEPING && this.memory.loadFloat64(at + K.PROCESS_WAKE) <= now)) {
-          this.memory.store32(at + K.PROCESS_STATE, K.PROCESS_RUNNING);
-          this.memory.store32(at + K.PROCESS_VCPU, vcpu);
-          this.memory.store32(K.KERNEL_NEXT_SLOT, slot + 1);
-          return slot;
-        }
+  #slots(which: (at: PhysicalAddress) => boolean): number[] {
+    const used = this.memory.load32(K.KERNEL_SLOTS_USED);
+    const found = [];
+    for (let slot = 0; slot < used; slot++) {
+      const at = this.#at(slot);
+      if (this.memory.load32(at + K.PROCESS_STATE) !== K.PROCESS_FREE && which(at)) found.push(slot);
+    }
+    return found;
+  }
+
+  // ---- system calls of processes: what is negative is an error number ----
+
+  /**
+   * fork: a child that is a copy of the process, at the same step. A0 of the parent becomes the child's pid, A0 of the
+   * child 0. Runs on the vCPU of the process between two steps, with its registers in the process table.
+   */
+  fork(slot: number): void {
+    this.control.locked(() => {
+      const result = (value: number) => this.memory.store32(this.#at(slot) + K.PROCESS_REGISTERS + A0 * 4, value);
+      const child = this.#takeSlot();
+      if (child === undefined) return result(-EAGAIN);
+      const from = this.#at(slot);
+      const to = this.#at(child);
+      for (const at of COPIED_BY_FORK) this.memory.store32(to + at, this.memory.load32(from + at));
+      for (let word = 0; word < 64; word++) {
+        const at = K.PROCESS_REGISTERS + word * 4;
+        this.memory.store32(to + at, word === A0 || word === A0 + 1 ? 0 : this.memory.load32(from + at));
       }
-      return -1;
+      const pid = this.#nextPid();
+      this.memory.store32(to + K.PROCESS_PID, pid);
+      this.memory.store32(to + K.PROCESS_PARENT, this.memory.load32(from + K.PROCESS_PID));
+      const space = this.space(child);
+      const root = space.allocateTable();
+      this.memory.store32(to + K.PROCESS_ROOT, root ?? 0);
+      const copied = root !== undefined && this.space(slot).copyTo(space);
+      this.core.dropContext(slot); // its write tags are for leaves that have no W any more
+      if (!copied) {
+        this.#destroy(child);
+        return result(-ENOMEM);
+      }
+      result(pid);
+      this.memory.store32(from + K.PROCESS_REGISTERS + (A0 + 1) * 4, 0);
+      this.scheduler.makeReady(to);
+      this.control.ringDoorbell();
     });
   }
 
-  /** Milliseconds until the next sleeper wakes, at most `most`. */
-  untilWake(most: number): number {
-    const used = this.memory.load32(K.KERNEL_SLOTS_USED);
-    let first = this.control.guestNow() + most;
-    for (let slot = 0; slot < used; slot++) {
-      const at = this.#at(slot);
-      if (this.memory.load32(at + K.PROCESS_STATE) === K.PROCESS_SLEEPING) {
-        first = Math.min(first, this.memory.loadFloat64(at + K.PROCESS_WAKE));
-      }
-    }
-    return Math.max(0, first - this.control.guestNow());
+  /**
+   * exec: another program in the same process, from its first step. The old one is gone before it is known that there is memory
+   * for the new one; without, the process fails.
+   */
+  exec(slot: number, text: string, runner: Runner): void {
+    const at = this.#at(slot);
+    this.control.locked(() => {
+      this.space(slot).release();
+      this.memory.storeFloat64(at + K.PROCESS_STEPS, 0);
+      for (let word = 0; word < 64; word++) this.memory.store32(at + K.PROCESS_REGISTERS + word * 4, 0);
+    });
+    this.#build(slot, text, runner);
   }
 
-  /** Takes a process off its vCPU: ready, sleeping until `wake`, or failed with a reason. */
+  /**
+   * wait: the pid and status of a child that has exited, which is gone then; undefined if the process has to wait for one.
+   *
+   * @param pid - of the child, or -1 for any
+   */
+  wait(slot: number, pid: number): { pid: number; status: number } | number | undefined {
+    return this.control.locked(() => {
+      const at = this.#at(slot);
+      const children = this.#childrenOf(this.memory.load32(at + K.PROCESS_PID)).filter(
+        (child) => pid === -1 || this.memory.load32(this.#at(child) + K.PROCESS_PID) === pid,
+      );
+      if (children.length === 0) return -ECHILD;
+      const zombie = children.find((child) => this.memory.load32(this.#at(child) + K.PROCESS_STATE) === K.PROCESS_ZOMBIE);
+      if (zombie === undefined) {
+        this.scheduler.waitFor(at, at);
+        return undefined;
+      }
+      const { pid: found, status } = readProcess(this.memory, zombie)!;
+      this.#destroy(zombie);
+      return { pid: found, status };
+    });
+  }
+
+  /** A page of a memory object that has no frame yet: zeros. Caller holds the kernel lock. Undefined if there is no memory. */
+  fillObjectPage(object: PhysicalAddress, page: number): Pfn | undefined {
+    const frame = this.buddy.allocate(0, 0, K.KIND_FILE);
+    if (frame === undefined) return undefined;
+    this.memory.zero(frame, 1);
+    if (this.objects.insert(object, page, frame)) return frame;
+    this.buddy.free(frame);
+    return undefined;
+  }
+
+  // ---- on and off a vCPU ----
+
+  /** Takes a process off its vCPU. */
   putBack(slot: number, next: PutBack): void {
     this.control.locked(() => {
       const at = this.#at(slot);
       this.memory.store32(at + K.PROCESS_VCPU, -1);
-      if (this.memory.load32(at + K.PROCESS_STATE) === K.PROCESS_ENDING) {
-        this.#destroy(slot);
-      } else if (next.failure !== undefined) {
+      this.scheduler.charge(at, next.ran);
+      if (this.memory.load32(at + K.PROCESS_STATE) === K.PROCESS_ENDING) this.#exit(slot, ENDED_STATUS);
+      else if (next.status !== undefined) this.#exit(slot, next.status);
+      else if (next.failure !== undefined) {
         const text = new TextEncoder().encode(next.failure).subarray(0, K.PROCESS_FAILURE_BYTES - 1);
         this.memory.write(at + K.PROCESS_FAILURE, text);
         this.memory.store32(at + K.PROCESS_STATE, K.PROCESS_FAILED);
-      } else if (next.wake !== undefined) {
-        this.memory.storeFloat64(at + K.PROCESS_WAKE, next.wake);
-        this.memory.store32(at + K.PROCESS_STATE, K.PROCESS_SLEEPING);
-      } else this.memory.store32(at + K.PROCESS_STATE, K.PROCESS_READY);
+      } else if (next.blocked === true) this.scheduler.block(at);
+      else if (next.wake !== undefined) this.scheduler.sleep(at, next.wake);
+      else this.memory.store32(at + K.PROCESS_STATE, K.PROCESS_READY);
     });
   }
 
@@ -261,119 +363,31 @@ export class Kernel {
     for (let slot = 0; slot < this.memory.load32(K.KERNEL_SLOTS_USED); slot++) {
       const at = this.#at(slot);
       const state = this.memory.load32(at + K.PROCESS_STATE);
-      if (state === K.PROCESS_ENDING) this.#destroy(slot);
+      if (state === K.PROCESS_ENDING) this.#exit(slot, ENDED_STATUS);
       if (state === K.PROCESS_RUNNING) this.memory.store32(at + K.PROCESS_STATE, K.PROCESS_READY);
       this.memory.store32(at + K.PROCESS_VCPU, -1);
       this.core.dropContext(slot);
     }
   }
 
-  // ---- memory of processes ----
-
-  /** Resolves a page fault of the process in `slot`, or throws GuestFault. */
-  pageFault(slot: number, address: VirtualAddress, access: number): void {
-    this.control.locked(() => {
-      const at = this.#at(slot);
-      const area = this.#areaOf(at, address);
-      const root = this.memory.load32(at + K.PROCESS_ROOT);
-      const doing = access === ACCESS_WRITE ? "write to" : "read of";
-      const where = `0x${address.toString(16)}`;
-      if (area === undefined) throw new GuestFault(`${doing} ${where}, which no area holds`);
-      if ((area.flags & (access === ACCESS_WRITE ? PTE_W : PTE_R)) === 0)
-        throw new GuestFault(`${doing} ${where}: the ${area.kind} area does not allow it`);
-      if (!area.demandZero || findLeaf(this.memory, root, address) !== 0)
-        throw new GuestFault(`${doing} ${where}, which is not mapped`);
-      const pid = this.memory.load32(at + K.PROCESS_PID);
-      const page = Math.floor(address / FRAME_BYTES) * FRAME_BYTES;
-      if (!this.#mapNew(pid, root, page, 0, area.flags)) throw new GuestFault(`out of memory at ${doing} ${where}`);
-    });
-  }
-
-  /** Maps a zeroed block of 2^order frames in the heap area. False, and nothing changed, if there is no memory. */
-  mapBlock(slot: number, address: VirtualAddress, order: number): boolean {
-    return this.control.locked(() => {
-      const at = this.#at(slot);
-      const end = address + (FRAME_BYTES << order);
-      if (address % FRAME_BYTES !== 0 || address < HEAP_BASE || end > HEAP_END) {
-        throw new GuestFault(`map of 0x${address.toString(16)}, order ${order}, outside the heap area`);
-      }
-      const pid = this.memory.load32(at + K.PROCESS_PID);
-      const root = this.memory.load32(at + K.PROCESS_ROOT);
-      for (let page = address; page < end; page += FRAME_BYTES) {
-        if (findLeaf(this.memory, root, page) !== 0) throw new GuestFault(`map of 0x${page.toString(16)}, which is mapped`);
-      }
-      return this.#mapNew(pid, root, address, order, PTE_R | PTE_W | PTE_U);
-    });
-  }
-
-  /** Unmaps and frees a block that mapBlock gave. Runs on the vCPU of the process, whose TLB is the only one to know it. */
-  unmapBlock(slot: number, address: VirtualAddress, order: number): void {
-    this.control.locked(() => {
-      const root = this.memory.load32(this.#at(slot) + K.PROCESS_ROOT);
-      const leaf = findLeaf(this.memory, root, address);
-      const frame = this.memory.load32(leaf) >>> 10;
-      if (leaf === 0 || !this.#isUsedHead(frame) || this.buddy.orderOf(frame) !== order) {
-        throw new GuestFault(`unmap of 0x${address.toString(16)}, order ${order}, which is no such block`);
-      }
-      for (let i = 0; i < 1 << order; i++) this.#unmap(root, address + i * FRAME_BYTES);
-      this.buddy.free(frame);
-    });
-  }
-
-  /** Frees the stack pages wholly below `address`. */
-  shrinkStack(slot: number, address: VirtualAddress): void {
-    this.control.locked(() => {
-      const root = this.memory.load32(this.#at(slot) + K.PROCESS_ROOT);
-      let page = Math.floor(address / FRAME_BYTES) * FRAME_BYTES - FRAME_BYTES;
-      while (findLeaf(this.memory, root, page) !== 0) {
-        this.buddy.free(this.#unmap(root, page)!);
-        page -= FRAME_BYTES;
-      }
-    });
-  }
-
-  #unmap(root: Pfn, address: VirtualAddress): Pfn | undefined {
-    const frame = unmapPage(this.memory, root, address);
-    this.core.invalidate(address);
-    return frame;
-  }
-
-  /**
-   * Allocates a block of 2^order frames, fills it with `contents` and zeros, and maps it: all of it, or nothing is changed
-   * but for page tables. Caller holds the kernel lock.
-   */
-  #mapNew(pid: number, root: Pfn, address: VirtualAddress, order: number, flags: number, contents?: Uint8Array): boolean {
-    const frame = this.buddy.allocate(order, pid, K.KIND_USER);
-    if (frame === undefined) return false;
-    if (contents === undefined || contents.length < FRAME_BYTES << order) this.memory.zero(frame, 1 << order);
-    if (contents !== undefined) this.memory.write(frame * FRAME_BYTES, contents);
-    const table = () => this.#allocateZeroed(pid, K.KIND_PAGE_TABLE);
-    for (let i = 0; i < 1 << order; i++) {
-      if (mapPage(this.memory, root, address + i * FRAME_BYTES, frame + i, flags, table)) continue;
-      for (let done = 0; done < i; done++) this.#unmap(root, address + done * FRAME_BYTES);
-      this.buddy.free(frame);
-      return false;
-    }
-    return true;
-  }
-
-  #allocateZeroed(pid: number, kind: number): Pfn | undefined {
-    const frame = this.buddy.allocate(0, pid, kind);
-    if (frame !== undefined) this.memory.zero(frame, 1);
-    return frame;
-  }
-
-  #areaOf(at: number, address: VirtualAddress): Area | undefined {
-    for (const area of walkAreas(this.memory, this.memory.load32(at + K.PROCESS_AREAS))) {
-      if (address >= area.start && address < area.end) return area;
-    }
-    return undefined;
-  }
-
   #at(slot: number): number {
     return processAddress(this.memory, slot);
   }
 }
+
+/** Words of the process table that a child has from its parent; float64s in two halves. */
+const COPIED_BY_FORK: readonly number[] = [
+  K.PROCESS_FLAGS,
+  K.PROCESS_STEPS,
+  K.PROCESS_STEPS + 4,
+  K.PROCESS_RATE,
+  K.PROCESS_RATE + 4,
+  K.PROCESS_TEXT_BYTES,
+  K.PROCESS_GROUP,
+  K.PROCESS_NICE,
+  K.PROCESS_VRUNTIME,
+  K.PROCESS_VRUNTIME + 4,
+];
 
 function noMemory(frames: number): HibernaculumError {
   return new HibernaculumError(

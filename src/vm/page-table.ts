@@ -4,11 +4,20 @@
  * The MMU (assembly/mmu.ts) reads them and sets A and D; the kernel maps and unmaps here. Physical addresses are below
  * 2^32, so a PTE's high word is always zero and one 32-bit store changes a PTE.
  */
-import { FRAME_BYTES, PTE_PPN_SHIFT, PTE_R, PTE_V, PTE_W, PTE_X } from "../base/layout.js";
-import type { Pfn, ReadableMemory, VirtualAddress } from "../base/memory.js";
+import { FRAME_BYTES, PTE_PARKED, PTE_PPN_SHIFT, PTE_R, PTE_V, PTE_W, PTE_X } from "../base/layout.js";
+import type { Pfn, PhysicalAddress, ReadableMemory, VirtualAddress } from "../base/memory.js";
 import type { PhysicalMemory } from "./physical.js";
 
 const LEAF = PTE_R | PTE_W | PTE_X;
+/** Pages of a 2 MiB leaf. */
+export const HUGE_PAGES = 512;
+export const HUGE_BYTES: number = HUGE_PAGES * FRAME_BYTES;
+
+/** A leaf's place: the physical address of its PTE, and its level (0 for 4 KiB, 1 for 2 MiB). */
+export interface Entry {
+  at: PhysicalAddress;
+  level: number;
+}
 
 function entryAddress(table: Pfn, address: VirtualAddress, level: number): number {
   const index = Math.floor(address / 2 ** (12 + 9 * level)) % 512;
@@ -28,8 +37,49 @@ export function findLeaf(memory: ReadableMemory, root: Pfn, address: VirtualAddr
   return 0;
 }
 
+/** The leaf for an address, parked ones too; undefined if there is none. */
+export function findEntry(memory: ReadableMemory, root: Pfn, address: VirtualAddress): Entry | undefined {
+  let table = root;
+  for (let level = 2; level >= 0; level--) {
+    const at = entryAddress(table, address, level);
+    const pte = memory.load32(at);
+    if ((pte & LEAF) !== 0 || (pte & PTE_PARKED) !== 0) return { at, level };
+    if ((pte & PTE_V) === 0) return undefined;
+    table = pte >>> PTE_PPN_SHIFT;
+  }
+  return undefined;
+}
+
+/** Called for each leaf: the address that it begins at, its PTE, and where that lies. */
+export type VisitEntry = (address: VirtualAddress, pte: number, entry: Entry) => void;
+
 /**
- * Maps a page. `allocateTable` gives a zeroed frame for a missing table, or undefined.
+ * Visits every leaf that maps something in [start, end), parked ones too, in the order of their addresses. The leaf that is
+ * visited may be changed.
+ */
+export function visitEntries(
+  memory: ReadableMemory,
+  root: Pfn,
+  start: VirtualAddress,
+  end: VirtualAddress,
+  visit: VisitEntry,
+): void {
+  const below = (table: Pfn, level: number, base: VirtualAddress): void => {
+    const span = 2 ** (12 + 9 * level);
+    const first = Math.max(0, Math.floor((start - base) / span));
+    const last = Math.min(512, Math.ceil((end - base) / span));
+    for (let index = first; index < last; index++) {
+      const at = table * FRAME_BYTES + index * 8;
+      const pte = memory.load32(at);
+      if ((pte & (LEAF | PTE_PARKED)) !== 0) visit(base + index * span, pte, { at, level });
+      else if ((pte & PTE_V) !== 0) below(pte >>> PTE_PPN_SHIFT, level - 1, base + index * span);
+    }
+  };
+  below(root, 2, 0);
+}
+
+/**
+ * Maps a page, or 2 MiB with a leaf at level 1. `allocateTable` gives a zeroed frame for a missing table, or undefined.
  *
  * @returns false if a table was missing and there was no memory for it; nothing is mapped then.
  */
@@ -40,9 +90,10 @@ export function mapPage(
   frame: Pfn,
   flags: number,
   allocateTable: () => Pfn | undefined,
+  leafLevel: number = 0,
 ): boolean {
   let table = root;
-  for (let level = 2; level > 0; level--) {
+  for (let level = 2; level > leafLevel; level--) {
     const at = entryAddress(table, address, level);
     let pte = memory.load32(at);
     if ((pte & PTE_V) === 0) {
@@ -53,7 +104,8 @@ export function mapPage(
     }
     table = pte >>> PTE_PPN_SHIFT;
   }
-  memory.store32(entryAddress(table, address, 0), (frame << PTE_PPN_SHIFT) | flags | PTE_V);
+  const valid = (flags & PTE_PARKED) === 0 ? PTE_V : 0;
+  memory.store32(entryAddress(table, address, leafLevel), (frame << PTE_PPN_SHIFT) | flags | valid);
   return true;
 }
 
@@ -74,24 +126,25 @@ export interface Leaf {
   level: number;
 }
 
-/** All leaves of an address space, in the order of their addresses. */
+/** All leaves of an address space, parked ones too, in the order of their addresses. */
 export function* walkLeaves(memory: ReadableMemory, root: Pfn): Generator<Leaf> {
-  yield* leavesBelow(memory, root, 2, 0);
+  if (root !== 0) yield* leavesBelow(memory, root, 2, 0);
 }
 
 function* leavesBelow(memory: ReadableMemory, table: Pfn, level: number, base: number): Generator<Leaf> {
   for (let index = 0; index < 512; index++) {
     const pte = memory.load32(table * FRAME_BYTES + index * 8);
-    if ((pte & PTE_V) === 0) continue;
+    if ((pte & (PTE_V | PTE_PARKED)) === 0) continue;
     const address = base + index * 2 ** (12 + 9 * level);
     const frame = pte >>> PTE_PPN_SHIFT;
-    if ((pte & LEAF) !== 0) yield { address, frame, flags: pte & 0x3ff, level };
+    if ((pte & (LEAF | PTE_PARKED)) !== 0) yield { address, frame, flags: pte & 0x3ff, level };
     else if (level > 0 && frame < memory.frames) yield* leavesBelow(memory, frame, level - 1, address);
   }
 }
 
 /** Frames of the tables of an address space, the root's included. */
 export function* walkTables(memory: ReadableMemory, root: Pfn, level = 2): Generator<Pfn> {
+  if (root === 0) return; // an embryo or a zombie has none
   yield root;
   if (level === 0) return;
   for (let index = 0; index < 512; index++) {

@@ -13,12 +13,14 @@ import {
   PROCESS_FAILURE_BYTES,
   PROCESS_FLAGS,
   PROCESS_FREE,
+  PROCESS_PARENT,
   PROCESS_PID,
   PROCESS_RATE,
   PROCESS_REGISTERS,
   PROCESS_ROOT,
   PROCESS_STATE,
   PROCESS_STATE_NAMES,
+  PROCESS_STATUS,
   PROCESS_STEPS,
   PROCESS_TEXT_BYTES,
   PROCESS_VCPU,
@@ -43,6 +45,10 @@ export interface Process {
   text: string;
   /** Why it failed, if it did. */
   failure: string;
+  /** pid of its parent, 0 for none. */
+  parent: number;
+  /** Of a zombie: code << 8, or the signal that ended it. */
+  status: number;
 }
 
 export function processAddress(memory: ReadableMemory, slot: number): PhysicalAddress {
@@ -65,6 +71,8 @@ export function readProcess(memory: ReadableMemory, slot: number): Process | und
     steps: memory.loadFloat64(at + PROCESS_STEPS),
     rate: memory.loadFloat64(at + PROCESS_RATE),
     text: readText(memory, at),
+    parent: memory.load32(at + PROCESS_PARENT),
+    status: memory.load32(at + PROCESS_STATUS),
     failure: readString(memory.read(at + PROCESS_FAILURE, PROCESS_FAILURE_BYTES)),
   };
 }
@@ -87,7 +95,8 @@ export function readRegisters(memory: ReadableMemory, slot: number): Int32Array 
 }
 
 function readText(memory: ReadableMemory, at: PhysicalAddress): string {
-  const leaf = findLeaf(memory, memory.load32(at + PROCESS_ROOT), CODE_BASE);
+  const root = memory.load32(at + PROCESS_ROOT);
+  const leaf = root === 0 ? 0 : findLeaf(memory, root, CODE_BASE);
   if (leaf === 0) return "";
   const frame = memory.load32(leaf) >>> 10;
   return new TextDecoder().decode(memory.read(frame * FRAME_BYTES, memory.load32(at + PROCESS_TEXT_BYTES)));

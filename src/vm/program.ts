@@ -13,6 +13,10 @@ export const DATA_BASE = 0x1000_0000;
 export const HEAP_BASE = 0xe000_0000;
 export const HEAP_END = 0xf000_0000;
 export const STACK_TOP = 0xffff_f000;
+/** Mappings without an address go below HEAP_BASE, down to here. */
+export const MMAP_BASE: number = DATA_BASE;
+/** Word of the registers where a0 (x10) lies: what a system call leaves for the next step. */
+export const A0 = 20;
 
 /** The areas' largest sizes, in pages. */
 export const DATA_PAGES_MAX: number = (HEAP_BASE - DATA_BASE) / 4096;
@@ -51,9 +55,58 @@ export interface SystemCalls {
   print(line: string): void;
 }
 
+/** What to map: see mmap(2). */
+export interface MmapRequest {
+  /** Where; anywhere if not given. Whatever is there is replaced. */
+  address?: VirtualAddress;
+  pages: number;
+  /** PTE bits R, W, X. */
+  flags: number;
+  /** Seen by all who have it from a fork, and not copied. */
+  shared?: boolean;
+}
+
+/** How a child ended: see wait(2). */
+export interface Exited {
+  pid: number;
+  /** Exit code << 8, or the number of the signal that ended it. */
+  status: number;
+}
+
+/**
+ * System calls of the kernel for processes: a number that is negative is an error number (errno.ts). `undefined` means that the
+ * process has to wait: the step must then end without having changed anything (`run` returns fewer steps than it may), and
+ * is taken again when it may go on.
+ */
+export interface KernelCalls extends SystemCalls {
+  getpid(): number;
+  getppid(): number;
+  /** Maps zeroed pages; returns the address. */
+  mmap(request: MmapRequest): number;
+  munmap(address: VirtualAddress, pages: number): number;
+  mprotect(address: VirtualAddress, pages: number, flags: number): number;
+  /** Asks for 2 MiB mappings; returns how many there are. */
+  madviseHuge(address: VirtualAddress, pages: number): number;
+  /** Once the step is over: a child at the same step. A0 of the registers is then its pid, or an error; 0 in the child. */
+  fork(): void;
+  /** Once the step is over: another program in this process. */
+  exec(text: string): void;
+  /** Once the step is over: the end, with a code of 0 to 255. */
+  exit(code: number): void;
+  /** The end of a child: of this one, or of any (-1). */
+  wait(pid: number): Exited | number | undefined;
+  /** Adds to the nice value; returns what it is now. */
+  nice(by: number): number;
+  /** Guest's monotonic clock, ms. It stands still while the machine is an image. */
+  clock(): number;
+  /** Wall clock, ms since 1970. */
+  time(): number;
+}
+
 /** What a running step program sees of itself. */
 export interface ProgramContext {
   readonly memory: UserMemory;
+  /** Of a process on a vCPU these are `KernelCalls`; a replay has the few that are deterministic. */
   readonly system: SystemCalls;
   /** 64 words: x0..x31, low and high halves. A program may use all but x0. All zero at the start. */
   readonly registers: Int32Array;
@@ -66,6 +119,11 @@ export class SelfCheckError extends Error {
   override readonly name = "SelfCheckError";
 }
 
+/** The kernel's calls, for programs that say they use them (`Runner.interacts`). */
+export function kernelCalls(context: ProgramContext): KernelCalls {
+  return context.system as KernelCalls;
+}
+
 /** One process's program, made from its text. Holds nothing that cannot be made again from the text. */
 export interface Runner {
   /** Pages of the data area. */
@@ -74,6 +132,8 @@ export interface Runner {
   readonly stackPages: number;
   /** Most steps a second; 0 for as many as it can. */
   readonly rate: number;
+  /** It uses `kernelCalls`: what its memory becomes depends on others, and cannot be recomputed from its text. */
+  readonly interacts?: boolean;
   /**
    * Writes the initial contents of a data page into `out` (4,096 bytes). False: the page is to stay absent and is
    * read as zeros (demand-zero). A page that is present but zero returns true and a zero page.

@@ -31,13 +31,13 @@ import {
 } from "../base/layout.js";
 import type { SharedMemory } from "../base/wasm.js";
 import { binOf } from "./activity.js";
-import type { BootSystemCalls } from "./boot-programs.js";
-import { printToConsole } from "./console.js";
+import { GuestFault } from "./address-space.js";
 import { instantiateCore, type Core } from "./core.js";
-import { GuestFault, Kernel, type PutBack } from "./kernel.js";
+import { Kernel, type PutBack } from "./kernel.js";
 import { PROCESS_REGISTERS, PROCESS_STEPS } from "./kernel-layout.js";
 import { processAddress, readProcess, readRegisters } from "./process.js";
 import { type ProgramContext, type Runner, SelfCheckError } from "./program.js";
+import { type Afterwards, createSystemCalls } from "./system-calls.js";
 
 /** How long a process keeps its vCPU while others wait, ms. */
 const SLICE_MS = 2;
@@ -58,7 +58,7 @@ interface Running {
   rateClock: number;
   rateSteps: number;
   fuel: number;
-  sleep: number | undefined;
+  afterwards: Afterwards | undefined;
 }
 
 export interface VcpuOptions {
@@ -86,7 +86,7 @@ export class Vcpu {
     this.#options = options;
     this.#number = options.number;
     this.#core = instantiateCore(options.memory, {
-      pageFault: (address, access) => this.#kernel.pageFault(this.#slot, address >>> 0, access),
+      pageFault: (address, access) => this.#control.locked(() => this.#kernel.space(this.#slot).fault(address >>> 0, access)),
       now: () => performance.now(),
     });
     this.#core.attach(options.number);
@@ -101,14 +101,15 @@ export class Vcpu {
     while (this.#control.load(MACHINE_POWER_OFF) === 0) {
       const doorbell = this.#control.load(MACHINE_DOORBELL);
       if (!this.#safepoint()) continue;
-      this.#slot = this.#kernel.pick(this.#number);
+      this.#slot = this.#kernel.scheduler.pick(this.#number);
       this.#control.storeVcpu(this.#number, VCPU_SLOT, this.#slot);
       if (this.#slot >= 0) {
+        const began = hostNow();
         const next = this.#runSlice(this.#slot);
         this.#core.deactivate();
-        if (next !== undefined) this.#kernel.putBack(this.#slot, next);
+        if (next !== undefined) this.#kernel.putBack(this.#slot, { ...next, ran: hostNow() - began });
       } else {
-        this.#control.wait(MACHINE_DOORBELL, doorbell, this.#kernel.untilWake(IDLE_MS));
+        this.#control.wait(MACHINE_DOORBELL, doorbell, this.#kernel.scheduler.untilWake(IDLE_MS));
         this.#lastEnd = 0;
       }
     }
@@ -120,7 +121,7 @@ export class Vcpu {
    * Runs a process until its slice ends, it sleeps or waits, or it fails, and returns how to put it back; undefined if
    * memory was replaced under it, so that there is nothing to put back.
    */
-  #runSlice(slot: number): PutBack | undefined {
+  #runSlice(slot: number): Omit<PutBack, "ran"> | undefined {
     let running: Running;
     try {
       running = this.#load(slot);
@@ -137,7 +138,7 @@ export class Vcpu {
         fuel = Math.min(fuel, allowance);
       }
       const began = hostNow();
-      running.sleep = undefined;
+      running.afterwards = undefined;
       let done = 0;
       try {
         done = running.runner.run(running.context, fuel);
@@ -149,14 +150,41 @@ export class Vcpu {
       this.#writeBack(slot, running, done);
       const now = hostNow();
       this.#account(running, began, now, done);
+      const left = this.#afterwards(slot, running.afterwards);
+      if (left?.status !== undefined) return left; // its last step is over, and it must not be seen between that and its end
       if (!this.#safepoint()) return undefined;
-      if (running.sleep !== undefined) return this.#sleepFor(running.sleep);
+      if (left !== undefined) return left;
       if (done < fuel) return this.#sleepFor(1); // it waits for memory
       if (now >= end || this.#control.load(MACHINE_POWER_OFF) !== 0) return {};
     }
   }
 
-  #sleepFor(ms: number): PutBack {
+  /** Does what a process asked for at the end of a step, before the safepoint: step and call are one. */
+  #afterwards(slot: number, asked: Afterwards | undefined): Omit<PutBack, "ran"> | undefined {
+    switch (asked?.do) {
+      case "sleep":
+        return this.#sleepFor(asked.ms);
+      case "block":
+        return { blocked: true };
+      case "exit":
+        return { status: asked.code << 8 };
+      case "fork":
+        this.#kernel.fork(slot);
+        return {};
+      case "exec":
+        this.#processes.delete(slot);
+        try {
+          this.#kernel.exec(slot, asked.text, this.#options.createRunner(asked.text));
+        } catch (error) {
+          return { failure: `exec: ${error instanceof Error ? error.message : String(error)}` };
+        }
+        return {};
+      default:
+        return undefined;
+    }
+  }
+
+  #sleepFor(ms: number): Omit<PutBack, "ran"> {
     return { wake: this.#control.guestNow() + ms };
   }
 
@@ -202,17 +230,14 @@ export class Vcpu {
   }
 
   #create(slot: number, pid: number, text: string): Running {
-    const kernel = this.#kernel;
-    const system: BootSystemCalls = {
-      map: (address, order) => kernel.mapBlock(slot, address >>> 0, order),
-      unmap: (address, order) => kernel.unmapBlock(slot, address >>> 0, order),
-      shrinkStack: (address) => kernel.shrinkStack(slot, address >>> 0),
-      sleep: (ms) => {
-        running.sleep = ms;
+    const system = createSystemCalls(
+      this.#kernel,
+      slot,
+      (what) => {
+        running.afterwards = what;
       },
-      print: (line) => this.#control.locked(() => printToConsole(kernel.memory, line)),
-      loaded: () => this.#options.loaded(),
-    };
+      () => this.#options.loaded(),
+    );
     const running: Running = {
       pid,
       runner: this.#options.createRunner(text),
@@ -221,7 +246,7 @@ export class Vcpu {
       rateClock: 0,
       rateSteps: 0,
       fuel: 256,
-      sleep: undefined,
+      afterwards: undefined,
     };
     return running;
   }

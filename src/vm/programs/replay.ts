@@ -5,7 +5,7 @@
  * What must hold: nothing here shares code with the machine's MMU, allocator or kernel. Absent pages read as zeros; a
  * page is present once it has initial contents, has been stored to, or was mapped.
  */
-import { assert } from "../../base/errors.js";
+import { assert, HibernaculumError } from "../../base/errors.js";
 import { FRAME_BYTES, FRAME_SHIFT } from "../../base/layout.js";
 import type { VirtualAddress } from "../../base/memory.js";
 import {
@@ -175,6 +175,10 @@ export class Replay {
    */
   constructor(text: string) {
     this.#runner = createRunner(text);
+    if (this.#runner.interacts === true) {
+      const name = text.split(":")[0];
+      throw new HibernaculumError("HIB_USAGE", `${name} uses other processes, files or clocks; it checks itself as it runs`);
+    }
     const scratch = new Uint8Array(FRAME_BYTES);
     for (let page = 0; page < this.#runner.dataPages; page++) {
       if (this.#runner.initialPage(page, scratch)) this.memory.add((DATA_BASE >>> FRAME_SHIFT) + page).set(scratch);

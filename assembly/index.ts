@@ -1,6 +1,6 @@
 /** The hot core, compiled to WebAssembly: everything that runs once a store, a fault or a frame. */
 export { checksum, hashFrame } from "./checksum";
-export { acknowledge, activate, attach, deactivate, dropContext, invalidate, load32, load8, store32, store64, store8 } from "./mmu";
+export { acknowledge, activate, attach, deactivate, dropContext, invalidate, load32, load8, prepareStore, store32, store64, store8 } from "./mmu";
 export { claimQueueEntry, setTimelineBin } from "./tracking";
 export {
   beforeBulkStore, clearBitmap, copyBitmap, countBits, countResidual, gather, isSameFilled, keepResidual, kernelStore32,

@@ -255,6 +255,8 @@ function loadAny<T>(address: u32): T {
   return loadSlow<T>(address);
 }
 
+/** Does what a store to this page would do, but for the store. */
+export function prepareStore(address: u32): void { fillWrite(address); }
 export function load8(address: u32): u32 { return <u32>loadAny<u8>(address); }
 export function load32(address: u32): u32 { return loadAny<u32>(address); }
 export function store8(address: u32, value: u32): void { storeAny<u8>(address, <u8>value); }

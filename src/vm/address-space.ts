@@ -118,7 +118,7 @@ export class AddressSpace {
 
   /** Cuts areas so that none lies across `address`. False if there is no memory. */
   #cut(address: VirtualAddress): boolean {
-    for (const area of [...this.areas()]) {
+    for (const area of Array.from(this.areas())) {
       if (area.start >= address || area.end <= address) continue;
       const upper = { ...area, start: address, limit: 0, offset: area.offset + (address - area.start) / FRAME_BYTES };
       if (!this.addArea(upper)) return false;
@@ -191,7 +191,7 @@ export class AddressSpace {
   adviseHuge(start: VirtualAddress, end: VirtualAddress): number {
     if (!isRange(start, end)) return -EINVAL;
     let huge = 0;
-    for (const area of [...this.areas()]) {
+    for (const area of Array.from(this.areas())) {
       if (area.object !== 0 || area.shared || (area.flags & PTE_W) === 0 || !isDemandZero(area)) continue;
       const last = Math.min(end, area.end);
       const first = Math.ceil(Math.max(start, area.start) / HUGE_BYTES) * HUGE_BYTES;
@@ -223,8 +223,9 @@ export class AddressSpace {
       return this.mapNew(page, 0, area.flags);
     }
     const index = area.offset + (page - area.start) / FRAME_BYTES;
-    const frame = objects.find(area.object, index) ?? this.#kernel.fillObjectPage(area.object, index);
+    const frame = objects.find(area.object, index) ?? this.#kernel.files.fillPage(area.object, index);
     if (frame === undefined) return false;
+    if (frame < 0) throw new GuestFault(`${where}: the file behind it ends before, or cannot be read`);
     if (write && !area.shared) return this.mapNew(page, 0, area.flags, memory.read(frame * FRAME_BYTES, FRAME_BYTES));
     if (write && buddy.kindOf(frame) === KIND_FILE_CLEAN) buddy.setKind(frame, KIND_FILE);
     if (!this.#mapLeaf(page, frame, 0, this.#leafFlags(area, 0, 0, frame))) return false;
@@ -499,10 +500,10 @@ export class AddressSpace {
     const root = this.#root;
     if (root !== 0) {
       this.#clear(0, 2 ** 32);
-      for (const table of [...walkTables(memory, root)]) buddy.free(table);
+      for (const table of Array.from(walkTables(memory, root))) buddy.free(table);
       memory.store32(this.#at + PROCESS_ROOT, 0);
     }
-    for (const { at } of [...this.areas()]) this.#removeNow(at);
+    for (const { at } of Array.from(this.areas())) this.#removeNow(at);
     core.dropContext(this.#slot);
   }
 }

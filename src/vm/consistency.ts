@@ -5,6 +5,7 @@
 import { FRAME_BYTES, MAX_PROCESSES, PTE_COW, PTE_D, PTE_PARKED, PTE_R, PTE_U, PTE_V, PTE_W, PTE_X } from "../base/layout.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../base/memory.js";
 import { type StoredArea, walkAreas } from "./area.js";
+import { checkFiles } from "./files/check.js";
 import * as K from "./kernel-layout.js";
 import { walkObject } from "./memory-object.js";
 import { walkLeaves, walkTables } from "./page-table.js";
@@ -147,7 +148,7 @@ function checkProcesses(memory: ReadableMemory, kinds: Kinds, result: Consistenc
     for (const { object } of areas) if (object !== 0) objects.set(object, (objects.get(object) ?? 0) + 1);
     result.mappedPages += checkMappings(memory, process, areas, kinds, holders.leaves, problem);
   }
-  for (const object of objects.keys()) {
+  for (const object of checkFiles(memory, objects, problem)) {
     for (const { frame } of walkObject(memory, object)) {
       if (frame < memory.frames) holders.objects[frame]!++;
       else problem(`a memory object holds frame ${frame}, which is beyond RAM`);

@@ -16,6 +16,7 @@ export interface Core {
   invalidate(address: number): void;
   setTimelineBin(bin: number): void;
 
+  prepareStore(address: number): void;
   load8(address: number): number;
   load32(address: number): number;
   store8(address: number, value: number): void;

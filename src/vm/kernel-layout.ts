@@ -30,6 +30,10 @@ export const KERNEL_VRUNTIME = 0x30;
 export const KERNEL_RESUMES = 0x24;
 /** Guest monotonic clock at the consistency point, ms (float64). */
 export const KERNEL_CLOCK = 0x28;
+/** The file system: inode of `/`, first mount, first inode of a file of the host (kernel heap addresses). */
+export const KERNEL_ROOT = 0x60;
+export const KERNEL_MOUNTS = 0x64;
+export const KERNEL_HOST_INODES = 0x68;
 /** Kernel heap: heads of the free lists of its size classes, 32 B to 2 KiB. */
 export const KERNEL_HEAP_HEADS = 0x40;
 export const KERNEL_HEAP_CLASSES = 7;
@@ -74,6 +78,8 @@ export const PROCESS_CHANNEL = 0x50;
 export const PROCESS_NICE = 0x54;
 /** Virtual run time, ms weighted by the nice value (float64). */
 export const PROCESS_VRUNTIME = 0x58;
+/** Frame of the fd table, PFN + 1; 0 for none. */
+export const PROCESS_FDS = 0xc0;
 /** x0..x31 as 64-bit; f0..f31 follow. */
 export const PROCESS_REGISTERS = 0x100;
 /** Why it failed: text, zero-terminated. */

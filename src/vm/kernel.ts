@@ -13,6 +13,7 @@ import { AddressSpace } from "./address-space.js";
 import { type AreaKind, CODE_FLAGS, DATA_FLAGS } from "./area.js";
 import { BuddyAllocator, tile } from "./buddy.js";
 import type { Core } from "./core.js";
+import { Files } from "./files/files.js";
 import { EAGAIN, ECHILD, ENOMEM } from "./errno.js";
 import * as K from "./kernel-layout.js";
 import { MemoryObjects } from "./memory-object.js";
@@ -46,6 +47,7 @@ export class Kernel {
   readonly control: Control;
   readonly buddy: BuddyAllocator;
   readonly objects: MemoryObjects;
+  readonly files: Files;
   readonly scheduler: Scheduler;
   readonly core: Core;
 
@@ -56,6 +58,7 @@ export class Kernel {
     this.buddy = new BuddyAllocator(this.memory);
     this.objects = new MemoryObjects(this.memory, this.buddy);
     this.scheduler = new Scheduler(this.memory, this.control);
+    this.files = new Files(this);
   }
 
   /** Builds the tables of a machine that boots. Its memory is all zeros. */
@@ -76,6 +79,7 @@ export class Kernel {
       const console = this.buddy.allocate(0, 0, K.KIND_DMA)!;
       this.memory.zero(console, 1);
       word(K.KERNEL_CONSOLE, console);
+      this.files.tree.initialise();
     });
   }
 
@@ -213,8 +217,13 @@ export class Kernel {
 
   /** Nothing is left of a process. */
   #destroy(slot: number): void {
-    this.space(slot).release();
+    this.#letGo(slot);
     this.memory.store32(this.#at(slot) + K.PROCESS_STATE, K.PROCESS_FREE);
+  }
+
+  #letGo(slot: number): void {
+    this.files.descriptions.closeAll(slot, "all");
+    this.space(slot).release();
   }
 
   /** A process has come to its end: its status waits for its parent, if that is there. Caller holds the kernel lock. */
@@ -226,8 +235,11 @@ export class Kernel {
       if (this.memory.load32(this.#at(child) + K.PROCESS_STATE) === K.PROCESS_ZOMBIE) this.#destroy(child);
     }
     const parent = this.#slotOf(this.memory.load32(at + K.PROCESS_PARENT));
-    if (parent === undefined) return this.#destroy(slot);
-    this.space(slot).release();
+    if (parent === undefined) {
+      this.#destroy(slot);
+      return;
+    }
+    this.#letGo(slot);
     this.memory.store32(at + K.PROCESS_STATUS, status);
     this.memory.store32(at + K.PROCESS_STATE, K.PROCESS_ZOMBIE);
     this.scheduler.wake(this.#at(parent));
@@ -278,7 +290,7 @@ export class Kernel {
       const space = this.space(child);
       const root = space.allocateTable();
       this.memory.store32(to + K.PROCESS_ROOT, root ?? 0);
-      const copied = root !== undefined && this.space(slot).copyTo(space);
+      const copied = root !== undefined && this.files.descriptions.copyTable(slot, child) && this.space(slot).copyTo(space);
       this.core.dropContext(slot); // its write tags are for leaves that have no W any more
       if (!copied) {
         this.#destroy(child);
@@ -298,6 +310,7 @@ export class Kernel {
   exec(slot: number, text: string, runner: Runner): void {
     const at = this.#at(slot);
     this.control.locked(() => {
+      this.files.descriptions.closeAll(slot, "cloexec");
       this.space(slot).release();
       this.memory.storeFloat64(at + K.PROCESS_STEPS, 0);
       for (let word = 0; word < 64; word++) this.memory.store32(at + K.PROCESS_REGISTERS + word * 4, 0);

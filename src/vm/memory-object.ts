@@ -14,9 +14,10 @@ import { KIND_KERNEL_HEAP } from "./kernel-layout.js";
 import type { PhysicalMemory } from "./physical.js";
 
 export const OBJECT_BYTES = 64;
+/** Areas that map it; and one for its inode, if it has one. */
 const REFERENCES = 0;
 const TABLE = 4;
-/** The inode whose pages these are, 0 for a shared anonymous mapping. */
+/** The inode whose pages these are, 0 for a shared anonymous mapping. Who maps the object holds the inode, too. */
 const INODE = 8;
 
 const WORDS = FRAME_BYTES / 4;
@@ -26,6 +27,8 @@ export const OBJECT_PAGES_MAX: number = WORDS * WORDS;
 export class MemoryObjects {
   readonly #memory: PhysicalMemory;
   readonly #buddy: BuddyAllocator;
+  /** Inodes are held and let go of by the file system. */
+  inodes: { share(inode: PhysicalAddress): void; release(inode: PhysicalAddress): void } | undefined;
 
   constructor(memory: PhysicalMemory, buddy: BuddyAllocator) {
     this.#memory = memory;
@@ -44,13 +47,26 @@ export class MemoryObjects {
 
   share(object: PhysicalAddress): void {
     this.#memory.store32(object + REFERENCES, this.#memory.load32(object + REFERENCES) + 1);
+    const inode = objectInode(this.#memory, object);
+    if (inode !== 0) this.inodes!.share(inode);
   }
 
-  /** One fewer holds it; the last one gives back its pages. */
+  /** One fewer maps it; the last one gives back its pages, or lets go of its inode, which does. */
   release(object: PhysicalAddress): void {
     const references = this.#memory.load32(object + REFERENCES) - 1;
     this.#memory.store32(object + REFERENCES, references);
-    if (references > 0) return;
+    const inode = objectInode(this.#memory, object);
+    if (inode !== 0) this.inodes!.release(inode);
+    else if (references === 0) this.destroy(object);
+  }
+
+  /** Whether an inode's object is mapped. */
+  isMapped(object: PhysicalAddress): boolean {
+    return this.#memory.load32(object + REFERENCES) > 1;
+  }
+
+  /** Gives back the object and its pages. */
+  destroy(object: PhysicalAddress): void {
     this.truncate(object, 0);
     const table = this.#memory.load32(object + TABLE);
     if (table !== 0) this.#buddy.free(table - 1);
@@ -108,6 +124,14 @@ export class MemoryObjects {
 
 export function objectInode(memory: ReadableMemory, object: PhysicalAddress): PhysicalAddress {
   return memory.load32(object + INODE) >>> 0;
+}
+
+/** How often an object is held, and its inode (0 for none). */
+export function objectReferences(
+  memory: ReadableMemory,
+  object: PhysicalAddress,
+): { references: number; inode: PhysicalAddress } {
+  return { references: memory.load32(object + REFERENCES), inode: objectInode(memory, object) };
 }
 
 function findObjectPage(memory: ReadableMemory, object: PhysicalAddress, page: number): Pfn | undefined {

@@ -73,12 +73,46 @@ export interface Exited {
   status: number;
 }
 
+/** What stat(2) says. */
+export interface FileStat {
+  type: "file" | "directory";
+  size: number;
+  /** ms since 1970. */
+  modified: number;
+}
+
+/** System calls on files; flags and whence as in files.ts. */
+export interface FileCalls {
+  open(path: string, flags: number): number;
+  close(fd: number): number;
+  /** Reads into memory at `address`; returns how many bytes, 0 at the end. */
+  read(fd: number, address: VirtualAddress, bytes: number): number | undefined;
+  write(fd: number, address: VirtualAddress, bytes: number): number | undefined;
+  lseek(fd: number, offset: number, whence: number): number;
+  ftruncate(fd: number, size: number): number;
+  fstat(fd: number): FileStat | number;
+  stat(path: string): FileStat | number;
+  readdir(path: string): string[] | number;
+  mkdir(path: string): number;
+  rmdir(path: string): number;
+  unlink(path: string): number;
+  rename(from: string, to: string): number;
+  pipe(flags?: number): { reader: number; writer: number } | number;
+  dup(fd: number): number;
+  dup2(fd: number, to: number): number;
+  setCloexec(fd: number, cloexec: boolean): number;
+  /** An fd for the console. */
+  console(): number;
+  /** Maps a file's pages from page `offset` on. */
+  mmapFile(fd: number, offset: number, request: MmapRequest): number;
+}
+
 /**
  * System calls of the kernel for processes: a number that is negative is an error number (errno.ts). `undefined` means that the
  * process has to wait: the step must then end without having changed anything (`run` returns fewer steps than it may), and
  * is taken again when it may go on.
  */
-export interface KernelCalls extends SystemCalls {
+export interface KernelCalls extends SystemCalls, FileCalls {
   getpid(): number;
   getppid(): number;
   /** Maps zeroed pages; returns the address. */

@@ -1,12 +1,13 @@
 /** System calls as a process's program sees them, on the vCPU that runs it. */
 import type { PhysicalAddress } from "../base/memory.js";
-import { FRAME_BYTES } from "../base/layout.js";
+import { FRAME_BYTES, PTE_W } from "../base/layout.js";
 import type { BootSystemCalls } from "./boot-programs.js";
 import { printToConsole } from "./console.js";
 import { ENOMEM } from "./errno.js";
 import type { Kernel } from "./kernel.js";
 import { PROCESS_NICE, PROCESS_PARENT, PROCESS_PID } from "./kernel-layout.js";
 import { processAddress } from "./process.js";
+import { UserCopy } from "./user-copy.js";
 
 /** What a process asked for that is done once its step is over, before the next safepoint. */
 export type Afterwards =
@@ -31,7 +32,8 @@ export function createSystemCalls(
   afterwards: (what: Afterwards) => void,
   loaded: () => number | undefined,
 ): BootSystemCalls {
-  const { memory, control } = kernel;
+  const { memory, control, files } = kernel;
+  const user = new UserCopy(kernel.core);
   const at: PhysicalAddress = processAddress(memory, slot);
   const space = kernel.space(slot);
   const locked = <T>(call: () => T): T => control.locked(call);
@@ -72,6 +74,38 @@ export function createSystemCalls(
         const nice = Math.max(NICE_LEAST, Math.min(NICE_MOST, memory.load32(at + PROCESS_NICE) + by));
         memory.store32(at + PROCESS_NICE, nice);
         return nice;
+      }),
+    open: (path, flags) => locked(() => files.open(slot, path, flags)),
+    close: (fd) => locked(() => files.descriptions.close(slot, fd)),
+    read: (fd, address, bytes) => {
+      user.prepare(address >>> 0, bytes);
+      const found = orWait(locked(() => files.read(slot, fd, bytes)));
+      if (found === undefined || typeof found === "number") return found;
+      user.copyOut(address >>> 0, found);
+      return found.length;
+    },
+    write: (fd, address, bytes) => {
+      const data = user.copyIn(address >>> 0, bytes);
+      return orWait(locked(() => files.write(slot, fd, data)));
+    },
+    lseek: (fd, offset, whence) => locked(() => files.seek(slot, fd, offset, whence)),
+    ftruncate: (fd, size) => locked(() => files.ftruncate(slot, fd, size)),
+    fstat: (fd) => locked(() => files.fstat(slot, fd)),
+    stat: (path) => locked(() => files.stat(path)),
+    readdir: (path) => locked(() => files.list(path)),
+    mkdir: (path) => locked(() => files.mkdir(path)),
+    rmdir: (path) => locked(() => files.rmdir(path)),
+    unlink: (path) => locked(() => files.unlink(path)),
+    rename: (from, to) => locked(() => files.rename(from, to)),
+    pipe: (flags = 0) => locked(() => files.pipe(slot, flags)),
+    dup: (fd) => locked(() => files.descriptions.duplicate(slot, fd)),
+    dup2: (fd, to) => locked(() => files.descriptions.duplicate(slot, fd, to)),
+    setCloexec: (fd, cloexec) => locked(() => files.descriptions.setCloexec(slot, fd, cloexec)),
+    console: () => locked(() => files.openConsole(slot)),
+    mmapFile: (fd, offset, { shared = false, ...request }) =>
+      locked(() => {
+        const object = files.objectOf(slot, fd, shared && (request.flags & PTE_W) !== 0);
+        return object < 0 ? object : space.map({ ...request, shared, object, offset });
       }),
     clock: () => control.guestNow(),
     time: () => Date.now(),

@@ -1,0 +1,329 @@
+/**
+ * System calls on files, of the process in a slot. What is negative is an error number; `undefined` means that the process has to
+ * wait (see KernelCalls).
+ *
+ * A file of the host is read through the page cache and written through to the host, so a page of the cache that nobody
+ * mapped and stored to is what the host's file has there.
+ */
+import { FRAME_BYTES } from "../../base/layout.js";
+import type { Pfn, PhysicalAddress } from "../../base/memory.js";
+import * as E from "../errno.js";
+import { printToConsole } from "../console.js";
+import { KIND_FILE_CLEAN } from "../kernel-layout.js";
+import type { Kernel } from "../kernel.js";
+import { objectInode } from "../memory-object.js";
+import { processAddress } from "../process.js";
+import { type Description, Descriptions } from "./descriptions.js";
+import {
+  createHost,
+  HostHandles,
+  type HostStat,
+  hostPath,
+  listHost,
+  makeDirectoryHost,
+  removeDirectoryHost,
+  renameHost,
+  statHost,
+  tryHost,
+  unlinkHost,
+} from "./host.js";
+import { type HostIdentity, type Inode, InodeTree, type Mount, readInode, splitPath, walkDirectory } from "./inode.js";
+
+export const O_RDONLY = 0;
+export const O_WRONLY = 1;
+export const O_RDWR = 2;
+export const O_CREAT = 0o100;
+export const O_EXCL = 0o200;
+export const O_TRUNC = 0o1000;
+export const O_APPEND = 0o2000;
+export const O_NONBLOCK = 0o4000;
+export const O_CLOEXEC = 0o2000000;
+const ACCESS_MODE = 3;
+
+export const SEEK_SET = 0;
+export const SEEK_CUR = 1;
+export const SEEK_END = 2;
+
+export type Stat = HostStat;
+
+export class Files {
+  readonly tree: InodeTree;
+  readonly descriptions: Descriptions;
+  readonly #kernel: Kernel;
+  readonly #host = new HostHandles();
+
+  constructor(kernel: Kernel) {
+    this.#kernel = kernel;
+    this.tree = new InodeTree(kernel);
+    this.descriptions = new Descriptions(kernel, (inode) => this.tree.release(inode));
+    kernel.objects.inodes = this.tree;
+  }
+
+  // ---- names ----
+
+  /** Opens a path; returns an fd. */
+  open(slot: number, path: string, flags: number): number {
+    const parts = splitPath(path);
+    const inode = this.#openInode(parts, flags);
+    if (inode < 0) return inode;
+    return this.#install(slot, this.descriptions.create("inode", inode, flags), flags, () => this.tree.release(inode));
+  }
+
+  #install(slot: number, description: number, flags: number, giveUp: () => void): number {
+    if (description < 0) {
+      giveUp();
+      return description;
+    }
+    const fd = this.descriptions.install(slot, description, (flags & O_CLOEXEC) !== 0);
+    if (fd < 0) this.descriptions.release(description);
+    return fd;
+  }
+
+  /** The inode of a path, held once more. */
+  #openInode(parts: readonly string[], flags: number): number {
+    const mounted = this.tree.mountOf(parts);
+    const writes = (flags & ACCESS_MODE) !== O_RDONLY;
+    if (mounted !== undefined) return this.#openHost(mounted.mount, mounted.rest, flags, writes);
+    let at = this.tree.lookup(parts);
+    if (at === -E.ENOENT && (flags & O_CREAT) !== 0) at = this.tree.make(parts, "file");
+    else if (at >= 0 && (flags & O_CREAT) !== 0 && (flags & O_EXCL) !== 0) return -E.EEXIST;
+    if (at < 0) return at;
+    const inode = readInode(this.#kernel.memory, at);
+    if (inode.type === "directory") return -E.EISDIR;
+    if (writes && (flags & O_TRUNC) !== 0) {
+      const cut = this.tree.truncate(inode, 0);
+      if (cut < 0) return cut;
+    }
+    this.tree.share(at);
+    return at;
+  }
+
+  #openHost(mount: Mount, rest: readonly string[], flags: number, writes: boolean): number {
+    if (mount.readOnly && (writes || (flags & O_CREAT) !== 0)) return -E.EROFS;
+    const opened = tryHost(() => {
+      const path = hostPath(mount, rest);
+      if ((flags & O_CREAT) !== 0) {
+        const made = tryHost(() => createHost(path));
+        if (typeof made === "number" && (made !== -E.EEXIST || (flags & O_EXCL) !== 0)) return made;
+      }
+      return this.tree.openHost(this.#host.identify(path), mount.readOnly);
+    });
+    if (opened < 0 || !writes || (flags & O_TRUNC) === 0) return opened;
+    const cut = this.#truncate(readInode(this.#kernel.memory, opened), 0);
+    if (cut < 0) this.tree.release(opened);
+    return cut < 0 ? cut : opened;
+  }
+
+  stat(path: string): Stat | number {
+    const parts = splitPath(path);
+    const mounted = this.tree.mountOf(parts);
+    if (mounted !== undefined) return tryHost(() => statHost(hostPath(mounted.mount, mounted.rest)));
+    const at = this.tree.lookup(parts);
+    return at < 0 ? at : statOf(readInode(this.#kernel.memory, at));
+  }
+
+  /** Names in a directory, in order. */
+  list(path: string): string[] | number {
+    const parts = splitPath(path);
+    const mounted = this.tree.mountOf(parts);
+    if (mounted !== undefined) return tryHost(() => listHost(hostPath(mounted.mount, mounted.rest)));
+    const at = this.tree.lookup(parts);
+    if (at < 0) return at;
+    if (readInode(this.#kernel.memory, at).type !== "directory") return -E.ENOTDIR;
+    return Array.from(walkDirectory(this.#kernel.memory, at), ({ name }) => name).sort();
+  }
+
+  mkdir(path: string): number {
+    return this.#change(path, (parts) => Math.min(0, this.tree.make(parts, "directory")), makeDirectoryHost);
+  }
+
+  rmdir(path: string): number {
+    return this.#change(path, (parts) => this.tree.unlink(parts, "directory"), removeDirectoryHost);
+  }
+
+  unlink(path: string): number {
+    return this.#change(path, (parts) => this.tree.unlink(parts, "file"), unlinkHost);
+  }
+
+  #change(path: string, inMemory: (parts: string[]) => number, onHost: (path: string) => void): number {
+    const parts = splitPath(path);
+    const mounted = this.tree.mountOf(parts);
+    if (mounted === undefined) return inMemory(parts);
+    if (mounted.rest.length === 0) return -E.EBUSY;
+    if (mounted.mount.readOnly) return -E.EROFS;
+    return tryHost(() => {
+      onHost(hostPath(mounted.mount, mounted.rest));
+      return 0;
+    });
+  }
+
+  rename(from: string, to: string): number {
+    const a = this.tree.mountOf(splitPath(from));
+    const b = this.tree.mountOf(splitPath(to));
+    if (a === undefined && b === undefined) return this.tree.rename(splitPath(from), splitPath(to));
+    if (a === undefined || b === undefined || a.mount.path !== b.mount.path) return -E.EXDEV;
+    if (a.rest.length === 0 || b.rest.length === 0) return -E.EBUSY;
+    if (a.mount.readOnly) return -E.EROFS;
+    return tryHost(() => {
+      renameHost(hostPath(a.mount, a.rest), hostPath(b.mount, b.rest));
+      return 0;
+    });
+  }
+
+  // ---- fds ----
+
+  pipe(slot: number, flags: number): { reader: number; writer: number } | number {
+    const ends = this.descriptions.createPipe(flags);
+    if (ends === undefined) return -E.ENOMEM;
+    const cloexec = (flags & O_CLOEXEC) !== 0;
+    const reader = this.descriptions.install(slot, ends.reader, cloexec);
+    const writer = reader < 0 ? reader : this.descriptions.install(slot, ends.writer, cloexec);
+    if (writer >= 0) return { reader, writer };
+    if (reader >= 0) this.descriptions.close(slot, reader);
+    else this.descriptions.release(ends.reader);
+    this.descriptions.release(ends.writer);
+    return writer;
+  }
+
+  openConsole(slot: number): number {
+    return this.#install(slot, this.descriptions.create("console", 0, O_WRONLY), O_WRONLY, () => undefined);
+  }
+
+  /** Bytes from where the fd stands, at most `most`. */
+  read(slot: number, fd: number, most: number): Uint8Array | number | undefined {
+    const open = this.descriptions.find(slot, fd);
+    if (open === undefined || (open.flags & ACCESS_MODE) === O_WRONLY || open.kind === "writer" || open.kind === "console")
+      return -E.EBADF;
+    if (open.kind === "reader") return this.#orWait(slot, open, this.descriptions.takeFromPipe(open.behind, most));
+    const inode = readInode(this.#kernel.memory, open.behind);
+    const bytes = this.#readAt(inode, open.position, most);
+    if (typeof bytes !== "number") this.descriptions.setPosition(open.at, open.position + bytes.length);
+    return bytes;
+  }
+
+  /** Puts bytes where the fd stands, or at the end (O_APPEND); returns how many. */
+  write(slot: number, fd: number, bytes: Uint8Array): number | undefined {
+    const open = this.descriptions.find(slot, fd);
+    if (open === undefined || open.kind === "reader") return -E.EBADF;
+    if (open.kind === "writer") return this.#orWait(slot, open, this.descriptions.putIntoPipe(open.behind, bytes));
+    if ((open.flags & ACCESS_MODE) === O_RDONLY) return -E.EBADF;
+    if (open.kind === "console") {
+      printToConsole(this.#kernel.memory, new TextDecoder().decode(bytes).replace(/\n$/, ""));
+      return bytes.length;
+    }
+    const inode = readInode(this.#kernel.memory, open.behind);
+    const position = (open.flags & O_APPEND) === 0 ? open.position : inode.size;
+    const written = inode.type === "host" ? this.#writeHost(inode, position, bytes) : this.tree.write(inode, position, bytes);
+    if (written >= 0) this.descriptions.setPosition(open.at, position + written);
+    return written;
+  }
+
+  #orWait<T>(slot: number, open: Description, result: T | undefined): T | number | undefined {
+    if (result !== undefined) return result;
+    if ((open.flags & O_NONBLOCK) !== 0) return -E.EAGAIN;
+    this.#kernel.scheduler.waitFor(processAddress(this.#kernel.memory, slot), open.behind);
+    return undefined;
+  }
+
+  seek(slot: number, fd: number, offset: number, whence: number): number {
+    const open = this.descriptions.find(slot, fd);
+    if (open === undefined) return -E.EBADF;
+    if (open.kind !== "inode") return -E.ESPIPE;
+    const base = whence === SEEK_SET ? 0 : whence === SEEK_CUR ? open.position : readInode(this.#kernel.memory, open.behind).size;
+    const position = base + offset;
+    if (!Number.isSafeInteger(position) || position < 0 || whence > SEEK_END) return -E.EINVAL;
+    this.descriptions.setPosition(open.at, position);
+    return position;
+  }
+
+  fstat(slot: number, fd: number): Stat | number {
+    const open = this.descriptions.find(slot, fd);
+    if (open === undefined) return -E.EBADF;
+    return open.kind === "inode" ? statOf(readInode(this.#kernel.memory, open.behind)) : -E.EINVAL;
+  }
+
+  ftruncate(slot: number, fd: number, size: number): number {
+    const open = this.descriptions.find(slot, fd);
+    if (open === undefined) return -E.EBADF;
+    if (open.kind !== "inode" || (open.flags & ACCESS_MODE) === O_RDONLY || !Number.isSafeInteger(size) || size < 0)
+      return -E.EINVAL;
+    return this.#truncate(readInode(this.#kernel.memory, open.behind), size);
+  }
+
+  /** The memory object of an open file, to be mapped. */
+  objectOf(slot: number, fd: number, writable: boolean): number {
+    const open = this.descriptions.find(slot, fd);
+    if (open === undefined) return -E.EBADF;
+    if (open.kind !== "inode") return -E.EINVAL;
+    const mode = open.flags & ACCESS_MODE;
+    if (mode === O_WRONLY || (writable && mode === O_RDONLY)) return -E.EACCES;
+    return readInode(this.#kernel.memory, open.behind).object;
+  }
+
+  // ---- contents ----
+
+  #truncate(inode: Inode, size: number): number {
+    if (inode.type !== "host") return this.tree.truncate(inode, size);
+    if (size < inode.size && this.#kernel.objects.isMapped(inode.object)) return -E.EBUSY;
+    const now = tryHost(() => this.#host.truncate(inode, size));
+    if (typeof now === "number") return now;
+    return this.tree.truncate(inode, size) || this.#note(inode, now);
+  }
+
+  #readAt(inode: Inode, position: number, most: number): Uint8Array | number {
+    if (inode.type !== "host") return this.tree.read(inode, position, most);
+    const length = Math.max(0, Math.min(most, inode.size - position));
+    for (let page = Math.floor(position / FRAME_BYTES); page * FRAME_BYTES < position + length; page++) {
+      const frame = this.#kernel.objects.find(inode.object, page) ?? this.readHostPage(inode, page);
+      if (frame === undefined) return -E.ENOMEM;
+      if (frame < 0) return frame;
+    }
+    return this.tree.read(inode, position, length);
+  }
+
+  /** Reads a page of a file of the host into the page cache: a clean page. Undefined without memory, an error number. */
+  readHostPage(inode: Inode, page: number): Pfn | number | undefined {
+    const { memory, buddy, objects } = this.#kernel;
+    const bytes = tryHost(() => this.#host.read(inode, page * FRAME_BYTES, FRAME_BYTES));
+    if (typeof bytes === "number") return bytes;
+    const frame = buddy.allocate(0, 0, KIND_FILE_CLEAN);
+    if (frame === undefined) return undefined;
+    memory.zero(frame, 1);
+    memory.write(frame * FRAME_BYTES, bytes);
+    if (objects.insert(inode.object, page, frame)) return frame;
+    buddy.free(frame);
+    return undefined;
+  }
+
+  #writeHost(inode: Inode, position: number, bytes: Uint8Array): number {
+    const now = tryHost(() => this.#host.write(inode, position, bytes));
+    if (typeof now === "number") return now;
+    for (let page = Math.floor(position / FRAME_BYTES); page * FRAME_BYTES < position + bytes.length; page++) {
+      const frame = this.#kernel.objects.find(inode.object, page);
+      if (frame === undefined) continue;
+      const from = Math.max(0, page * FRAME_BYTES - position);
+      const at = Math.max(0, position - page * FRAME_BYTES);
+      this.#kernel.memory.write(frame * FRAME_BYTES + at, bytes.subarray(from, from + FRAME_BYTES - at));
+    }
+    this.#note(inode, now);
+    return bytes.length;
+  }
+
+  #note(inode: Inode, now: HostIdentity): number {
+    this.tree.setSize(inode.at, now.size, now.modified);
+    return 0;
+  }
+
+  /** A page of an object that has no frame yet: of a file of the host what is there, else zeros. */
+  fillPage(object: PhysicalAddress, page: number): Pfn | number | undefined {
+    const at = objectInode(this.#kernel.memory, object);
+    if (at === 0) return this.#kernel.fillObjectPage(object, page);
+    const inode = readInode(this.#kernel.memory, at);
+    if (page * FRAME_BYTES >= inode.size) return -E.EFAULT; // beyond the end of the file
+    return inode.type === "host" ? this.readHostPage(inode, page) : this.#kernel.fillObjectPage(object, page);
+  }
+}
+
+function statOf(inode: Inode): Stat {
+  return { type: inode.type === "directory" ? "directory" : "file", size: inode.size, modified: inode.modified };
+}

@@ -1,0 +1,171 @@
+/**
+ * Files of the host, as the kernel sees them. Handles are not part of the machine: a thread opens a path when it first needs
+ * it, and forgets it when the kernel's inode is gone. All calls block, for a system call is part of a step.
+ */
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  ftruncateSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readSync,
+  realpathSync,
+  renameSync,
+  rmdirSync,
+  type BigIntStats,
+  statSync,
+  unlinkSync,
+  writeSync,
+} from "node:fs";
+import { basename, dirname, join, sep } from "node:path";
+import * as E from "../errno.js";
+import type { HostIdentity, Inode, Mount } from "./inode.js";
+
+const BY_CODE: Readonly<Record<string, number>> = {
+  EACCES: E.EACCES,
+  EBUSY: E.EBUSY,
+  EEXIST: E.EEXIST,
+  EINVAL: E.EINVAL,
+  EISDIR: E.EISDIR,
+  EMFILE: E.EMFILE,
+  ENAMETOOLONG: E.ENAMETOOLONG,
+  ENOENT: E.ENOENT,
+  ENOSPC: E.ENOSPC,
+  EDQUOT: E.ENOSPC,
+  ENOTDIR: E.ENOTDIR,
+  ENOTEMPTY: E.ENOTEMPTY,
+  EPERM: E.EPERM,
+  EROFS: E.EROFS,
+};
+
+/** Runs a call of the host's file system; its errors become numbers, EIO if the guest has no name for one. */
+export function tryHost<T>(call: () => T): T | number {
+  try {
+    return call();
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === undefined) throw error;
+    return -(BY_CODE[code] ?? E.EIO);
+  }
+}
+
+/** Path on the host of what a mount shows; symbolic links must not lead out of it. */
+export function hostPath(mount: Mount, rest: readonly string[]): string {
+  const root = realpathSync(mount.host);
+  const path = join(root, ...rest);
+  if (rest.length === 0) return root;
+  const parent = realpathSync(dirname(path));
+  const leaf = join(parent, basename(path));
+  let real = leaf;
+  try {
+    real = realpathSync(leaf);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
+  }
+  if (real !== root && !real.startsWith(root.endsWith(sep) ? root : root + sep)) {
+    throw Object.assign(new Error(`${path} leads out of ${mount.host}`), { code: "EACCES" });
+  }
+  return real;
+}
+
+export function identityOf(path: string, stats: BigIntStats): HostIdentity {
+  return { path, device: stats.dev, number: stats.ino, size: Number(stats.size), modified: Number(stats.mtimeNs) / 1e6 };
+}
+
+export interface HostStat {
+  type: "file" | "directory";
+  size: number;
+  modified: number;
+}
+
+export function statHost(path: string): HostStat {
+  const stats = statSync(path);
+  return { type: stats.isDirectory() ? "directory" : "file", size: stats.size, modified: stats.mtimeMs };
+}
+
+/** Makes an empty file. */
+export function createHost(path: string): void {
+  closeSync(openSync(path, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL, 0o644));
+}
+
+export const listHost: (path: string) => string[] = (path) => readdirSync(path).sort();
+export const makeDirectoryHost: (path: string) => void = (path) => mkdirSync(path);
+export const removeDirectoryHost: (path: string) => void = rmdirSync;
+export const unlinkHost: (path: string) => void = unlinkSync;
+export const renameHost: (from: string, to: string) => void = renameSync;
+
+/** Open handles of this thread, by path and what is behind it. */
+export class HostHandles {
+  readonly #open = new Map<string, { descriptor: number; writable: boolean; device: bigint; number: bigint }>();
+
+  /**
+   * Opens a file for a new inode.
+   *
+   * @returns what the host says it is
+   */
+  identify(path: string): HostIdentity {
+    const stats = statSync(path, { bigint: true });
+    if (stats.isDirectory()) throw Object.assign(new Error(`${path} is a directory`), { code: "EISDIR" });
+    return identityOf(path, stats);
+  }
+
+  read(inode: Inode, position: number, length: number): Uint8Array {
+    const descriptor = this.#descriptor(inode, false);
+    const bytes = new Uint8Array(length);
+    let done = 0;
+    while (done < length) {
+      const count = readSync(descriptor, bytes, done, length - done, position + done);
+      if (count === 0) break;
+      done += count;
+    }
+    return bytes.subarray(0, done);
+  }
+
+  /** Writes all of it; returns what the file is then. */
+  write(inode: Inode, position: number, bytes: Uint8Array): HostIdentity {
+    const descriptor = this.#descriptor(inode, true);
+    for (let done = 0; done < bytes.length; ) done += writeSync(descriptor, bytes, done, bytes.length - done, position + done);
+    return identityOf(inode.host!.path, fstatSync(descriptor, { bigint: true }));
+  }
+
+  truncate(inode: Inode, size: number): HostIdentity {
+    const descriptor = this.#descriptor(inode, true);
+    ftruncateSync(descriptor, size);
+    return identityOf(inode.host!.path, fstatSync(descriptor, { bigint: true }));
+  }
+
+  /** A file that was removed or replaced since it was opened is not the inode's any more. */
+  #descriptor(inode: Inode, writable: boolean): number {
+    const { path, device, number } = inode.host!;
+    const there = this.#open.get(path);
+    if (there !== undefined && there.device === device && there.number === number && (there.writable || !writable))
+      return there.descriptor;
+    if (there !== undefined) closeSync(there.descriptor);
+    this.#open.delete(path);
+    const descriptor = openSync(path, writable ? constants.O_RDWR : constants.O_RDONLY);
+    const stats = fstatSync(descriptor, { bigint: true });
+    if (stats.dev !== device || stats.ino !== number) {
+      closeSync(descriptor);
+      throw Object.assign(new Error(`${path} was replaced since it was opened`), { code: "EIO" });
+    }
+    if (this.#open.size >= HANDLES_MAX) this.#closeOldest();
+    this.#open.set(path, { descriptor, writable, device, number });
+    return descriptor;
+  }
+
+  #closeOldest(): void {
+    const [path, { descriptor }] = this.#open.entries().next().value!;
+    closeSync(descriptor);
+    this.#open.delete(path);
+  }
+
+  close(): void {
+    for (const { descriptor } of this.#open.values()) closeSync(descriptor);
+    this.#open.clear();
+  }
+}
+
+/** Handles that a thread keeps open. */
+const HANDLES_MAX = 64;

@@ -1,0 +1,439 @@
+/**
+ * Inodes, directories and mounts: the in-memory file system and what of the host's is mounted into it. All of it lies in the
+ * kernel heap; contents are pages of the inode's memory object.
+ *
+ * What must hold: an inode is held by its names, by open descriptions, and by areas that map it; the last one frees it. A
+ * file of the host is an inode only while it is open or mapped: its pages are never older than that.
+ */
+import { FRAME_BYTES } from "../../base/layout.js";
+import type { PhysicalAddress, ReadableMemory } from "../../base/memory.js";
+import { EEXIST, EINVAL, EISDIR, ENAMETOOLONG, ENOENT, ENOMEM, ENOSPC, ENOTDIR, ENOTEMPTY, EROFS, EBUSY } from "../errno.js";
+import { allocateObject, freeObject } from "../kernel-heap.js";
+import { KERNEL_HOST_INODES, KERNEL_MOUNTS, KERNEL_ROOT } from "../kernel-layout.js";
+import type { Kernel } from "../kernel.js";
+import { OBJECT_PAGES_MAX } from "../memory-object.js";
+
+export const INODE_BYTES = 128;
+const REFERENCES = 0;
+const TYPE = 4;
+/** Its memory object (files). */
+const OBJECT = 8;
+/** First entry (directories). */
+const ENTRIES = 12;
+const SIZE = 16;
+const MODIFIED = 24;
+/** Of a file of the host: device and inode number, 64 bits each. */
+const HOST_DEVICE = 32;
+const HOST_NUMBER = 40;
+/** Path on the host (a string object), and the next inode of the host's. */
+const HOST_PATH = 48;
+const NEXT_HOST = 52;
+const READ_ONLY = 56;
+
+export type InodeType = "file" | "directory" | "host";
+const TYPES: readonly InodeType[] = ["file", "directory", "host"];
+
+const ENTRY_HEAD = 12;
+const NAME_BYTES_MAX = 255;
+const PATH_BYTES_MAX = 2000;
+
+/** An inode, as read at one moment. */
+export interface Inode {
+  at: PhysicalAddress;
+  type: InodeType;
+  references: number;
+  object: PhysicalAddress;
+  size: number;
+  /** ms since 1970. */
+  modified: number;
+  readOnly: boolean;
+  /** Of the host's: path, and what the host says it is. */
+  host: { path: string; device: bigint; number: bigint } | undefined;
+}
+
+export interface Mount {
+  /** Where it is seen, with `/` at neither end but the start. */
+  path: string;
+  /** Directory of the host. */
+  host: string;
+  readOnly: boolean;
+}
+
+export function readInode(memory: ReadableMemory, at: PhysicalAddress): Inode {
+  const type = TYPES[memory.load32(at + TYPE)]!;
+  return {
+    at,
+    type,
+    references: memory.load32(at + REFERENCES),
+    object: memory.load32(at + OBJECT) >>> 0,
+    size: memory.loadFloat64(at + SIZE),
+    modified: memory.loadFloat64(at + MODIFIED),
+    readOnly: memory.load32(at + READ_ONLY) !== 0,
+    host:
+      type === "host"
+        ? {
+            path: readString(memory, memory.load32(at + HOST_PATH) >>> 0),
+            device: load64(memory, at + HOST_DEVICE),
+            number: load64(memory, at + HOST_NUMBER),
+          }
+        : undefined,
+  };
+}
+
+/** Files of the host that are open or mapped. */
+export function* walkHostInodes(memory: ReadableMemory): Generator<Inode> {
+  for (let at = memory.load32(KERNEL_HOST_INODES) >>> 0; at !== 0; at = memory.load32(at + NEXT_HOST) >>> 0)
+    yield readInode(memory, at);
+}
+
+/** Names and inodes of a directory, newest first. */
+export function* walkDirectory(
+  memory: ReadableMemory,
+  directory: PhysicalAddress,
+): Generator<{ name: string; inode: PhysicalAddress; at: PhysicalAddress }> {
+  for (let at = memory.load32(directory + ENTRIES) >>> 0; at !== 0; at = memory.load32(at) >>> 0) {
+    const name = new TextDecoder().decode(memory.read(at + ENTRY_HEAD, memory.load32(at + 8)));
+    yield { name, inode: memory.load32(at + 4) >>> 0, at };
+  }
+}
+
+export function* walkMounts(memory: ReadableMemory): Generator<Mount> {
+  for (let at = memory.load32(KERNEL_MOUNTS) >>> 0; at !== 0; at = memory.load32(at) >>> 0) {
+    yield {
+      path: readString(memory, memory.load32(at + 4) >>> 0),
+      host: readString(memory, memory.load32(at + 8) >>> 0),
+      readOnly: memory.load32(at + 12) !== 0,
+    };
+  }
+}
+
+/** The parts of an absolute path, without `.` and `..`. */
+export function splitPath(path: string): string[] {
+  const parts: string[] = [];
+  for (const part of path.split("/")) {
+    if (part === "" || part === ".") continue;
+    if (part === "..") parts.pop();
+    else parts.push(part);
+  }
+  return parts;
+}
+
+/** What of a file's contents is to be remembered of the host's file behind it. */
+export interface HostIdentity {
+  path: string;
+  device: bigint;
+  number: bigint;
+  size: number;
+  modified: number;
+}
+
+/** The tree of inodes. Callers hold the kernel lock. What is negative is an error number. */
+export class InodeTree {
+  readonly #kernel: Kernel;
+
+  constructor(kernel: Kernel) {
+    this.#kernel = kernel;
+  }
+
+  /** Builds the empty tree of a machine that boots. */
+  initialise(): void {
+    this.#kernel.memory.store32(KERNEL_ROOT, this.create("directory"));
+  }
+
+  /** A new inode, held once. */
+  create(type: InodeType): number {
+    const { memory, buddy, objects } = this.#kernel;
+    const at = allocateObject(memory, buddy, INODE_BYTES);
+    if (at === undefined) return -ENOMEM;
+    for (let word = 0; word < INODE_BYTES; word += 4) memory.store32(at + word, 0);
+    memory.store32(at + REFERENCES, 1);
+    memory.store32(at + TYPE, TYPES.indexOf(type));
+    memory.storeFloat64(at + MODIFIED, Date.now());
+    if (type === "directory") return at;
+    const object = objects.create(at);
+    if (object === undefined) {
+      freeObject(memory, at, INODE_BYTES);
+      return -ENOMEM;
+    }
+    memory.store32(at + OBJECT, object);
+    return at;
+  }
+
+  share(inode: PhysicalAddress): void {
+    const { memory } = this.#kernel;
+    memory.store32(inode + REFERENCES, memory.load32(inode + REFERENCES) + 1);
+  }
+
+  /** One fewer holds it; the last one gives back its contents. */
+  release(inode: PhysicalAddress): void {
+    const { memory, objects } = this.#kernel;
+    const references = memory.load32(inode + REFERENCES) - 1;
+    memory.store32(inode + REFERENCES, references);
+    if (references > 0) return;
+    const { object, type } = readInode(memory, inode);
+    if (object !== 0) objects.destroy(object);
+    if (type === "host") {
+      this.#unlinkHost(inode);
+      this.#freeString(memory.load32(inode + HOST_PATH) >>> 0);
+    }
+    freeObject(memory, inode, INODE_BYTES);
+  }
+
+  #unlinkHost(inode: PhysicalAddress): void {
+    const { memory } = this.#kernel;
+    let link = KERNEL_HOST_INODES;
+    while (memory.load32(link) >>> 0 !== inode) link = (memory.load32(link) >>> 0) + NEXT_HOST;
+    memory.store32(link, memory.load32(inode + NEXT_HOST));
+  }
+
+  // ---- the in-memory tree ----
+
+  get root(): PhysicalAddress {
+    return this.#kernel.memory.load32(KERNEL_ROOT) >>> 0;
+  }
+
+  /** The inode at a path. */
+  lookup(parts: readonly string[]): number {
+    let at = this.root;
+    for (const part of parts) {
+      if (readInode(this.#kernel.memory, at).type !== "directory") return -ENOTDIR;
+      const found = this.#find(at, part);
+      if (found === undefined) return -ENOENT;
+      at = found.inode;
+    }
+    return at;
+  }
+
+  #find(directory: PhysicalAddress, name: string): { inode: PhysicalAddress; at: PhysicalAddress } | undefined {
+    for (const entry of walkDirectory(this.#kernel.memory, directory)) if (entry.name === name) return entry;
+    return undefined;
+  }
+
+  #directoryOf(parts: readonly string[]): number {
+    if (parts.length === 0) return -EEXIST; // the root
+    const directory = this.lookup(parts.slice(0, -1));
+    if (directory < 0) return directory;
+    return readInode(this.#kernel.memory, directory).type === "directory" ? directory : -ENOTDIR;
+  }
+
+  /** Makes a file or a directory with a name; the name holds it. */
+  make(parts: readonly string[], type: "file" | "directory"): number {
+    const directory = this.#directoryOf(parts);
+    if (directory < 0) return directory;
+    const name = parts.at(-1)!;
+    if (this.#find(directory, name) !== undefined) return -EEXIST;
+    const inode = this.create(type);
+    if (inode < 0) return inode;
+    const entered = this.#enter(directory, name, inode);
+    if (entered < 0) this.release(inode);
+    return entered < 0 ? entered : inode;
+  }
+
+  /** Gives an inode a name in a directory, which takes over a reference. */
+  #enter(directory: PhysicalAddress, name: string, inode: PhysicalAddress): number {
+    const { memory, buddy } = this.#kernel;
+    const bytes = new TextEncoder().encode(name);
+    if (bytes.length > NAME_BYTES_MAX) return -ENAMETOOLONG;
+    const entry = allocateObject(memory, buddy, ENTRY_HEAD + bytes.length);
+    if (entry === undefined) return -ENOMEM;
+    memory.store32(entry, memory.load32(directory + ENTRIES));
+    memory.store32(entry + 4, inode);
+    memory.store32(entry + 8, bytes.length);
+    memory.write(entry + ENTRY_HEAD, bytes);
+    memory.store32(directory + ENTRIES, entry);
+    return 0;
+  }
+
+  #leave(directory: PhysicalAddress, entry: PhysicalAddress): void {
+    const { memory } = this.#kernel;
+    let link = directory + ENTRIES;
+    while (memory.load32(link) >>> 0 !== entry) link = memory.load32(link) >>> 0;
+    const bytes = ENTRY_HEAD + memory.load32(entry + 8);
+    memory.store32(link, memory.load32(entry));
+    freeObject(memory, entry, bytes);
+  }
+
+  /** Takes a name away; of a directory only if it is empty. */
+  unlink(parts: readonly string[], type: "file" | "directory"): number {
+    const directory = this.#directoryOf(parts);
+    if (directory < 0) return parts.length === 0 ? -EBUSY : directory;
+    const found = this.#find(directory, parts.at(-1)!);
+    if (found === undefined) return -ENOENT;
+    const inode = readInode(this.#kernel.memory, found.inode);
+    if (inode.type !== type) return type === "file" ? -EISDIR : -ENOTDIR;
+    if (type === "directory" && !walkDirectory(this.#kernel.memory, found.inode).next().done) return -ENOTEMPTY;
+    this.#leave(directory, found.at);
+    this.release(found.inode);
+    return 0;
+  }
+
+  /** Gives what is at one path another, replacing a file there. */
+  rename(from: readonly string[], to: readonly string[]): number {
+    const directory = this.#directoryOf(from);
+    const target = this.#directoryOf(to);
+    if (directory < 0 || target < 0) return from.length === 0 || to.length === 0 ? -EBUSY : Math.min(directory, target);
+    const moved = this.#find(directory, from.at(-1)!);
+    if (moved === undefined) return -ENOENT;
+    if (to.length > from.length && from.every((part, i) => part === to[i])) return -EINVAL; // into itself
+    const there = this.#find(target, to.at(-1)!);
+    if (there?.inode === moved.inode) return 0;
+    if (there !== undefined) {
+      const replaced = readInode(this.#kernel.memory, there.inode).type;
+      if (replaced !== "file") return -EISDIR;
+      if (readInode(this.#kernel.memory, moved.inode).type === "directory") return -ENOTDIR;
+    }
+    const entered = this.#enter(target, to.at(-1)!, moved.inode);
+    if (entered < 0) return entered;
+    // Two entries of one name may stand in the target now; the newer is the first. Take away the older, then the old name.
+    if (there !== undefined) {
+      this.#leave(target, there.at);
+      this.release(there.inode);
+    }
+    this.#leave(directory, moved.at);
+    return 0;
+  }
+
+  // ---- contents of files in memory ----
+
+  setSize(inode: PhysicalAddress, size: number, modified: number = Date.now()): void {
+    this.#kernel.memory.storeFloat64(inode + SIZE, size);
+    this.#kernel.memory.storeFloat64(inode + MODIFIED, modified);
+  }
+
+  /** Bytes of a file in memory from a position, at most `length`. */
+  read(inode: Inode, position: number, length: number): Uint8Array {
+    const bytes = new Uint8Array(Math.max(0, Math.min(length, inode.size - position)));
+    this.#visitPages(position, bytes.length, (page, at, done, count) => {
+      const frame = this.#kernel.objects.find(inode.object, page);
+      if (frame !== undefined) bytes.set(this.#kernel.memory.read(frame * FRAME_BYTES + at, count), done);
+      return true;
+    });
+    return bytes;
+  }
+
+  /** Stores bytes into a file in memory; returns how many, fewer if there is no more memory. */
+  write(inode: Inode, position: number, bytes: Uint8Array): number {
+    if ((position + bytes.length) / FRAME_BYTES > OBJECT_PAGES_MAX) return -ENOSPC;
+    let written = 0;
+    this.#visitPages(position, bytes.length, (page, at, done, count) => {
+      const frame = this.#kernel.objects.find(inode.object, page) ?? this.#kernel.fillObjectPage(inode.object, page);
+      if (frame === undefined) return false;
+      this.#kernel.memory.write(frame * FRAME_BYTES + at, bytes.subarray(done, done + count));
+      written += count;
+      return true;
+    });
+    if (written === 0 && bytes.length > 0) return -ENOSPC;
+    this.setSize(inode.at, Math.max(inode.size, position + written));
+    return written;
+  }
+
+  #visitPages(position: number, length: number, visit: (page: number, at: number, done: number, count: number) => boolean): void {
+    for (let done = 0; done < length; ) {
+      const at = (position + done) % FRAME_BYTES;
+      const count = Math.min(FRAME_BYTES - at, length - done);
+      if (!visit(Math.floor((position + done) / FRAME_BYTES), at, done, count)) return;
+      done += count;
+    }
+  }
+
+  /** Cuts a file in memory, or lengthens it with zeros. One that is mapped is not cut: its pages are in use. */
+  truncate(inode: Inode, size: number): number {
+    const { memory, objects } = this.#kernel;
+    if (size < inode.size) {
+      if (objects.isMapped(inode.object)) return -EBUSY;
+      objects.truncate(inode.object, Math.ceil(size / FRAME_BYTES));
+      const last = objects.find(inode.object, Math.floor(size / FRAME_BYTES));
+      const tail = size % FRAME_BYTES;
+      if (tail > 0 && last !== undefined) memory.write(last * FRAME_BYTES + tail, new Uint8Array(FRAME_BYTES - tail));
+    }
+    this.setSize(inode.at, size);
+    return 0;
+  }
+
+  // ---- the host's directories ----
+
+  /** Mounts a directory of the host at a path. */
+  mount({ path, host, readOnly }: Mount): number {
+    const { memory, buddy } = this.#kernel;
+    const mount = allocateObject(memory, buddy, 16);
+    const strings = [this.#string(`/${splitPath(path).join("/")}`), this.#string(host)];
+    if (mount === undefined || strings.includes(undefined)) return -ENOMEM;
+    memory.store32(mount, memory.load32(KERNEL_MOUNTS));
+    memory.store32(mount + 4, strings[0]!);
+    memory.store32(mount + 8, strings[1]!);
+    memory.store32(mount + 12, readOnly ? 1 : 0);
+    memory.store32(KERNEL_MOUNTS, mount);
+    return 0;
+  }
+
+  /** The mount that a path lies in, and the rest of the path; undefined if it is in memory. */
+  mountOf(parts: readonly string[]): { mount: Mount; rest: string[] } | undefined {
+    let best: { mount: Mount; rest: string[] } | undefined;
+    let longest = -1;
+    for (const mount of walkMounts(this.#kernel.memory)) {
+      const at = splitPath(mount.path);
+      if (at.length > longest && at.every((part, i) => parts[i] === part)) {
+        best = { mount, rest: parts.slice(at.length) };
+        longest = at.length;
+      }
+    }
+    return best;
+  }
+
+  /** The inode of a file of the host, held once more; made if it is not open. */
+  openHost(identity: HostIdentity, readOnly: boolean): number {
+    const { memory } = this.#kernel;
+    for (const inode of walkHostInodes(memory)) {
+      if (inode.host?.device !== identity.device || inode.host.number !== identity.number) continue;
+      if (inode.readOnly && !readOnly) return -EROFS; // one mount says so, and it was first
+      this.share(inode.at);
+      return inode.at;
+    }
+    const inode = this.create("host");
+    if (inode < 0) return inode;
+    const path = this.#string(identity.path);
+    if (path === undefined) {
+      this.#kernel.objects.destroy(readInode(memory, inode).object);
+      freeObject(memory, inode, INODE_BYTES);
+      return -ENOMEM;
+    }
+    memory.store32(inode + HOST_PATH, path);
+    store64(this.#kernel, inode + HOST_DEVICE, identity.device);
+    store64(this.#kernel, inode + HOST_NUMBER, identity.number);
+    memory.store32(inode + READ_ONLY, readOnly ? 1 : 0);
+    memory.store32(inode + NEXT_HOST, memory.load32(KERNEL_HOST_INODES));
+    memory.store32(KERNEL_HOST_INODES, inode);
+    this.setSize(inode, identity.size, identity.modified);
+    return inode;
+  }
+
+  // ---- strings ----
+
+  #string(text: string): PhysicalAddress | undefined {
+    const bytes = new TextEncoder().encode(text);
+    if (bytes.length > PATH_BYTES_MAX) return undefined;
+    const { memory, buddy } = this.#kernel;
+    const at = allocateObject(memory, buddy, 4 + bytes.length);
+    if (at === undefined) return undefined;
+    memory.store32(at, bytes.length);
+    memory.write(at + 4, bytes);
+    return at;
+  }
+
+  #freeString(at: PhysicalAddress): void {
+    freeObject(this.#kernel.memory, at, 4 + this.#kernel.memory.load32(at));
+  }
+}
+
+function readString(memory: ReadableMemory, at: PhysicalAddress): string {
+  return new TextDecoder().decode(memory.read(at + 4, memory.load32(at)));
+}
+
+function load64(memory: ReadableMemory, at: PhysicalAddress): bigint {
+  return (BigInt(memory.load32(at + 4) >>> 0) << 32n) | BigInt(memory.load32(at) >>> 0);
+}
+
+function store64(kernel: Kernel, at: PhysicalAddress, value: bigint): void {
+  kernel.memory.store32(at, Number(BigInt.asIntN(32, value)));
+  kernel.memory.store32(at + 4, Number(BigInt.asIntN(32, value >> 32n)));
+}

@@ -7,7 +7,9 @@
  *
  * An embedder makes one with `Machine.boot`, spawns programs, and saves it with `save` (hibernate.ts).
  */
+import { statSync } from "node:fs";
 import { cpus } from "node:os";
+import { resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Worker } from "node:worker_threads";
 import { type Control, hostNow } from "./base/control.js";
@@ -18,6 +20,7 @@ import { Quiesce } from "./cow/quiesce.js";
 import { WriteTracking } from "./cow/tracking.js";
 import { drainConsole } from "./vm/console.js";
 import { type Core, instantiateCore } from "./vm/core.js";
+import type { Mount } from "./vm/files/inode.js";
 import { Kernel } from "./vm/kernel.js";
 import { createMemory } from "./vm/physical.js";
 import { listProcesses, type Process } from "./vm/process.js";
@@ -36,6 +39,8 @@ export interface MachineOptions {
    * free, and one at least.
    */
   pageThreads?: number;
+  /** Directories of the host that processes see. */
+  mounts?: readonly Mount[];
   /** Takes what the machine prints. */
   onConsole?: (text: string) => void;
 }
@@ -96,10 +101,19 @@ export class Machine {
   static async boot(options: MachineOptions): Promise<Machine> {
     const machine = new Machine(options);
     machine.kernel.boot();
+    for (const mount of options.mounts ?? []) machine.#mount(mount);
     machine.#pool = new PagePool(machine.memory, machine.pageThreads);
     await machine.#startVcpus();
     machine.#timer = setInterval(() => machine.#tick(), TICK_MS);
     return machine;
+  }
+
+  #mount(mount: Mount): void {
+    if (!statSync(mount.host, { throwIfNoEntry: false })?.isDirectory()) {
+      throw new HibernaculumError("HIB_USAGE", `${mount.host} cannot be mounted: there is no such directory`);
+    }
+    const result = this.control.locked(() => this.kernel.files.tree.mount({ ...mount, host: resolve(mount.host) }));
+    if (result < 0) throw new HibernaculumError("HIB_NO_MEMORY", `no memory to mount ${mount.host}`);
   }
 
   async #startVcpus(): Promise<void> {

@@ -81,7 +81,7 @@ export interface FileStat {
   modified: number;
 }
 
-/** System calls on files; flags and whence as in files.ts. */
+/** System calls on files; flags and whence as in files/flags.ts. */
 export interface FileCalls {
   open(path: string, flags: number): number;
   close(fd: number): number;

@@ -5,6 +5,7 @@
  * A file of the host is read through the page cache and written through to the host, so a page of the cache that nobody
  * mapped and stored to is what the host's file has there.
  */
+import { statSync } from "node:fs";
 import { FRAME_BYTES } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress } from "../../base/memory.js";
 import * as E from "../errno.js";
@@ -27,22 +28,30 @@ import {
   tryHost,
   unlinkHost,
 } from "./host.js";
-import { type HostIdentity, type Inode, InodeTree, type Mount, readInode, splitPath, walkDirectory } from "./inode.js";
-
-export const O_RDONLY = 0;
-export const O_WRONLY = 1;
-export const O_RDWR = 2;
-export const O_CREAT = 0o100;
-export const O_EXCL = 0o200;
-export const O_TRUNC = 0o1000;
-export const O_APPEND = 0o2000;
-export const O_NONBLOCK = 0o4000;
-export const O_CLOEXEC = 0o2000000;
-const ACCESS_MODE = 3;
-
-export const SEEK_SET = 0;
-export const SEEK_CUR = 1;
-export const SEEK_END = 2;
+import {
+  ACCESS_MODE,
+  O_APPEND,
+  O_CLOEXEC,
+  O_CREAT,
+  O_EXCL,
+  O_NONBLOCK,
+  O_RDONLY,
+  O_TRUNC,
+  O_WRONLY,
+  SEEK_CUR,
+  SEEK_END,
+  SEEK_SET,
+} from "./flags.js";
+import {
+  type HostIdentity,
+  type Inode,
+  InodeTree,
+  type Mount,
+  readInode,
+  splitPath,
+  walkDirectory,
+  walkHostInodes,
+} from "./inode.js";
 
 export type Stat = HostStat;
 
@@ -141,8 +150,25 @@ export class Files {
     return this.#change(path, (parts) => this.tree.unlink(parts, "directory"), removeDirectoryHost);
   }
 
+  /** Takes a file's name away. One of the host's that is open must stay: nobody could open it again after a resume. */
   unlink(path: string): number {
-    return this.#change(path, (parts) => this.tree.unlink(parts, "file"), unlinkHost);
+    return this.#change(
+      path,
+      (parts) => this.tree.unlink(parts, "file"),
+      (host) => {
+        this.#refuseOpen(host);
+        unlinkHost(host);
+      },
+    );
+  }
+
+  /** @throws EBUSY if there is a file at this path of the host that some process has open */
+  #refuseOpen(path: string): void {
+    const there = statSync(path, { bigint: true, throwIfNoEntry: false });
+    for (const { host } of walkHostInodes(this.#kernel.memory)) {
+      if (host?.device !== there?.dev || host?.number !== there?.ino) continue;
+      throw Object.assign(new Error(`${path} is open`), { code: "EBUSY" });
+    }
   }
 
   #change(path: string, inMemory: (parts: string[]) => number, onHost: (path: string) => void): number {
@@ -165,7 +191,9 @@ export class Files {
     if (a.rest.length === 0 || b.rest.length === 0) return -E.EBUSY;
     if (a.mount.readOnly) return -E.EROFS;
     return tryHost(() => {
-      renameHost(hostPath(a.mount, a.rest), hostPath(b.mount, b.rest));
+      const paths = [hostPath(a.mount, a.rest), hostPath(b.mount, b.rest)] as const;
+      for (const path of paths) this.#refuseOpen(path);
+      renameHost(...paths);
       return 0;
     });
   }

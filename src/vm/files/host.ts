@@ -82,7 +82,11 @@ export interface HostStat {
 
 export function statHost(path: string): HostStat {
   const stats = statSync(path);
-  return { type: stats.isDirectory() ? "directory" : "file", size: stats.size, modified: stats.mtimeMs };
+  return {
+    type: stats.isDirectory() ? "directory" : "file",
+    size: stats.isDirectory() ? 0 : stats.size,
+    modified: stats.mtimeMs,
+  };
 }
 
 /** Makes an empty file. */

@@ -69,6 +69,11 @@ function number(limits: { min: number; max: number; default: number; help: strin
   };
 }
 
+/** A text of at least one character, without commas. */
+export function text({ default: initial, help }: { default: string; help: string }): Option<string> {
+  return { default: initial, range: "a text", help, parse: (given) => (given === "" ? undefined : given) };
+}
+
 export const seed: Option<number> = integer({
   min: 0,
   max: 0xffff_ffff,

@@ -1,0 +1,387 @@
+/** Files, fds, pipes, and mappings of files; in memory and of the host. */
+import { mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import test, { type ExecutionContext } from "ava";
+import { FRAME_BYTES, PTE_R, PTE_W } from "../src/base/layout.js";
+import { save } from "../src/hibernate.js";
+import type { Machine } from "../src/machine.js";
+import { resume } from "../src/resume.js";
+import { GuestFault } from "../src/vm/address-space.js";
+import { checkConsistency } from "../src/vm/consistency.js";
+import * as E from "../src/vm/errno.js";
+import {
+  O_APPEND,
+  O_CLOEXEC,
+  O_CREAT,
+  O_EXCL,
+  O_NONBLOCK,
+  O_RDONLY,
+  O_RDWR,
+  O_TRUNC,
+  O_WRONLY,
+  SEEK_CUR,
+  SEEK_END,
+  SEEK_SET,
+} from "../src/vm/files/flags.js";
+import { readInode } from "../src/vm/files/inode.js";
+import { KIND_FILE, KIND_FILE_CLEAN } from "../src/vm/kernel-layout.js";
+import { type Process, readProcess } from "../src/vm/process.js";
+import { DATA_BASE, type KernelCalls } from "../src/vm/program.js";
+import { createSystemCalls } from "../src/vm/system-calls.js";
+import { bootMachine, Draws, HandMachine, MIB, scratch, sleep, whileStopped } from "./support.js";
+
+const PAGES = 8;
+
+/** A process that a test makes the system calls of. */
+class Hand {
+  readonly machine: HandMachine;
+  readonly process: Process;
+  readonly calls: KernelCalls;
+  readonly #vcpu: number;
+
+  constructor(machine: HandMachine, vcpu = 0, process: Process = machine.spawn(PAGES)) {
+    this.machine = machine;
+    this.process = process;
+    this.#vcpu = vcpu;
+    this.calls = createSystemCalls(
+      machine.vcpus[vcpu]!.kernel,
+      process.slot,
+      () => undefined,
+      () => undefined,
+    );
+  }
+
+  #run() {
+    return this.machine.run(this.process, this.#vcpu);
+  }
+
+  put(text: string, at = DATA_BASE): number {
+    const core = this.#run();
+    const bytes = Buffer.from(text, "latin1");
+    for (const [i, byte] of bytes.entries()) core.store8((at + i) | 0, byte);
+    return bytes.length;
+  }
+
+  get(length: number, at = DATA_BASE): string {
+    const core = this.#run();
+    return Buffer.from(Array.from({ length }, (_, i) => core.load8((at + i) | 0))).toString("latin1");
+  }
+
+  write(fd: number, text: string): number | undefined {
+    const length = this.put(text);
+    return this.calls.write(fd, DATA_BASE, length);
+  }
+
+  read(fd: number, most: number): string | number | undefined {
+    this.#run();
+    const count = this.calls.read(fd, DATA_BASE, most);
+    return typeof count === "number" && count >= 0 ? this.get(count) : count;
+  }
+}
+
+function consistent(t: ExecutionContext, machine: HandMachine): void {
+  t.deepEqual(checkConsistency(machine.kernel.memory).problems, []);
+}
+
+function mount(machine: HandMachine, path: string, host: string, readOnly = false): void {
+  const { kernel } = machine;
+  kernel.control.locked(() => kernel.files.tree.mount({ path, host, readOnly }));
+}
+
+test("files in memory and files of the host do the same, whatever is done with them", (t) => {
+  const draws = new Draws(t);
+  for (let round = 0; round < 6; round++) {
+    const machine = new HandMachine({ ramBytes: 32 * MIB });
+    mount(machine, "/host", scratch(t));
+    const hand = new Hand(machine);
+    hand.calls.mkdir("/memory");
+    const fds: [number, number][] = [];
+    const names = ["a", "b", "d", "d/a", "d/b", "d/../a", "e/x"];
+    const flags = [
+      O_RDONLY,
+      O_RDWR,
+      O_WRONLY | O_CREAT,
+      O_RDWR | O_CREAT,
+      O_RDWR | O_CREAT | O_EXCL,
+      O_RDWR | O_TRUNC,
+      O_RDWR | O_APPEND,
+    ];
+    const both = (what: (root: string, fd: (pair: [number, number]) => number) => unknown): void => {
+      const memory = what("/memory", ([fd]) => fd);
+      const host = what("/host", ([, fd]) => fd);
+      const strip = (value: unknown) => JSON.stringify(value, (key, part: unknown) => (key === "modified" ? 0 : part));
+      if (strip(memory) !== strip(host))
+        throw new Error(`${String(what)}: in memory ${strip(memory)}, of the host ${strip(host)}`.slice(0, 400));
+    };
+    for (let step = 0; step < 400; step++) {
+      const name = draws.of(names);
+      const other = draws.of(names);
+      const open = fds.length === 0 ? undefined : draws.of(fds);
+      const bytes = draws.below(9000);
+      const at = draws.below(12000);
+      switch (draws.below(12)) {
+        case 0:
+        case 1: {
+          if (fds.length > 20) break;
+          const flag = draws.of(flags);
+          const pair = [hand.calls.open(`/memory/${name}`, flag), hand.calls.open(`/host/${name}`, flag)] as [number, number];
+          if (pair[0] < 0 || pair[1] < 0) t.is(pair[0], pair[1], `open ${name} ${flag.toString(8)}`);
+          else fds.push(pair);
+          break;
+        }
+        case 2:
+          if (open !== undefined) both((_, fd) => hand.calls.close(fd(open)));
+          fds.splice(fds.indexOf(open!), 1);
+          break;
+        case 3:
+        case 4:
+          if (open !== undefined) {
+            hand.put(String(step).padEnd(Math.min(bytes, 500), "x"));
+            both((_, fd) => hand.calls.write(fd(open), DATA_BASE, bytes));
+          }
+          break;
+        case 5:
+        case 6:
+          if (open !== undefined) both((_, fd) => hand.read(fd(open), bytes));
+          break;
+        case 7:
+          if (open !== undefined) both((_, fd) => hand.calls.lseek(fd(open), at, draws.of([SEEK_SET])));
+          break;
+        case 8:
+          if (open !== undefined) both((_, fd) => hand.calls.ftruncate(fd(open), at));
+          break;
+        case 9:
+          both((root) => hand.calls.mkdir(`${root}/${name}`));
+          break;
+        case 10:
+          // One of the host's that is open cannot be removed.
+          for (const pair of fds.splice(0)) both((_, fd) => hand.calls.close(fd(pair)));
+          if (draws.below(2) === 0) both((root) => hand.calls.unlink(`${root}/${name}`));
+          else both((root) => hand.calls.rmdir(`${root}/${name}`));
+          break;
+        default:
+          both((root) => [hand.calls.stat(`${root}/${other}`), hand.calls.readdir(`${root}/d`), hand.calls.readdir(root)]);
+      }
+      if (step % 40 === 0) consistent(t, machine);
+    }
+    for (const open of fds) both((_, fd) => hand.calls.close(fd(open)));
+    consistent(t, machine);
+  }
+});
+
+test("rename: moves, replaces, and never into itself", (t) => {
+  const machine = new HandMachine();
+  const hand = new Hand(machine);
+  const { calls } = hand;
+  for (const path of ["/d", "/d/e"]) t.is(calls.mkdir(path), 0);
+  const fd = calls.open("/a", O_CREAT | O_RDWR);
+  hand.write(fd, "one");
+  calls.close(calls.open("/b", O_CREAT | O_RDWR));
+  t.is(calls.rename("/a", "/b"), 0);
+  t.is(calls.open("/a", O_RDONLY), -E.ENOENT);
+  t.is(hand.read(calls.open("/b", O_RDONLY), 10), "one");
+  t.is(calls.rename("/d", "/d/e/f"), -E.EINVAL);
+  t.is(calls.rename("/b", "/d"), -E.EISDIR);
+  t.is(calls.rename("/d", "/b"), -E.ENOTDIR);
+  t.is(calls.rename("/d/e", "/e"), 0);
+  t.deepEqual(calls.readdir("/"), ["b", "d", "e"]);
+  t.is(calls.rename("/b", "/b"), 0);
+  t.is(calls.rename("/", "/x"), -E.EBUSY);
+  t.is(calls.mkdir(`/${"n".repeat(256)}`), -E.ENAMETOOLONG);
+  t.is(calls.rmdir("/d"), 0);
+  consistent(t, machine);
+});
+
+test("fds: dup and fork share the position, exec closes what says so, and the last one frees the file", (t) => {
+  const machine = new HandMachine({ vcpus: 2 });
+  const hand = new Hand(machine);
+  const { calls } = hand;
+  const free = machine.kernel.buddy.freeFrames;
+  const fd = calls.open("/f", O_CREAT | O_RDWR);
+  t.is(fd, 0);
+  t.is(hand.write(fd, "abcdef"), 6);
+  const twin = calls.dup(fd);
+  const secret = calls.open("/f", O_RDONLY | O_CLOEXEC);
+  calls.lseek(twin, 2, SEEK_SET);
+  t.is(hand.read(fd, 2), "cd");
+  machine.kernel.fork(hand.process.slot);
+  const child = new Hand(machine, 1, readProcess(machine.kernel.memory, 1)!);
+  t.is(child.read(fd, 1), "e");
+  t.is(hand.read(twin, 1), "f");
+  t.is(calls.lseek(fd, 0, SEEK_CUR), 6);
+  t.is(calls.dup2(fd, 9), 9);
+  t.is(calls.lseek(9, -1, SEEK_END), 5);
+  t.is(calls.unlink("/f"), 0);
+  consistent(t, machine);
+  machine.kernel.exec(child.process.slot, "idle", {
+    dataPages: 1,
+    stackPages: 1,
+    rate: 0,
+    initialPage: () => false,
+    run: (_, fuel) => fuel,
+  });
+  t.is(child.calls.lseek(secret, 0, SEEK_SET), -E.EBADF);
+  t.is(child.calls.lseek(twin, 0, SEEK_CUR), 5);
+  machine.kernel.end(child.process.slot);
+  for (const open of [fd, twin, secret, 9]) t.is(calls.close(open), 0);
+  t.is(calls.close(fd), -E.EBADF);
+  t.is(typeof calls.wait(-1), "object");
+  consistent(t, machine);
+  machine.kernel.control.locked(() => machine.kernel.files.descriptions.closeAll(hand.process.slot, "all"));
+  t.true(free - machine.kernel.buddy.freeFrames <= 8, "what is left are frames of the kernel heap and page tables");
+  for (let i = 0; i < 256; i++) t.is(calls.open("/", O_RDONLY), -E.EISDIR);
+  calls.close(calls.open("/g", O_CREAT));
+  const many = Array.from({ length: 257 }, () => calls.open("/g", O_RDONLY));
+  t.is(many[255], 255);
+  t.is(many[256], -E.EMFILE);
+  consistent(t, machine);
+});
+
+test("pipes: contents in order, writers and readers that wait, the end, and nobody there", (t) => {
+  const machine = new HandMachine();
+  const hand = new Hand(machine);
+  const { calls } = hand;
+  const { reader, writer } = calls.pipe() as { reader: number; writer: number };
+  t.is(hand.read(reader, 10), undefined, "nothing there yet");
+  t.is(hand.write(writer, "abc"), 3);
+  t.is(hand.read(reader, 2), "ab");
+  t.is(hand.write(writer, "d"), 1);
+  t.is(hand.read(reader, 10), "cd");
+  hand.put("z".repeat(5000));
+  t.is(calls.write(writer, DATA_BASE, 5000), 4096, "more than a pipe holds comes in parts");
+  t.is(calls.write(writer, DATA_BASE, 1), undefined, "full");
+  t.is(hand.read(reader, 10), "z".repeat(10));
+  t.is(calls.write(writer, DATA_BASE, 11), undefined, "not in parts");
+  t.is(calls.write(writer, DATA_BASE, 10), 10);
+  t.is(calls.write(reader, DATA_BASE, 1), -E.EBADF);
+  t.is(calls.lseek(reader, 0, SEEK_SET), -E.ESPIPE);
+  calls.close(writer);
+  t.is(hand.read(reader, 5000), "z".repeat(4096));
+  t.is(hand.read(reader, 10), "", "the end");
+  consistent(t, machine);
+  const other = calls.pipe(O_NONBLOCK) as { reader: number; writer: number };
+  t.is(hand.read(other.reader, 1), -E.EAGAIN);
+  calls.close(other.reader);
+  t.is(hand.write(other.writer, "x"), -E.EPIPE);
+  consistent(t, machine);
+});
+
+test("mappings of a file: shared ones are the file, private ones begin as it", (t) => {
+  const machine = new HandMachine();
+  const hand = new Hand(machine);
+  const { calls } = hand;
+  const fd = calls.open("/f", O_CREAT | O_RDWR);
+  hand.write(fd, "hello");
+  const rw = PTE_R | PTE_W;
+  const shared = calls.mmapFile(fd, 0, { pages: 2, flags: rw, shared: true });
+  const own = calls.mmapFile(fd, 0, { pages: 1, flags: rw });
+  t.is(hand.get(5, shared), "hello");
+  t.is(hand.get(5, own), "hello");
+  hand.put("J", shared);
+  t.is(hand.get(5, own), "Jello", "not stored to yet");
+  hand.put("M", own);
+  t.is(hand.get(5, shared), "Jello");
+  calls.lseek(fd, 0, SEEK_SET);
+  t.is(hand.read(fd, 5), "Jello");
+  t.is(calls.ftruncate(fd, 1), -E.EBUSY);
+  t.throws(() => hand.get(1, shared + FRAME_BYTES), { instanceOf: GuestFault, message: /the file behind it ends before/ });
+  t.is(calls.unlink("/f"), 0);
+  t.is(calls.close(fd), 0);
+  t.is(hand.get(5, shared), "Jello", "mapped, it is still there");
+  consistent(t, machine);
+  t.is(calls.munmap(shared, 2), 0);
+  t.is(calls.munmap(own, 1), 0);
+  consistent(t, machine);
+  const readOnly = calls.open("/g", O_CREAT | O_RDONLY);
+  t.is(calls.mmapFile(readOnly, 0, { pages: 1, flags: rw, shared: true }), -E.EACCES);
+  t.true(calls.mmapFile(readOnly, 0, { pages: 1, flags: rw }) > 0);
+});
+
+test("the host's files: read-only mounts, links that lead out, and which pages are clean", (t) => {
+  const directory = scratch(t);
+  const outside = scratch(t);
+  writeFileSync(join(outside, "secret"), "secret");
+  symlinkSync(outside, join(directory, "out"));
+  symlinkSync(join(outside, "secret"), join(directory, "link"));
+  mkdirSync(join(directory, "sub"));
+  writeFileSync(join(directory, "f"), "x".repeat(10_000));
+  const machine = new HandMachine();
+  mount(machine, "/ro", directory, true);
+  mount(machine, "/rw", directory);
+  const hand = new Hand(machine);
+  const { calls } = hand;
+  t.is(calls.open("/ro/f", O_RDWR), -E.EROFS);
+  t.is(calls.mkdir("/ro/x"), -E.EROFS);
+  for (const path of ["/rw/out/secret", "/rw/link", "/ro/link"]) t.is(calls.open(path, O_RDONLY), -E.EACCES);
+  t.is(calls.open("/rw/sub/../../f", O_RDONLY), -E.ENOENT, "/f, which is in memory");
+  const held = calls.open("/rw/f", O_RDONLY);
+  t.is(calls.unlink("/rw/f"), -E.EBUSY, "after a resume nobody could open it again");
+  t.is(calls.rename("/rw/f", "/rw/g"), -E.EBUSY);
+  calls.close(held);
+  t.deepEqual(calls.readdir("/rw"), ["f", "link", "out", "sub"]);
+
+  const fd = calls.open("/rw/f", O_RDWR);
+  const kinds = () => {
+    const { kernel } = machine;
+    const inode = kernel.files.descriptions.find(hand.process.slot, fd)!.behind;
+    const { object } = readInode(kernel.memory, inode);
+    return [0, 1, 2].map((page) => {
+      const frame = kernel.objects.find(object, page);
+      return frame === undefined ? 0 : kernel.buddy.kindOf(frame);
+    });
+  };
+  t.deepEqual(kinds(), [0, 0, 0]);
+  hand.read(fd, 5000);
+  t.deepEqual(kinds(), [KIND_FILE_CLEAN, KIND_FILE_CLEAN, 0]);
+  calls.lseek(fd, 4094, SEEK_SET);
+  t.is(hand.write(fd, "abcd"), 4);
+  t.is(readFileSync(join(directory, "f"), "latin1").slice(4093, 4099), "xabcdx", "written through");
+  t.deepEqual(kinds(), [KIND_FILE_CLEAN, KIND_FILE_CLEAN, 0], "and so still the same");
+  const own = calls.mmapFile(fd, 0, { pages: 3, flags: PTE_R | PTE_W });
+  hand.put("P", own + 8192);
+  t.deepEqual(kinds(), [KIND_FILE_CLEAN, KIND_FILE_CLEAN, KIND_FILE_CLEAN], "a private copy changes no page of the file");
+  const shared = calls.mmapFile(fd, 0, { pages: 3, flags: PTE_R | PTE_W, shared: true });
+  t.is(hand.get(6, shared + 4093), "xabcdx");
+  consistent(t, machine);
+  hand.put("S", shared);
+  t.deepEqual(kinds(), [KIND_FILE, KIND_FILE_CLEAN, KIND_FILE_CLEAN]);
+  consistent(t, machine);
+});
+
+test("live: files and pipes go on through snapshots and hibernations", async (t) => {
+  const draws = new Draws(t);
+  const host = scratch(t);
+  const images = scratch(t);
+  const options = { ramBytes: 64 * MIB, vcpus: 2 };
+  let machine: Machine = await bootMachine(t, { ...options, mounts: [{ path: "/host", host, readOnly: false }] });
+  for (const text of [
+    `files:seed=${draws.below(1000)}`,
+    "files:dir=/host",
+    "pipes",
+    "pipes:kilobytes=700,seed=2",
+    "pipes:kilobytes=1",
+  ])
+    machine.spawn(text);
+  let last = 0;
+  for (let round = 0; round < Number(process.env["HIB_RACE_ROUNDS"] ?? 12); round++) {
+    await sleep(20 + draws.below(150));
+    const path = join(images, `image-${round}`);
+    const keepRunning = draws.below(2) === 0;
+    await save(machine, path, { keepRunning, oracle: true });
+    if (!keepRunning) {
+      machine = await bootMachine(t, options);
+      await resume(machine, path);
+    }
+    rmSync(path, { recursive: true });
+    await sleep(20);
+    const { problems } = whileStopped(machine, () => checkConsistency(machine.kernel.memory));
+    t.deepEqual(problems, []);
+    t.deepEqual(
+      machine.processes().filter(({ state }) => state === "failed"),
+      [],
+    );
+    const steps = machine.processes().reduce((sum, process) => sum + process.steps, 0);
+    t.not(steps, last, "they go on");
+    last = steps;
+  }
+});

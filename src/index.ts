@@ -21,6 +21,7 @@ export type { BlockRow, Catalogue, MappingRow, Meta, ProcessRow } from "./image/
 export { type Image, isUsed, openImage, type OpenOptions, removeStalePartials, setAside } from "./image/directory.js";
 export type { Chunk, Extent, ExtentTable, ImageHeader } from "./image/format.js";
 export type { ImageMemory } from "./image/image-memory.js";
+export { type ExportOptions, exportImage, type Imported, type ImportOptions, importImage } from "./image/stream.js";
 export { type Verified, verifyChunks } from "./image/verify.js";
 export { Machine, type MachineOptions } from "./machine.js";
 export { resume, type ResumeOptions, type ResumeProgress } from "./resume.js";

@@ -28,6 +28,18 @@ export function findLeaf(memory: ReadableMemory, root: Pfn, address: VirtualAddr
   return 0;
 }
 
+/** The frame that an address is in; undefined if nothing is mapped there. */
+export function findFrame(memory: ReadableMemory, root: Pfn, address: VirtualAddress): Pfn | undefined {
+  let table = root;
+  for (let level = 2; level >= 0; level--) {
+    const pte = memory.load32(entryAddress(table, address, level));
+    if ((pte & PTE_V) === 0) return undefined;
+    table = pte >>> PTE_PPN_SHIFT;
+    if ((pte & LEAF) !== 0) return table + (Math.floor(address / FRAME_BYTES) % 512 ** level);
+  }
+  return undefined;
+}
+
 /**
  * Maps a page. `allocateTable` gives a zeroed frame for a missing table, or undefined.
  *

@@ -10,7 +10,7 @@ import { CatalogueWriter } from "./image/catalogue.js";
 import { loadChecksum } from "./image/checksum.js";
 import { type ExtentColumns, ExtentTable } from "./image/format.js";
 import { ImageMemory } from "./image/image-memory.js";
-import { countBlocks, describeMappings } from "./vm/describe.js";
+import { countBlocks, describeMappings, describeProcess } from "./vm/describe.js";
 import { type SaveFacts, type SaveReport, saveReport } from "./save-report.js";
 import { listProcesses } from "./vm/process.js";
 
@@ -66,7 +66,7 @@ export async function writeCatalogue(
         name: process.text.split(":")[0]!,
         state: process.state,
         steps: process.steps,
-        detail: process,
+        detail: describeProcess(memory, process),
       })),
       mappings: (function* () {
         // Field by field: rest and spread leave a hidden class a row behind, tens of megabytes of them.

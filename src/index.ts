@@ -21,7 +21,9 @@ export type { BlockRow, Catalogue, MappingRow, Meta, ProcessRow } from "./image/
 export { type Image, isUsed, openImage, type OpenOptions, removeStalePartials, setAside } from "./image/directory.js";
 export type { Chunk, Extent, ExtentTable, ImageHeader } from "./image/format.js";
 export type { ImageMemory } from "./image/image-memory.js";
+export { type ExportOptions, exportImage, type Imported, type ImportOptions, importImage } from "./image/stream.js";
 export { type Verified, verifyChunks } from "./image/verify.js";
+export { type ChangedRange, diffImages, type DiffOptions, type ImageDiff, type ProcessDiff } from "./image-diff.js";
 export { Machine, type MachineOptions } from "./machine.js";
 export { resume, type ResumeOptions, type ResumeProgress } from "./resume.js";
 export type { ResumeReport } from "./resume-report.js";

@@ -99,6 +99,7 @@ const LAYERS: Record<string, string[]> = {
   "src/save-report.ts": ["src/base", "src/vm", "src/cow", "src/image", "src/writer", "src/machine.ts"],
   "src/resume-report.ts": ["src/base"],
   "src/image-catalogue.ts": ["src/base", "src/image", "src/vm", "src/save-report.ts"],
+  "src/image-diff.ts": ["src/base", "src/image", "src/vm"],
   "src/machine.ts": ["src/base", "src/vm", "src/cow", "src/writer"],
   "src/hibernate.ts": [
     "src/base",

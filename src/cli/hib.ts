@@ -2,6 +2,9 @@
 /** `hib`: the commands on machines and images. One file a command. */
 import { createProgram, main } from "./command.js";
 import { addDemo } from "./demo.js";
+import { addDiff } from "./diff.js";
+import { addExport } from "./export.js";
+import { addImport } from "./import.js";
 import { addInspect } from "./inspect.js";
 import { addPrograms } from "./programs.js";
 import { addPs } from "./ps.js";
@@ -11,5 +14,6 @@ import { addSave } from "./save.js";
 import { addVerify } from "./verify.js";
 
 const program = createProgram("hib", "Live hibernation of emulated machines: save one while it runs, resume it elsewhere.");
-for (const add of [addRun, addPs, addSave, addResume, addInspect, addVerify, addPrograms, addDemo]) add(program);
+for (const add of [addRun, addPs, addSave, addResume, addInspect, addVerify, addDiff, addExport, addImport, addPrograms, addDemo])
+  add(program);
 await main(program);

@@ -1,11 +1,21 @@
-/** `hib inspect`: what is in an image, without reading its chunks. */
+/** `hib inspect`: what is in an image. Only what is asked of a process reads its chunks. */
 import type { Command } from "commander";
+import { HibernaculumError, naming } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import { type Image, isUsed, openImage } from "../image/directory.js";
-import { CODEC_LZ4, FORMAT_VERSION, SAME_FILLED } from "../image/format.js";
+import { CODEC_LZ4, type Extent, FORMAT_VERSION, MACHINE_VERSION, SAME_FILLED } from "../image/format.js";
 import { formatBytes, formatCount } from "../stats/format.js";
 import { field, section, table, type View } from "../stats/layout.js";
-import { createCommand } from "./command.js";
+import { createCommand, wholeNumber } from "./command.js";
+import {
+  describeHoldings,
+  describeMemory,
+  findProcess,
+  parseRange,
+  type Range,
+  renderHoldings,
+  renderMemory,
+} from "./inspect-process.js";
 import { print, printJson, stdoutView } from "./output.js";
 
 interface Description {
@@ -39,20 +49,69 @@ interface Description {
   blocks: { kind: string; blocks: number; frames: number }[];
 }
 
+interface InspectOptions {
+  extents?: boolean;
+  pid?: number;
+  read?: Range;
+  json?: boolean;
+}
+
 export function addInspect(program: Command): void {
-  createCommand(program, "inspect", "show what is in an image")
+  createCommand(program, "inspect", "show what is in an image: frames, processes, the memory of one")
     .argument("<image>", "where the machine was saved")
+    .option("--extents", "list where each run of frames is")
+    .option("--pid <pid>", "one process: its areas, mappings, registers", wholeNumber(1, 2 ** 31 - 1))
+    .option("--read <address:length>", "memory of that process, such as 0x10000:64", parseRange)
     .option("--json", "for programs")
-    .action(async (path: string, { json }: { json?: boolean }) => {
-      const image = await openImage(path);
-      try {
-        const description = await describeImage(image);
-        if (json === true) printJson(description);
-        else print(renderDescription({ ...description, path }, stdoutView()).trimEnd());
-      } finally {
-        image.close();
-      }
-    });
+    .action(inspect);
+}
+
+async function inspect(path: string, { extents, pid, read, json }: InspectOptions): Promise<void> {
+  if (read !== undefined && pid === undefined)
+    throw new HibernaculumError("HIB_USAGE", "--read needs to know whose memory: give --pid");
+  if (extents === true && pid !== undefined) throw new HibernaculumError("HIB_USAGE", "give --extents or --pid");
+  // The catalogue can be read for any machine; what is in memory only by a kernel that knows its layout.
+  const image = await openImage(path, pid === undefined ? {} : { machineVersion: MACHINE_VERSION });
+  try {
+    const show = <T extends { schema: number }>(what: T, render: (what: T) => string): void =>
+      json === true ? printJson(what) : print(render(what).trimEnd());
+    if (pid !== undefined && read !== undefined) show(describeMemory(image, findProcess(image, pid), read), renderMemory);
+    else if (pid !== undefined)
+      show(describeHoldings(image, findProcess(image, pid)), (what) => renderHoldings(what, stdoutView()));
+    else if (extents === true)
+      show({ schema: 1, path: image.path, extents: [...image.extents].map(describeExtent) }, renderExtents);
+    else show(await describeImage(image), (what) => renderDescription({ ...what, path }, stdoutView()));
+  } catch (error) {
+    throw naming(error, path);
+  } finally {
+    image.close();
+  }
+}
+
+interface ExtentDescription {
+  pfn: number;
+  frames: number;
+  /** Where the frames are, or else what fills them. */
+  chunk?: number;
+  first?: number;
+  fill?: string;
+}
+
+function describeExtent(extent: Extent): ExtentDescription {
+  const { pfn, frames } = extent;
+  if (extent.chunk !== null) return { pfn, frames, chunk: extent.chunk, first: extent.first };
+  return { pfn, frames, fill: extent.fill.toString(16).padStart(16, "0") };
+}
+
+/** Lines, not a table: there may be a million. */
+function renderExtents({ extents }: { extents: ExtentDescription[] }): string {
+  const line = (cells: (string | number)[]): string => cells.map((cell) => String(cell).padStart(10)).join("");
+  return [
+    line(["frame", "frames", "chunk", "place"]),
+    ...extents.map(({ pfn, frames, chunk, first, fill }) =>
+      fill === undefined ? line([pfn, frames, chunk!, first!]) : `${line([pfn, frames])}  filled with ${fill}`,
+    ),
+  ].join("\n");
 }
 
 async function describeImage({ path, header, catalogue, chunks, extents }: Image): Promise<Description> {

@@ -40,7 +40,7 @@ async function saveMachine(name: string, image: string | undefined, options: Sav
       client.request(
         "save",
         {
-          path: resolve(image ?? `${name}-${timestamp()}.hib`),
+          path: resolve(image ?? defaultImage(name)),
           keepRunning: options.keepRunning === true,
           compression: options.compression,
           pauseTarget_ms: options.pauseTarget,
@@ -69,8 +69,8 @@ export function saveStep({ phase, done, total }: SaveProgress): ProgressStep {
   return { label: PHASE_LABELS[phase], done, total, unitBytes: FRAME_BYTES };
 }
 
-/** Local time, to the second: 20240131-235959. */
-function timestamp(): string {
+/** NAME-TIME.hib, local time to the second: m1-20240131-235959.hib. */
+export function defaultImage(name: string): string {
   const now = new Date(Date.now() - new Date().getTimezoneOffset() * 60_000);
-  return now.toISOString().slice(0, 19).replaceAll(/[-:]/g, "").replace("T", "-");
+  return `${name}-${now.toISOString().slice(0, 19).replaceAll(/[-:]/g, "").replace("T", "-")}.hib`;
 }

@@ -3,7 +3,7 @@
  * is not trusted needs more (encryption with authentication).
  */
 import { open } from "node:fs/promises";
-import xxhash, { type XXHashAPI } from "xxhash-wasm";
+import xxhash, { type XXHash, type XXHashAPI } from "xxhash-wasm";
 import { assert, fromSystemError } from "../base/errors.js";
 
 let xxh: XXHashAPI | undefined;
@@ -19,6 +19,28 @@ export function checksum(bytes: Uint8Array): bigint {
   return xxh.h64Raw(bytes);
 }
 
+/** XXH64 of bytes that come one after another; `loadChecksum` comes first. */
+export class Checksum {
+  /** How many came. */
+  bytes = 0;
+  readonly #state: XXHash<bigint>;
+
+  constructor() {
+    assert(xxh !== undefined, "loadChecksum() comes first");
+    this.#state = xxh.create64();
+  }
+
+  update(bytes: Uint8Array): void {
+    this.#state.update(bytes);
+    this.bytes += bytes.length;
+  }
+
+  /** Of all that came so far. */
+  digest(): bigint {
+    return this.#state.digest();
+  }
+}
+
 const READ_BYTES = 1 << 20;
 
 /**
@@ -28,16 +50,15 @@ const READ_BYTES = 1 << 20;
  */
 export async function hashFile(path: string): Promise<{ bytes: number; hash: bigint }> {
   await loadChecksum();
-  const state = xxh!.create64();
+  const hash = new Checksum();
   try {
     const file = await open(path, "r");
     try {
       const buffer = new Uint8Array(Math.min(READ_BYTES, (await file.stat()).size + 1));
-      for (let bytes = 0; ; ) {
-        const { bytesRead } = await file.read(buffer, 0, buffer.length, bytes);
-        if (bytesRead === 0) return { bytes, hash: state.digest() };
-        state.update(buffer.subarray(0, bytesRead));
-        bytes += bytesRead;
+      for (;;) {
+        const { bytesRead } = await file.read(buffer, 0, buffer.length, hash.bytes);
+        if (bytesRead === 0) return { bytes: hash.bytes, hash: hash.digest() };
+        hash.update(buffer.subarray(0, bytesRead));
       }
     } finally {
       await file.close();

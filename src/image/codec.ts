@@ -33,6 +33,15 @@ export function compressChunk(frames: Uint8Array): Buffer | undefined {
 }
 
 /**
+ * Compares a chunk's bytes in the blob, padding included, with its checksum.
+ *
+ * @throws HIB_CORRUPT
+ */
+export function checkStored(chunk: Chunk, stored: Uint8Array): void {
+  if (stored.length !== chunk.stored || checksum(stored) !== chunk.hash) throw corrupt(chunk, "does not agree with its checksum");
+}
+
+/**
  * Checks and decodes a chunk.
  *
  * @param stored the chunk's bytes in the blob, padding included
@@ -41,7 +50,7 @@ export function compressChunk(frames: Uint8Array): Buffer | undefined {
  */
 export function decodeChunk(chunk: Chunk, stored: Uint8Array): Uint8Array {
   const bytes = chunk.frames * FRAME_BYTES;
-  if (stored.length !== chunk.stored || checksum(stored) !== chunk.hash) throw corrupt(chunk, "does not agree with its checksum");
+  checkStored(chunk, stored);
   if (chunk.codec === CODEC_RAW) {
     if (chunk.payload !== bytes || stored.length < bytes) throw corrupt(chunk, `is not ${chunk.frames} frames long`);
     return stored.subarray(0, bytes);

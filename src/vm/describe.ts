@@ -1,13 +1,40 @@
 /**
- * What a machine holds, read from its memory (live or an image): the seed's mappings of each process, and its buddy
+ * What a machine holds, read from its memory (live or an image): each process, the seed's mappings of each, and the buddy
  * blocks by kind and owner.
  */
 import { FRAME_BYTES } from "../base/layout.js";
 import type { Pfn, ReadableMemory, VirtualAddress } from "../base/memory.js";
+import { type Area, isDemandZero, walkAreas } from "./area.js";
 import { KIND_NAMES, type KindName } from "./kernel-layout.js";
 import { walkLeaves } from "./page-table.js";
-import type { Process } from "./process.js";
+import { type Process, readRegisters } from "./process.js";
 import { visitBlocks } from "./walker.js";
+
+/** An area; what is behind it is told by whether it is shared and whether its first access gives a zeroed frame. */
+export type AreaDescription = Pick<Area, "start" | "end" | "flags" | "kind" | "shared"> & { demandZero: boolean };
+
+/** A process with all that it holds, so that nobody who reads it need know the kernel's layout. */
+export interface ProcessDescription extends Omit<Process, "areas"> {
+  /** By address. */
+  areas: AreaDescription[];
+  /** x0 to x31, 16 hexadecimal digits each. */
+  registers: string[];
+}
+
+export function describeProcess(memory: ReadableMemory, process: Process): ProcessDescription {
+  const words = readRegisters(memory, process.slot);
+  const half = (word: number): string => (words[word]! >>> 0).toString(16).padStart(8, "0");
+  return {
+    ...process,
+    areas: [...walkAreas(memory, process.areas)]
+      .map((area) => {
+        const { start, end, flags, kind, shared } = area;
+        return { start, end, flags, kind, shared, demandZero: isDemandZero(area) };
+      })
+      .sort((a, b) => a.start - b.start),
+    registers: Array.from({ length: words.length / 2 }, (_, x) => half(2 * x + 1) + half(2 * x)),
+  };
+}
 
 /** A run of pages that is contiguous in virtual and in physical memory. */
 export interface MappedRun {

@@ -134,7 +134,8 @@ export function objectReferences(
   return { references: memory.load32(object + REFERENCES), inode: objectInode(memory, object) };
 }
 
-function findObjectPage(memory: ReadableMemory, object: PhysicalAddress, page: number): Pfn | undefined {
+/** The frame of an object's page, undefined if it has none. */
+export function findObjectPage(memory: ReadableMemory, object: PhysicalAddress, page: number): Pfn | undefined {
   const table = memory.load32(object + TABLE);
   const leaf = table === 0 ? 0 : memory.load32((table - 1) * FRAME_BYTES + Math.floor(page / WORDS) * 4);
   const frame = leaf === 0 ? 0 : memory.load32((leaf - 1) * FRAME_BYTES + (page % WORDS) * 4);

@@ -50,6 +50,13 @@ export function findEntry(memory: ReadableMemory, root: Pfn, address: VirtualAdd
   return undefined;
 }
 
+/** The frame that an address is in, also if no access is allowed now; undefined if there is none. */
+export function findFrame(memory: ReadableMemory, root: Pfn, address: VirtualAddress): Pfn | undefined {
+  const entry = findEntry(memory, root, address);
+  if (entry === undefined) return undefined;
+  return (memory.load32(entry.at) >>> PTE_PPN_SHIFT) + (Math.floor(address / FRAME_BYTES) % 512 ** entry.level);
+}
+
 /** Called for each leaf: the address that it begins at, its PTE, and where that lies. */
 export type VisitEntry = (address: VirtualAddress, pte: number, entry: Entry) => void;
 

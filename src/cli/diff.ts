@@ -1,0 +1,93 @@
+/** `hib diff`: what changed between two images. */
+import type { Command } from "commander";
+import { FRAME_BYTES } from "../base/layout.js";
+import { type Image, openImage } from "../image/directory.js";
+import { MACHINE_VERSION } from "../image/format.js";
+import { diffImages, type ImageDiff, type ProcessDiff } from "../image-diff.js";
+import { formatCount } from "../stats/format.js";
+import { field, section, table, type View } from "../stats/layout.js";
+import { createCommand } from "./command.js";
+import { print, printJson, stdoutView } from "./output.js";
+import { createProgress } from "./progress.js";
+
+/** Ranges of a process that people are shown; programs get all. */
+const RANGES_SHOWN = 20;
+
+export function addDiff(program: Command): void {
+  createCommand(program, "diff", "show what changed between two images: frames, processes, their pages and registers")
+    .argument("<a>", "an image")
+    .argument("<b>", "another of the same machine, as a rule a later one")
+    .option("--json", "for programs; lists every range of pages")
+    .action(diff);
+}
+
+async function diff(pathA: string, pathB: string, { json }: { json?: boolean }): Promise<void> {
+  const progress = createProgress();
+  const images: Image[] = [];
+  try {
+    for (const path of [pathA, pathB]) images.push(await openImage(path, { machineVersion: MACHINE_VERSION }));
+    const result = await diffImages(images[0]!, images[1]!, {
+      onProgress: (done, total) => progress.update({ label: "comparing", done, total, unitBytes: 1 }),
+    });
+    progress.stop();
+    if (json === true) printJson(result);
+    else print(renderDiff(result, stdoutView()).trimEnd());
+  } finally {
+    progress.stop();
+    for (const image of images) image.close();
+  }
+}
+
+/** A summary for people. */
+export function renderDiff({ a, b, same, frames, processes }: ImageDiff, view: View): string {
+  return [
+    section(view, "Images", [
+      field(view, "A", `${a.path}, ${a.time}`),
+      field(view, "B", `${b.path}, ${b.time}`),
+      ...(same ? [field(view, "difference", view.colors.green("none"))] : []),
+    ]),
+    section(view, "Frames", [
+      field(view, "same", formatCount(frames.same)),
+      field(view, "changed", formatCount(frames.changed)),
+      field(view, "only in A", formatCount(frames.only_a)),
+      field(view, "only in B", formatCount(frames.only_b)),
+    ]),
+    section(view, "Processes", [
+      table(
+        view,
+        ["pid", "process", "steps", "pages", "changed", "new", "gone", "registers"],
+        processes.both.map(({ pid, text, steps, pages, registers }) => [
+          String(pid),
+          text.split(":")[0]!,
+          steps.b === steps.a ? "0" : `${steps.b > steps.a ? "+" : "-"}${formatCount(Math.abs(steps.b - steps.a))}`,
+          formatCount(pages.same + pages.changed + pages.new),
+          formatCount(pages.changed),
+          formatCount(pages.new),
+          formatCount(pages.gone),
+          formatCount(Object.keys(registers).length),
+        ]),
+      ),
+      ...processes.gone.map(({ pid, text }) => `  process ${pid} is gone: ${text}`),
+      ...processes.new.map(({ pid, text }) => `  process ${pid} is new: ${text}`),
+    ]),
+    ...processes.both.filter(differs).map((process) => renderProcess(process, view)),
+  ].join("\n");
+}
+
+function differs({ ranges, registers, state }: ProcessDiff): boolean {
+  return ranges.length > 0 || Object.keys(registers).length > 0 || state.a !== state.b;
+}
+
+function renderProcess({ pid, text, state, ranges, registers }: ProcessDiff, view: View): string {
+  const hex = (address: number): string => `0x${address.toString(16).padStart(8, "0")}`;
+  const lines = [field(view, "program", text)];
+  if (state.a !== state.b) lines.push(field(view, "state", `${state.a}, then ${state.b}`));
+  for (const [name, { a, b }] of Object.entries(registers)) lines.push(field(view, name, `0x${a}, then 0x${b}`));
+  for (const { address, pages, change } of ranges.slice(0, RANGES_SHOWN)) {
+    const end = hex(address + pages * FRAME_BYTES - 1);
+    lines.push(field(view, change, `${hex(address)} to ${end}: ${formatCount(pages)} ${pages === 1 ? "page" : "pages"}`));
+  }
+  if (ranges.length > RANGES_SHOWN)
+    lines.push(field(view, "", `and ${formatCount(ranges.length - RANGES_SHOWN)} ranges more (--json has all)`));
+  return section(view, `Process ${pid}`, lines);
+}

@@ -1,0 +1,84 @@
+/** `hib export`: an image as one stream, to a file or into a pipe. */
+import { open, rm } from "node:fs/promises";
+import { resolve } from "node:path";
+import process from "node:process";
+import { pipeline } from "node:stream/promises";
+import type { Command } from "commander";
+import { fromSystemError, HibernaculumError } from "../base/errors.js";
+import { BlobWriter } from "../image/blob.js";
+import { exportImage } from "../image/stream.js";
+import { formatBytes } from "../stats/format.js";
+import { createCommand, interruptible } from "./command.js";
+import { outliveReader, print } from "./output.js";
+import { createProgress, type ProgressDisplay } from "./progress.js";
+
+export function addExport(program: Command): void {
+  createCommand(program, "export", "write an image as one stream, for hib import: through a pipe, to another host, to a tape")
+    .argument("<image>", "where the machine was saved")
+    .argument("<file>", "what to write, which must not exist; - for standard output")
+    .option("--again", "also an image that was resumed before; its copy is marked as used")
+    .action(exportTo);
+}
+
+async function exportTo(path: string, file: string, { again = false }: { again?: boolean }): Promise<void> {
+  if (file === "-" && process.stdout.isTTY) {
+    throw new HibernaculumError("HIB_USAGE", "an image is not for a terminal: redirect standard output, or give a file");
+  }
+  const progress = createProgress();
+  const stream = (signal?: AbortSignal): AsyncGenerator<Uint8Array> =>
+    exportImage(path, { again, signal, onProgress: show(progress, "exporting") });
+  try {
+    if (file === "-") {
+      outliveReader(); // whoever stops reading has half an image, and is told
+      // Nothing would be left behind, so nobody need listen for Ctrl-C: it must work while a slow reader is waited for.
+      await pipeline(stream(), process.stdout);
+    } else {
+      const bytes = await interruptible((signal) => writeFile(resolve(file), stream(signal)));
+      progress.stop();
+      print(`exported ${path} to ${file}: ${formatBytes(bytes)}`);
+    }
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "EPIPE")
+      throw new HibernaculumError("HIB_IO", "whoever reads standard output went away: what was read is no whole image");
+    throw fromSystemError(error, `writing ${file === "-" ? "standard output" : file}`);
+  } finally {
+    progress.stop();
+  }
+}
+
+/** Writes a new file, durably and whole, or leaves none. Returns its length. */
+async function writeFile(path: string, stream: AsyncIterable<Uint8Array>): Promise<number> {
+  await create(path);
+  let length = 0;
+  try {
+    const writer = await BlobWriter.open(path, { direct: false });
+    try {
+      for await (const piece of stream) {
+        await writer.write(piece, length);
+        length += piece.length;
+      }
+      await writer.sync();
+    } finally {
+      await writer.close();
+    }
+  } catch (error) {
+    await rm(path, { force: true });
+    throw error;
+  }
+  return length;
+}
+
+/** @throws HIB_IMAGE_EXISTS, HIB_IO */
+async function create(path: string): Promise<void> {
+  try {
+    await (await open(path, "wx", 0o600)).close(); // it will hold all of a machine's memory
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+    throw new HibernaculumError("HIB_IMAGE_EXISTS", `${path} exists already: remove it or choose another path`);
+  }
+}
+
+/** Shows how much of a stream has gone through. */
+export function show(progress: ProgressDisplay, label: string): (done: number, total: number) => void {
+  return (done, total) => progress.update({ label, done, total, unitBytes: 1 });
+}

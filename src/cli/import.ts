@@ -1,0 +1,42 @@
+/** `hib import`: makes an image of what `hib export` wrote. */
+import { createReadStream } from "node:fs";
+import process from "node:process";
+import { addAbortSignal } from "node:stream";
+import type { Command } from "commander";
+import { HibernaculumError } from "../base/errors.js";
+import { importImage } from "../image/stream.js";
+import { formatBytes } from "../stats/format.js";
+import { createCommand, interruptible } from "./command.js";
+import { show } from "./export.js";
+import { print, printJson } from "./output.js";
+import { createProgress } from "./progress.js";
+import { defaultImage } from "./save.js";
+
+export function addImport(program: Command): void {
+  createCommand(program, "import", "make an image of a stream that hib export wrote; every byte is checked")
+    .argument("<file>", "what to read; - for standard input")
+    .argument("[image]", "where to put it; must not exist (default: ./imported-TIME.hib)")
+    .option("--json", "for programs")
+    .addHelpText("after", "\nA stream that is damaged or not whole leaves nothing behind.")
+    .action(importFrom);
+}
+
+async function importFrom(file: string, image = defaultImage("imported"), { json }: { json?: boolean } = {}): Promise<void> {
+  if (file === "-" && process.stdin.isTTY) {
+    throw new HibernaculumError("HIB_USAGE", "standard input is a terminal: pipe a stream of hib export into it, or give a file");
+  }
+  const progress = createProgress();
+  try {
+    const { header, bytes, used } = await interruptible((signal) => {
+      const source = file === "-" ? process.stdin : createReadStream(file);
+      const name = file === "-" ? "standard input" : file;
+      return importImage(addAbortSignal(signal, source), image, { name, signal, onProgress: show(progress, "importing") });
+    });
+    progress.stop();
+    if (json === true)
+      printJson({ schema: 1, path: image, id: header.id, frames: header.frames, bytes, used } as { schema: number });
+    else print(`imported ${image}: ${formatBytes(bytes)}${used ? "; it was used before, and is marked so" : ""}`);
+  } finally {
+    progress.stop();
+  }
+}

@@ -36,7 +36,8 @@ import {
 import { atomicRestore, listViews } from "./cow/atomic-copy.js";
 import { openQueue, readQueue } from "./cow/queue.js";
 import { freeOldReserves, Reserve } from "./cow/reserve.js";
-import { claimUse, type Image, isUsed, openImage, recordAttempt } from "./image/directory.js";
+import { type Image, openImage } from "./image/directory.js";
+import { claimUse, isUsed, recordAttempt } from "./image/markers.js";
 import { BLOB_NAME, MACHINE_VERSION } from "./image/format.js";
 import type { Machine } from "./machine.js";
 import { classify, declassify } from "./restore/classify.js";

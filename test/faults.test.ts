@@ -13,7 +13,7 @@ import test, { type ExecutionContext } from "ava";
 import type { ErrorCode } from "../src/base/errors.js";
 import { type Failpoint, FAILPOINTS, setFailpoints } from "../src/base/failpoints.js";
 import { save, type SaveOptions, type SavePhase } from "../src/hibernate.js";
-import { isUsed } from "../src/image/directory.js";
+import { isUsed } from "../src/image/markers.js";
 import type { MachineOptions } from "../src/machine.js";
 import { resume } from "../src/resume.js";
 import { judge, PROGRAMS, Victim } from "./fixtures/victim.js";

@@ -53,6 +53,15 @@ export function fromSystemError(error: unknown, doing: string): HibernaculumErro
   return new HibernaculumError("HIB_IO", `${doing}: ${text}`, { cause: error });
 }
 
+/** Does something with files; a refusal says what was being done. */
+export async function attemptTo<T>(doing: string, operation: () => Promise<T>): Promise<T> {
+  try {
+    return await operation();
+  } catch (error) {
+    throw fromSystemError(error, doing);
+  }
+}
+
 /** What is wrong with an image that is not what was written. */
 export function damaged(code: "HIB_CORRUPT" | "HIB_TRUNCATED", what: string, options?: { cause?: unknown }): HibernaculumError {
   return new HibernaculumError(code, `${what}: the image is damaged, use another copy of it`, options);

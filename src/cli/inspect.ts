@@ -1,7 +1,8 @@
 /** `hib inspect`: what is in an image, without reading its chunks. */
 import type { Command } from "commander";
 import { FRAME_BYTES } from "../base/layout.js";
-import { type Image, isUsed, openImage } from "../image/directory.js";
+import { type Image, openImage } from "../image/directory.js";
+import { isUsed } from "../image/markers.js";
 import { CODEC_LZ4, FORMAT_VERSION, SAME_FILLED } from "../image/format.js";
 import { formatBytes, formatCount } from "../stats/format.js";
 import { field, section, table, type View } from "../stats/layout.js";

@@ -2,27 +2,25 @@
  * Images as directories of the local file system.
  *
  *     NAME/blob, NAME/catalogue.sqlite       an image
- *     NAME/used                              it was resumed (S2.9)
- *     NAME/attempt-1, attempt-2, ...         a resume of it was begun (S2.5)
+ *     NAME/used, attempt-1, outcome-1, ...   what has become of it (markers.ts)
  *     .NAME.partial-PID-RANDOM/              one that process PID is writing
- *     NAME.set-aside-REASON[-N]/             a bad one, out of the way
+ *     NAME.set-aside-REASON[-N]/             one that a boot could not resume, out of the way
  *
  * What must hold:
  * - Nothing is ever at NAME but a complete image: it is written beside it, and one rename publishes it. An image that
  *   could not be published durably is withdrawn, since the machine that it is of goes on running.
- * - Markers are on the disk before the call returns, and only one of two who claim at once gets the image.
  */
 import { randomBytes } from "node:crypto";
-import type { Stats } from "node:fs";
-import { lstat, mkdir, open, readdir, readFile, rename, rm, stat } from "node:fs/promises";
-import { hostname } from "node:os";
+import { mkdir, readdir, rename, rm } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import process from "node:process";
-import { fromSystemError, damaged, HibernaculumError } from "../base/errors.js";
+import { attemptTo, damaged, HibernaculumError } from "../base/errors.js";
 import { failpoint } from "../base/failpoints.js";
+import { isAlive } from "../base/host-process.js";
 import { BlobReader } from "./blob.js";
 import { Catalogue } from "./catalogue.js";
 import { hashFile, loadChecksum } from "./checksum.js";
+import { refuseTaken, renameToFree, statIfThere, syncDirectory } from "./files.js";
 import {
   BLOB_NAME,
   CATALOGUE_NAME,
@@ -33,18 +31,8 @@ import {
   type ImageHeader,
 } from "./format.js";
 import { ImageMemory } from "./image-memory.js";
+import { claimUse } from "./markers.js";
 import { checkCounts, type ImageContents } from "./verify.js";
-
-/** What a place for images must be able to do. */
-export interface ImageStore {
-  createPartial(path: string): Promise<PartialImage>;
-  openImage(path: string, options?: OpenOptions): Promise<Image>;
-  isUsed(path: string): Promise<boolean>;
-  claimUse(path: string, who: string): Promise<void>;
-  recordAttempt(path: string): Promise<number>;
-  setAside(path: string, reason: string): Promise<string>;
-  removeStalePartials(parent: string): Promise<string[]>;
-}
 
 /** An image that is being written. */
 export interface PartialImage {
@@ -113,14 +101,14 @@ export async function createPartial(path: string): Promise<PartialImage> {
   const partial = join(dirname(final), `.${basename(final)}.partial-${process.pid}-${randomBytes(4).toString("hex")}`);
   await refuseTaken(final);
   // It holds all of a machine's memory, secrets too.
-  await attempt(`creating an image at ${final}`, () => mkdir(partial, { mode: 0o700 }));
+  await attemptTo(`creating an image at ${final}`, () => mkdir(partial, { mode: 0o700 }));
   let published = false;
   return {
     path: final,
     blobPath: join(partial, BLOB_NAME),
     cataloguePath: join(partial, CATALOGUE_NAME),
     async publish() {
-      await attempt(`publishing ${final}`, async () => {
+      await attemptTo(`publishing ${final}`, async () => {
         await syncDirectory(partial);
         failpoint("save.before-rename");
         await renameToFree(partial, final);
@@ -177,68 +165,6 @@ export async function openImage(path: string, { machineVersion }: OpenOptions = 
   }
 }
 
-/** True if the image was resumed before. */
-export async function isUsed(path: string): Promise<boolean> {
-  return (await statIfThere(join(resolve(path), "used"))) !== undefined;
-}
-
-/**
- * Claims an image for the one use that it is good for.
- *
- * @param who is named to those who come later
- * @throws HIB_IMAGE_USED if it was claimed before, HIB_IO, HIB_NO_SPACE
- */
-export async function claimUse(path: string, who: string): Promise<void> {
-  const marker = join(resolve(path), "used");
-  const note = { time: new Date().toISOString(), pid: process.pid, host: hostname(), who };
-  if (await createMarker(marker, note)) return;
-  const earlier = await readFile(marker, "utf8")
-    .then(JSON.parse)
-    .catch(() => ({})); // perhaps not written to its end
-  const by =
-    typeof earlier.time === "string" ? ` (${earlier.time} by ${earlier.who}, process ${earlier.pid} on ${earlier.host})` : "";
-  throw new HibernaculumError(
-    "HIB_IMAGE_USED",
-    `${path} was resumed before${by}: a second machine with the same history can damage files that both use; --again resumes it nevertheless`,
-  );
-}
-
-/**
- * Notes that a resume begins, so that one that dies is not tried for ever.
- *
- * @returns how many there were, with this one
- * @throws HIB_IO, HIB_NO_SPACE
- */
-export async function recordAttempt(path: string): Promise<number> {
-  const note = { time: new Date().toISOString(), pid: process.pid, host: hostname() };
-  for (let n = 1; ; n++) if (await createMarker(join(resolve(path), `attempt-${n}`), note)) return n;
-}
-
-/**
- * Renames an image so that no boot finds it again.
- *
- * @param reason one or two words
- * @returns its new path
- * @throws HIB_IO
- */
-export async function setAside(path: string, reason: string): Promise<string> {
-  const from = resolve(path);
-  const to = `${from}.set-aside-${reason.toLowerCase().replace(/[^a-z0-9]+/g, "-")}`;
-  return attempt(`setting aside ${path}`, async () => {
-    for (let n = 1; ; n++) {
-      const name = n === 1 ? to : `${to}-${n}`;
-      try {
-        await renameToFree(from, name);
-      } catch (error) {
-        if (error instanceof HibernaculumError && error.code === "HIB_IMAGE_EXISTS") continue;
-        throw error;
-      }
-      await syncDirectory(dirname(from));
-      return name;
-    }
-  });
-}
-
 /**
  * Removes partial images whose process is gone. A process of another host or container cannot be seen from here: let
  * each have a directory of its own.
@@ -247,44 +173,16 @@ export async function setAside(path: string, reason: string): Promise<string> {
  * @throws HIB_IO
  */
 export async function removeStalePartials(parent: string): Promise<string[]> {
-  return attempt(`sweeping ${parent}`, async () => {
+  return attemptTo(`sweeping ${parent}`, async () => {
     const removed: string[] = [];
     for (const name of await readdir(parent)) {
       const pid = /^\..+\.partial-(\d+)-[0-9a-f]{8}$/.exec(name)?.[1];
-      if (pid === undefined || isAlive(Number(pid))) continue;
+      if (pid === undefined || isAlive({ pid: Number(pid) })) continue;
       await rm(join(parent, name), { recursive: true, force: true });
       removed.push(join(parent, name));
     }
     return removed;
   });
-}
-
-/** This file's functions as a place for images. */
-export const localDirectory: ImageStore = {
-  createPartial,
-  openImage,
-  isUsed,
-  claimUse,
-  recordAttempt,
-  setAside,
-  removeStalePartials,
-};
-
-async function attempt<T>(doing: string, operation: () => Promise<T>): Promise<T> {
-  try {
-    return await operation();
-  } catch (error) {
-    throw fromSystemError(error, doing);
-  }
-}
-
-async function statIfThere(path: string, how: (path: string) => Promise<Stats> = stat): Promise<Stats | undefined> {
-  try {
-    return await how(path);
-  } catch (error) {
-    if (["ENOENT", "ENOTDIR"].includes((error as NodeJS.ErrnoException).code ?? "")) return undefined;
-    throw fromSystemError(error, `looking at ${path}`);
-  }
 }
 
 async function sizeOf(directory: string, name: string): Promise<number> {
@@ -295,64 +193,4 @@ async function sizeOf(directory: string, name: string): Promise<number> {
 
 function checkSize(path: string, name: string, found: number, expected: number): void {
   if (found !== expected) throw damaged("HIB_TRUNCATED", `${path}: ${name} is ${found} bytes long, and ${expected} were saved`);
-}
-
-/** Renames a directory to a name that must be free. */
-async function renameToFree(from: string, to: string): Promise<void> {
-  // A rename replaces an empty directory without a word, so look first; if anything is in it, the rename itself refuses.
-  await refuseTaken(to);
-  try {
-    await rename(from, to);
-  } catch (error) {
-    await refuseTaken(to);
-    throw error;
-  }
-}
-
-async function refuseTaken(path: string): Promise<void> {
-  if ((await statIfThere(path, lstat)) === undefined) return;
-  throw new HibernaculumError("HIB_IMAGE_EXISTS", `${path} exists already: remove it or choose another path`);
-}
-
-/** A file that only one of all can create. False if it is there. */
-async function createMarker(path: string, note: object): Promise<boolean> {
-  return attempt(`marking ${path}`, async () => {
-    const file = await open(path, "wx").catch((error: NodeJS.ErrnoException) => {
-      if (error.code !== "EEXIST") throw error;
-      return undefined;
-    });
-    if (file === undefined) return false;
-    try {
-      await file.writeFile(`${JSON.stringify(note)}\n`);
-      await file.sync();
-      await syncDirectory(dirname(path));
-      return true;
-    } catch (error) {
-      await rm(path, { force: true }).catch(() => undefined); // what it says does not come to pass
-      throw error;
-    } finally {
-      await file.close();
-    }
-  });
-}
-
-async function syncDirectory(path: string): Promise<void> {
-  const directory = await open(path, "r");
-  try {
-    await directory.sync();
-  } catch (error) {
-    // Some network file systems have no such thing.
-    if ((error as NodeJS.ErrnoException).code !== "EINVAL") throw error;
-  } finally {
-    await directory.close();
-  }
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code !== "ESRCH";
-  }
 }

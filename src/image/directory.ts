@@ -29,6 +29,7 @@ import {
   type ExtentTable,
   HEADER_BYTES,
   type ImageHeader,
+  type OnCheck,
 } from "./format.js";
 import { ImageMemory } from "./image-memory.js";
 import { claimUse } from "./markers.js";
@@ -53,6 +54,7 @@ export interface PartialImage {
 export interface OpenOptions {
   /** The kernel's; an image of another is refused. */
   machineVersion?: number;
+  onCheck?: OnCheck;
 }
 
 /** An image open for reading. Its header, catalogue and counts are checked, its chunks are not yet. */
@@ -134,35 +136,49 @@ export async function createPartial(path: string): Promise<PartialImage> {
  *
  * @throws HIB_NOT_AN_IMAGE, HIB_IO, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION, HIB_TRUNCATED, HIB_CORRUPT, HIB_DEPENDENCY
  */
-export async function openImage(path: string, { machineVersion }: OpenOptions = {}): Promise<Image> {
+export async function openImage(path: string, { machineVersion, onCheck = () => undefined }: OpenOptions = {}): Promise<Image> {
   await loadChecksum();
   const directory = resolve(path);
   if (!(await statIfThere(directory))?.isDirectory()) {
     throw new HibernaculumError("HIB_NOT_AN_IMAGE", `no image at ${path}; give the directory that hib save made`);
   }
   const blobBytes = await sizeOf(directory, BLOB_NAME);
-  const catalogueBytes = await sizeOf(directory, CATALOGUE_NAME);
+  onCheck("image", path);
   const blob = new BlobReader(join(directory, BLOB_NAME));
   let catalogue: Catalogue | undefined;
   try {
     const page = new Uint8Array(Math.min(blobBytes, HEADER_BYTES));
     await blob.read(page, 0, page.length);
-    const header = decodeHeader(page, path, { expectedMachineVersion: machineVersion });
+    const header = decodeHeader(page, path, { expectedMachineVersion: machineVersion, onCheck });
     checkSize(path, BLOB_NAME, blobBytes, header.blobBytes);
-    checkSize(path, CATALOGUE_NAME, catalogueBytes, header.catalogueBytes);
+    checkSize(path, CATALOGUE_NAME, await sizeOf(directory, CATALOGUE_NAME), header.catalogueBytes);
+    onCheck("complete", `blob of ${header.blobBytes} bytes, catalogue of ${header.catalogueBytes}`);
     const { hash } = await hashFile(join(directory, CATALOGUE_NAME));
     if (hash !== header.catalogueHash) {
       throw damaged("HIB_CORRUPT", `${path}: the catalogue does not agree with its checksum`);
     }
+    onCheck("catalogue checksum", "agrees");
     catalogue = Catalogue.open(directory);
     const contents = { header, catalogue, chunks: catalogue.chunks(), extents: catalogue.extents(), blob };
     checkCounts(contents);
+    onCheck("counts", `chunks: ${header.chunks}, extents: ${contents.extents.length}, frames: ${header.frames}`);
     return new Image(directory, contents);
   } catch (error) {
     catalogue?.close();
     blob.close();
     throw error;
   }
+}
+
+/**
+ * Whether a directory is an image, whatever is wrong with it: not every path that somebody mistyped may be renamed.
+ *
+ * @throws HIB_IO
+ */
+export async function holdsImage(path: string): Promise<boolean> {
+  const directory = resolve(path);
+  const found = await Promise.all([BLOB_NAME, CATALOGUE_NAME].map((name) => statIfThere(join(directory, name))));
+  return found.some((file) => file?.isFile());
 }
 
 /**

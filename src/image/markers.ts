@@ -120,6 +120,26 @@ export async function readHistory(path: string): Promise<History> {
   return { used, attempts, setAside };
 }
 
+/**
+ * Refuses an image that another resume is at: of two at once, who came first goes on.
+ *
+ * @param attempt number of the caller's own
+ * @throws HIB_BUSY, HIB_IO
+ */
+export async function refuseHeld(path: string, attempt: number): Promise<void> {
+  const holder = holderOf(await readHistory(path), attempt);
+  if (holder === undefined) return;
+  throw new HibernaculumError(
+    "HIB_BUSY",
+    `${path} is being resumed by process ${holder.pid} since ${holder.time}; leave it to that, or end it and try again`,
+  );
+}
+
+/** The first attempt that is under way, of those before a number. */
+export function holderOf({ attempts, used }: History, before: number = Infinity): Attempt | undefined {
+  return used === null ? attempts.find(({ number, state }) => state === "under way" && number < before) : undefined;
+}
+
 /** Attempts of an image that ended with their process and that no setting aside has answered yet. */
 export function deaths({ attempts, setAside }: History): number {
   return attempts.filter(({ number, state }) => state === "died" && number > (setAside?.attempts ?? 0)).length;

@@ -128,12 +128,12 @@ function checkProcesses(memory: ReadableMemory, kinds: Kinds, result: Consistenc
         problem(`page table ${table} of process ${process.pid} is a frame of another kind or owner`);
       tables.set(process.pid, (tables.get(process.pid) ?? 0) + 1);
     }
-    checkMappings(memory, process, kinds, mapped, problem);
-    user.set(process.pid, [...walkLeaves(memory, process.root)].length);
-    result.mappedPages += user.get(process.pid)!;
+    const pages = checkMappings(memory, process, kinds, mapped, problem);
+    user.set(process.pid, pages);
+    result.mappedPages += pages;
   }
-  const count = (kind: number, pid: number) =>
-    kinds.kind.reduce((sum, k, frame) => sum + (k === kind && kinds.owner[frame] === pid ? 1 : 0), 0);
+  const owned = countOwned(kinds);
+  const count = (kind: number, pid: number) => owned.get(kind)?.get(pid) ?? 0;
   for (const pid of pids) {
     if (count(K.KIND_USER, pid) !== user.get(pid))
       problem(`process ${pid} owns ${count(K.KIND_USER, pid)} user frames and maps ${user.get(pid)}`);
@@ -142,28 +142,45 @@ function checkProcesses(memory: ReadableMemory, kinds: Kinds, result: Consistenc
   }
 }
 
+/** Frames by kind and owner. */
+function countOwned({ kind, owner }: Kinds): Map<number, Map<number, number>> {
+  const owned = new Map([K.KIND_USER, K.KIND_PAGE_TABLE].map((one) => [one, new Map<number, number>()]));
+  for (let frame = 0; frame < kind.length; frame++) {
+    const counts = owned.get(kind[frame]!);
+    counts?.set(owner[frame]!, (counts.get(owner[frame]!) ?? 0) + 1);
+  }
+  return owned;
+}
+
+/** Checks every page of a process. Returns how many there are. */
 function checkMappings(
   memory: ReadableMemory,
   process: Process,
   kinds: Kinds,
   mapped: Uint8Array,
   problem: (text: string) => void,
-): void {
+): number {
   const areas = [...walkAreas(memory, process.areas)];
+  let pages = 0;
+  let area = areas[0];
   for (const { address, frame, flags } of walkLeaves(memory, process.root)) {
-    const where = `page 0x${address.toString(16)} of process ${process.pid}`;
+    pages++;
+    const where = () => `page 0x${address.toString(16)} of process ${process.pid}`;
     if (frame >= memory.frames) {
-      problem(`${where} maps frame ${frame}, which is beyond RAM`);
+      problem(`${where()} maps frame ${frame}, which is beyond RAM`);
       continue;
     }
     if (kinds.kind[frame] !== K.KIND_USER || kinds.owner[frame] !== process.pid)
-      problem(`${where} maps frame ${frame} of another kind or owner`);
-    if (mapped[frame] === 1) problem(`${where} maps frame ${frame}, which is mapped already`);
+      problem(`${where()} maps frame ${frame} of another kind or owner`);
+    if (mapped[frame] === 1) problem(`${where()} maps frame ${frame}, which is mapped already`);
     mapped[frame] = 1;
-    const area = areas.find(({ start, end }) => address >= start && address < end);
-    if (area === undefined) problem(`${where} lies in no area`);
+    // Leaves come in the order of their addresses: most lie in the area of the one before.
+    if (area === undefined || address < area.start || address >= area.end)
+      area = areas.find(({ start, end }) => address >= start && address < end);
+    if (area === undefined) problem(`${where()} lies in no area`);
     else if ((flags & (area.flags | PTE_U)) !== area.flags)
-      problem(`${where} has permissions ${flags.toString(2)}, its area ${area.flags.toString(2)}`);
-    if (address % FRAME_BYTES !== 0) problem(`${where} is not aligned`);
+      problem(`${where()} has permissions ${flags.toString(2)}, its area ${area.flags.toString(2)}`);
+    if (address % FRAME_BYTES !== 0) problem(`${where()} is not aligned`);
   }
+  return pages;
 }

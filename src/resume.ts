@@ -20,16 +20,12 @@
 import { hostname } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
-import { bit, hostNow } from "./base/control.js";
+import { hostNow } from "./base/control.js";
 import { fromSystemError, HibernaculumError, isSystemError, naming, serializeError } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
 import {
   CANCEL_ASKED,
-  DIRECT_BITMAP,
-  DIRTY_BITMAP,
   FRAME_BYTES,
-  IMAGE_BITMAP,
-  KEEP_BITMAP,
   MACHINE_CANCEL,
   MACHINE_CURSOR,
   MACHINE_LOAD_PERCENT,
@@ -41,10 +37,11 @@ import { openQueue, readQueue } from "./cow/queue.js";
 import { freeOldReserves, Reserve } from "./cow/reserve.js";
 import { type Image, openImage } from "./image/directory.js";
 import { BLOB_NAME, MACHINE_VERSION } from "./image/format.js";
-import { claimUse, readHistory, recordAttempt, recordOutcome, refuseHeld, usedBefore } from "./image/markers.js";
+import { claimUse, readHistory, recordAttempt, recordOutcome, refuseHeld, releaseUse, usedBefore } from "./image/markers.js";
 import type { Machine } from "./machine.js";
 import { classify, declassify } from "./restore/classify.js";
-import { ComingMemory, countRestored, countRunnable, type Examined, examine, type LateFrame } from "./restore/examine.js";
+import { ComingMemory, countRestored, countRunnable, type Examined, examine } from "./restore/examine.js";
+import { type LateFrame, readLateFrames } from "./restore/late-frames.js";
 import type { LoadResult, LoadTask } from "./restore/page-loader.js";
 import { makeResumeReport, type ResumeReport, type ResumeStep, ResumeSteps } from "./resume-report.js";
 import { KERNEL_CLOCK, KERNEL_RESUMES } from "./vm/kernel-layout.js";
@@ -150,6 +147,7 @@ class Resume {
   readonly #reserve: Reserve;
   #results: LoadResult[] = [];
   #stopped = false;
+  #claimed = false;
   #replaced = false;
   #patched = 0;
   #preimages = 0;
@@ -241,7 +239,7 @@ class Resume {
     this.#stopReached = hostNow();
     this.#machine.check(); // a vCPU that is dead could not take part in the restore
     failpoint("resume.stopped");
-    this.#late = this.#readOverflow();
+    this.#late = this.#readLate();
     this.#examined = examine(new ComingMemory(control, kernel.memory, readQueue(control).end, this.#late));
     this.#steps.passed("consistency", "allocator, page tables and processes agree");
     this.#examinedAt = hostNow();
@@ -254,7 +252,7 @@ class Resume {
     if (this.#options.keepImage !== true) await this.#claim();
     failpoint("resume.consume");
     // The coordinator had turns of its event loop meanwhile, and may have stored to what was equal.
-    if (readQueue(control).refused !== refused) this.#late = this.#readOverflow();
+    if (readQueue(control).refused !== refused) this.#late = this.#readLate();
     this.#steps.passed("consumed", this.#options.keepImage === true ? "not asked for" : "marked as used");
     this.#consumed = hostNow();
   }
@@ -306,6 +304,7 @@ class Resume {
     this.#stopped = false;
     this.#reserve.release();
     declassify(kernel);
+    if (this.#claimed) await releaseUse(this.#image.path);
     if (this.#attempt !== undefined) {
       const { code, message } = serializeError(error);
       await recordOutcome(this.#image.path, this.#attempt, code, message);
@@ -355,26 +354,15 @@ class Resume {
     this.#options.onProgress?.({ done, total, elapsed_ms: hostNow() - this.#at.began });
   }
 
-  /** Frames that must be patched and found no place in the queue: read once more, now that nothing moves. */
-  #readOverflow(): LateFrame[] {
-    const { control } = this.#machine;
-    const { end, refused } = readQueue(control);
-    if (refused === 0) return [];
-    const { words } = control;
-    const queued = new Set(listViews(control).frames.subarray(0, end));
-    const memory = this.#image.memory();
-    const late = [];
-    for (let frame = 0; frame < this.#image.header.ramFrames; frame++) {
-      if (bit(words, IMAGE_BITMAP, frame) === 0 || bit(words, DIRECT_BITMAP, frame) === 1 || queued.has(frame)) continue;
-      if (bit(words, KEEP_BITMAP, frame) === 1 && bit(words, DIRTY_BITMAP, frame) === 0) continue;
-      late.push({ frame, bytes: memory.readFrame(frame).slice() });
-    }
-    return late;
+  #readLate(): LateFrame[] {
+    const { end, refused } = readQueue(this.#machine.control);
+    return refused === 0 ? [] : readLateFrames(this.#machine.control, this.#image.memory(), end);
   }
 
   async #claim(): Promise<void> {
     try {
       await claimUse(this.#image.path, `${hostname()} pid ${process.pid}`, this.#attempt);
+      this.#claimed = true;
     } catch (error) {
       const used = error instanceof HibernaculumError && error.code === "HIB_IMAGE_USED";
       if (!used || this.#options.again !== true) throw error;

@@ -115,6 +115,7 @@ const LAYERS: Record<string, string[]> = {
     "src/save-report.ts",
   ],
   "src/resume.ts": ["src/base", "src/vm", "src/cow", "src/image", "src/restore", "src/machine.ts", "src/resume-report.ts"],
+  "src/boot.ts": ["src/base", "src/image", "src/machine.ts", "src/resume.ts", "src/resume-report.ts"],
   "src/server": [
     "src/base",
     "src/vm",

@@ -224,5 +224,8 @@ test.serial("resume: killed at any failure point, the image is whole, and used u
 });
 
 test("every failure point kills", (t) => {
-  t.deepEqual([...new Set([...SAVE_KILLS, ...RESUME_KILLS].map(({ point }) => point))].sort(), [...FAILPOINTS].sort());
+  t.deepEqual(
+    [...new Set([...SAVE_KILLS, ...RESUME_KILLS].map(({ point }) => point))].sort(),
+    FAILPOINTS.filter((point) => point !== "boot.set-aside").sort(),
+  ); // that one: boot.test.ts
 });

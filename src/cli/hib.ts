@@ -1,7 +1,9 @@
 #!/usr/bin/env node
 /** `hib`: the commands on machines and images. One file a command. */
+import { addBoot } from "./boot.js";
 import { createProgram, main } from "./command.js";
 import { addDemo } from "./demo.js";
+import { addImages } from "./images.js";
 import { addInspect } from "./inspect.js";
 import { addPrograms } from "./programs.js";
 import { addPs } from "./ps.js";
@@ -11,5 +13,6 @@ import { addSave } from "./save.js";
 import { addVerify } from "./verify.js";
 
 const program = createProgram("hib", "Live hibernation of emulated machines: save one while it runs, resume it elsewhere.");
-for (const add of [addRun, addPs, addSave, addResume, addInspect, addVerify, addPrograms, addDemo]) add(program);
+for (const add of [addRun, addBoot, addPs, addSave, addResume, addImages, addInspect, addVerify, addPrograms, addDemo])
+  add(program);
 await main(program);

@@ -192,13 +192,19 @@ export async function removeStalePartials(parent: string): Promise<string[]> {
   return attemptTo(`sweeping ${parent}`, async () => {
     const removed: string[] = [];
     for (const name of await readdir(parent)) {
-      const pid = /^\..+\.partial-(\d+)-[0-9a-f]{8}$/.exec(name)?.[1];
-      if (pid === undefined || isAlive({ pid: Number(pid) })) continue;
+      const partial = partialOf(name);
+      if (partial === undefined || isAlive(partial)) continue;
       await rm(join(parent, name), { recursive: true, force: true });
       removed.push(join(parent, name));
     }
     return removed;
   });
+}
+
+/** Which process writes the partial image of this name; undefined if it is not the name of one. */
+export function partialOf(name: string): { pid: number } | undefined {
+  const pid = /^\..+\.partial-(\d+)-[0-9a-f]{8}$/.exec(name)?.[1];
+  return pid === undefined ? undefined : { pid: Number(pid) };
 }
 
 async function sizeOf(directory: string, name: string): Promise<number> {

@@ -76,6 +76,13 @@ export async function claimUse(path: string, who: string, attempt?: number): Pro
   throw usedBefore(path, await readMarker<Use>(path, "used"));
 }
 
+/** Gives a claim back: nothing of the machine has run. Never throws; what stays claimed is safe, and can be asked for again. */
+export async function releaseUse(path: string): Promise<void> {
+  await rm(join(resolve(path), "used"), { force: true })
+    .then(() => syncDirectory(resolve(path)))
+    .catch(() => undefined);
+}
+
 /** The error for who comes to an image that was used. */
 export function usedBefore(path: string, { time, who, pid, host }: Partial<Use> = {}): HibernaculumError {
   const by = time === undefined ? "" : ` (${time} by ${who}, process ${pid} on ${host})`; // perhaps not written to its end

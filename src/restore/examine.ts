@@ -12,12 +12,7 @@ import { checkConsistency } from "../vm/consistency.js";
 import { ARENA_BYTES, ARENA_FREE_FRAMES, KERNEL_FREE_FRAMES, kernelLayout } from "../vm/kernel-layout.js";
 import type { PhysicalMemory } from "../vm/physical.js";
 import { listProcesses, readRegisters } from "../vm/process.js";
-
-/** A frame that found no place in the queue. */
-export interface LateFrame {
-  frame: Pfn;
-  bytes: Uint8Array;
-}
+import type { LateFrame } from "./late-frames.js";
 
 /** What was found in a machine that is consistent. */
 export interface Examined {

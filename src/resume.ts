@@ -377,7 +377,7 @@ class Resume {
     this.#steps.passed("kernel heap", `arenas: ${freeByArena.length}, blocks: ${blocks}, frames free: ${freeFrames}`);
     this.#steps.passed("process structures", `processes: ${processes}, areas: ${areas}`);
     this.#steps.passed("memory", `frames: ${this.#image.header.frames}, patched: ${this.#patched}, pages mapped: ${mappedPages}`);
-    this.#steps.passed("registers", `of processes: ${processes}`);
+    this.#steps.passed("registers", `of processes: ${processes}, x0 is 0 in each`);
   }
 
   /** What is derived from memory and not in it: contexts, bitmap, clock; and what was the snapshotter's (S1.1, S2.3). */

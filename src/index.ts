@@ -10,15 +10,27 @@
  * console.log(report.pause.total_ms);
  *
  * const other = await Machine.boot({ ramBytes: 256 * 2 ** 20, vcpus: 2 });
- * await resume(other, "machine.hib");
+ * await resume(other, "machine.hib"); // or bootOrResume, which boots on if that fails
  * await other.powerOff();
  */
-export { type ErrorCode, HibernaculumError } from "./base/errors.js";
+export { bootOrResume, type BootOptions, type BootResult } from "./boot.js";
+export { type ErrorCode, HibernaculumError, type SerializedError } from "./base/errors.js";
 export type { ReadableMemory } from "./base/memory.js";
 export type { FaultCounts, FaultStatistics } from "./cow/fault-statistics.js";
 export { save, type SaveOptions, type SavePhase, type SaveProgress } from "./hibernate.js";
 export type { BlockRow, Catalogue, MappingRow, Meta, ProcessRow } from "./image/catalogue.js";
-export { type Image, isUsed, openImage, type OpenOptions, removeStalePartials, setAside } from "./image/directory.js";
+export { type Image, openImage, type OpenOptions, removeStalePartials } from "./image/directory.js";
+export { type ImageEntry, type ImageState, listImages } from "./image/list.js";
+export {
+  type Attempt,
+  type History,
+  isUsed,
+  type Outcome,
+  readHistory,
+  setAside,
+  type SetAside,
+  type Use,
+} from "./image/markers.js";
 export type { Chunk, Extent, ExtentTable, ImageHeader } from "./image/format.js";
 export type { ImageMemory } from "./image/image-memory.js";
 export { type ExportOptions, exportImage, type Imported, type ImportOptions, importImage } from "./image/stream.js";
@@ -26,7 +38,7 @@ export { type Verified, verifyChunks } from "./image/verify.js";
 export { type ChangedRange, diffImages, type DiffOptions, type ImageDiff, type ProcessDiff } from "./image-diff.js";
 export { Machine, type MachineOptions } from "./machine.js";
 export { resume, type ResumeOptions, type ResumeProgress } from "./resume.js";
-export type { ResumeReport } from "./resume-report.js";
+export type { ResumeReport, ResumeStep, ResumeStepName } from "./resume-report.js";
 export { REPORT_SCHEMA, type SaveReport } from "./save-report.js";
 export { type Consistency, checkConsistency } from "./vm/consistency.js";
 export { listProcesses, type Process } from "./vm/process.js";

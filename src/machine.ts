@@ -156,6 +156,11 @@ export class Machine {
     return this.#pool;
   }
 
+  /** Powered off: it can only be booted anew. */
+  get isOff(): boolean {
+    return this.#pool === undefined;
+  }
+
   #tick(): void {
     this.drainConsole();
     this.#busyTimes.push({ at: hostNow(), busy_ms: this.#busyTime() });

@@ -2,31 +2,30 @@
  * A resume, as the seed tells it (S1, "When loading the image"), into a machine that has booted and goes on running its
  * boot processes meanwhile. One call per step, in order:
  *
- *     find      header, version, completeness, checksums, RAM size, not used before      S2.1, S2.9
+ *     find      every check of S2.1, in its order                                       S2.1, S2.9
  *     attempt   it is on the disk that this was tried, before it is tried                S2.5
  *     classify  free here and used there: allocated, to be loaded directly               S1.6
  *     protect   everything that is there is write-protected                              S1.7
  *     load      all of the image is read and verified; each frame goes directly to its
  *               place, or is equal, or is queued                                         S1.6, S1.7
- *     patch     stop, consume the image, atomic restore                                  S1.8, S2.2
+ *     stop      and examine the machine that is about to be put in place                 S2.2
+ *     consume   it is on the disk that the image is used                                 S2.9
+ *     patch     atomic restore; what came back is counted                                S1.8, S2.2
  *     go        the saved machine goes on
  *
- * What must hold: nothing that the booting machine holds is changed before all of the image has been read and has
- * agreed with its checksums. Until then a failure costs nothing: the boot goes on.
+ * What must hold: nothing that the booting machine holds is changed before all of the image has been read, has agreed with
+ * its checksums and makes a machine that is consistent. Until then a failure costs nothing: the boot goes on, and the
+ * attempt's outcome is noted. What a boot does about it is in boot.ts.
  */
 import { hostname } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
-import { bit, hostNow } from "./base/control.js";
-import { fromSystemError, HibernaculumError, isSystemError, naming } from "./base/errors.js";
+import { hostNow } from "./base/control.js";
+import { fromSystemError, HibernaculumError, isSystemError, naming, serializeError } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
 import {
   CANCEL_ASKED,
-  DIRECT_BITMAP,
-  DIRTY_BITMAP,
   FRAME_BYTES,
-  IMAGE_BITMAP,
-  KEEP_BITMAP,
   MACHINE_CANCEL,
   MACHINE_CURSOR,
   MACHINE_LOAD_PERCENT,
@@ -36,12 +35,15 @@ import {
 import { atomicRestore, listViews } from "./cow/atomic-copy.js";
 import { openQueue, readQueue } from "./cow/queue.js";
 import { freeOldReserves, Reserve } from "./cow/reserve.js";
-import { claimUse, type Image, isUsed, openImage, recordAttempt } from "./image/directory.js";
+import { type Image, openImage } from "./image/directory.js";
 import { BLOB_NAME, MACHINE_VERSION } from "./image/format.js";
+import { claimUse, readHistory, recordAttempt, recordOutcome, refuseHeld, releaseUse, usedBefore } from "./image/markers.js";
 import type { Machine } from "./machine.js";
 import { classify, declassify } from "./restore/classify.js";
+import { ComingMemory, countRestored, countRunnable, type Examined, examine } from "./restore/examine.js";
+import { type LateFrame, readLateFrames } from "./restore/late-frames.js";
 import type { LoadResult, LoadTask } from "./restore/page-loader.js";
-import type { ResumeReport } from "./resume-report.js";
+import { makeResumeReport, type ResumeReport, type ResumeStep, ResumeSteps } from "./resume-report.js";
 import { KERNEL_CLOCK, KERNEL_RESUMES } from "./vm/kernel-layout.js";
 
 export interface ResumeProgress {
@@ -58,6 +60,8 @@ export interface ResumeOptions {
   keepImage?: boolean;
   signal?: AbortSignal;
   onProgress?: (progress: ResumeProgress) => void;
+  /** Is told of each step as it passes or fails, with what was found. */
+  onStep?: (step: ResumeStep) => void;
   /** Most places in the queue of the atomic restore, for tests of one that is too small. */
   queueFrames?: number;
   /** Called once everything is loaded and before the machine stops, for tests. */
@@ -69,56 +73,62 @@ const WATCH_MS = 20;
 /**
  * Resumes an image in a machine that has booted. When it returns, the saved machine runs in it.
  *
- * @param path - the image
- * @throws HIB_BUSY, HIB_NOT_AN_IMAGE, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION, HIB_TRUNCATED, HIB_CORRUPT,
- * HIB_RAM_MISMATCH, HIB_IMAGE_USED, HIB_IO, HIB_WORKER_DIED, HIB_CANCELLED: the booted machine runs on
+ * @param path - the image. One that cannot be resumed stays where it is: setting it aside is for a boot (boot.ts), which
+ * would find it again
+ * @throws HIB_BUSY (also if another process is at the image), HIB_NOT_AN_IMAGE, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION,
+ * HIB_TRUNCATED, HIB_CORRUPT, HIB_RAM_MISMATCH, HIB_IMAGE_USED, HIB_INCONSISTENT, HIB_IO, HIB_WORKER_DIED, HIB_CANCELLED:
+ * the booted machine runs on
  */
 export async function resume(machine: Machine, path: string, options: ResumeOptions = {}): Promise<ResumeReport> {
   machine.begin("resume");
+  const steps = new ResumeSteps(options.onStep);
+  const began = hostNow();
+  let work: Resume | undefined;
   try {
-    const began = hostNow();
-    const image = await find(machine, path, options).catch((error: unknown) => {
-      throw naming(error, path);
-    });
-    const work = new Resume(machine, image, options, began);
-    try {
-      await work.attempt();
-      work.classify();
-      work.protect();
-      await work.load();
-      await work.patch();
-      work.go();
-      failpoint("resume.running");
-      return work.report();
-    } catch (error) {
-      await work.abandon();
-      throw isSystemError(error) ? fromSystemError(error, `resuming ${path}`) : naming(error, path);
-    } finally {
-      work.finish();
-      image.close();
-    }
+    const image = await find(machine, path, options, steps);
+    work = new Resume(machine, image, options, steps, began);
+    await work.attempt();
+    work.classify();
+    work.protect();
+    await work.load();
+    work.stop();
+    await work.consume();
+    work.patch();
+    work.go();
+    failpoint("resume.running");
+    return work.report();
+  } catch (error) {
+    const failure = isSystemError(error) ? fromSystemError(error, `resuming ${path}`) : naming(error, path);
+    steps.failed(failure);
+    await work?.abandon(failure);
+    throw failure;
   } finally {
+    work?.finish();
     machine.busy = undefined;
   }
 }
 
 /** S2.1, S2.9: an image that is whole, of this kernel and this much RAM, and not used. */
-async function find(machine: Machine, path: string, options: ResumeOptions): Promise<Image> {
-  const image = await openImage(path, { machineVersion: MACHINE_VERSION });
+async function find(machine: Machine, path: string, options: ResumeOptions, steps: ResumeSteps): Promise<Image> {
+  const { again = false, keepImage = false } = options;
+  const image = await openImage(path, {
+    machineVersion: MACHINE_VERSION,
+    onCheck: (check, found) => steps.passed(check, found),
+  });
   try {
     const { frames } = machine.kernel.memory;
-    if (image.header.ramFrames !== frames) {
+    const { ramFrames } = image.header;
+    if (ramFrames !== frames) {
       throw new HibernaculumError(
         "HIB_RAM_MISMATCH",
-        `${path} is of a machine with ${image.header.ramFrames * FRAME_BYTES} bytes of RAM, and this one has ${frames * FRAME_BYTES}; boot with --ram ${image.header.ramFrames * FRAME_BYTES}`,
+        `${path} is of a machine with ${ramFrames * FRAME_BYTES} bytes of RAM, and this one has ${frames * FRAME_BYTES}; boot with --ram ${ramFrames * FRAME_BYTES}`,
       );
     }
-    if (options.again !== true && options.keepImage !== true && (await isUsed(path))) {
-      throw new HibernaculumError(
-        "HIB_IMAGE_USED",
-        `${path} was resumed before; two machines with one history corrupt what they share (--again resumes it all the same)`,
-      );
-    }
+    steps.passed("RAM size", `${frames * FRAME_BYTES} bytes`);
+    const { used } = await readHistory(path);
+    if (used !== null && !again && !keepImage) throw usedBefore(path, used);
+    steps.passed("not used before", used === null ? "by nobody" : "it was, and that is to be ignored");
+    // What a machine relies on outside of its memory is checked here, before the attempt.
     return image;
   } catch (error) {
     image.close();
@@ -131,42 +141,53 @@ class Resume {
   readonly #machine: Machine;
   readonly #image: Image;
   readonly #options: ResumeOptions;
-  readonly #began: number;
+  readonly #steps: ResumeSteps;
+  /** The attempt's number, once it is on the disk. */
+  #attempt: number | undefined;
   readonly #reserve: Reserve;
   #results: LoadResult[] = [];
   #stopped = false;
+  #claimed = false;
   #replaced = false;
   #patched = 0;
-  #overflow = 0;
   #preimages = 0;
-  #pause: ResumeReport["pause"] = { safepoint_ms: 0, consume_ms: 0, patch_ms: 0, rebuild_ms: 0, total_ms: 0 };
-  #at = { opened: 0, classified: 0, loaded: 0, running: 0 };
+  #pause: ResumeReport["pause"] | undefined;
+  #at: { began: number; opened: number; classified: number; loaded: number; running: number };
+  #stopAsked = 0;
+  #stopReached = 0;
+  #examinedAt = 0;
+  #consumed = 0;
+  #late: LateFrame[] = [];
+  #examined: Examined | undefined;
   readonly #cancel = (): void => {
     this.#machine.control.store(MACHINE_CANCEL, CANCEL_ASKED);
   };
 
-  constructor(machine: Machine, image: Image, options: ResumeOptions, began: number) {
+  constructor(machine: Machine, image: Image, options: ResumeOptions, steps: ResumeSteps, began: number) {
     this.#machine = machine;
     this.#image = image;
     this.#options = options;
-    this.#began = began;
+    this.#steps = steps;
+    this.#at = { began, opened: hostNow(), classified: 0, loaded: 0, running: 0 };
     this.#reserve = new Reserve(machine.kernel, 0);
   }
 
-  /** S2.5: a resume that dies leaves a trace of having been tried. */
+  /** S2.5: a resume that dies leaves a trace of having been tried; of two at once, who came first goes on. */
   async attempt(): Promise<void> {
-    this.#at.opened = hostNow();
+    const { again = false, keepImage = false, signal } = this.#options;
     this.#checkCancelled();
-    if (this.#options.keepImage !== true) await recordAttempt(this.#image.path);
+    if (!keepImage) this.#attempt = await recordAttempt(this.#image.path);
     failpoint("resume.attempt");
-    this.#options.signal?.addEventListener("abort", this.#cancel);
+    if (this.#attempt !== undefined && !again) await refuseHeld(this.#image.path, this.#attempt);
+    this.#steps.passed("attempt", this.#attempt === undefined ? "not recorded" : `${this.#attempt}, recorded`);
+    signal?.addEventListener("abort", this.#cancel);
   }
 
   /** S1.6: allocate what is free here and used there; reserve a place for every other frame of the image. */
   classify(): void {
     const { control, kernel } = this.#machine;
     let wanted = 0;
-    classify(kernel, this.#image.extents, (conflicts) => {
+    const { direct, conflicts } = classify(kernel, this.#image.extents, (conflicts) => {
       wanted = Math.min(this.#options.queueFrames ?? Infinity, conflicts + 64);
       this.#reserve.growLocked(wanted + QUEUE_SPARE);
     });
@@ -174,6 +195,7 @@ class Resume {
     openQueue(control, 0, this.#reserve.list(listViews(control).places, wanted + QUEUE_SPARE));
     for (const word of [MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_PROGRESS]) control.store(word, 0);
     this.#checkCancelled();
+    this.#steps.passed("frames", `free here: ${direct}, in use here: ${conflicts}`);
     this.#at.classified = hostNow();
   }
 
@@ -203,46 +225,66 @@ class Resume {
       control.store(MACHINE_LOAD_PERCENT, 0);
     }
     this.#at.loaded = hostNow();
+    this.#steps.passed("chunk checksums", `${this.#image.chunks.length} chunks agree`);
     this.#options.onLoaded?.();
   }
 
-  /** S1.8, S2.2: stop, consume the image, put the queued frames in place. */
-  async patch(): Promise<void> {
-    const { control, core, kernel, quiesce, tracking } = this.#machine;
-    const requested = hostNow();
+  /** S2.2: stop, and see whether what is about to be put in place is a machine. */
+  stop(): void {
+    const { control, kernel, quiesce } = this.#machine;
+    this.#stopAsked = hostNow();
     this.#machine.drainConsole();
     quiesce.stop();
     this.#stopped = true;
-    const reached = hostNow();
+    this.#stopReached = hostNow();
     this.#machine.check(); // a vCPU that is dead could not take part in the restore
     failpoint("resume.stopped");
-    let late = this.#readOverflow();
-    const refused = readQueue(control).refused;
-    if (this.#options.keepImage !== true) await this.#consume();
+    this.#late = this.#readLate();
+    this.#examined = examine(new ComingMemory(control, kernel.memory, readQueue(control).end, this.#late));
+    this.#steps.passed("consistency", "allocator, page tables and processes agree");
+    this.#examinedAt = hostNow();
+  }
+
+  /** S2.9: the image is used before the first instruction runs. */
+  async consume(): Promise<void> {
+    const { control } = this.#machine;
+    const { refused } = readQueue(control);
+    if (this.#options.keepImage !== true) await this.#claim();
     failpoint("resume.consume");
     // The coordinator had turns of its event loop meanwhile, and may have stored to what was equal.
-    if (readQueue(control).refused !== refused) late = this.#readOverflow();
-    const consumed = hostNow();
-    // From here on there is no way back, and nothing that can fail: everything is in memory and verified.
+    if (readQueue(control).refused !== refused) this.#late = this.#readLate();
+    this.#steps.passed("consumed", this.#options.keepImage === true ? "not asked for" : "marked as used");
+    this.#consumed = hostNow();
+  }
+
+  /**
+   * S1.8, S2.2: put the queued frames in place. There is no way back from here, and nothing that can fail: everything is
+   * in memory, verified and consistent.
+   */
+  patch(): void {
+    const { control, core, kernel, quiesce, tracking } = this.#machine;
     const { end: queued, preimages } = readQueue(control);
     this.#preimages = preimages;
     tracking.disarm();
     this.#replaced = true;
     atomicRestore(control, core, quiesce, queued);
-    for (const { frame, bytes } of late) kernel.memory.loadFrame(frame, bytes);
-    this.#patched = queued + late.length;
-    this.#overflow = late.length;
+    for (const { frame, bytes } of this.#late) kernel.memory.loadFrame(frame, bytes);
+    this.#patched = queued + this.#late.length;
     failpoint("resume.patched");
     const patched = hostNow();
+    this.#countRestored();
     this.#rebuild();
+    const { ready, sleeping, others } = countRunnable(kernel.memory);
+    this.#steps.passed("runnable", `ready: ${ready}, asleep: ${sleeping}, others: ${others}`);
+    const now = hostNow();
     this.#pause = {
-      safepoint_ms: reached - requested,
-      consume_ms: consumed - reached,
-      patch_ms: patched - consumed,
-      rebuild_ms: hostNow() - patched,
-      total_ms: 0,
+      safepoint_ms: this.#stopReached - this.#stopAsked,
+      examine_ms: this.#examinedAt - this.#stopReached,
+      consume_ms: this.#consumed - this.#examinedAt,
+      patch_ms: patched - this.#consumed,
+      rebuild_ms: now - patched,
+      total_ms: now - this.#stopAsked,
     };
-    this.#pause.total_ms = hostNow() - requested;
   }
 
   /** The vCPUs forget what they ran and ask the scheduler, which is the saved machine's now. */
@@ -250,10 +292,11 @@ class Resume {
     this.#machine.quiesce.go(true);
     this.#stopped = false;
     this.#at.running = hostNow();
+    this.#steps.passed("scheduler", `goes on, vCPUs: ${this.#machine.vcpus}`);
   }
 
   /** After a failure: the boot goes on with all of its memory; or, if that is gone already, nothing goes on. */
-  async abandon(): Promise<void> {
+  async abandon(error: unknown): Promise<void> {
     if (this.#replaced) return this.#machine.powerOff();
     const { kernel, quiesce, tracking } = this.#machine;
     tracking.disarm();
@@ -261,10 +304,27 @@ class Resume {
     this.#stopped = false;
     this.#reserve.release();
     declassify(kernel);
+    if (this.#claimed) await releaseUse(this.#image.path);
+    if (this.#attempt !== undefined) {
+      const { code, message } = serializeError(error);
+      await recordOutcome(this.#image.path, this.#attempt, code, message);
+    }
   }
 
   finish(): void {
     this.#options.signal?.removeEventListener("abort", this.#cancel);
+    this.#image.close();
+  }
+
+  report(): ResumeReport {
+    return makeResumeReport(this.#image.path, this.#image.header, {
+      results: this.#results,
+      patched: this.#patched,
+      overflow: this.#late.length,
+      preimages: this.#preimages,
+      pause: this.#pause!,
+      at: this.#at,
+    });
   }
 
   // ---- parts ----
@@ -291,33 +351,33 @@ class Resume {
     const total = this.#image.header.frames;
     const done = control.load(MACHINE_PROGRESS);
     control.store(MACHINE_LOAD_PERCENT, 1 + Math.floor((100 * done) / Math.max(1, total)));
-    this.#options.onProgress?.({ done, total, elapsed_ms: hostNow() - this.#began });
+    this.#options.onProgress?.({ done, total, elapsed_ms: hostNow() - this.#at.began });
   }
 
-  /** Frames that must be patched and found no place in the queue: read once more, now that nothing moves. */
-  #readOverflow(): { frame: number; bytes: Uint8Array }[] {
-    const { control } = this.#machine;
-    const { end, refused } = readQueue(control);
-    if (refused === 0) return [];
-    const { words } = control;
-    const queued = new Set(listViews(control).frames.subarray(0, end));
-    const memory = this.#image.memory();
-    const late = [];
-    for (let frame = 0; frame < this.#image.header.ramFrames; frame++) {
-      if (bit(words, IMAGE_BITMAP, frame) === 0 || bit(words, DIRECT_BITMAP, frame) === 1 || queued.has(frame)) continue;
-      if (bit(words, KEEP_BITMAP, frame) === 1 && bit(words, DIRTY_BITMAP, frame) === 0) continue;
-      late.push({ frame, bytes: memory.readFrame(frame).slice() });
-    }
-    return late;
+  #readLate(): LateFrame[] {
+    const { end, refused } = readQueue(this.#machine.control);
+    return refused === 0 ? [] : readLateFrames(this.#machine.control, this.#image.memory(), end);
   }
 
-  async #consume(): Promise<void> {
+  async #claim(): Promise<void> {
     try {
-      await claimUse(this.#image.path, `${hostname()} pid ${process.pid}`);
+      await claimUse(this.#image.path, `${hostname()} pid ${process.pid}`, this.#attempt);
+      this.#claimed = true;
     } catch (error) {
-      const again = error instanceof HibernaculumError && error.code === "HIB_IMAGE_USED" && this.#options.again === true;
-      if (!again) throw error;
+      const used = error instanceof HibernaculumError && error.code === "HIB_IMAGE_USED";
+      if (!used || this.#options.again !== true) throw error;
+      if (this.#attempt !== undefined) await recordOutcome(this.#image.path, this.#attempt, "resumed", "once more");
     }
+  }
+
+  /** What came back is what was examined: counted anew, in the machine's own memory. */
+  #countRestored(): void {
+    const { blocks, areas, mappedPages } = this.#examined!;
+    const { freeByArena, freeFrames, processes } = countRestored(this.#machine.kernel.memory, this.#examined!);
+    this.#steps.passed("kernel heap", `arenas: ${freeByArena.length}, blocks: ${blocks}, frames free: ${freeFrames}`);
+    this.#steps.passed("process structures", `processes: ${processes}, areas: ${areas}`);
+    this.#steps.passed("memory", `frames: ${this.#image.header.frames}, patched: ${this.#patched}, pages mapped: ${mappedPages}`);
+    this.#steps.passed("registers", `of processes: ${processes}, x0 is 0 in each`);
   }
 
   /** What is derived from memory and not in it: contexts, bitmap, clock; and what was the snapshotter's (S1.1, S2.3). */
@@ -328,41 +388,5 @@ class Resume {
     freeOldReserves(kernel);
     control.setGuestClock(kernel.memory.loadFloat64(KERNEL_CLOCK));
     kernel.memory.store32(KERNEL_RESUMES, kernel.memory.load32(KERNEL_RESUMES) + 1);
-  }
-
-  report(): ResumeReport {
-    const { header, path } = this.#image;
-    const sum = (pick: (result: LoadResult) => number) => this.#results.reduce((all, result) => all + pick(result), 0);
-    const marked = sum((result) => result.equal_marked);
-    return {
-      schema: 1,
-      image: { path, id: header.id, time: new Date(header.time).toISOString() },
-      frames: {
-        image: header.frames,
-        direct: sum((result) => result.direct),
-        equal: sum((result) => result.equal) - this.#preimages,
-        equal_written: this.#preimages + marked,
-        different: sum((result) => result.different),
-        same_filled: sum((result) => result.same_filled),
-        patched: this.#patched,
-        overflow: this.#overflow,
-      },
-      pause: this.#pause,
-      loaders: {
-        threads: this.#results.length,
-        read_bytes: sum((result) => result.read_bytes),
-        read_wait_ms: sum((result) => result.read_wait_ms),
-        decode_ms: sum((result) => result.decode_ms),
-        place_ms: sum((result) => result.place_ms),
-      },
-      phases_ms: {
-        open: this.#at.opened - this.#began,
-        classify: this.#at.classified - this.#at.opened,
-        load: this.#at.loaded - this.#at.classified,
-        stop: this.#at.running - this.#at.loaded,
-        total: this.#at.running - this.#began,
-      },
-      gb_per_s: (header.frames * FRAME_BYTES) / (this.#at.running - this.#began) / 1e6,
-    };
   }
 }

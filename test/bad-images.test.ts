@@ -24,7 +24,8 @@ import test, { type ExecutionContext } from "ava";
 import { type ErrorCode, HibernaculumError } from "../src/base/errors.js";
 import { save } from "../src/hibernate.js";
 import { loadChecksum } from "../src/image/checksum.js";
-import { claimUse, isUsed, openImage } from "../src/image/directory.js";
+import { openImage } from "../src/image/directory.js";
+import { claimUse, isUsed } from "../src/image/markers.js";
 import {
   BLOB_NAME,
   CATALOGUE_NAME,

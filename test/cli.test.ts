@@ -306,20 +306,22 @@ test.serial("a dead machine's socket is reported and removed, by ps and by a new
   t.false((await readdir(RUNTIME)).includes("dead-too.sock"), "an orderly end leaves nothing");
 });
 
-test.serial("the kernel command line: hibernate= resumes, a bad image lets the boot go on, noresume skips", async (t) => {
+test.serial("hib boot: hibernate= resumes, an image that was used lets the boot go on, noresume skips", async (t) => {
   const a = await machine(t, "first");
   await run(t, ["save", "first", "a.hib"]);
   await a.ended;
   const boot = (name: string, cmdline: string) =>
-    machine(t, name, "run", "--name", name, "--ram", "64M", "--cmdline", cmdline, "idle");
+    machine(t, name, "boot", "--name", name, "--ram", "64M", "--cmdline", cmdline, "idle");
   const skipped = await (await boot("skipped", "hibernate=a.hib noresume")).interrupt();
-  t.regex(skipped.stdout, /process 1: idle$/m);
+  t.regex(skipped.stdout, /noresume: a\.hib is left alone$[\s\S]*process 3: idle$/m);
   const resumed = await (await boot("resumed", "quiet hibernate=a.hib")).interrupt();
-  t.regex(resumed.stdout, /command line: quiet hibernate=a\.hib$[\s\S]*^Resumed [\s\S]*process 1: zipf/m);
+  t.regex(resumed.stdout, /command line: quiet hibernate=a\.hib$[\s\S]*ignored.*: quiet$[\s\S]*^Resumed [\s\S]*process 1: zipf/m);
   t.false(resumed.stdout.includes("idle"), "the workloads are the saved machine's");
   const failed = await (await boot("failed", "hibernate=a.hib")).interrupt();
-  t.regex(failed.stdout, /^failed\| kernel: resume from a\.hib failed: HIB_IMAGE_USED: .*$[\s\S]*process 3: idle$/m);
+  t.regex(failed.stdout, /^failed\| kernel: resume: HIB_IMAGE_USED: .*$[\s\S]*left as it is$[\s\S]*process 3: idle$/m);
   t.is(failed.code, 0);
+  const none = await (await boot("none", "hibernate=nothing.hib hibernate=")).interrupt();
+  t.regex(none.stdout, /"hibernate=" names no image; give hibernate=PATH$[\s\S]*booting normally$/m);
 });
 
 test.serial("demo: every process continues exactly, and nothing is left behind", async (t) => {
@@ -358,7 +360,19 @@ test.serial("demo: Ctrl-C cleans up", async (t) => {
 });
 
 test.serial("help of every command, with the exit codes", async (t) => {
-  for (const args of [["run"], ["ps"], ["save"], ["resume"], ["inspect"], ["verify"], ["programs"], ["demo"], []]) {
+  for (const args of [
+    ["run"],
+    ["boot"],
+    ["ps"],
+    ["save"],
+    ["resume"],
+    ["images"],
+    ["inspect"],
+    ["verify"],
+    ["programs"],
+    ["demo"],
+    [],
+  ]) {
     const { code, stdout, stderr } = await run(t, [...args, "--help"]);
     t.is(code, 0);
     t.is(stderr, "");
@@ -382,6 +396,9 @@ test.serial("errors are one line with a code, and the exit code says whose fault
     [["run", "--ram", "9G", "idle"], 1, /^hib: HIB_RAM_TOO_LARGE: [^\n]*\n$/],
     [["run", "--cpus", "0", "idle"], 2, /^hib: HIB_USAGE: [^\n]*\n$/],
     [["run", "--ram", "64M", "idle", "zipf:page=1"], 2, /^hib: HIB_USAGE: zipf: no option "page"[^\n]*\n$/],
+    [["boot", "--ram", "64M", "zipf:page=1"], 2, /^hib: HIB_USAGE: zipf: no option "page"[^\n]*\n$/],
+    [["images", "nowhere"], 1, /^hib: HIB_IO: [^\n]*\n$/],
+    [["run", "--cmdline", "x", "idle"], 2, /^hib: HIB_USAGE: unknown option '--cmdline'[^\n]*\n$/],
     [["run"], 2, /^hib: HIB_USAGE: give the machine something to run[^\n]*\n$/],
     [["run", "--ram", "16M", "zipf:pages=100000,content=text"], 1, /^hib: HIB_NO_MEMORY: [^\n]*\n$/],
     [["resume", "nowhere"], 1, /^hib: HIB_NOT_AN_IMAGE: [^\n]*\n$/],
@@ -427,12 +444,13 @@ test.serial("pipes get no escape codes, and one that is closed early is no error
   for (const [program, args] of [
     [HIB, ["ps"]],
     [HIB, ["inspect", "a.hib"]],
+    [HIB, ["images"]],
     [STATS, ["a.hib"]],
     [STATS, ["pipe"]],
   ] as const) {
     for (const env of [{ NO_COLOR: "1" }, { CI: "1", TERM: "xterm-256color" }]) {
       const { stdout, stderr } = await run(t, [...args], { program, env });
-      t.true(stdout.length > 100);
+      t.true(stdout.length > 80);
       t.false((stdout + stderr).includes("\u001b"));
     }
   }
@@ -472,8 +490,17 @@ test.serial("kernel command line: known words are read, others are kept", (t) =>
     text: "quiet hibernate=/a/b root=x",
     hibernate: "/a/b",
     noresume: false,
+    unknown: ["quiet", "root=x"],
+    malformed: [],
   });
   t.is(parseKernelCommandLine("hibernate=a hibernate=b noresume").hibernate, "b");
   t.true(parseKernelCommandLine("hibernate=a noresume").noresume);
-  t.is(parseKernelCommandLine("hibernate= nohibernate=x").hibernate, undefined);
+  t.is(parseKernelCommandLine('hibernate="a b=c.hib"').hibernate, "a b=c.hib");
+  t.deepEqual(parseKernelCommandLine("hibernate nohibernate=x noresume=1"), {
+    text: "hibernate nohibernate=x noresume=1",
+    hibernate: undefined,
+    noresume: false,
+    unknown: ["nohibernate=x", "noresume=1"],
+    malformed: ['"hibernate" names no image; give hibernate=PATH'],
+  });
 });

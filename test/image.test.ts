@@ -15,16 +15,7 @@ import { BlobReader, BlobWriter } from "../src/image/blob.js";
 import { CatalogueWriter } from "../src/image/catalogue.js";
 import { checksum, hashFile, loadChecksum } from "../src/image/checksum.js";
 import { compressChunk, decodeChunk } from "../src/image/codec.js";
-import {
-  claimUse,
-  createPartial,
-  isUsed,
-  openImage,
-  type PartialImage,
-  recordAttempt,
-  removeStalePartials,
-  setAside,
-} from "../src/image/directory.js";
+import { createPartial, openImage, type PartialImage, removeStalePartials } from "../src/image/directory.js";
 import {
   BLOB_NAME,
   CATALOGUE_NAME,
@@ -39,6 +30,7 @@ import {
   MACHINE_VERSION,
   padded,
 } from "../src/image/format.js";
+import { claimUse, isUsed, recordAttempt, setAside } from "../src/image/markers.js";
 import { verifyChunks } from "../src/image/verify.js";
 import { HandMachine } from "./support.js";
 

@@ -14,10 +14,11 @@ export type ErrorCode =
   | "HIB_INCONSISTENT" // checksums agree, but the machine inside is not consistent
   | "HIB_RAM_MISMATCH" // the image is of a machine with other RAM
   | "HIB_IMAGE_USED" // resumed before
+  | "HIB_RESUMES_DIED" // resumes of it died with their process, and a boot tries it no more
   | "HIB_IMAGE_EXISTS" // the path to write to is taken
   | "HIB_IO" // the host's file system refused or failed
   | "HIB_NO_SPACE" // ENOSPC or EDQUOT
-  | "HIB_BUSY" // a save is under way already
+  | "HIB_BUSY" // a save or a resume is under way already: of this machine, or of this image by another process
   | "HIB_CANCELLED" // the user or a caller cancelled
   | "HIB_WORKER_DIED" // a page writer or loader died
   | "HIB_ORACLE" // a frame changed without a mark: a bug in write tracking
@@ -51,6 +52,15 @@ export function fromSystemError(error: unknown, doing: string): HibernaculumErro
     return new HibernaculumError("HIB_NO_SPACE", `${doing}: no space left; free some or choose another path`, { cause: error });
   }
   return new HibernaculumError("HIB_IO", `${doing}: ${text}`, { cause: error });
+}
+
+/** Does something with files; a refusal says what was being done. */
+export async function attemptTo<T>(doing: string, operation: () => Promise<T>): Promise<T> {
+  try {
+    return await operation();
+  } catch (error) {
+    throw fromSystemError(error, doing);
+  }
 }
 
 /** What is wrong with an image that is not what was written. */

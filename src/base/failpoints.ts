@@ -4,7 +4,7 @@
  * threads the count is the thread's own. Without the variable a point costs one comparison.
  *
  * Actions: an errno name (ENOSPC, EIO, ...) throws it; `short` makes a write come out short; `kill` is kill -9 of the
- * host; `exit` ends the thread.
+ * host; `stop` stops it until it is sent SIGCONT; `exit` ends the thread.
  */
 import process from "node:process";
 import { isMainThread } from "node:worker_threads";
@@ -33,6 +33,7 @@ export const FAILPOINTS = [
   "resume.consume",
   "resume.patched",
   "resume.running",
+  "boot.set-aside",
 ] as const;
 export type Failpoint = (typeof FAILPOINTS)[number];
 
@@ -82,6 +83,10 @@ export function failpoint(name: Failpoint): boolean {
   if (trap === undefined || ++trap.passes !== trap.at) return false;
   if (trap.action === "short") return true;
   if (trap.action === "kill") process.kill(process.pid, "SIGKILL");
+  if (trap.action === "stop") {
+    process.kill(process.pid, "SIGSTOP");
+    return false;
+  }
   if (trap.action === "exit" && !isMainThread) process.exit(1);
   const error: NodeJS.ErrnoException = new Error(`${trap.action} (injected at ${name})`);
   error.code = trap.action;

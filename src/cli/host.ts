@@ -1,5 +1,5 @@
 /**
- * The process that a machine lives in, for `hib run` and `hib resume`:
+ * The process that a machine lives in, for `hib run`, `hib boot` and `hib resume`:
  *
  *     boot -> listen -> start (workloads, or an image) -> run -> ending
  *                                                         |

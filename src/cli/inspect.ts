@@ -2,8 +2,9 @@
 import type { Command } from "commander";
 import { HibernaculumError, naming } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
-import { type Image, isUsed, openImage } from "../image/directory.js";
+import { type Image, openImage } from "../image/directory.js";
 import { CODEC_LZ4, type Extent, FORMAT_VERSION, MACHINE_VERSION, SAME_FILLED } from "../image/format.js";
+import { isUsed } from "../image/markers.js";
 import { formatBytes, formatCount } from "../stats/format.js";
 import { field, section, table, type View } from "../stats/layout.js";
 import { createCommand, wholeNumber } from "./command.js";

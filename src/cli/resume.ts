@@ -8,8 +8,8 @@ import { renderResumeSummary } from "../stats/resume-report.js";
 import { WRITERS_MAX } from "../writer/page-writer.js";
 import { createCommand, ramOption, wholeNumber } from "./command.js";
 import { defaultName, hostMachine, introduce } from "./host.js";
+import { BOOT_PROCESSES } from "./machine-options.js";
 import { note, print, printJson, stdoutView } from "./output.js";
-import { BOOT_PROCESSES } from "./run.js";
 
 interface ResumeCommandOptions {
   name?: string;
@@ -31,7 +31,8 @@ export function addResume(program: Command): void {
     .option("--json", "print the report for programs; the console goes to stderr")
     .addHelpText(
       "after",
-      "\nCtrl-C powers the machine off, and exits with 0; while it is being resumed: 130, and the image is as it was.",
+      "\nAn image that cannot be resumed stays where it is; hib boot sets it aside, and goes on without it." +
+        "\nCtrl-C powers the machine off, and exits with 0; while it is being resumed: 130, and the image is as it was.",
     )
     .action(resumeImage);
 }

@@ -2,27 +2,25 @@
  * Images as directories of the local file system.
  *
  *     NAME/blob, NAME/catalogue.sqlite       an image
- *     NAME/used                              it was resumed (S2.9)
- *     NAME/attempt-1, attempt-2, ...         a resume of it was begun (S2.5)
+ *     NAME/used, attempt-1, outcome-1, ...   what has become of it (markers.ts)
  *     .NAME.partial-PID-RANDOM/              one that process PID is writing
- *     NAME.set-aside-REASON[-N]/             a bad one, out of the way
+ *     NAME.set-aside-REASON[-N]/             one that a boot could not resume, out of the way
  *
  * What must hold:
  * - Nothing is ever at NAME but a complete image: it is written beside it, and one rename publishes it. An image that
  *   could not be published durably is withdrawn, since the machine that it is of goes on running.
- * - Markers are on the disk before the call returns, and only one of two who claim at once gets the image.
  */
 import { randomBytes } from "node:crypto";
-import type { Stats } from "node:fs";
-import { lstat, mkdir, open, readdir, readFile, rename, rm, stat } from "node:fs/promises";
-import { hostname } from "node:os";
+import { mkdir, readdir, rename, rm } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import process from "node:process";
-import { fromSystemError, damaged, HibernaculumError } from "../base/errors.js";
+import { attemptTo, damaged, HibernaculumError } from "../base/errors.js";
 import { failpoint } from "../base/failpoints.js";
+import { isAlive } from "../base/host-process.js";
 import { BlobReader } from "./blob.js";
 import { Catalogue } from "./catalogue.js";
 import { hashFile, loadChecksum } from "./checksum.js";
+import { refuseTaken, renameToFree, statIfThere, syncDirectory } from "./files.js";
 import {
   BLOB_NAME,
   CATALOGUE_NAME,
@@ -31,20 +29,11 @@ import {
   type ExtentTable,
   HEADER_BYTES,
   type ImageHeader,
+  type OnCheck,
 } from "./format.js";
 import { ImageMemory } from "./image-memory.js";
+import { claimUse } from "./markers.js";
 import { checkCounts, type ImageContents } from "./verify.js";
-
-/** What a place for images must be able to do. */
-export interface ImageStore {
-  createPartial(path: string): Promise<PartialImage>;
-  openImage(path: string, options?: OpenOptions): Promise<Image>;
-  isUsed(path: string): Promise<boolean>;
-  claimUse(path: string, who: string): Promise<void>;
-  recordAttempt(path: string): Promise<number>;
-  setAside(path: string, reason: string): Promise<string>;
-  removeStalePartials(parent: string): Promise<string[]>;
-}
 
 /** An image that is being written. */
 export interface PartialImage {
@@ -65,6 +54,7 @@ export interface PartialImage {
 export interface OpenOptions {
   /** The kernel's; an image of another is refused. */
   machineVersion?: number;
+  onCheck?: OnCheck;
 }
 
 /** An image open for reading. Its header, catalogue and counts are checked, its chunks are not yet. */
@@ -113,14 +103,14 @@ export async function createPartial(path: string): Promise<PartialImage> {
   const partial = join(dirname(final), `.${basename(final)}.partial-${process.pid}-${randomBytes(4).toString("hex")}`);
   await refuseTaken(final);
   // It holds all of a machine's memory, secrets too.
-  await attempt(`creating an image at ${final}`, () => mkdir(partial, { mode: 0o700 }));
+  await attemptTo(`creating an image at ${final}`, () => mkdir(partial, { mode: 0o700 }));
   let published = false;
   return {
     path: final,
     blobPath: join(partial, BLOB_NAME),
     cataloguePath: join(partial, CATALOGUE_NAME),
     async publish() {
-      await attempt(`publishing ${final}`, async () => {
+      await attemptTo(`publishing ${final}`, async () => {
         await syncDirectory(partial);
         failpoint("save.before-rename");
         await renameToFree(partial, final);
@@ -146,29 +136,32 @@ export async function createPartial(path: string): Promise<PartialImage> {
  *
  * @throws HIB_NOT_AN_IMAGE, HIB_IO, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION, HIB_TRUNCATED, HIB_CORRUPT, HIB_DEPENDENCY
  */
-export async function openImage(path: string, { machineVersion }: OpenOptions = {}): Promise<Image> {
+export async function openImage(path: string, { machineVersion, onCheck = () => undefined }: OpenOptions = {}): Promise<Image> {
   await loadChecksum();
   const directory = resolve(path);
   if (!(await statIfThere(directory))?.isDirectory()) {
     throw new HibernaculumError("HIB_NOT_AN_IMAGE", `no image at ${path}; give the directory that hib save made`);
   }
   const blobBytes = await sizeOf(directory, BLOB_NAME);
-  const catalogueBytes = await sizeOf(directory, CATALOGUE_NAME);
+  onCheck("image", path);
   const blob = new BlobReader(join(directory, BLOB_NAME));
   let catalogue: Catalogue | undefined;
   try {
     const page = new Uint8Array(Math.min(blobBytes, HEADER_BYTES));
     await blob.read(page, 0, page.length);
-    const header = decodeHeader(page, path, { expectedMachineVersion: machineVersion });
+    const header = decodeHeader(page, path, { expectedMachineVersion: machineVersion, onCheck });
     checkSize(path, BLOB_NAME, blobBytes, header.blobBytes);
-    checkSize(path, CATALOGUE_NAME, catalogueBytes, header.catalogueBytes);
+    checkSize(path, CATALOGUE_NAME, await sizeOf(directory, CATALOGUE_NAME), header.catalogueBytes);
+    onCheck("complete", `blob of ${header.blobBytes} bytes, catalogue of ${header.catalogueBytes}`);
     const { hash } = await hashFile(join(directory, CATALOGUE_NAME));
     if (hash !== header.catalogueHash) {
       throw damaged("HIB_CORRUPT", `${path}: the catalogue does not agree with its checksum`);
     }
+    onCheck("catalogue checksum", "agrees");
     catalogue = Catalogue.open(directory);
     const contents = { header, catalogue, chunks: catalogue.chunks(), extents: catalogue.extents(), blob };
     checkCounts(contents);
+    onCheck("counts", `chunks: ${header.chunks}, extents: ${contents.extents.length}, frames: ${header.frames}`);
     return new Image(directory, contents);
   } catch (error) {
     catalogue?.close();
@@ -177,66 +170,15 @@ export async function openImage(path: string, { machineVersion }: OpenOptions = 
   }
 }
 
-/** True if the image was resumed before. */
-export async function isUsed(path: string): Promise<boolean> {
-  return (await statIfThere(join(resolve(path), "used"))) !== undefined;
-}
-
 /**
- * Claims an image for the one use that it is good for.
+ * Whether a directory is an image, whatever is wrong with it: not every path that somebody mistyped may be renamed.
  *
- * @param who is named to those who come later
- * @throws HIB_IMAGE_USED if it was claimed before, HIB_IO, HIB_NO_SPACE
- */
-export async function claimUse(path: string, who: string): Promise<void> {
-  const marker = join(resolve(path), "used");
-  const note = { time: new Date().toISOString(), pid: process.pid, host: hostname(), who };
-  if (await createMarker(marker, note)) return;
-  const earlier = await readFile(marker, "utf8")
-    .then(JSON.parse)
-    .catch(() => ({})); // perhaps not written to its end
-  const by =
-    typeof earlier.time === "string" ? ` (${earlier.time} by ${earlier.who}, process ${earlier.pid} on ${earlier.host})` : "";
-  throw new HibernaculumError(
-    "HIB_IMAGE_USED",
-    `${path} was resumed before${by}: a second machine with the same history can damage files that both use; --again resumes it nevertheless`,
-  );
-}
-
-/**
- * Notes that a resume begins, so that one that dies is not tried for ever.
- *
- * @returns how many there were, with this one
- * @throws HIB_IO, HIB_NO_SPACE
- */
-export async function recordAttempt(path: string): Promise<number> {
-  const note = { time: new Date().toISOString(), pid: process.pid, host: hostname() };
-  for (let n = 1; ; n++) if (await createMarker(join(resolve(path), `attempt-${n}`), note)) return n;
-}
-
-/**
- * Renames an image so that no boot finds it again.
- *
- * @param reason one or two words
- * @returns its new path
  * @throws HIB_IO
  */
-export async function setAside(path: string, reason: string): Promise<string> {
-  const from = resolve(path);
-  const to = `${from}.set-aside-${reason.toLowerCase().replace(/[^a-z0-9]+/g, "-")}`;
-  return attempt(`setting aside ${path}`, async () => {
-    for (let n = 1; ; n++) {
-      const name = n === 1 ? to : `${to}-${n}`;
-      try {
-        await renameToFree(from, name);
-      } catch (error) {
-        if (error instanceof HibernaculumError && error.code === "HIB_IMAGE_EXISTS") continue;
-        throw error;
-      }
-      await syncDirectory(dirname(from));
-      return name;
-    }
-  });
+export async function holdsImage(path: string): Promise<boolean> {
+  const directory = resolve(path);
+  const found = await Promise.all([BLOB_NAME, CATALOGUE_NAME].map((name) => statIfThere(join(directory, name))));
+  return found.some((file) => file?.isFile());
 }
 
 /**
@@ -247,11 +189,11 @@ export async function setAside(path: string, reason: string): Promise<string> {
  * @throws HIB_IO
  */
 export async function removeStalePartials(parent: string): Promise<string[]> {
-  return attempt(`sweeping ${parent}`, async () => {
+  return attemptTo(`sweeping ${parent}`, async () => {
     const removed: string[] = [];
     for (const name of await readdir(parent)) {
-      const pid = /^\..+\.partial-(\d+)-[0-9a-f]{8}$/.exec(name)?.[1];
-      if (pid === undefined || isAlive(Number(pid))) continue;
+      const partial = partialOf(name);
+      if (partial === undefined || isAlive(partial)) continue;
       await rm(join(parent, name), { recursive: true, force: true });
       removed.push(join(parent, name));
     }
@@ -259,32 +201,10 @@ export async function removeStalePartials(parent: string): Promise<string[]> {
   });
 }
 
-/** This file's functions as a place for images. */
-export const localDirectory: ImageStore = {
-  createPartial,
-  openImage,
-  isUsed,
-  claimUse,
-  recordAttempt,
-  setAside,
-  removeStalePartials,
-};
-
-async function attempt<T>(doing: string, operation: () => Promise<T>): Promise<T> {
-  try {
-    return await operation();
-  } catch (error) {
-    throw fromSystemError(error, doing);
-  }
-}
-
-async function statIfThere(path: string, how: (path: string) => Promise<Stats> = stat): Promise<Stats | undefined> {
-  try {
-    return await how(path);
-  } catch (error) {
-    if (["ENOENT", "ENOTDIR"].includes((error as NodeJS.ErrnoException).code ?? "")) return undefined;
-    throw fromSystemError(error, `looking at ${path}`);
-  }
+/** Which process writes the partial image of this name; undefined if it is not the name of one. */
+export function partialOf(name: string): { pid: number } | undefined {
+  const pid = /^\..+\.partial-(\d+)-[0-9a-f]{8}$/.exec(name)?.[1];
+  return pid === undefined ? undefined : { pid: Number(pid) };
 }
 
 async function sizeOf(directory: string, name: string): Promise<number> {
@@ -295,64 +215,4 @@ async function sizeOf(directory: string, name: string): Promise<number> {
 
 function checkSize(path: string, name: string, found: number, expected: number): void {
   if (found !== expected) throw damaged("HIB_TRUNCATED", `${path}: ${name} is ${found} bytes long, and ${expected} were saved`);
-}
-
-/** Renames a directory to a name that must be free. */
-async function renameToFree(from: string, to: string): Promise<void> {
-  // A rename replaces an empty directory without a word, so look first; if anything is in it, the rename itself refuses.
-  await refuseTaken(to);
-  try {
-    await rename(from, to);
-  } catch (error) {
-    await refuseTaken(to);
-    throw error;
-  }
-}
-
-async function refuseTaken(path: string): Promise<void> {
-  if ((await statIfThere(path, lstat)) === undefined) return;
-  throw new HibernaculumError("HIB_IMAGE_EXISTS", `${path} exists already: remove it or choose another path`);
-}
-
-/** A file that only one of all can create. False if it is there. */
-async function createMarker(path: string, note: object): Promise<boolean> {
-  return attempt(`marking ${path}`, async () => {
-    const file = await open(path, "wx").catch((error: NodeJS.ErrnoException) => {
-      if (error.code !== "EEXIST") throw error;
-      return undefined;
-    });
-    if (file === undefined) return false;
-    try {
-      await file.writeFile(`${JSON.stringify(note)}\n`);
-      await file.sync();
-      await syncDirectory(dirname(path));
-      return true;
-    } catch (error) {
-      await rm(path, { force: true }).catch(() => undefined); // what it says does not come to pass
-      throw error;
-    } finally {
-      await file.close();
-    }
-  });
-}
-
-async function syncDirectory(path: string): Promise<void> {
-  const directory = await open(path, "r");
-  try {
-    await directory.sync();
-  } catch (error) {
-    // Some network file systems have no such thing.
-    if ((error as NodeJS.ErrnoException).code !== "EINVAL") throw error;
-  } finally {
-    await directory.close();
-  }
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code !== "ESRCH";
-  }
 }

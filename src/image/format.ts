@@ -36,6 +36,19 @@ export const CODEC_RAW = 0;
 /** One LZ4 block over the chunk's frames, after the number of bytes that it decodes to (u32). */
 export const CODEC_LZ4 = 1;
 
+/** What is checked of an image when it is opened (S2.1), in this order. */
+export type ImageCheck =
+  | "image"
+  | "magic"
+  | "format version"
+  | "header checksum"
+  | "machine version"
+  | "complete"
+  | "catalogue checksum"
+  | "counts";
+/** Is told of each check that passed, and of what was found. */
+export type OnCheck = (check: ImageCheck, found: string) => void;
+
 /** What the header says, for the whole image. */
 export interface ImageHeader {
   machineVersion: number;
@@ -111,7 +124,10 @@ export function encodeHeader(header: ImageHeader, page: Uint8Array = new Uint8Ar
 export function decodeHeader(
   page: Uint8Array,
   where: string,
-  { expectedMachineVersion }: { expectedMachineVersion?: number | undefined } = {},
+  {
+    expectedMachineVersion,
+    onCheck = () => undefined,
+  }: { expectedMachineVersion?: number | undefined; onCheck?: OnCheck | undefined } = {},
 ): ImageHeader {
   const view = new DataView(page.buffer, page.byteOffset, page.byteLength);
   if (page.length < 4 || view.getUint32(0, true) !== MAGIC) {
@@ -120,6 +136,7 @@ export function decodeHeader(
       `${where}: the blob has no header: not an image, or one that was never completed`,
     );
   }
+  onCheck("magic", "HBRN");
   if (page.length < HEADER_BYTES) throw damaged("HIB_TRUNCATED", `${where}: the blob ends in its header`);
   const version = view.getUint32(4, true);
   if (version !== FORMAT_VERSION) {
@@ -128,9 +145,11 @@ export function decodeHeader(
       `${where}: format version ${version}, and this program reads version ${FORMAT_VERSION}`,
     );
   }
+  onCheck("format version", String(version));
   if (checksum(page.subarray(0, HASH_AT)) !== view.getBigUint64(HASH_AT, true) || view.getUint32(12, true) !== HEADER_BYTES) {
     throw damaged("HIB_CORRUPT", `${where}: the header does not agree with its checksum`);
   }
+  onCheck("header checksum", "agrees");
   const machineVersion = view.getUint32(8, true);
   if (expectedMachineVersion !== undefined && machineVersion !== expectedMachineVersion) {
     throw new HibernaculumError(
@@ -138,6 +157,7 @@ export function decodeHeader(
       `${where}: saved from machine version ${machineVersion}, and this kernel is version ${expectedMachineVersion}`,
     );
   }
+  onCheck("machine version", String(machineVersion));
   const id = Buffer.from(page.subarray(16, 32)).toString("hex");
   return {
     machineVersion,

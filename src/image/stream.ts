@@ -15,7 +15,8 @@ import { BlobReader, BlobWriter } from "./blob.js";
 import { Catalogue } from "./catalogue.js";
 import { Checksum, loadChecksum } from "./checksum.js";
 import { checkStored } from "./codec.js";
-import { type ImageStore, localDirectory, type PartialImage } from "./directory.js";
+import { createPartial, openImage, type PartialImage, removeStalePartials } from "./directory.js";
+import { claimUse, isUsed } from "./markers.js";
 import { CATALOGUE_NAME, CHUNK_BYTES, type Chunk, decodeHeader, HEADER_BYTES, type ImageHeader } from "./format.js";
 import { sealBlob } from "./seal.js";
 import { checkCounts } from "./verify.js";
@@ -33,8 +34,6 @@ const FLAG_USED = 1;
 const PIECE_BYTES = CHUNK_BYTES;
 
 export interface TransferOptions {
-  /** Default: the local file system. */
-  store?: ImageStore;
   /** Cancels; nothing is left behind. */
   signal?: AbortSignal | undefined;
   /** Bytes of the stream that are done, and all of them. */
@@ -52,8 +51,8 @@ export interface ExportOptions extends TransferOptions {
  * @throws HIB_IMAGE_USED, HIB_CANCELLED, and what opening and reading an image may throw
  */
 export async function* exportImage(path: string, options: ExportOptions = {}): AsyncGenerator<Uint8Array, void, undefined> {
-  const { store = localDirectory, again = false, signal, onProgress } = options;
-  const image = await store.openImage(path);
+  const { again = false, signal, onProgress } = options;
+  const image = await openImage(path);
   try {
     const total = streamBytes(image.header);
     const hash = new Checksum();
@@ -62,9 +61,9 @@ export async function* exportImage(path: string, options: ExportOptions = {}): A
       onProgress?.(hash.bytes, total);
       return piece;
     };
-    const isUsed = async (): Promise<boolean> => {
+    const checkUse = async (): Promise<boolean> => {
       checkCancelled(signal);
-      const used = await store.isUsed(path);
+      const used = await isUsed(path);
       if (used && !again) {
         throw new HibernaculumError(
           "HIB_IMAGE_USED",
@@ -74,7 +73,7 @@ export async function* exportImage(path: string, options: ExportOptions = {}): A
       return used;
     };
 
-    await isUsed();
+    await checkUse();
     const prefix = Buffer.alloc(PREFIX_BYTES);
     prefix.write(MAGIC, "latin1");
     prefix.writeUInt32LE(STREAM_VERSION, 4);
@@ -94,7 +93,7 @@ export async function* exportImage(path: string, options: ExportOptions = {}): A
     }
     // Looked at again: somebody may have resumed it meanwhile, and then this is the second machine.
     const end = Buffer.alloc(FLAGS_BYTES + HASH_BYTES);
-    end.writeUInt32LE((await isUsed()) ? FLAG_USED : 0);
+    end.writeUInt32LE((await checkUse()) ? FLAG_USED : 0);
     send(end.subarray(0, FLAGS_BYTES));
     end.writeBigUInt64LE(hash.digest(), FLAGS_BYTES);
     yield end;
@@ -128,11 +127,11 @@ export interface Imported {
 export async function importImage(
   source: AsyncIterable<Uint8Array>,
   path: string,
-  { store = localDirectory, signal, onProgress, name = "the stream" }: ImportOptions = {},
+  { signal, onProgress, name = "the stream" }: ImportOptions = {},
 ): Promise<Imported> {
   await loadChecksum();
-  await store.removeStalePartials(dirname(resolve(path))); // what a killed host left there
-  const partial = await store.createPartial(path);
+  await removeStalePartials(dirname(resolve(path))); // what a killed host left there
+  const partial = await createPartial(path);
   const input = new Input(source, name, signal);
   try {
     const header = await receiveHeader(input);
@@ -141,7 +140,7 @@ export async function importImage(
     await receiveChunks(input, chunksOf(header, partial), partial.blobPath, report);
     const used = await receiveEnd(input);
     await sealBlob(partial.blobPath, header);
-    if (used) await store.claimUse(dirname(partial.blobPath), "the machine it was exported from");
+    if (used) await claimUse(dirname(partial.blobPath), "the machine it was exported from");
     checkCancelled(signal);
     await partial.publish();
     return { path: partial.path, header, bytes: streamBytes(header), used };

@@ -44,5 +44,5 @@ export function renderResumeSummary(report: ResumeReport, view: View): string {
 }
 
 function pauseParts({ pause: p }: ResumeReport): string {
-  return `${formatMs(p.total_ms)}: safepoint ${formatMs(p.safepoint_ms)}, mark the image used ${formatMs(p.consume_ms)}, patch ${formatMs(p.patch_ms)}, rebuild ${formatMs(p.rebuild_ms)}`;
+  return `${formatMs(p.total_ms)}: safepoint ${formatMs(p.safepoint_ms)}, examine ${formatMs(p.examine_ms)}, mark the image used ${formatMs(p.consume_ms)}, patch ${formatMs(p.patch_ms)}, rebuild ${formatMs(p.rebuild_ms)}`;
 }

@@ -205,11 +205,12 @@ function checkMappings(
   problem: (text: string) => void,
 ): number {
   let pages = 0;
+  let area = areas[0];
   for (const { address, frame, flags, level } of walkLeaves(memory, process.root)) {
-    const where = `page 0x${address.toString(16)} of process ${process.pid}`;
+    const where = (): string => `page 0x${address.toString(16)} of process ${process.pid}`;
     const frames = 512 ** level;
     if (frame + frames > memory.frames) {
-      problem(`${where} maps frame ${frame}, which is beyond RAM`);
+      problem(`${where()} maps frame ${frame}, which is beyond RAM`);
       continue;
     }
     pages += frames;
@@ -217,11 +218,13 @@ function checkMappings(
     const kind = kinds.kind[frame]!;
     const owner = kinds.owner[frame]!;
     if (!K.isUserKind(kind) || (owner !== 0 && owner !== process.pid))
-      problem(`${where} maps frame ${frame} of another kind or owner`);
-    if (level === 1 && kinds.head[frame] !== frame) problem(`${where} maps 2 MiB that are no block`);
-    if (address % (FRAME_BYTES * frames) !== 0) problem(`${where} is not aligned`);
-    const area = areas.find(({ start, end }) => address >= start && address < end);
-    if (area === undefined) problem(`${where} lies in no area`);
+      problem(`${where()} maps frame ${frame} of another kind or owner`);
+    if (level === 1 && kinds.head[frame] !== frame) problem(`${where()} maps 2 MiB that are no block`);
+    if (address % (FRAME_BYTES * frames) !== 0) problem(`${where()} is not aligned`);
+    // Leaves come in the order of their addresses: most lie in the area of the one before.
+    if (area === undefined || address < area.start || address >= area.end)
+      area = areas.find(({ start, end }) => address >= start && address < end);
+    if (area === undefined) problem(`${where()} lies in no area`);
     else checkFlags(where, area, flags, owner, kind, problem);
   }
   return pages;
@@ -229,7 +232,7 @@ function checkMappings(
 
 /** What must hold of a leaf: see address-space.ts. */
 function checkFlags(
-  where: string,
+  where: () => string,
   area: StoredArea,
   flags: number,
   owner: number,
@@ -240,12 +243,12 @@ function checkFlags(
   const wanted = area.flags & permissions;
   const parked = (flags & PTE_PARKED) !== 0;
   const has = (flags & permissions) | ((flags & PTE_COW) !== 0 ? PTE_W : 0);
-  if ((flags & PTE_U) === 0) problem(`${where} is not the user's`);
+  if ((flags & PTE_U) === 0) problem(`${where()} is not the user's`);
   if (parked !== (wanted === 0) || parked === ((flags & PTE_V) !== 0))
-    problem(`${where} is parked and should not be, or the reverse`);
+    problem(`${where()} is parked and should not be, or the reverse`);
   const clean = kind === K.KIND_FILE_CLEAN;
   if (has !== wanted && !(clean && area.shared && has === (wanted & ~PTE_W)))
-    problem(`${where} has permissions ${flags.toString(2)}, its area ${area.flags.toString(2)}`);
-  if ((flags & PTE_W) !== 0 && !area.shared && owner === 0) problem(`${where} can be stored to and is not its process's alone`);
-  if ((flags & PTE_D) !== 0 && clean) problem(`${where} was stored to and counts as clean`);
+    problem(`${where()} has permissions ${flags.toString(2)}, its area ${area.flags.toString(2)}`);
+  if ((flags & PTE_W) !== 0 && !area.shared && owner === 0) problem(`${where()} can be stored to and is not its process's alone`);
+  if ((flags & PTE_D) !== 0 && clean) problem(`${where()} was stored to and counts as clean`);
 }

@@ -109,6 +109,16 @@ export class PhysicalMemory implements ReadableMemory {
     this.#bytes.set(bytes, place * FRAME_BYTES);
   }
 
+  /** The 32-bit word at an offset of a place. */
+  loadPlace32(place: number, offset: number): number {
+    return this.#words[place * (FRAME_BYTES / 4) + (offset >>> 2)]!;
+  }
+
+  /** A copy of bytes of a place, from an offset. */
+  readPlace(place: number, offset: number, length: number): Uint8Array {
+    return this.#bytes.slice(place * FRAME_BYTES + offset, place * FRAME_BYTES + offset + length);
+  }
+
   /** Whether a frame is filled with one 8-byte word, given as two halves. */
   isFilledWith(frame: Pfn, low: number, high: number): boolean {
     const at = RAM_BASE + frame * FRAME_BYTES;

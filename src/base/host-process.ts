@@ -1,0 +1,48 @@
+/**
+ * Processes of the host, told apart also after their number was given to another: whoever leaves a note on the disk says
+ * by whom, and whoever reads it later, perhaps after the host was started anew, must not take a stranger for the writer.
+ */
+import { readFileSync } from "node:fs";
+import { hostname } from "node:os";
+import process from "node:process";
+
+export interface HostProcess {
+  pid: number;
+  host: string;
+  /** This start of the host and when in it the process began; null where the host does not tell. */
+  started: string | null;
+}
+
+export function thisProcess(): HostProcess {
+  return { pid: process.pid, host: hostname(), started: startOf(process.pid) };
+}
+
+/**
+ * Whether a process lives. One of another host or container cannot be seen from here and counts as gone; of one whose
+ * beginning was not noted the number must do.
+ */
+export function isAlive({ pid, host = hostname(), started = null }: Pick<HostProcess, "pid"> & Partial<HostProcess>): boolean {
+  if (host !== hostname()) return false;
+  try {
+    process.kill(pid, 0);
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code !== "ESRCH"; // EPERM: it is there, and another user's
+  }
+  const found = startOf(pid);
+  if (found === ENDED) return false;
+  return started === null || found === null || started === found;
+}
+
+/** Of a process that has ended and whose parent has not asked yet. */
+const ENDED = "ended";
+
+function startOf(pid: number): string | null {
+  try {
+    const boot = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
+    // After the name, which may hold anything, in parentheses: the state is field 3, the start field 22.
+    const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(")").at(-1)!.trim().split(" ");
+    return fields[0] === "Z" || fields[0] === "X" ? ENDED : `${boot} ${fields[19]}`;
+  } catch {
+    return null; // no /proc here
+  }
+}

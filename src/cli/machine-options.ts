@@ -1,0 +1,52 @@
+/** What `hib run` and `hib boot` have in common: a machine, and the workloads that it starts. */
+import { setImmediate } from "node:timers/promises";
+import type { Command } from "commander";
+import { MAX_VCPUS } from "../base/layout.js";
+import { createRunner } from "../vm/programs/index.js";
+import { WRITERS_MAX } from "../writer/page-writer.js";
+import { createCommand, ramOption, wholeNumber } from "./command.js";
+import { defaultName, type Host, type HostOptions } from "./host.js";
+import { stdoutView } from "./output.js";
+import { renderPrograms } from "./programs.js";
+
+/** What runs while an image is loaded: they go on if it fails. */
+export const BOOT_PROCESSES: readonly string[] = ["boot-progress", "boot-housekeeping:256"];
+
+export interface MachineCommandOptions {
+  name?: string;
+  ram: number;
+  cpus: number;
+  pageThreads?: number;
+}
+
+/** A command that makes a machine and gives it workloads. */
+export function createMachineCommand(program: Command, name: string, description: string): Command {
+  return createCommand(program, name, description)
+    .argument("[workload...]", "programs to run, such as zipf:pages=50000,rate=200000")
+    .option("--name <name>", "name of the machine (default: machine-PID)")
+    .addOption(ramOption("memory", "512M"))
+    .option("--cpus <n>", `vCPUs, 1 to ${MAX_VCPUS}`, wholeNumber(1, MAX_VCPUS), 2)
+    .option("--page-threads <n>", `threads that write and load pages, 1 to ${WRITERS_MAX}`, wholeNumber(1, WRITERS_MAX))
+    .addHelpText("after", () => `\nWorkloads:\n${renderPrograms(stdoutView())}`)
+    .addHelpText(
+      "after",
+      "\nCtrl-C powers the machine off, and exits with 0; while a save is under way it cancels that instead.",
+    );
+}
+
+export function hostOptions({ name = defaultName(), ram, cpus, pageThreads }: MachineCommandOptions): HostOptions {
+  return { name, ramBytes: ram, vcpus: cpus, ...(pageThreads === undefined ? {} : { pageThreads }) };
+}
+
+/** @throws HIB_USAGE for the first that is not one: better now than in the middle of a boot */
+export function checkWorkloads(workloads: readonly string[]): void {
+  for (const workload of workloads) createRunner(workload);
+}
+
+export async function spawnAll({ machine, signal }: Host, workloads: readonly string[]): Promise<void> {
+  for (const workload of workloads) {
+    if (signal.aborted) return;
+    machine.spawn(workload);
+    await setImmediate(); // filling a process's memory takes time, and signals are waiting
+  }
+}

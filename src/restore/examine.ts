@@ -1,0 +1,145 @@
+/**
+ * The machine of an image, examined in memory before it is put in place (S2.2): everything is loaded and stopped, and what
+ * the atomic restore will copy lies in the queue's places. Whatever is inconsistent is found while it costs nothing,
+ * for the image is not consumed yet and the boot can go on.
+ */
+import type { Control } from "../base/control.js";
+import { HibernaculumError } from "../base/errors.js";
+import { FRAME_BYTES, FRAME_SHIFT, LIST_FRAMES, LIST_PLACES } from "../base/layout.js";
+import type { Pfn, PhysicalAddress, ReadableMemory } from "../base/memory.js";
+import { walkAreas } from "../vm/area.js";
+import { checkConsistency } from "../vm/consistency.js";
+import { ARENA_BYTES, ARENA_FREE_FRAMES, KERNEL_FREE_FRAMES, kernelLayout } from "../vm/kernel-layout.js";
+import type { PhysicalMemory } from "../vm/physical.js";
+import { listProcesses, readRegisters } from "../vm/process.js";
+import type { LateFrame } from "./late-frames.js";
+
+/** What was found in a machine that is consistent. */
+export interface Examined {
+  arenas: number;
+  blocks: number;
+  freeFrames: number;
+  processes: number;
+  areas: number;
+  mappedPages: number;
+}
+
+/** Memory as the atomic restore of `queued` entries and `late` frames will make it. Nothing may move meanwhile. */
+export class ComingMemory implements ReadableMemory {
+  readonly frames: number;
+  readonly #memory: PhysicalMemory;
+  /** The place that a frame comes from; its own frame (0) if it is there already, LATE if it is in `#late`. */
+  readonly #sources: Int32Array;
+  readonly #late = new Map<Pfn, DataView>();
+
+  constructor(control: Control, memory: PhysicalMemory, queued: number, late: readonly LateFrame[]) {
+    this.frames = memory.frames;
+    this.#memory = memory;
+    this.#sources = new Int32Array(memory.frames);
+    for (let entry = 0; entry < queued; entry++) {
+      this.#sources[control.words[(LIST_FRAMES >>> 2) + entry]!] = control.words[(LIST_PLACES >>> 2) + entry]!;
+    }
+    for (const { frame, bytes } of late) {
+      this.#sources[frame] = LATE;
+      this.#late.set(frame, new DataView(bytes.buffer, bytes.byteOffset, FRAME_BYTES));
+    }
+  }
+
+  load32(address: PhysicalAddress): number {
+    const source = this.#sources[address >>> FRAME_SHIFT];
+    if (source === 0 || source === undefined) return this.#memory.load32(address);
+    const offset = address % FRAME_BYTES;
+    return source === LATE ? this.#lateView(address).getInt32(offset, true) : this.#memory.loadPlace32(source, offset);
+  }
+
+  loadFloat64(address: PhysicalAddress): number {
+    return new DataView(this.read(address, 8).buffer).getFloat64(0, true);
+  }
+
+  read(address: PhysicalAddress, length: number): Uint8Array {
+    const bytes = new Uint8Array(length);
+    for (let done = 0; done < length; ) {
+      const at = address + done;
+      const offset = at % FRAME_BYTES;
+      const part = Math.min(length - done, FRAME_BYTES - offset);
+      bytes.set(this.#readWithin(at, offset, part), done);
+      done += part;
+    }
+    return bytes;
+  }
+
+  #readWithin(address: PhysicalAddress, offset: number, length: number): Uint8Array {
+    const source = this.#sources[address >>> FRAME_SHIFT];
+    if (source === 0 || source === undefined) return this.#memory.read(address, length);
+    if (source !== LATE) return this.#memory.readPlace(source, offset, length);
+    const { buffer, byteOffset } = this.#lateView(address);
+    return new Uint8Array(buffer, byteOffset + offset, length);
+  }
+
+  #lateView(address: PhysicalAddress): DataView {
+    return this.#late.get(address >>> FRAME_SHIFT)!;
+  }
+}
+
+const LATE = -1;
+
+/** @throws HIB_INCONSISTENT */
+export function examine(memory: ReadableMemory): Examined {
+  const { blocks, freeFrames, mappedPages, problems } = checkConsistency(memory);
+  const processes = listProcesses(memory);
+  for (const { pid, slot } of processes) {
+    const [low, high] = readRegisters(memory, slot);
+    if (low !== 0 || high !== 0) problems.push(`x0 of process ${pid} is not zero`);
+  }
+  if (problems.length > 0) throw inconsistent(problems[0]!);
+  return {
+    arenas: kernelLayout(memory.frames).arenas,
+    blocks,
+    freeFrames,
+    processes: processes.length,
+    areas: processes.reduce((sum, { areas }) => sum + [...walkAreas(memory, areas)].length, 0),
+    mappedPages,
+  };
+}
+
+/**
+ * Counts what the atomic restore has put in place, which must be what was examined.
+ *
+ * @throws HIB_INCONSISTENT
+ */
+export function countRestored(
+  memory: ReadableMemory,
+  examined: Examined,
+): { freeByArena: number[]; freeFrames: number; processes: number } {
+  const { arenas, arenaTable } = kernelLayout(memory.frames);
+  const freeByArena = Array.from({ length: arenas }, (_, arena) =>
+    memory.load32(arenaTable + arena * ARENA_BYTES + ARENA_FREE_FRAMES),
+  );
+  const freeFrames = freeByArena.reduce((sum, frames) => sum + frames, 0);
+  const processes = listProcesses(memory).length;
+  if (freeFrames !== examined.freeFrames || memory.load32(KERNEL_FREE_FRAMES) !== freeFrames)
+    throw inconsistent(`${freeFrames} frames are free once it is in place, and ${examined.freeFrames} were before`);
+  if (processes !== examined.processes)
+    throw inconsistent(`it has ${processes} processes once it is in place, and ${examined.processes} before`);
+  return { freeByArena, freeFrames, processes };
+}
+
+/**
+ * Counts processes by what they will do, before any of them runs.
+ *
+ * @throws HIB_INCONSISTENT if one is on a vCPU, or on its way out
+ */
+export function countRunnable(memory: ReadableMemory): { ready: number; sleeping: number; others: number } {
+  const states = listProcesses(memory).map(({ state }) => state);
+  const count = (...which: typeof states) => states.filter((state) => which.includes(state)).length;
+  if (count("running", "ending") > 0) throw inconsistent(`${count("running", "ending")} processes run while nothing does`);
+  const [ready, sleeping] = [count("ready"), count("sleeping")];
+  return { ready, sleeping, others: states.length - ready - sleeping };
+}
+
+function inconsistent(what: string): HibernaculumError {
+  return new HibernaculumError(
+    "HIB_INCONSISTENT",
+    `the machine in the image contradicts itself: ${what}; hib verify tells more, use another image`,
+  );
+}

@@ -4,7 +4,7 @@
  *     prepare   drivers save their state, memory is reserved, the plan is made    S1.1, S1.9
  *     arm       every frame is write-protected on every vCPU                      S1.2
  *     stream    all of memory is written while processes keep running             S1.3
- *     stop      all vCPUs at a safepoint, devices drained, atomic copy            S1.4
+ *     stop      all vCPUs at a safepoint, devices quiesced, atomic copy           S1.4
  *     residual  the copies are written                                            S1.5
  *     publish   catalogue, header, rename: now there is an image
  *     ending    power off, or go on
@@ -44,7 +44,6 @@ import { sealBlob } from "./image/seal.js";
 import type { Machine } from "./machine.js";
 import type { SaveFacts, SaveReport } from "./save-report.js";
 import { resetLongestGap } from "./vm/activity.js";
-import { KERNEL_CLOCK } from "./vm/kernel-layout.js";
 import { Locations } from "./writer/locations.js";
 import { type WriteResult, type WriteTask, type WriteTotals, WRITER_BYTES } from "./writer/page-writer.js";
 
@@ -177,6 +176,7 @@ class Save {
     for (const word of [MACHINE_CANCEL, MACHINE_CHUNK_CURSOR, MACHINE_STORED, MACHINE_PROGRESS]) control.store(word, 0);
     control.store(MACHINE_BLOB_CURSOR, HEADER_BYTES / FRAME_BYTES);
     this.#options.signal?.addEventListener("abort", this.#cancel);
+    this.#machine.devices.saveState();
     this.#estimate = this.#options.reserveFrames ?? this.#estimateReserve();
     this.#reserve.grow(this.#estimate);
     resetFaultStatistics(control);
@@ -211,14 +211,14 @@ class Save {
 
   /** S1.4: stop everything, copy the residual set atomically, and let a snapshot's machine go on. */
   async stop(): Promise<void> {
-    const { control, core, kernel, quiesce, tracking } = this.#machine;
+    const { control, core, devices, quiesce, tracking } = this.#machine;
     this.#machine.drainConsole(); // whoever listens takes his time; what comes after lies in the image
     const requested = hostNow();
     quiesce.stop();
     this.#stopped = true;
     this.#machine.check();
     const reached = hostNow();
-    kernel.memory.storeFloat64(KERNEL_CLOCK, control.guestNow());
+    devices.quiesce();
     this.#time = Date.now();
     const drained = hostNow();
     failpoint("save.stopped");
@@ -236,6 +236,7 @@ class Save {
       if (this.#copy.copied < this.#copy.frames) this.#protectTail();
       else tracking.disarm();
       quiesce.go();
+      devices.resume("stop");
       this.#stopped = false;
     }
     this.#at.stopped = hostNow();
@@ -264,6 +265,10 @@ class Save {
     const { control, pool } = this.#machine;
     const { table, ...saved } = this.#locations.extents((frame) => bit(control.words, STOP_BITMAP, frame) === 1);
     failpoint("save.catalogue");
+    if (!this.#keepRunning) {
+      // Whoever resumes carries out again what is in flight: this host must not do it later than that.
+      await this.#machine.devices.settle();
+    }
     const task: CatalogueTask = {
       path: this.#image.cataloguePath,
       blob: this.#image.blobPath,
@@ -301,7 +306,10 @@ class Save {
 
   /** After a failure: the machine goes on, and nothing is left on the disk. */
   async abandon(): Promise<void> {
-    if (this.#stopped) this.#machine.quiesce.go();
+    if (this.#stopped) {
+      this.#machine.quiesce.go();
+      this.#machine.devices.resume("stop");
+    }
     this.#stopped = false;
     await this.#image.discard();
   }
@@ -310,6 +318,7 @@ class Save {
   finish(): void {
     this.#options.signal?.removeEventListener("abort", this.#cancel);
     this.#machine.tracking.disarm();
+    this.#machine.devices.freeState();
     this.#reserve.release();
   }
 

@@ -2,13 +2,14 @@
  * A resume, as the seed tells it (S1, "When loading the image"), into a machine that has booted and goes on running its
  * boot processes meanwhile. One call per step, in order:
  *
- *     find      header, version, completeness, checksums, RAM size, not used before      S2.1, S2.9
+ *     find      header, version, completeness, checksums, RAM size, not used before;     S2.1, S2.9
+ *               the host's files are as they were                                       S3.6
  *     attempt   it is on the disk that this was tried, before it is tried                S2.5
  *     classify  free here and used there: allocated, to be loaded directly               S1.6
  *     protect   everything that is there is write-protected                              S1.7
  *     load      all of the image is read and verified; each frame goes directly to its
  *               place, or is equal, or is queued                                         S1.6, S1.7
- *     patch     stop, consume the image, atomic restore                                  S1.8, S2.2
+ *     patch     stop, quiesce devices, consume the image, atomic restore, devices begin  S1.8, S2.2
  *     go        the saved machine goes on
  *
  * What must hold: nothing that the booting machine holds is changed before all of the image has been read and has
@@ -42,7 +43,7 @@ import type { Machine } from "./machine.js";
 import { classify, declassify } from "./restore/classify.js";
 import type { LoadResult, LoadTask } from "./restore/page-loader.js";
 import type { ResumeReport } from "./resume-report.js";
-import { KERNEL_CLOCK, KERNEL_RESUMES } from "./vm/kernel-layout.js";
+import { KERNEL_RESUMES } from "./vm/kernel-layout.js";
 
 export interface ResumeProgress {
   /** Frames of the image that are loaded, and all of them. */
@@ -208,11 +209,12 @@ class Resume {
 
   /** S1.8, S2.2: stop, consume the image, put the queued frames in place. */
   async patch(): Promise<void> {
-    const { control, core, kernel, quiesce, tracking } = this.#machine;
+    const { control, core, devices, kernel, quiesce, tracking } = this.#machine;
     const requested = hostNow();
     this.#machine.drainConsole();
     quiesce.stop();
     this.#stopped = true;
+    devices.quiesce(); // the booting machine's, for good
     const reached = hostNow();
     this.#machine.check(); // a vCPU that is dead could not take part in the restore
     failpoint("resume.stopped");
@@ -255,9 +257,12 @@ class Resume {
   /** After a failure: the boot goes on with all of its memory; or, if that is gone already, nothing goes on. */
   async abandon(): Promise<void> {
     if (this.#replaced) return this.#machine.powerOff();
-    const { kernel, quiesce, tracking } = this.#machine;
+    const { devices, kernel, quiesce, tracking } = this.#machine;
     tracking.disarm();
-    if (this.#stopped) quiesce.go();
+    if (this.#stopped) {
+      quiesce.go();
+      devices.resume("stop");
+    }
     this.#stopped = false;
     this.#reserve.release();
     declassify(kernel);
@@ -265,6 +270,7 @@ class Resume {
 
   finish(): void {
     this.#options.signal?.removeEventListener("abort", this.#cancel);
+    this.#machine.devices.freeState();
   }
 
   // ---- parts ----
@@ -320,14 +326,14 @@ class Resume {
     }
   }
 
-  /** What is derived from memory and not in it: contexts, bitmap, clock; and what was the snapshotter's (S1.1, S2.3). */
+  /** What is derived from memory and not in it: contexts, bitmap, devices; and what was the snapshotter's (S1.1, S2.3). */
   #rebuild(): void {
-    const { control, kernel } = this.#machine;
+    const { devices, kernel } = this.#machine;
     kernel.buddy.rebuildSaveable();
     kernel.releaseRunning();
     freeOldReserves(kernel);
-    control.setGuestClock(kernel.memory.loadFloat64(KERNEL_CLOCK));
     kernel.memory.store32(KERNEL_RESUMES, kernel.memory.load32(KERNEL_RESUMES) + 1);
+    devices.resume("restore");
   }
 
   report(): ResumeReport {

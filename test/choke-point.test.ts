@@ -36,7 +36,6 @@ const BUFFERS: Record<string, [times: number, what: string]> = {
   "src/image/format.ts": [2, "a header's page"],
   "src/image/image-memory.ts": [2, "a frame that was read from a file"],
   "src/restore/page-loader.ts": [1, "a same-filled page"],
-  "src/vm/console.ts": [1, "one word"],
   "src/vm/physical.ts": [4, "RAM: the choke point"],
   "src/vm/programs/contents.ts": [2, "templates of initial contents"],
   "src/vm/programs/replay.ts": [1, "a replay's own memory"],

@@ -32,7 +32,8 @@ import {
 import type { SharedMemory } from "../base/wasm.js";
 import { binOf } from "./activity.js";
 import type { BootSystemCalls } from "./boot-programs.js";
-import { printToConsole } from "./console.js";
+import { createDeviceCalls } from "./devices/calls.js";
+import { printToConsole } from "./devices/console.js";
 import { instantiateCore, type Core } from "./core.js";
 import { GuestFault, Kernel, type PutBack } from "./kernel.js";
 import { PROCESS_REGISTERS, PROCESS_STEPS } from "./kernel-layout.js";
@@ -69,6 +70,8 @@ export interface VcpuOptions {
   createRunner(text: string): Runner;
   /** Part of the image that is loaded (resume), for boot processes. */
   loaded(): number | undefined;
+  /** Has the coordinator look at the devices. */
+  notifyDevices(): void;
 }
 
 export class Vcpu {
@@ -151,7 +154,7 @@ export class Vcpu {
       this.#account(running, began, now, done);
       if (!this.#safepoint()) return undefined;
       if (running.sleep !== undefined) return this.#sleepFor(running.sleep);
-      if (done < fuel) return this.#sleepFor(1); // it waits for memory
+      if (done < fuel) return this.#sleepFor(1); // it waits for memory or for a device: that step is taken again
       if (now >= end || this.#control.load(MACHINE_POWER_OFF) !== 0) return {};
     }
   }
@@ -212,6 +215,7 @@ export class Vcpu {
       },
       print: (line) => this.#control.locked(() => printToConsole(kernel.memory, line)),
       loaded: () => this.#options.loaded(),
+      ...createDeviceCalls(kernel, this.#core, pid, () => this.#options.notifyDevices()),
     };
     const running: Running = {
       pid,

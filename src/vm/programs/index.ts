@@ -7,6 +7,8 @@
  */
 import { HibernaculumError } from "../../base/errors.js";
 import type { Runner } from "../program.js";
+import { disk } from "./disk.js";
+import { entropy } from "./entropy.js";
 import { heap } from "./heap.js";
 import { idle } from "./idle.js";
 import { incrementer } from "./incrementer.js";
@@ -17,7 +19,7 @@ import { stack } from "./stack.js";
 import { zipf } from "./zipf.js";
 
 const programs: ReadonlyMap<string, Program> = new Map(
-  [zipf, randomWrites, sequential, incrementer, stack, heap, idle].map((program) => [program.name, program]),
+  [zipf, randomWrites, sequential, incrementer, stack, heap, idle, disk, entropy].map((program) => [program.name, program]),
 );
 
 /** Names of the programs, in the order of the help text. */

@@ -40,6 +40,7 @@ import type { CatalogueResult, CatalogueTask } from "./image-catalogue.js";
 import { loadChecksum } from "./image/checksum.js";
 import { createPartial, type PartialImage, removeStalePartials } from "./image/directory.js";
 import { HEADER_BYTES, MACHINE_VERSION } from "./image/format.js";
+import { FilesOfSave } from "./image/host-files.js";
 import { sealBlob } from "./image/seal.js";
 import type { Machine } from "./machine.js";
 import type { SaveFacts, SaveReport } from "./save-report.js";
@@ -132,6 +133,7 @@ class Save {
   readonly #writers: number;
   readonly #reserve: Reserve;
   readonly #locations: Locations;
+  readonly #files = new FilesOfSave();
   readonly #oracle: SharedArrayBuffer | undefined;
   readonly #totals: WriteTotals[] = [];
   #phase: SavePhase = "prepare";
@@ -177,6 +179,7 @@ class Save {
     control.store(MACHINE_BLOB_CURSOR, HEADER_BYTES / FRAME_BYTES);
     this.#options.signal?.addEventListener("abort", this.#cancel);
     this.#machine.devices.saveState();
+    await this.#files.prepare(this.#machine.devices.hostFiles, this.#options.signal);
     this.#estimate = this.#options.reserveFrames ?? this.#estimateReserve();
     this.#reserve.grow(this.#estimate);
     resetFaultStatistics(control);
@@ -219,6 +222,7 @@ class Save {
     this.#machine.check();
     const reached = hostNow();
     devices.quiesce();
+    this.#files.freeze();
     this.#time = Date.now();
     const drained = hostNow();
     failpoint("save.stopped");
@@ -268,12 +272,14 @@ class Save {
     if (!this.#keepRunning) {
       // Whoever resumes carries out again what is in flight: this host must not do it later than that.
       await this.#machine.devices.settle();
+      await this.#files.sync();
     }
     const task: CatalogueTask = {
       path: this.#image.cataloguePath,
       blob: this.#image.blobPath,
       facts: this.#facts(saved, this.#locations.totals(table)),
       extents: table.columns,
+      files: this.#files.rows(),
     };
     const results = await pool.runOn<CatalogueTask, CatalogueResult>(
       1,
@@ -319,6 +325,7 @@ class Save {
     this.#options.signal?.removeEventListener("abort", this.#cancel);
     this.#machine.tracking.disarm();
     this.#machine.devices.freeState();
+    this.#files.finish();
     this.#reserve.release();
   }
 

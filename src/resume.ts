@@ -39,6 +39,7 @@ import { openQueue, readQueue } from "./cow/queue.js";
 import { freeOldReserves, Reserve } from "./cow/reserve.js";
 import { claimUse, type Image, isUsed, openImage, recordAttempt } from "./image/directory.js";
 import { BLOB_NAME, MACHINE_VERSION } from "./image/format.js";
+import { findChangedFiles } from "./image/host-files.js";
 import type { Machine } from "./machine.js";
 import { classify, declassify } from "./restore/classify.js";
 import type { LoadResult, LoadTask } from "./restore/page-loader.js";
@@ -55,6 +56,8 @@ export interface ResumeProgress {
 export interface ResumeOptions {
   /** Resume an image that was resumed before (two machines with one history corrupt what they share). */
   again?: boolean;
+  /** Resume although files of the host that the machine has open are not what they were. */
+  acceptChangedFiles?: boolean;
   /** Leave the image as it is: neither an attempt is recorded nor the image consumed (tests, benchmarks). */
   keepImage?: boolean;
   signal?: AbortSignal;
@@ -72,7 +75,7 @@ const WATCH_MS = 20;
  *
  * @param path - the image
  * @throws HIB_BUSY, HIB_NOT_AN_IMAGE, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION, HIB_TRUNCATED, HIB_CORRUPT,
- * HIB_RAM_MISMATCH, HIB_IMAGE_USED, HIB_IO, HIB_WORKER_DIED, HIB_CANCELLED: the booted machine runs on
+ * HIB_RAM_MISMATCH, HIB_IMAGE_USED, HIB_FILES_CHANGED, HIB_IO, HIB_WORKER_DIED, HIB_CANCELLED: the booted machine runs on
  */
 export async function resume(machine: Machine, path: string, options: ResumeOptions = {}): Promise<ResumeReport> {
   machine.begin("resume");
@@ -120,11 +123,24 @@ async function find(machine: Machine, path: string, options: ResumeOptions): Pro
         `${path} was resumed before; two machines with one history corrupt what they share (--again resumes it all the same)`,
       );
     }
+    if (options.acceptChangedFiles !== true) await refuseChangedFiles(image);
     return image;
   } catch (error) {
     image.close();
     throw error;
   }
+}
+
+/** S3.6: whoever goes on with other files than it had damages them. */
+async function refuseChangedFiles({ catalogue, path }: Image): Promise<void> {
+  const changed = await findChangedFiles(catalogue.files());
+  if (changed.length === 0) return;
+  throw new HibernaculumError(
+    "HIB_FILES_CHANGED",
+    `${path}: files that the machine has open are not as they were when it was saved: ${changed
+      .map((file) => `${file.path} ${file.how}`)
+      .join("; ")}; put them back, or go on with what they are by --accept-changed-files`,
+  );
 }
 
 /** One resume under way. Its methods are called in the order in which they stand. */

@@ -34,6 +34,7 @@ const BUFFERS: Record<string, [times: number, what: string]> = {
   "src/image/catalogue.ts": [1, "the fills of an extent table"],
   "src/image/codec.ts": [1, "a payload that was read from a file"],
   "src/image/format.ts": [2, "a header's page"],
+  "src/image/host-files.ts": [1, "the sums of a file's blocks"],
   "src/image/image-memory.ts": [2, "a frame that was read from a file"],
   "src/restore/page-loader.ts": [1, "a same-filled page"],
   "src/vm/physical.ts": [4, "RAM: the choke point"],

@@ -7,7 +7,7 @@ import { resume } from "../resume.js";
 import { renderResumeSummary } from "../stats/resume-report.js";
 import { createRunner } from "../vm/programs/index.js";
 import { WRITERS_MAX } from "../writer/page-writer.js";
-import { createCommand, describeError, ramOption, wholeNumber } from "./command.js";
+import { ACCEPT_CHANGED_FILES, createCommand, describeError, ramOption, wholeNumber } from "./command.js";
 import { defaultName, type Host, hostMachine, introduce } from "./host.js";
 import { type KernelCommandLine, parseKernelCommandLine } from "./kernel-command-line.js";
 import { print, stdoutView } from "./output.js";
@@ -22,6 +22,8 @@ interface RunOptions {
   cpus: number;
   pageThreads?: number;
   cmdline: string;
+  disk?: string;
+  acceptChangedFiles?: boolean;
 }
 
 export function addRun(program: Command): void {
@@ -31,7 +33,9 @@ export function addRun(program: Command): void {
     .addOption(ramOption("memory", "512M"))
     .option("--cpus <n>", `vCPUs, 1 to ${MAX_VCPUS}`, wholeNumber(1, MAX_VCPUS), 2)
     .option("--page-threads <n>", `threads that write and load pages, 1 to ${WRITERS_MAX}`, wholeNumber(1, WRITERS_MAX))
+    .option("--disk <file>", "a file that is the machine's disk, of whole sectors of 4 KiB; nobody else may write to it")
     .option("--cmdline <words>", 'kernel command line; "hibernate=PATH" resumes that image, "noresume" does not', "")
+    .option(...ACCEPT_CHANGED_FILES)
     .addHelpText("after", () => `\nWorkloads:\n${renderPrograms(stdoutView())}`)
     .addHelpText("after", "\nCtrl-C powers the machine off, and exits with 0; while a save is under way it cancels that instead.")
     .action(run);
@@ -47,12 +51,18 @@ async function run(workloads: string[], options: RunOptions): Promise<void> {
     );
   }
   for (const workload of workloads) createRunner(workload);
-  const { name = defaultName(), ram, cpus, pageThreads } = options;
+  const { name = defaultName(), ram, cpus, pageThreads, disk } = options;
   process.exitCode = await hostMachine(
-    { name, ramBytes: ram, vcpus: cpus, ...(pageThreads === undefined ? {} : { pageThreads }) },
+    {
+      name,
+      ramBytes: ram,
+      vcpus: cpus,
+      ...(pageThreads === undefined ? {} : { pageThreads }),
+      ...(disk === undefined ? {} : { disk }),
+    },
     async (host) => {
       if (commandLine.text !== "") host.print(`kernel: command line: ${commandLine.text}`);
-      const resumed = resumes && (await resumeAtBoot(host, commandLine));
+      const resumed = resumes && (await resumeAtBoot(host, commandLine, options));
       if (!resumed) await spawnAll(host, workloads);
       print(introduce(host));
     },
@@ -68,10 +78,14 @@ async function spawnAll({ machine, signal }: Host, workloads: readonly string[])
 }
 
 /** Resumes the image of the command line. If that fails the boot goes on, and the console says why. */
-async function resumeAtBoot(host: Host, { hibernate }: KernelCommandLine): Promise<boolean> {
+async function resumeAtBoot(
+  host: Host,
+  { hibernate }: KernelCommandLine,
+  { acceptChangedFiles = false }: RunOptions,
+): Promise<boolean> {
   for (const text of BOOT_PROCESSES) host.machine.spawn(text);
   try {
-    host.service.resumed = await resume(host.machine, hibernate!, { signal: host.signal });
+    host.service.resumed = await resume(host.machine, hibernate!, { signal: host.signal, acceptChangedFiles });
     print(renderResumeSummary(host.service.resumed, stdoutView()));
     return true;
   } catch (error) {

@@ -19,7 +19,10 @@ import type { Machine } from "./machine.js";
 import { resume, type ResumeOptions } from "./resume.js";
 import type { ResumeReport } from "./resume-report.js";
 
-export type BootOptions = Pick<ResumeOptions, "signal" | "onProgress" | "onStep" | "onLoaded" | "queueFrames">;
+export type BootOptions = Pick<
+  ResumeOptions,
+  "signal" | "acceptChangedFiles" | "onProgress" | "onStep" | "onLoaded" | "queueFrames"
+>;
 
 /** What became of the image. */
 export type BootResult =

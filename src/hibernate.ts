@@ -4,7 +4,7 @@
  *     prepare   drivers save their state, memory is reserved, the plan is made    S1.1, S1.9
  *     arm       every frame is write-protected on every vCPU                      S1.2
  *     stream    all of memory is written while processes keep running             S1.3
- *     stop      all vCPUs at a safepoint, devices drained, atomic copy            S1.4
+ *     stop      all vCPUs at a safepoint, devices quiesced, atomic copy           S1.4
  *     residual  the copies are written                                            S1.5
  *     publish   catalogue, header, rename: now there is an image
  *     ending    power off, or go on
@@ -40,11 +40,11 @@ import type { CatalogueResult, CatalogueTask } from "./image-catalogue.js";
 import { loadChecksum } from "./image/checksum.js";
 import { createPartial, type PartialImage, removeStalePartials } from "./image/directory.js";
 import { HEADER_BYTES, MACHINE_VERSION } from "./image/format.js";
+import { FilesOfSave } from "./image/host-files.js";
 import { sealBlob } from "./image/seal.js";
 import type { Machine } from "./machine.js";
 import type { SaveFacts, SaveReport } from "./save-report.js";
 import { resetLongestGap } from "./vm/activity.js";
-import { KERNEL_CLOCK } from "./vm/kernel-layout.js";
 import { Locations } from "./writer/locations.js";
 import { type WriteResult, type WriteTask, type WriteTotals, WRITER_BYTES } from "./writer/page-writer.js";
 
@@ -133,6 +133,7 @@ class Save {
   readonly #writers: number;
   readonly #reserve: Reserve;
   readonly #locations: Locations;
+  readonly #files = new FilesOfSave();
   readonly #oracle: SharedArrayBuffer | undefined;
   readonly #totals: WriteTotals[] = [];
   #phase: SavePhase = "prepare";
@@ -177,6 +178,8 @@ class Save {
     for (const word of [MACHINE_CANCEL, MACHINE_CHUNK_CURSOR, MACHINE_STORED, MACHINE_PROGRESS]) control.store(word, 0);
     control.store(MACHINE_BLOB_CURSOR, HEADER_BYTES / FRAME_BYTES);
     this.#options.signal?.addEventListener("abort", this.#cancel);
+    this.#machine.devices.saveState();
+    await this.#files.prepare(this.#machine.devices.hostFiles, this.#options.signal);
     this.#estimate = this.#options.reserveFrames ?? this.#estimateReserve();
     this.#reserve.grow(this.#estimate);
     resetFaultStatistics(control);
@@ -211,14 +214,15 @@ class Save {
 
   /** S1.4: stop everything, copy the residual set atomically, and let a snapshot's machine go on. */
   async stop(): Promise<void> {
-    const { control, core, kernel, quiesce, tracking } = this.#machine;
+    const { control, core, devices, quiesce, tracking } = this.#machine;
     this.#machine.drainConsole(); // whoever listens takes his time; what comes after lies in the image
     const requested = hostNow();
     quiesce.stop();
     this.#stopped = true;
     this.#machine.check();
     const reached = hostNow();
-    kernel.memory.storeFloat64(KERNEL_CLOCK, control.guestNow());
+    devices.quiesce();
+    this.#files.freeze();
     this.#time = Date.now();
     const drained = hostNow();
     failpoint("save.stopped");
@@ -236,6 +240,7 @@ class Save {
       if (this.#copy.copied < this.#copy.frames) this.#protectTail();
       else tracking.disarm();
       quiesce.go();
+      devices.resume("stop");
       this.#stopped = false;
     }
     this.#at.stopped = hostNow();
@@ -264,11 +269,17 @@ class Save {
     const { control, pool } = this.#machine;
     const { table, ...saved } = this.#locations.extents((frame) => bit(control.words, STOP_BITMAP, frame) === 1);
     failpoint("save.catalogue");
+    if (!this.#keepRunning) {
+      // Whoever resumes carries out again what is in flight: this host must not do it later than that.
+      await this.#machine.devices.settle();
+      await this.#files.sync();
+    }
     const task: CatalogueTask = {
       path: this.#image.cataloguePath,
       blob: this.#image.blobPath,
       facts: this.#facts(saved, this.#locations.totals(table)),
       extents: table.columns,
+      files: this.#files.rows(),
     };
     const results = await pool.runOn<CatalogueTask, CatalogueResult>(
       1,
@@ -301,7 +312,10 @@ class Save {
 
   /** After a failure: the machine goes on, and nothing is left on the disk. */
   async abandon(): Promise<void> {
-    if (this.#stopped) this.#machine.quiesce.go();
+    if (this.#stopped) {
+      this.#machine.quiesce.go();
+      this.#machine.devices.resume("stop");
+    }
     this.#stopped = false;
     await this.#image.discard();
   }
@@ -310,6 +324,8 @@ class Save {
   finish(): void {
     this.#options.signal?.removeEventListener("abort", this.#cancel);
     this.#machine.tracking.disarm();
+    this.#machine.devices.freeState();
+    this.#files.finish();
     this.#reserve.release();
   }
 

@@ -9,6 +9,7 @@ import { BlobReader } from "./image/blob.js";
 import { CatalogueWriter } from "./image/catalogue.js";
 import { loadChecksum } from "./image/checksum.js";
 import { type ExtentColumns, ExtentTable } from "./image/format.js";
+import type { FileRow } from "./image/host-files.js";
 import { ImageMemory } from "./image/image-memory.js";
 import { countBlocks, describeMappings, describeProcess } from "./vm/describe.js";
 import { type SaveFacts, type SaveReport, saveReport } from "./save-report.js";
@@ -23,6 +24,7 @@ export interface CatalogueTask {
   blob: string;
   facts: SaveFacts;
   extents: ExtentColumns;
+  files: FileRow[];
 }
 
 export interface CatalogueResult {
@@ -39,7 +41,7 @@ export interface CatalogueResult {
  */
 export async function writeCatalogue(
   machine: SharedMemory,
-  { path, blob, facts, extents: columns }: CatalogueTask,
+  { path, blob, facts, extents: columns, files }: CatalogueTask,
 ): Promise<CatalogueResult> {
   await loadChecksum();
   const { frames, chunks, vcpus, saved } = facts;
@@ -74,6 +76,7 @@ export async function writeCatalogue(
           yield { pid, vaddr: address, order, pfn, pages, flags, blobOffset: blobOffset(pfn) };
       })(),
       blocks,
+      files,
     });
     return { ...(await writer.close()), report };
   } finally {

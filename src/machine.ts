@@ -18,9 +18,10 @@ import { MACHINE_POWER_OFF, MACHINE_TIMELINE_BASE, MAX_VCPUS, VCPU_BUSY, VCPU_ST
 import type { SharedMemory } from "./base/wasm.js";
 import { Quiesce } from "./cow/quiesce.js";
 import { WriteTracking } from "./cow/tracking.js";
-import { drainConsole } from "./vm/console.js";
 import { type Core, instantiateCore } from "./vm/core.js";
 import type { Mount } from "./vm/files/inode.js";
+import type { DiskRequest } from "./vm/devices/block-ring.js";
+import { Devices } from "./vm/devices/index.js";
 import { Kernel } from "./vm/kernel.js";
 import { createMemory } from "./vm/physical.js";
 import { listProcesses, type Process } from "./vm/process.js";
@@ -43,9 +44,13 @@ export interface MachineOptions {
   mounts?: readonly Mount[];
   /** Takes what the machine prints. */
   onConsole?: (text: string) => void;
+  /** A file that is the machine's disk, of whole sectors of 4 KiB. Nobody else may write to it. */
+  disk?: string;
+  /** Tests: awaited between the host's part of a disk request and its DMA transfer; may throw a system error. */
+  onDiskTransfer?: (request: DiskRequest) => Promise<void> | void;
 }
 
-/** How often the console is looked at, and how busy the vCPUs are. */
+/** How often the devices are looked at, and how busy the vCPUs are. */
 const TICK_MS = 50;
 const BUSY_TICKS = 20;
 /** A vCPU that has not ended by itself after so long is terminated. */
@@ -56,6 +61,7 @@ export class Machine {
   readonly vcpus: number;
   readonly core: Core;
   readonly kernel: Kernel;
+  readonly devices: Devices;
   readonly control: Control;
   readonly tracking: WriteTracking;
   readonly quiesce: Quiesce;
@@ -86,6 +92,7 @@ export class Machine {
     this.core = instantiateCore(this.memory);
     this.core.attach(MAX_VCPUS);
     this.kernel = new Kernel(this.memory, this.core);
+    this.devices = new Devices(this.kernel, options.onDiskTransfer);
     this.control = this.kernel.control;
     this.control.floats[MACHINE_TIMELINE_BASE >>> 3] = hostNow();
     this.tracking = new WriteTracking(this.control, this.core, this.vcpus);
@@ -94,14 +101,15 @@ export class Machine {
   }
 
   /**
-   * Boots a machine: kernel tables, then vCPU threads, which idle until there is a process.
+   * Boots a machine: kernel tables, devices, then vCPU threads, which idle until there is a process.
    *
-   * @throws HIB_USAGE, HIB_RAM_TOO_LARGE
+   * @throws HIB_USAGE, HIB_RAM_TOO_LARGE, HIB_IO if the disk cannot be opened
    */
   static async boot(options: MachineOptions): Promise<Machine> {
     const machine = new Machine(options);
     machine.kernel.boot();
     for (const mount of options.mounts ?? []) machine.#mount(mount);
+    machine.devices.boot(options.disk);
     machine.#pool = new PagePool(machine.memory, machine.pageThreads);
     await machine.#startVcpus();
     machine.#timer = setInterval(() => machine.#tick(), TICK_MS);
@@ -121,6 +129,7 @@ export class Machine {
     for (let number = 0; number < this.vcpus; number++) {
       this.control.storeVcpu(number, VCPU_STATE, VCPU_STATE_OFF);
       const worker = new Worker(entry, { workerData: { memory: this.memory, number }, resourceLimits: WORKER_LIMITS });
+      worker.on("message", () => this.devices.service());
       worker.on("error", (error) => {
         this.#failure ??= error;
         this.control.storeVcpu(number, VCPU_STATE, VCPU_STATE_OFF);
@@ -163,6 +172,7 @@ export class Machine {
 
   #tick(): void {
     this.drainConsole();
+    this.devices.service();
     this.#busyTimes.push({ at: hostNow(), busy_ms: this.#busyTime() });
     if (this.#busyTimes.length > BUSY_TICKS) this.#busyTimes.shift();
   }
@@ -183,8 +193,7 @@ export class Machine {
 
   /** Hands what the machine has printed to whoever listens. */
   drainConsole(): void {
-    if (this.quiesce.stopped) return; // taking it out is a store
-    const text = this.control.locked(() => drainConsole(this.kernel.memory));
+    const text = this.devices.console.drain();
     if (text !== "") this.#onConsole(text);
   }
 
@@ -217,5 +226,6 @@ export class Machine {
     this.#workers = [];
     await this.#pool?.destroy();
     this.#pool = undefined;
+    await this.devices.close();
   }
 }

@@ -15,6 +15,7 @@ export const RESUME_STEPS = [
   "counts",
   "RAM size",
   "not used before",
+  "files of the host",
   "attempt",
   "frames",
   "chunk checksums",

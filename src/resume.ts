@@ -2,15 +2,15 @@
  * A resume, as the seed tells it (S1, "When loading the image"), into a machine that has booted and goes on running its
  * boot processes meanwhile. One call per step, in order:
  *
- *     find      every check of S2.1, in its order                                       S2.1, S2.9
+ *     find      every check of S2.1, in its order; the host's files are as they were     S2.1, S2.9, S3.6
  *     attempt   it is on the disk that this was tried, before it is tried                S2.5
  *     classify  free here and used there: allocated, to be loaded directly               S1.6
  *     protect   everything that is there is write-protected                              S1.7
  *     load      all of the image is read and verified; each frame goes directly to its
  *               place, or is equal, or is queued                                         S1.6, S1.7
- *     stop      and examine the machine that is about to be put in place                 S2.2
+ *     stop      devices quiesce; examine the machine that is about to be put in place    S2.2
  *     consume   it is on the disk that the image is used                                 S2.9
- *     patch     atomic restore; what came back is counted                                S1.8, S2.2
+ *     patch     atomic restore; what came back is counted, devices begin                 S1.8, S2.2
  *     go        the saved machine goes on
  *
  * What must hold: nothing that the booting machine holds is changed before all of the image has been read, has agreed with
@@ -37,6 +37,7 @@ import { openQueue, readQueue } from "./cow/queue.js";
 import { freeOldReserves, Reserve } from "./cow/reserve.js";
 import { type Image, openImage } from "./image/directory.js";
 import { BLOB_NAME, MACHINE_VERSION } from "./image/format.js";
+import { type FileRow, findChangedFiles } from "./image/host-files.js";
 import { claimUse, readHistory, recordAttempt, recordOutcome, refuseHeld, releaseUse, usedBefore } from "./image/markers.js";
 import type { Machine } from "./machine.js";
 import { classify, declassify } from "./restore/classify.js";
@@ -44,7 +45,7 @@ import { ComingMemory, countRestored, countRunnable, type Examined, examine } fr
 import { type LateFrame, readLateFrames } from "./restore/late-frames.js";
 import type { LoadResult, LoadTask } from "./restore/page-loader.js";
 import { makeResumeReport, type ResumeReport, type ResumeStep, ResumeSteps } from "./resume-report.js";
-import { KERNEL_CLOCK, KERNEL_RESUMES } from "./vm/kernel-layout.js";
+import { KERNEL_RESUMES } from "./vm/kernel-layout.js";
 
 export interface ResumeProgress {
   /** Frames of the image that are loaded, and all of them. */
@@ -56,6 +57,8 @@ export interface ResumeProgress {
 export interface ResumeOptions {
   /** Resume an image that was resumed before (two machines with one history corrupt what they share). */
   again?: boolean;
+  /** Resume although files of the host that the machine has open are not what they were. */
+  acceptChangedFiles?: boolean;
   /** Leave the image as it is: neither an attempt is recorded nor the image consumed (tests, benchmarks). */
   keepImage?: boolean;
   signal?: AbortSignal;
@@ -76,8 +79,8 @@ const WATCH_MS = 20;
  * @param path - the image. One that cannot be resumed stays where it is: setting it aside is for a boot (boot.ts), which
  * would find it again
  * @throws HIB_BUSY (also if another process is at the image), HIB_NOT_AN_IMAGE, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION,
- * HIB_TRUNCATED, HIB_CORRUPT, HIB_RAM_MISMATCH, HIB_IMAGE_USED, HIB_INCONSISTENT, HIB_IO, HIB_WORKER_DIED, HIB_CANCELLED:
- * the booted machine runs on
+ * HIB_TRUNCATED, HIB_CORRUPT, HIB_RAM_MISMATCH, HIB_IMAGE_USED, HIB_FILES_CHANGED, HIB_INCONSISTENT, HIB_IO,
+ * HIB_WORKER_DIED, HIB_CANCELLED: the booted machine runs on
  */
 export async function resume(machine: Machine, path: string, options: ResumeOptions = {}): Promise<ResumeReport> {
   machine.begin("resume");
@@ -110,7 +113,7 @@ export async function resume(machine: Machine, path: string, options: ResumeOpti
 
 /** S2.1, S2.9: an image that is whole, of this kernel and this much RAM, and not used. */
 async function find(machine: Machine, path: string, options: ResumeOptions, steps: ResumeSteps): Promise<Image> {
-  const { again = false, keepImage = false } = options;
+  const { again = false, keepImage = false, acceptChangedFiles = false } = options;
   const image = await openImage(path, {
     machineVersion: MACHINE_VERSION,
     onCheck: (check, found) => steps.passed(check, found),
@@ -128,12 +131,29 @@ async function find(machine: Machine, path: string, options: ResumeOptions, step
     const { used } = await readHistory(path);
     if (used !== null && !again && !keepImage) throw usedBefore(path, used);
     steps.passed("not used before", used === null ? "by nobody" : "it was, and that is to be ignored");
-    // What a machine relies on outside of its memory is checked here, before the attempt.
+    const files = image.catalogue.files();
+    if (acceptChangedFiles) steps.passed("files of the host", `${files.length}, not looked at`);
+    else {
+      await refuseChangedFiles(path, files);
+      steps.passed("files of the host", `${files.length}, as they were`);
+    }
     return image;
   } catch (error) {
     image.close();
     throw error;
   }
+}
+
+/** S3.6: whoever goes on with other files than it had damages them. */
+async function refuseChangedFiles(path: string, files: readonly FileRow[]): Promise<void> {
+  const changed = await findChangedFiles(files);
+  if (changed.length === 0) return;
+  throw new HibernaculumError(
+    "HIB_FILES_CHANGED",
+    `${path}: files that the machine has open are not as they were when it was saved: ${changed
+      .map((file) => `${file.path} ${file.how}`)
+      .join("; ")}; put them back, or go on with what they are by --accept-changed-files`,
+  );
 }
 
 /** One resume under way. Its methods are called in the order in which they stand. */
@@ -231,11 +251,12 @@ class Resume {
 
   /** S2.2: stop, and see whether what is about to be put in place is a machine. */
   stop(): void {
-    const { control, kernel, quiesce } = this.#machine;
+    const { control, devices, kernel, quiesce } = this.#machine;
     this.#stopAsked = hostNow();
     this.#machine.drainConsole();
     quiesce.stop();
     this.#stopped = true;
+    devices.quiesce(); // the booting machine's, for good
     this.#stopReached = hostNow();
     this.#machine.check(); // a vCPU that is dead could not take part in the restore
     failpoint("resume.stopped");
@@ -298,9 +319,12 @@ class Resume {
   /** After a failure: the boot goes on with all of its memory; or, if that is gone already, nothing goes on. */
   async abandon(error: unknown): Promise<void> {
     if (this.#replaced) return this.#machine.powerOff();
-    const { kernel, quiesce, tracking } = this.#machine;
+    const { devices, kernel, quiesce, tracking } = this.#machine;
     tracking.disarm();
-    if (this.#stopped) quiesce.go();
+    if (this.#stopped) {
+      quiesce.go();
+      devices.resume("stop");
+    }
     this.#stopped = false;
     this.#reserve.release();
     declassify(kernel);
@@ -313,6 +337,7 @@ class Resume {
 
   finish(): void {
     this.#options.signal?.removeEventListener("abort", this.#cancel);
+    this.#machine.devices.freeState();
     this.#image.close();
   }
 
@@ -380,13 +405,13 @@ class Resume {
     this.#steps.passed("registers", `of processes: ${processes}, x0 is 0 in each`);
   }
 
-  /** What is derived from memory and not in it: contexts, bitmap, clock; and what was the snapshotter's (S1.1, S2.3). */
+  /** What is derived from memory and not in it: contexts, bitmap, devices; and what was the snapshotter's (S1.1, S2.3). */
   #rebuild(): void {
-    const { control, kernel } = this.#machine;
+    const { devices, kernel } = this.#machine;
     kernel.buddy.rebuildSaveable();
     kernel.releaseRunning();
     freeOldReserves(kernel);
-    control.setGuestClock(kernel.memory.loadFloat64(KERNEL_CLOCK));
     kernel.memory.store32(KERNEL_RESUMES, kernel.memory.load32(KERNEL_RESUMES) + 1);
+    devices.resume("restore");
   }
 }

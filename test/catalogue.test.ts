@@ -8,7 +8,7 @@ import { Catalogue, type CatalogueContents, CatalogueWriter, fromSqlite } from "
 import { hashFile } from "../src/image/checksum.js";
 import { CATALOGUE_NAME, type Extent, ExtentTable } from "../src/image/format.js";
 
-const EMPTY: CatalogueContents = { meta: {}, chunks: [], extents: [], processes: [], mappings: [], blocks: [] };
+const EMPTY: CatalogueContents = { meta: {}, chunks: [], extents: [], processes: [], mappings: [], blocks: [], files: [] };
 
 async function temporaryDirectory(t: { teardown(fn: () => Promise<void>): void }): Promise<string> {
   const directory = await mkdtemp(join(tmpdir(), "hib-catalogue-"));

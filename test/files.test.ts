@@ -7,6 +7,7 @@ import { save } from "../src/hibernate.js";
 import type { Machine } from "../src/machine.js";
 import { resume } from "../src/resume.js";
 import { GuestFault } from "../src/vm/address-space.js";
+import { createDeviceCalls } from "../src/vm/devices/calls.js";
 import { checkConsistency } from "../src/vm/consistency.js";
 import * as E from "../src/vm/errno.js";
 import {
@@ -43,10 +44,12 @@ class Hand {
     this.machine = machine;
     this.process = process;
     this.#vcpu = vcpu;
+    const { core, kernel } = machine.vcpus[vcpu]!;
     this.calls = createSystemCalls(
-      machine.vcpus[vcpu]!.kernel,
+      kernel,
       process.slot,
       () => undefined,
+      createDeviceCalls(kernel, core, process.pid, () => undefined),
       () => undefined,
     );
   }

@@ -135,6 +135,7 @@ async function writeImage(partial: PartialImage, changes: Changes = {}): Promise
         { pid: 1, vaddr: 0x1000_3000, order: 0, pfn: 8, pages: 1, flags: 0xd7, blobOffset: null },
       ],
       blocks: [{ kind: "user", owner: 1, order: 2, blocks: 1, frames: 4 }],
+      files: [],
     });
     const { bytes, hash } = await catalogue.close();
     const header: ImageHeader = {
@@ -467,7 +468,7 @@ test("image: one without frames is one, too", async (t) => {
   const path = join(await temporaryDirectory(t), "image");
   const partial = await createPartial(path);
   const catalogue = CatalogueWriter.create(partial.cataloguePath);
-  catalogue.write({ meta: {}, chunks: [], extents: [], processes: [], mappings: [], blocks: [] });
+  catalogue.write({ meta: {}, chunks: [], extents: [], processes: [], mappings: [], blocks: [], files: [] });
   const { bytes, hash } = await catalogue.close();
   const header = {
     ...fc.sample(headers, 1)[0]!,

@@ -11,7 +11,7 @@ import { bit } from "../src/base/control.js";
 import { createRunner } from "../src/vm/programs/index.js";
 import { tile } from "../src/vm/buddy.js";
 import { checkConsistency } from "../src/vm/consistency.js";
-import { drainConsole, printToConsole } from "../src/vm/console.js";
+import { drainConsole, printToConsole } from "../src/vm/devices/console.js";
 import { allocateObject, freeObject } from "../src/vm/kernel-heap.js";
 import { ARENA_FRAMES, isSaved, KIND_NAMES, KIND_RESERVE, KIND_USER, kernelLayout, MAX_ORDER } from "../src/vm/kernel-layout.js";
 import { GuestFault } from "../src/vm/address-space.js";

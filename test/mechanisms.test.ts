@@ -25,7 +25,7 @@ import {
 import { readFaultStatistics } from "../src/cow/fault-statistics.js";
 import { save } from "../src/hibernate.js";
 import { openImage } from "../src/image/directory.js";
-import { drainConsole, printToConsole } from "../src/vm/console.js";
+import { drainConsole, printToConsole } from "../src/vm/devices/console.js";
 import { GuestFault } from "../src/vm/address-space.js";
 import { walkLeaves } from "../src/vm/page-table.js";
 import { placeOfFrame, POOL_PLACE } from "../src/vm/physical.js";

@@ -8,7 +8,7 @@ import { join } from "node:path";
 import test, { type ExecutionContext } from "ava";
 import { compressSync } from "lz4-napi";
 import { HibernaculumError } from "../src/base/errors.js";
-import { DATA_BASE, HEAP_BASE, type ProgramContext, SelfCheckError, STACK_TOP } from "../src/vm/program.js";
+import { DATA_BASE, HEAP_BASE, type ProgramContext, SelfCheckError, STACK_TOP, type SystemCalls } from "../src/vm/program.js";
 import { checkProcess } from "../src/vm/programs/check.js";
 import { createContents } from "../src/vm/programs/contents.js";
 import { INCREMENTER_OFFSET, incrementerEdge } from "../src/vm/programs/incrementer.js";
@@ -54,6 +54,7 @@ const SMALL: readonly { text: string; steps: number }[] = [
   { text: "stack:pages=40,seed=5", steps: 5_000 },
   { text: "heap:slots=32,maxorder=3,seed=6", steps: 3_000 },
   { text: "idle:pages=4,ms=1", steps: 50 },
+  { text: "disk:sectors=20,depth=5,seed=7", steps: 41 * 3 * 8 },
 ];
 
 for (const { text, steps } of SMALL) {
@@ -74,7 +75,8 @@ for (const { text, steps } of SMALL) {
       const draws = new Draws(seed);
       const replay = new Replay(text);
       replay.advanceTo(Math.ceil(steps * 0.5) + draws.below(steps / 4));
-      const written = writtenBytes(text, replay);
+      let written = writtenBytes(text, replay);
+      for (; written.length === 0; written = writtenBytes(text, replay)) replay.advanceTo(replay.steps + 10); // disk: it reads
       const address = written[draws.below(written.length)]!;
       replay.memory.store8(address, replay.memory.load8(address) ^ (1 + draws.below(255)));
       const goOn = (): void => replay.advanceTo(replay.steps + 100_000);
@@ -184,6 +186,88 @@ test("idle: counts over 2^32 steps and asks to sleep", (t) => {
   context.system.sleep = (ms) => slept.push(ms);
   t.is(createRunner("idle:ms=25").run(context, 1000), 1);
   t.deepEqual([memory.load32(DATA_BASE), memory.load32(DATA_BASE + 4), slept], [0, 1, [25]]);
+});
+
+test("disk: a step that must wait changes nothing and is taken up later; several requests are in flight", (t) => {
+  const text = "disk:sectors=6,depth=4";
+  const draws = new Draws(1);
+  const memory = new FlatMemory();
+  const system = new FlatSystem(memory);
+  const submit = system.submitRequest.bind(system);
+  const wait = system.awaitRequest.bind(system);
+  let inFlight = 0;
+  let deepest = 0;
+  let waited = 0;
+  const isBusy = () => draws.below(3) === 0 && ++waited > 0;
+  system.submitRequest = (...request) => {
+    if (isBusy()) return false;
+    deepest = Math.max(deepest, ++inFlight);
+    return submit(...request);
+  };
+  (system as SystemCalls).awaitRequest = (...request) => {
+    if (isBusy()) return undefined;
+    inFlight--;
+    return wait(...request);
+  };
+  const expected = new Replay(text);
+  const runner = createRunner(text);
+  for (let steps = 0; steps < 1000; ) {
+    steps += runner.run({ memory, system, registers: new Int32Array(64), steps }, draws.below(20));
+    expected.advanceTo(steps);
+    t.deepEqual([...memory.pages()], [...expected.pages()], `at ${steps}`);
+  }
+  t.is(deepest, 4);
+  t.true(waited > 100);
+});
+
+test("disk: ends with what is wrong if a request fails or what it reads is not what was written", (t) => {
+  const run = (change: (system: FlatSystem, memory: FlatMemory) => void) => {
+    const memory = new FlatMemory();
+    const system = new FlatSystem(memory);
+    change(system, memory);
+    return () => createRunner("disk:sectors=4,depth=2").run({ memory, system, registers: new Int32Array(64), steps: 0 }, 200);
+  };
+  t.notThrows(run(() => undefined));
+  t.throws(
+    run((system) => ((system as SystemCalls).awaitRequest = () => "no space")),
+    { instanceOf: SelfCheckError, message: "disk: write of sector 0: no space" },
+  );
+  const lost = run((system) => {
+    const submit = system.submitRequest.bind(system);
+    system.submitRequest = (tag, operation, sector, address) =>
+      submit(tag, operation === "write" && sector === 3 ? "flush" : operation, sector, address);
+  });
+  t.throws(lost, { instanceOf: SelfCheckError, message: /after the read of sector 3 word 0 is 0x0/ });
+});
+
+test("entropy: notices bits that come twice, a clock or generation that goes back, and damage", (t) => {
+  const run = (change: (system: SystemCalls, memory: FlatMemory) => void) => {
+    const memory = new FlatMemory();
+    const system: SystemCalls = new FlatSystem(memory);
+    const runner = createRunner("entropy");
+    const go = (steps: number) => runner.run({ memory, system, registers: new Int32Array(64), steps }, 100);
+    t.is(go(0), 100);
+    change(system, memory);
+    return () => go(100);
+  };
+  t.notThrows(run((system) => (system.generation = () => 7 * 2 ** 32 + 5)));
+  t.is(run((system) => (system.random = () => undefined))(), 0, "an empty pool: it waits");
+  t.throws(
+    run((system) => (system.random = () => 4)),
+    { instanceOf: SelfCheckError, message: /came twice/ },
+  );
+  t.throws(
+    run((system) => (system.generation = () => -1)),
+    { instanceOf: SelfCheckError, message: /generation went back/ },
+  );
+  t.throws(
+    run((system) => (system.monotonicTime = () => -1)),
+    { instanceOf: SelfCheckError, message: /clock went back/ },
+  );
+  t.throws(
+    run((_, memory) => memory.store8(DATA_BASE + 50, memory.load8(DATA_BASE + 50) ^ 1)),
+    { message: /check word/ },
+  );
 });
 
 test("incrementerEdge: holds after any number of steps, and not with one page old or misplaced", (t) => {
@@ -426,7 +510,11 @@ test("programHelp: lists every program, and its defaults are what it takes", (t)
     [...programNames],
   );
   for (const { name, options } of programHelp()) {
-    t.true(options.some((option) => option.name === "seed" && option.default === "1"));
+    const seeded = createRunner(name).unpredictable === undefined;
+    t.is(
+      options.some((option) => option.name === "seed" && option.default === "1"),
+      seeded,
+    );
     t.true(options.some((option) => option.name === "rate" && option.default === "0"));
     const text = `${name}:${options.map((option) => `${option.name}=${option.default}`).join(",")}`;
     t.notThrows(() => createRunner(text), text);

@@ -1,5 +1,5 @@
 /** Thread of a vCPU: wires the machine's parts together and runs until the machine is powered off. */
-import { workerData } from "node:worker_threads";
+import { parentPort, workerData } from "node:worker_threads";
 import type { SharedMemory } from "../src/base/wasm.js";
 import { Control } from "../src/base/control.js";
 import { MACHINE_LOAD_PERCENT } from "../src/base/layout.js";
@@ -18,4 +18,5 @@ new Vcpu({
     const percent = control.load(MACHINE_LOAD_PERCENT);
     return percent === 0 ? undefined : (percent - 1) / 100;
   },
+  notifyDevices: () => parentPort!.postMessage(undefined),
 }).run();

@@ -95,6 +95,8 @@ export const MACHINE_TIMELINE_BASE = 0x70;
 export const MACHINE_QUEUE_OVERFLOW = 0x78;
 /** Pre-images that the fault handler kept. */
 export const MACHINE_PREIMAGES = 0x7c;
+/** Not 0: a vCPU has asked the devices for something, and the coordinator has a message that it has not looked at. */
+export const MACHINE_DEVICE_BELL = 0x84;
 
 export const KEEP_NONE = 0;
 /** Resume: without room the store goes, and the frame is read from the image again at the stop. */
@@ -249,3 +251,7 @@ export const SABOTAGE_NO_ACK = 7;
 export const SABOTAGE_NO_PREIMAGE = 8;
 /** The bitmap's own memory is treated as protected RAM: the handler faults on its own mark. */
 export const SABOTAGE_BITMAP_PROTECTED = 9;
+/** Device stores are not tracked. */
+export const SABOTAGE_NO_DEVICE = 10;
+/** Devices go on storing after they were quiesced, also into the machine that was restored meanwhile. */
+export const SABOTAGE_NO_QUIESCE = 11;

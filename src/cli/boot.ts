@@ -6,7 +6,7 @@ import type { Command } from "commander";
 import { bootOrResume, type BootResult } from "../boot.js";
 import type { ResumeStep } from "../resume-report.js";
 import { renderResumeSummary } from "../stats/resume-report.js";
-import { describeError } from "./command.js";
+import { ACCEPT_CHANGED_FILES, describeError } from "./command.js";
 import { type Host, hostMachine, introduce } from "./host.js";
 import { type KernelCommandLine, parseKernelCommandLine } from "./kernel-command-line.js";
 import {
@@ -19,6 +19,11 @@ import {
 } from "./machine-options.js";
 import { print, stdoutView } from "./output.js";
 
+interface BootOptions extends MachineCommandOptions {
+  cmdline: string;
+  acceptChangedFiles?: boolean;
+}
+
 const HELP = `
 Words of the command line (others are ignored, as a kernel does):
   hibernate=PATH   resume the image at PATH, if there is one; the machine needs the RAM that it had
@@ -30,18 +35,19 @@ workloads: hib images lists it, hib resume tries it again. One that another mach
 export function addBoot(program: Command): void {
   createMachineCommand(program, "boot", "boot a machine: resume its image if there is one, else start the workloads")
     .option("--cmdline <words>", 'kernel command line, such as "hibernate=m1.hib console=ttyS0"', "")
+    .option(...ACCEPT_CHANGED_FILES)
     .addHelpText("after", HELP)
     .action(boot);
 }
 
-async function boot(workloads: string[], options: MachineCommandOptions & { cmdline: string }): Promise<void> {
+async function boot(workloads: string[], options: BootOptions): Promise<void> {
   checkWorkloads(workloads);
   const commandLine = parseKernelCommandLine(options.cmdline);
   process.exitCode = await hostMachine(hostOptions(options), async (host) => {
     sayCommandLine(host, commandLine);
     for (const text of BOOT_PROCESSES) host.machine.spawn(text);
     const resumed =
-      commandLine.hibernate !== undefined && (await lookForImage(host, commandLine.hibernate, commandLine.noresume));
+      commandLine.hibernate !== undefined && (await lookForImage(host, commandLine.hibernate, commandLine.noresume, options));
     if (!resumed) {
       host.print("kernel: booting normally");
       await spawnAll(host, workloads);
@@ -57,13 +63,14 @@ function sayCommandLine({ print: say }: Host, { text, unknown, malformed }: Kern
 }
 
 /** True if the saved machine runs. */
-async function lookForImage(host: Host, path: string, noresume: boolean): Promise<boolean> {
+async function lookForImage(host: Host, path: string, noresume: boolean, options: BootOptions): Promise<boolean> {
   if (noresume) {
     host.print(`kernel: resume: noresume: ${path} is left alone`);
     return false;
   }
   const result = await bootOrResume(host.machine, path, {
     signal: host.signal,
+    acceptChangedFiles: options.acceptChangedFiles === true,
     onStep: (step) => host.print(`kernel: resume: ${describeStep(step)}`),
   });
   for (const line of describeResult(path, result)) host.print(`kernel: resume: ${line}`);

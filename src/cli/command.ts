@@ -20,6 +20,12 @@ const EXIT_HELP = `
 Exit codes: 0 done, 1 failed, 2 usage, 3 verification mismatch, 130 interrupted.
 Errors are one line on stderr: "hib: CODE: message".`;
 
+/** Of the commands that resume (S3.6). */
+export const ACCEPT_CHANGED_FILES = [
+  "--accept-changed-files",
+  "resume although files of the host, such as its disk, are not what they were: they may be damaged by it",
+] as const;
+
 let verbose = false;
 /** Whose errors these are: `hib` or `hib-stats`. */
 let programName = "hib";

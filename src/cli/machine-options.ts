@@ -1,7 +1,8 @@
 /** What `hib run` and `hib boot` have in common: a machine, and the workloads that it starts. */
 import { setImmediate } from "node:timers/promises";
-import type { Command } from "commander";
+import { type Command, InvalidArgumentError } from "commander";
 import { MAX_VCPUS } from "../base/layout.js";
+import type { Mount } from "../vm/files/inode.js";
 import { createRunner } from "../vm/programs/index.js";
 import { WRITERS_MAX } from "../writer/page-writer.js";
 import { createCommand, ramOption, wholeNumber } from "./command.js";
@@ -17,6 +18,8 @@ export interface MachineCommandOptions {
   ram: number;
   cpus: number;
   pageThreads?: number;
+  disk?: string;
+  mount?: Mount[];
 }
 
 /** A command that makes a machine and gives it workloads. */
@@ -27,6 +30,8 @@ export function createMachineCommand(program: Command, name: string, description
     .addOption(ramOption("memory", "512M"))
     .option("--cpus <n>", `vCPUs, 1 to ${MAX_VCPUS}`, wholeNumber(1, MAX_VCPUS), 2)
     .option("--page-threads <n>", `threads that write and load pages, 1 to ${WRITERS_MAX}`, wholeNumber(1, WRITERS_MAX))
+    .option("--disk <file>", "a file that is the machine's disk, of whole sectors of 4 KiB; nobody else may write to it")
+    .option("--mount <host:path[:ro]>", "a directory of the host that processes see at a path; may be given again", mountOption)
     .addHelpText("after", () => `\nWorkloads:\n${renderPrograms(stdoutView())}`)
     .addHelpText(
       "after",
@@ -34,8 +39,23 @@ export function createMachineCommand(program: Command, name: string, description
     );
 }
 
-export function hostOptions({ name = defaultName(), ram, cpus, pageThreads }: MachineCommandOptions): HostOptions {
-  return { name, ramBytes: ram, vcpus: cpus, ...(pageThreads === undefined ? {} : { pageThreads }) };
+export function hostOptions(options: MachineCommandOptions): HostOptions {
+  const { name = defaultName(), ram, cpus, pageThreads, disk, mount } = options;
+  return {
+    name,
+    ramBytes: ram,
+    vcpus: cpus,
+    ...(pageThreads === undefined ? {} : { pageThreads }),
+    ...(disk === undefined ? {} : { disk }),
+    ...(mount === undefined ? {} : { mounts: mount }),
+  };
+}
+
+/** `HOST:PATH` or `HOST:PATH:ro`. */
+function mountOption(text: string, earlier: Mount[] = []): Mount[] {
+  const match = /^(.+?):(\/[^:]*)(:ro)?$/.exec(text);
+  if (match === null) throw new InvalidArgumentError("give HOST:PATH or HOST:PATH:ro, such as ./data:/data:ro");
+  return [...earlier, { host: match[1]!, path: match[2]!, readOnly: match[3] !== undefined }];
 }
 
 /** @throws HIB_USAGE for the first that is not one: better now than in the middle of a boot */

@@ -6,7 +6,7 @@ import { MACHINE_VERSION } from "../image/format.js";
 import { resume } from "../resume.js";
 import { renderResumeSummary } from "../stats/resume-report.js";
 import { WRITERS_MAX } from "../writer/page-writer.js";
-import { createCommand, ramOption, wholeNumber } from "./command.js";
+import { ACCEPT_CHANGED_FILES, createCommand, ramOption, wholeNumber } from "./command.js";
 import { defaultName, hostMachine, introduce } from "./host.js";
 import { BOOT_PROCESSES } from "./machine-options.js";
 import { note, print, printJson, stdoutView } from "./output.js";
@@ -17,6 +17,7 @@ interface ResumeCommandOptions {
   cpus?: number;
   pageThreads?: number;
   again?: boolean;
+  acceptChangedFiles?: boolean;
   json?: boolean;
 }
 
@@ -28,6 +29,7 @@ export function addResume(program: Command): void {
     .option("--cpus <n>", `vCPUs, 1 to ${MAX_VCPUS} (default: as many as it had)`, wholeNumber(1, MAX_VCPUS))
     .option("--page-threads <n>", `threads that load and write pages, 1 to ${WRITERS_MAX}`, wholeNumber(1, WRITERS_MAX))
     .option("--again", "resume an image that was resumed before: two machines with one history can damage files that both use")
+    .option(...ACCEPT_CHANGED_FILES)
     .option("--json", "print the report for programs; the console goes to stderr")
     .addHelpText(
       "after",
@@ -40,11 +42,12 @@ export function addResume(program: Command): void {
 async function resumeImage(path: string, options: ResumeCommandOptions): Promise<void> {
   const saved = await savedMachine(path);
   const { name = defaultName(), ram = saved.ramBytes, cpus = saved.vcpus, pageThreads, again = false, json = false } = options;
+  const { acceptChangedFiles = false } = options;
   process.exitCode = await hostMachine(
     { name, ramBytes: ram, vcpus: cpus, quiet: json, ...(pageThreads === undefined ? {} : { pageThreads }) },
     async (host) => {
       for (const text of BOOT_PROCESSES) host.machine.spawn(text);
-      const report = await resume(host.machine, path, { again, signal: host.signal });
+      const report = await resume(host.machine, path, { again, acceptChangedFiles, signal: host.signal });
       host.service.resumed = report;
       if (json) printJson({ ...report, machine: { name, pid: process.pid, socket: host.socket } } as { schema: number });
       else print(renderResumeSummary(report, stdoutView()));

@@ -1,6 +1,6 @@
 /**
- * The catalogue: a SQLite file that says what is in the blob and whose it is. Resume needs `meta`, `chunk` and
- * `extent`; the other tables are for those who look at an image (`sqlite3 NAME/catalogue.sqlite`).
+ * The catalogue: a SQLite file that says what is in the blob and whose it is. Resume needs `meta`, `chunk`,
+ * `extent` and `file`; the other tables are for those who look at an image (`sqlite3 NAME/catalogue.sqlite`).
  *
  * What must hold:
  * - It is one file when it is finished: no journal beside it, everything in one transaction. What makes it safe is not
@@ -15,6 +15,7 @@ import { fromSystemError, damaged, HibernaculumError } from "../base/errors.js";
 import type { Pfn, VirtualAddress } from "../base/memory.js";
 import { hashFile } from "./checksum.js";
 import { CATALOGUE_NAME, type Chunk, type Extent, ExtentTable, SAME_FILLED } from "./format.js";
+import type { FileRow } from "./host-files.js";
 
 /** A process, as it was at the consistency point. */
 export interface ProcessRow {
@@ -62,6 +63,7 @@ export interface CatalogueContents {
   processes: Iterable<ProcessRow>;
   mappings: Iterable<MappingRow>;
   blocks: Iterable<BlockRow>;
+  files: Iterable<FileRow>;
 }
 
 const SCHEMA = `
@@ -75,6 +77,8 @@ const SCHEMA = `
     pages INTEGER NOT NULL, flags INTEGER NOT NULL, blob_offset INTEGER) STRICT;
   CREATE TABLE blocks (kind TEXT NOT NULL, owner INTEGER NOT NULL, frame_order INTEGER NOT NULL, blocks INTEGER NOT NULL,
     frames INTEGER NOT NULL) STRICT;
+  CREATE TABLE file (path TEXT PRIMARY KEY, mode TEXT NOT NULL, device INTEGER NOT NULL, inode INTEGER NOT NULL,
+    size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, position INTEGER NOT NULL, hash INTEGER, skipped TEXT NOT NULL) STRICT;
 `;
 
 export class CatalogueWriter {
@@ -108,7 +112,7 @@ export class CatalogueWriter {
    *
    * @throws HIB_NO_SPACE, HIB_IO, HIB_INTERNAL if two rows contradict each other
    */
-  write({ meta, chunks, extents, processes, mappings, blocks }: CatalogueContents): void {
+  write({ meta, chunks, extents, processes, mappings, blocks, files }: CatalogueContents): void {
     const database = this.#database;
     const insert = (values: string): Database.Statement<unknown[]> => database.prepare(`INSERT INTO ${values}`);
     this.#attempt(() => {
@@ -137,6 +141,13 @@ export class CatalogueWriter {
 
       const blockRow = insert("blocks VALUES (?, ?, ?, ?, ?)");
       for (const b of blocks) blockRow.run(b.kind, b.owner, b.order, b.blocks, b.frames);
+
+      const fileRow = insert("file VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)");
+      for (const f of files) {
+        const words = [f.device, f.inode, f.size, f.mtime].map((word) => BigInt.asIntN(64, word));
+        const hash = f.hash === null ? null : BigInt.asIntN(64, f.hash);
+        fileRow.run(f.path, f.mode, ...words, f.position, hash, JSON.stringify(f.except));
+      }
       database.exec("COMMIT");
     });
   }
@@ -271,6 +282,37 @@ export class Catalogue {
     return this.#attempt(() =>
       this.#database.prepare<[], BlockRow>('SELECT kind, owner, frame_order AS "order", blocks, frames FROM blocks').all(),
     );
+  }
+
+  /** Files of the host that the machine had open, by path. */
+  files(): FileRow[] {
+    const rows = this.#attempt(() =>
+      this.#database
+        .prepare<[], (string | bigint | null)[]>(
+          "SELECT path, mode, device, inode, size, mtime_ns, position, hash, skipped FROM file ORDER BY path",
+        )
+        .raw()
+        .safeIntegers()
+        .all(),
+    );
+    return rows.map((row) => {
+      const [path, mode, device, inode, size, mtime, position, hash, skipped] = row as [
+        string,
+        FileRow["mode"],
+        ...[bigint, bigint, bigint, bigint, bigint, bigint | null, string],
+      ];
+      return {
+        path,
+        mode,
+        device: BigInt.asUintN(64, device),
+        inode: BigInt.asUintN(64, inode),
+        size,
+        mtime,
+        position: Number(position),
+        hash: hash === null ? null : BigInt.asUintN(64, hash),
+        except: this.#json(skipped) as number[],
+      };
+    });
   }
 
   /** May be called again. */

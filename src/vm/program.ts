@@ -37,8 +37,35 @@ export interface UserMemory {
   store64(address: VirtualAddress, low: number, high: number): void;
 }
 
+export type DiskOperation = "read" | "write" | "flush";
+/** How a request to the disk ended. */
+export type DiskStatus = "ok" | "out of range" | "I/O error" | "no space";
+
+/** System calls on devices. One that would have to wait says so and has changed nothing: the step then ends undone. */
+export interface DeviceCalls {
+  /**
+   * Submits a request to the disk, of one sector of 4,096 bytes. Several may be in flight; they are not ordered. False if
+   * there is no room for it now.
+   *
+   * @param tag - the process's own number for it; not one that is in flight
+   * @param sector - of a read or write
+   * @param address - what to write (copied now)
+   */
+  submitRequest(tag: number, operation: DiskOperation, sector: number, address: VirtualAddress): boolean;
+  /** How the request of that tag ended; what it read is then at `address`. Undefined if it has not ended yet. */
+  awaitRequest(tag: number, address: VirtualAddress): DiskStatus | undefined;
+  /** A random 32-bit word, signed; undefined if the pool is empty now. */
+  random(): number | undefined;
+  /** Grows with each resume, and differs between two resumes of one image: whoever keeps random state compares it. */
+  generation(): number;
+  /** Milliseconds of the machine's own clock, which stands still while the machine is an image. */
+  monotonicTime(): number;
+  /** Milliseconds since 1970, as the host has it: jumps over the time that the machine was an image. */
+  wallTime(): number;
+}
+
 /** System calls of step programs. */
-export interface SystemCalls {
+export interface SystemCalls extends DeviceCalls {
   /**
    * Allocates a zeroed buddy block of 2^order frames and maps it readable and writable at `address`, which must lie in
    * the heap area, be aligned to a page, and not be mapped. False if there is no memory now: the step must then end
@@ -131,10 +158,6 @@ export interface KernelCalls extends SystemCalls, FileCalls {
   wait(pid: number): Exited | number | undefined;
   /** Adds to the nice value; returns what it is now. */
   nice(by: number): number;
-  /** Guest's monotonic clock, ms. It stands still while the machine is an image. */
-  clock(): number;
-  /** Wall clock, ms since 1970. */
-  time(): number;
 }
 
 /** What a running step program sees of itself. */
@@ -153,7 +176,7 @@ export class SelfCheckError extends Error {
   override readonly name = "SelfCheckError";
 }
 
-/** The kernel's calls, for programs that say they use them (`Runner.interacts`). */
+/** The kernel's calls, for programs that say so (`Runner.unpredictable`). */
 export function kernelCalls(context: ProgramContext): KernelCalls {
   return context.system as KernelCalls;
 }
@@ -166,8 +189,8 @@ export interface Runner {
   readonly stackPages: number;
   /** Most steps a second; 0 for as many as it can. */
   readonly rate: number;
-  /** It uses `kernelCalls`: what its memory becomes depends on others, and cannot be recomputed from its text. */
-  readonly interacts?: boolean;
+  /** Why its memory does not follow from its text alone; if given, it checks its memory only by itself. */
+  readonly unpredictable?: string;
   /**
    * Writes the initial contents of a data page into `out` (4,096 bytes). False: the page is to stay absent and is
    * read as zeros (demand-zero). A page that is present but zero returns true and a zero page.

@@ -2,11 +2,12 @@
 import type { PhysicalAddress } from "../base/memory.js";
 import { FRAME_BYTES, PTE_W } from "../base/layout.js";
 import type { BootSystemCalls } from "./boot-programs.js";
-import { printToConsole } from "./console.js";
+import { printToConsole } from "./devices/console.js";
 import { ENOMEM } from "./errno.js";
 import type { Kernel } from "./kernel.js";
 import { PROCESS_NICE, PROCESS_PARENT, PROCESS_PID } from "./kernel-layout.js";
 import { processAddress } from "./process.js";
+import type { DeviceCalls } from "./program.js";
 import { UserCopy } from "./user-copy.js";
 
 /** What a process asked for that is done once its step is over, before the next safepoint. */
@@ -24,12 +25,14 @@ const NICE_MOST = 19;
  * The system calls of the process in a slot.
  *
  * @param afterwards - takes what is to be done after the step
+ * @param devices - the calls on devices, which want the vCPU that makes them
  * @param loaded - part of the image that is loaded (resume), for boot processes
  */
 export function createSystemCalls(
   kernel: Kernel,
   slot: number,
   afterwards: (what: Afterwards) => void,
+  devices: DeviceCalls,
   loaded: () => number | undefined,
 ): BootSystemCalls {
   const { memory, control, files } = kernel;
@@ -107,7 +110,6 @@ export function createSystemCalls(
         const object = files.objectOf(slot, fd, shared && (request.flags & PTE_W) !== 0);
         return object < 0 ? object : space.map({ ...request, shared, object, offset });
       }),
-    clock: () => control.guestNow(),
-    time: () => Date.now(),
+    ...devices,
   };
 }

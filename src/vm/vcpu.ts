@@ -32,6 +32,7 @@ import {
 import type { SharedMemory } from "../base/wasm.js";
 import { binOf } from "./activity.js";
 import { GuestFault } from "./address-space.js";
+import { createDeviceCalls } from "./devices/calls.js";
 import { instantiateCore, type Core } from "./core.js";
 import { Kernel, type PutBack } from "./kernel.js";
 import { PROCESS_REGISTERS, PROCESS_STEPS } from "./kernel-layout.js";
@@ -69,6 +70,8 @@ export interface VcpuOptions {
   createRunner(text: string): Runner;
   /** Part of the image that is loaded (resume), for boot processes. */
   loaded(): number | undefined;
+  /** Has the coordinator look at the devices. */
+  notifyDevices(): void;
 }
 
 export class Vcpu {
@@ -154,7 +157,7 @@ export class Vcpu {
       if (left?.status !== undefined) return left; // its last step is over, and it must not be seen between that and its end
       if (!this.#safepoint()) return undefined;
       if (left !== undefined) return left;
-      if (done < fuel) return this.#sleepFor(1); // it waits for memory
+      if (done < fuel) return this.#sleepFor(1); // it waits for memory or for a device: that step is taken again
       if (now >= end || this.#control.load(MACHINE_POWER_OFF) !== 0) return {};
     }
   }
@@ -236,6 +239,7 @@ export class Vcpu {
       (what) => {
         running.afterwards = what;
       },
+      createDeviceCalls(this.#kernel, this.#core, pid, () => this.#options.notifyDevices()),
       () => this.#options.loaded(),
     );
     const running: Running = {

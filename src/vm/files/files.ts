@@ -9,7 +9,7 @@ import { statSync } from "node:fs";
 import { FRAME_BYTES } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress } from "../../base/memory.js";
 import * as E from "../errno.js";
-import { printToConsole } from "../console.js";
+import { printToConsole } from "../devices/console.js";
 import { KIND_FILE_CLEAN } from "../kernel-layout.js";
 import type { Kernel } from "../kernel.js";
 import { objectInode } from "../memory-object.js";

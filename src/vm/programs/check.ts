@@ -17,7 +17,7 @@ export interface ProcessCheck {
   pages: number;
   /** What differs, a line each, at most DIFFERENCES_MAX; empty if the process is exactly right. */
   differences: string[];
-  /** Why it could not be compared: it interacts, or a file that its first contents came from is gone. */
+  /** Why it could not be compared: a file that its first contents came from is gone, or it depends on what is outside of it. */
   not_recomputed: string | null;
 }
 
@@ -48,6 +48,10 @@ export function checkProcess(memory: ReadableMemory, process: Process, replay?: 
     // The kernel took this program once: it can be run, and not be replayed.
     if (!(error instanceof HibernaculumError) || error.code !== "HIB_USAGE") throw error;
     check.not_recomputed = error.message;
+    return check;
+  }
+  if (replay.unpredictable !== undefined) {
+    check.not_recomputed = replay.unpredictable;
     return check;
   }
   replay.advanceTo(process.steps);

@@ -36,7 +36,7 @@ const BYTES_MAX = BUFFER_PAGES * 4096;
 class FilesProgram implements Runner {
   readonly dataPages = BUFFER_PAGES;
   readonly stackPages = 0;
-  readonly interacts = true;
+  readonly unpredictable = "its memory follows from files; it checks them itself";
   readonly rate: number;
   readonly #directory: string;
   readonly #size: number;

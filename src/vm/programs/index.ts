@@ -7,6 +7,8 @@
  */
 import { HibernaculumError } from "../../base/errors.js";
 import type { Runner } from "../program.js";
+import { disk } from "./disk.js";
+import { entropy } from "./entropy.js";
 import { files } from "./files.js";
 import { heap } from "./heap.js";
 import { idle } from "./idle.js";
@@ -19,7 +21,10 @@ import { stack } from "./stack.js";
 import { zipf } from "./zipf.js";
 
 const programs: ReadonlyMap<string, Program> = new Map(
-  [zipf, randomWrites, sequential, incrementer, stack, heap, idle, files, pipes].map((program) => [program.name, program]),
+  [zipf, randomWrites, sequential, incrementer, stack, heap, idle, files, pipes, disk, entropy].map((program) => [
+    program.name,
+    program,
+  ]),
 );
 
 /** Names of the programs, in the order of the help text. */

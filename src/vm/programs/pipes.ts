@@ -41,7 +41,7 @@ const WINDOW = 65536;
 class Pipes implements Runner {
   readonly dataPages = BUFFER_PAGES;
   readonly stackPages = 0;
-  readonly interacts = true;
+  readonly unpredictable = "its memory depends on who runs when; it checks every byte itself";
   readonly rate: number;
   readonly #length: number;
   readonly #key: number;

@@ -5,11 +5,13 @@
  * What must hold: nothing here shares code with the machine's MMU, allocator or kernel. Absent pages read as zeros; a
  * page is present once it has initial contents, has been stored to, or was mapped.
  */
-import { assert, HibernaculumError } from "../../base/errors.js";
+import { assert } from "../../base/errors.js";
 import { FRAME_BYTES, FRAME_SHIFT } from "../../base/layout.js";
 import type { VirtualAddress } from "../../base/memory.js";
 import {
   DATA_BASE,
+  type DiskOperation,
+  type DiskStatus,
   type ProgramContext,
   type Runner,
   STACK_PAGES_MAX,
@@ -18,6 +20,7 @@ import {
   type UserMemory,
 } from "../program.js";
 import { createRunner } from "./index.js";
+import { mix } from "./random.js";
 
 /** Memory comes in slabs of 4 MiB, of which the host fills in only what is touched. */
 const SLAB_SHIFT = 22;
@@ -112,13 +115,21 @@ export class FlatMemory implements UserMemory {
   }
 }
 
-/** System calls on a FlatMemory: memory never runs out unless told, time does not pass, nothing is printed. */
+/**
+ * System calls on a FlatMemory: memory never runs out unless told, time does not pass, nothing is printed. The disk is the
+ * process's own, and what is random is not: a program whose memory depends on more cannot be recomputed, and says so.
+ */
 export class FlatSystem implements SystemCalls {
   /** While true, `map` refuses. */
   outOfMemory = false;
   readonly #memory: FlatMemory;
   /** Orders of the mapped blocks, by address. */
   readonly #blocks = new Map<VirtualAddress, number>();
+  /** Sectors that were written. */
+  readonly #disk = new Map<number, Int32Array>();
+  /** Requests that were not waited for, by tag: what a read has read. */
+  readonly #requests = new Map<number, Int32Array | undefined>();
+  #drawn = 0;
 
   constructor(memory: FlatMemory) {
     this.#memory = memory;
@@ -147,6 +158,42 @@ export class FlatSystem implements SystemCalls {
   sleep(): void {}
 
   print(): void {}
+
+  /** Carries it out at once. */
+  submitRequest(tag: number, operation: DiskOperation, sector: number, address: VirtualAddress): boolean {
+    assert(!this.#requests.has(tag), "a tag is in flight once");
+    const words = { length: FRAME_BYTES / 4 };
+    if (operation === "write")
+      this.#disk.set(
+        sector,
+        Int32Array.from(words, (_, i) => this.#memory.load32(address + i * 4)),
+      );
+    this.#requests.set(tag, operation === "read" ? (this.#disk.get(sector) ?? new Int32Array(words.length)) : undefined);
+    return true;
+  }
+
+  awaitRequest(tag: number, address: VirtualAddress): DiskStatus {
+    assert(this.#requests.has(tag), "a request is submitted before it is waited for");
+    for (const [i, word] of this.#requests.get(tag)?.entries() ?? []) this.#memory.store32(address + i * 4, word);
+    this.#requests.delete(tag);
+    return "ok";
+  }
+
+  random(): number {
+    return mix((this.#drawn += 0x9e3779b9));
+  }
+
+  generation(): number {
+    return 0;
+  }
+
+  monotonicTime(): number {
+    return 0;
+  }
+
+  wallTime(): number {
+    return 0;
+  }
 }
 
 /** Most steps of one call of `run`: fuel is a 32-bit integer, a step count is not. */
@@ -168,6 +215,11 @@ export class Replay {
   readonly #runner: Runner;
   #steps = 0;
 
+  /** Why the process's memory does not follow from its text; undefined if it does. */
+  get unpredictable(): string | undefined {
+    return this.#runner.unpredictable;
+  }
+
   /**
    * The process before its first step.
    * @param text the process's program, as for `createRunner`
@@ -175,10 +227,6 @@ export class Replay {
    */
   constructor(text: string) {
     this.#runner = createRunner(text);
-    if (this.#runner.interacts === true) {
-      const name = text.split(":")[0];
-      throw new HibernaculumError("HIB_USAGE", `${name} uses other processes, files or clocks; it checks itself as it runs`);
-    }
     const scratch = new Uint8Array(FRAME_BYTES);
     for (let page = 0; page < this.#runner.dataPages; page++) {
       if (this.#runner.initialPage(page, scratch)) this.memory.add((DATA_BASE >>> FRAME_SHIFT) + page).set(scratch);

@@ -1,10 +1,15 @@
 /**
  * The console device: a ring of bytes in one DMA frame. The kernel puts bytes in under the kernel lock; the host's
  * side takes them out and moves the tail, which is a store by a device and tracked as one.
+ *
+ * Its state is the ring, which is guest memory: there is nothing to save. What was not taken out yet comes out of the
+ * machine that is resumed.
  */
-import { FRAME_BYTES } from "../base/layout.js";
-import { KERNEL_CONSOLE } from "./kernel-layout.js";
-import type { PhysicalMemory } from "./physical.js";
+import { FRAME_BYTES } from "../../base/layout.js";
+import type { Kernel } from "../kernel.js";
+import { KERNEL_CONSOLE } from "../kernel-layout.js";
+import type { PhysicalMemory } from "../physical.js";
+import { type Driver, littleEndian, StoreGate } from "./driver.js";
 
 const HEAD = 0;
 const TAIL = 4;
@@ -35,7 +40,33 @@ export function drainConsole(memory: PhysicalMemory): string {
     tail < head
       ? memory.read(ring + DATA + tail, head - tail)
       : Buffer.concat([memory.read(ring + DATA + tail, CAPACITY - tail), memory.read(ring + DATA, head)]);
-  const word = new Uint8Array(new Uint32Array([head]).buffer);
-  memory.write(ring + TAIL, word, "device");
+  memory.write(ring + TAIL, littleEndian(head), "device");
   return new TextDecoder().decode(bytes);
+}
+
+export class ConsoleDevice implements Driver {
+  readonly #kernel: Kernel;
+  readonly #gate: StoreGate;
+
+  constructor(kernel: Kernel) {
+    this.#kernel = kernel;
+    this.#gate = new StoreGate(kernel.control);
+  }
+
+  /** Takes out all that is there; nothing while the machine stands still. */
+  drain(): string {
+    return this.#gate.isOpen ? this.#kernel.control.locked(() => drainConsole(this.#kernel.memory)) : "";
+  }
+
+  saveState(): void {}
+
+  quiesce(): void {
+    this.#gate.close();
+  }
+
+  resume(): void {
+    this.#gate.open();
+  }
+
+  freeState(): void {}
 }

@@ -1,0 +1,32 @@
+/**
+ * A file of the host that a machine has open. It is no part of the machine's memory, so an image can only say what it was
+ * like (S3.6). Whoever opens one for a machine describes it by this.
+ */
+
+/** Content checksums are made of blocks of so many bytes; a disk's sector is one. */
+export const FILE_BLOCK_BYTES = 4096;
+
+/** Is told of every write to a file, so that what the file holds at the stop need not be read then. */
+export interface WriteObserver {
+  /** A write of a block begins. It is the only one of that block until it ends. */
+  writing(block: number): void;
+  /** It has ended: what the block holds now, or undefined if the write failed. */
+  written(block: number, bytes: Uint8Array | undefined): void;
+}
+
+export interface HostFile {
+  /** Absolute. */
+  readonly path: string;
+  /** The host's descriptor. */
+  readonly descriptor: number;
+  readonly mode: "r" | "rw";
+  /** The first so many bytes count; for a file open for writing they are under a checksum. */
+  readonly position: number;
+  /** Whom to tell of writes: set by the first save. */
+  observer: WriteObserver | undefined;
+  /**
+   * Blocks of writes that are begun and not complete at this moment: whoever resumes the machine carries them out again, so
+   * it does not matter what the blocks hold.
+   */
+  pendingBlocks(): number[];
+}

@@ -1,0 +1,257 @@
+/**
+ * Files under an image (S3.6): the files of the host that a machine has open are not in its image, so the image says what they
+ * were at the consistency point, and a resume compares.
+ *
+ * What is compared: device and inode, size; then, for a file that is open for writing, the contents; for one that is only
+ * read, the time of its last change. A file open for writing whose contents agree is the same whatever its times are.
+ *
+ * The contents of a file that the machine goes on writing to must be known as of the consistency point, and hashing a disk
+ * while everything stands still would take long. So each block has a sum of its own: `FileContents` reads the blocks that it
+ * does not know while the machine runs, and is told of each write (WriteObserver). At the stop nothing is read; what is
+ * written later keeps the sums from before it. The checksum is the XXH64 of the blocks' sums.
+ *
+ * What must hold: a block's sum is that of its bytes, or it is not known. Blocks that are not known at the stop (a write is in
+ * flight, or failed) and those of writes that whoever resumes carries out again are left out, and listed as such.
+ */
+import { fdatasync, fstatSync, read } from "node:fs";
+import { open, stat } from "node:fs/promises";
+import { promisify } from "node:util";
+import { fromSystemError } from "../base/errors.js";
+import { FILE_BLOCK_BYTES, type HostFile, type WriteObserver } from "../base/host-file.js";
+import { checksum, loadChecksum } from "./checksum.js";
+
+/** A file of the host, as it was at the consistency point. */
+export interface FileRow {
+  path: string;
+  mode: "r" | "rw";
+  device: bigint;
+  inode: bigint;
+  size: bigint;
+  /** Last change, ns since 1970. */
+  mtime: bigint;
+  /** The first so many bytes count. */
+  position: number;
+  /** XXH64 over the XXH64 of each block of 4,096 bytes up to `position`; null for a file that is only read. */
+  hash: bigint | null;
+  /** Blocks whose sum counts as 0. */
+  except: number[];
+}
+
+const readAt = promisify(read);
+const WINDOW_BLOCKS = 256;
+const WINDOW_BYTES: number = WINDOW_BLOCKS * FILE_BLOCK_BYTES;
+
+/** What a file's blocks hold, by their sums. */
+class FileContents implements WriteObserver {
+  readonly #file: HostFile;
+  readonly #sums: BigUint64Array;
+  /** 1 for a block whose sum is known. */
+  readonly #known: Uint8Array;
+  readonly #writing = new Set<number>();
+  /** Blocks that were written since the window that is being read was begun. */
+  readonly #written = new Set<number>();
+  /** Sums as they were at the stop of blocks that were written since; undefined for one that was not known. */
+  #frozen: Map<number, bigint | undefined> | undefined;
+
+  constructor(file: HostFile) {
+    this.#file = file;
+    const blocks = Math.ceil(file.position / FILE_BLOCK_BYTES);
+    this.#sums = new BigUint64Array(blocks);
+    this.#known = new Uint8Array(blocks);
+  }
+
+  writing(block: number): void {
+    this.#preserve(block);
+    this.#writing.add(block);
+    this.#known[block] = 0;
+  }
+
+  written(block: number, bytes: Uint8Array | undefined): void {
+    this.#preserve(block);
+    this.#writing.delete(block);
+    this.#written.add(block);
+    this.#known[block] = 0;
+    if (bytes !== undefined) this.#learn(block, bytes);
+  }
+
+  #learn(block: number, bytes: Uint8Array): void {
+    this.#sums[block] = checksum(bytes);
+    this.#known[block] = 1;
+  }
+
+  #preserve(block: number): void {
+    if (this.#frozen === undefined || this.#frozen.has(block)) return;
+    this.#frozen.set(block, this.#known[block] === 1 ? this.#sums[block] : undefined);
+  }
+
+  /** Reads what is not known, while the machine runs. */
+  async learn(signal: AbortSignal | undefined): Promise<void> {
+    const buffer = new Uint8Array(WINDOW_BYTES);
+    for (let first = this.#unknown(0); first >= 0 && signal?.aborted !== true; first = this.#unknown(first + WINDOW_BLOCKS)) {
+      const end = Math.min(this.#file.position, first * FILE_BLOCK_BYTES + WINDOW_BYTES);
+      this.#written.clear();
+      const bytes = await readRange(this.#file.descriptor, buffer, first * FILE_BLOCK_BYTES, end);
+      for (const [i, block] of blocksOf(bytes).entries()) {
+        // Of a block that was written meanwhile, the write says what it holds; or nobody knows yet.
+        if (!this.#written.has(first + i) && !this.#writing.has(first + i)) this.#learn(first + i, block);
+      }
+    }
+  }
+
+  /** The first block from `from` that must be read; -1 if there is none. */
+  #unknown(from: number): number {
+    for (let block = from; block < this.#known.length; block++) {
+      if (this.#known[block] === 0 && !this.#writing.has(block)) return block;
+    }
+    return -1;
+  }
+
+  /** From now on what is written does not change what `frozenSums` says. */
+  freeze(): void {
+    this.#frozen = new Map();
+  }
+
+  /** The sums as of the last `freeze`, and the blocks that were not known then. */
+  frozenSums(): { sums: BigUint64Array; unknown: number[] } {
+    const frozen = this.#frozen ?? new Map<number, bigint | undefined>();
+    const sums = this.#sums.slice();
+    const unknown = [];
+    for (let block = 0; block < sums.length; block++) if (this.#known[block] === 0 && !frozen.has(block)) unknown.push(block);
+    for (const [block, sum] of frozen) {
+      if (sum === undefined) unknown.push(block);
+      else sums[block] = sum;
+    }
+    return { sums, unknown };
+  }
+
+  release(): void {
+    this.#frozen = undefined;
+  }
+}
+
+/** The files under an image that is being made. Its methods are called in the order in which they stand. */
+export class FilesOfSave {
+  #files: readonly { file: HostFile; contents: FileContents | undefined }[] = [];
+  #rows: FileRow[] = [];
+
+  /**
+   * Learns what the files hold, while the machine runs. The first save of a machine reads all that is open for writing.
+   *
+   * @throws HIB_IO
+   */
+  async prepare(files: readonly HostFile[], signal: AbortSignal | undefined): Promise<void> {
+    await loadChecksum();
+    this.#files = files.map((file) => {
+      if (file.mode === "r") return { file, contents: undefined };
+      const contents = file.observer instanceof FileContents ? file.observer : new FileContents(file);
+      file.observer = contents; // and it stays, so that the next save need not read the file again
+      return { file, contents };
+    });
+    for (const { file, contents } of this.#files) await naming(file.path, async () => contents?.learn(signal));
+  }
+
+  /** At the stop. Reads nothing: a few microseconds a file. */
+  freeze(): void {
+    this.#rows = this.#files.map(({ file, contents }) => {
+      contents?.freeze();
+      const { dev, ino, size, mtimeNs } = fstatSync(file.descriptor, { bigint: true });
+      const { path, mode, position } = file;
+      return { path, mode, device: dev, inode: ino, size, mtime: mtimeNs, position, hash: null, except: file.pendingBlocks() };
+    });
+  }
+
+  /** Waits until what was written is on the disk: an image that is there after a crash of the host wants its files. */
+  async sync(): Promise<void> {
+    for (const { file } of this.#files)
+      if (file.mode === "rw") await naming(file.path, () => promisify(fdatasync)(file.descriptor));
+  }
+
+  /** The files as they were at the stop. */
+  rows(): FileRow[] {
+    return this.#rows.map((row, i) => {
+      const contents = this.#files[i]!.contents;
+      if (contents === undefined) return row;
+      const { sums, unknown } = contents.frozenSums();
+      const except = [...new Set([...row.except, ...unknown])].sort((a, b) => a - b);
+      return { ...row, hash: combine(sums, except), except };
+    });
+  }
+
+  /** The save is over, whichever way. */
+  finish(): void {
+    for (const { contents } of this.#files) contents?.release();
+  }
+}
+
+/**
+ * Compares files with what an image says of them.
+ *
+ * @returns what has changed: a path and how it differs, each
+ * @throws HIB_IO if a file cannot be read
+ */
+export async function findChangedFiles(rows: Iterable<FileRow>): Promise<{ path: string; how: string }[]> {
+  await loadChecksum();
+  const changed = [];
+  for (const row of rows) {
+    const how = await naming(row.path, () => compare(row));
+    if (how !== undefined) changed.push({ path: row.path, how });
+  }
+  return changed;
+}
+
+async function compare(row: FileRow): Promise<string | undefined> {
+  const found = await stat(row.path, { bigint: true }).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== "ENOENT" && error.code !== "ENOTDIR") throw error;
+    return undefined;
+  });
+  if (found === undefined) return "is gone";
+  if (found.dev !== row.device || found.ino !== row.inode) return "was replaced by another file";
+  if (found.size !== row.size) return `has ${found.size} bytes and had ${row.size}`;
+  if (row.hash === null) return found.mtimeNs === row.mtime ? undefined : "was changed since";
+  return (await checksumFile(row)) === row.hash ? undefined : "has other contents";
+}
+
+/** The checksum of a file as it is now. */
+async function checksumFile({ path, position, except }: FileRow): Promise<bigint> {
+  const sums = new BigUint64Array(Math.ceil(position / FILE_BLOCK_BYTES));
+  const buffer = new Uint8Array(WINDOW_BYTES);
+  const file = await open(path, "r");
+  try {
+    for (let at = 0; at < position; at += WINDOW_BYTES) {
+      const bytes = await readRange(file.fd, buffer, at, Math.min(position, at + WINDOW_BYTES));
+      for (const [i, block] of blocksOf(bytes).entries()) sums[at / FILE_BLOCK_BYTES + i] = checksum(block);
+    }
+  } finally {
+    await file.close();
+  }
+  return combine(sums, except);
+}
+
+function combine(sums: BigUint64Array, except: readonly number[]): bigint {
+  for (const block of except) sums[block] = 0n;
+  return checksum(new Uint8Array(sums.buffer));
+}
+
+function blocksOf(bytes: Uint8Array): Uint8Array[] {
+  const blocks = Math.ceil(bytes.length / FILE_BLOCK_BYTES);
+  return Array.from({ length: blocks }, (_, i) => bytes.subarray(i * FILE_BLOCK_BYTES, (i + 1) * FILE_BLOCK_BYTES));
+}
+
+/** Bytes `from` to `end`; fewer if the file ends before that. */
+async function readRange(descriptor: number, buffer: Uint8Array, from: number, end: number): Promise<Uint8Array> {
+  let done = 0;
+  while (from + done < end) {
+    const { bytesRead } = await readAt(descriptor, buffer, done, end - from - done, from + done);
+    if (bytesRead === 0) break;
+    done += bytesRead;
+  }
+  return buffer.subarray(0, done);
+}
+
+async function naming<T>(path: string, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    throw fromSystemError(error, `reading ${path}`);
+  }
+}

@@ -1,0 +1,305 @@
+/**
+ * The block device: a disk whose sectors are a file of the host.
+ *
+ * The host reads and writes private buffers, on the coordinator's event loop; the transfer to guest memory is one tracked
+ * device store, made in a turn of that loop. So at the stop, which the coordinator makes, a transfer is done or has not
+ * begun, and from `quiesce` on finished requests wait:
+ *
+ *     submitted -> in flight -> finished -> done           quiesced: finished requests stay so, and submitted in the ring
+ *                                 |
+ *                                 +-> dropped              after a restore: the ring is another machine's
+ *
+ * What is saved: the ring and the data frames are guest memory. Only the host's side knows which file the disk is, so
+ * `saveState` puts its path into a frame. After a restore the file of that path is opened and what the ring has as submitted
+ * is carried out. If it cannot be opened, every request ends with an I/O error: the machine lives on without its disk.
+ *
+ * What must hold: one request a sector is in flight. So what a sector holds is known once its write has ended.
+ */
+import { closeSync, fdatasync, fstatSync, openSync, read, write } from "node:fs";
+import { resolve } from "node:path";
+import { promisify } from "node:util";
+import { fromSystemError, HibernaculumError } from "../../base/errors.js";
+import type { HostFile, WriteObserver } from "../../base/host-file.js";
+import { FRAME_BYTES, MACHINE_SABOTAGE, SABOTAGE_NO_QUIESCE } from "../../base/layout.js";
+import type { Kernel } from "../kernel.js";
+import { KERNEL_BLOCK_STATE, KIND_DMA } from "../kernel-layout.js";
+import {
+  completeRequest,
+  createRing,
+  DATA_ORDER,
+  diskSectors,
+  type DiskRequest,
+  SECTOR_BYTES,
+  submittedRequests,
+} from "./block-ring.js";
+import type { DiskStatus } from "../program.js";
+import { type Driver, littleEndian, StoreGate } from "./driver.js";
+
+const readAt = promisify(read);
+const writeAt = promisify(write);
+const sync = promisify(fdatasync);
+
+/** What saveState's frame holds: length of the path, the path. */
+const PATH_BYTES = 0;
+const PATH = 4;
+const PATH_BYTES_MAX: number = FRAME_BYTES - PATH;
+
+/** The host's file behind a disk. */
+class DiskFile implements HostFile {
+  readonly path: string;
+  readonly descriptor: number;
+  readonly mode = "rw";
+  readonly position: number;
+  observer: WriteObserver | undefined;
+  readonly #kernel: Kernel;
+
+  constructor(kernel: Kernel, path: string, sectors?: number) {
+    this.#kernel = kernel;
+    this.path = path;
+    this.descriptor = openSync(path, "r+");
+    this.position = (sectors ?? Math.floor(fstatSync(this.descriptor).size / SECTOR_BYTES)) * SECTOR_BYTES;
+  }
+
+  pendingBlocks(): number[] {
+    return submittedRequests(this.#kernel.memory)
+      .filter(({ operation }) => operation === "write")
+      .map(({ sector }) => sector);
+  }
+}
+
+interface Finished {
+  request: DiskRequest;
+  status: DiskStatus;
+  data: Uint8Array | undefined;
+}
+
+export class BlockDevice implements Driver {
+  readonly #kernel: Kernel;
+  readonly #gate: StoreGate;
+  readonly #onTransfer: ((request: DiskRequest) => Promise<void> | void) | undefined;
+  #file: DiskFile | undefined;
+  /** Requests that this host process is at work on, by entry: from their begin until they are done in the ring. */
+  readonly #inFlight = new Map<number, DiskRequest>();
+  #finished: Finished[] = [];
+  /** What the host's file system is doing. */
+  readonly #operations = new Set<Promise<DiskStatus>>();
+  /** Which machine's requests are in flight: another after each restore. */
+  #machine = 0;
+  /** The host is still at work for the machine that was here before; the file may be the same. */
+  #awaitsOthers = false;
+
+  /** @param onTransfer - tests: awaited between the host's part of a request and its completion; may throw a system error */
+  constructor(kernel: Kernel, onTransfer?: (request: DiskRequest) => Promise<void> | void) {
+    this.#kernel = kernel;
+    this.#gate = new StoreGate(kernel.control);
+    this.#onTransfer = onTransfer;
+  }
+
+  /** The host's file; undefined if there is no disk, or if its file could not be opened. */
+  get file(): HostFile | undefined {
+    return this.#file;
+  }
+
+  /**
+   * Gives a machine that boots its disk.
+   *
+   * @throws HIB_IO, HIB_USAGE if it is no file that can be a disk
+   */
+  boot(path: string): void {
+    const file = openDisk(this.#kernel, resolve(path));
+    this.#file = file;
+    const { buddy, control, memory } = this.#kernel;
+    control.locked(() => {
+      const ring = buddy.allocate(0, 0, KIND_DMA);
+      const data = buddy.allocate(DATA_ORDER, 0, KIND_DMA);
+      if (ring === undefined || data === undefined)
+        throw new HibernaculumError("HIB_USAGE", "too little RAM for a disk; ask for 16M");
+      createRing(memory, ring, data, file.position / SECTOR_BYTES);
+    });
+  }
+
+  /** Completes what is finished and begins what is submitted. */
+  service(): void {
+    if (!this.#gate.isOpen || this.#awaitsOthers) return;
+    const { control, memory } = this.#kernel;
+    const finished = this.#finished.splice(0);
+    const submitted = control.locked(() => {
+      for (const { request, ...result } of finished) {
+        completeRequest(memory, request, result);
+        this.#inFlight.delete(request.entry);
+      }
+      return submittedRequests(memory);
+    });
+    for (const request of submitted) if (!this.#isBusy(request)) this.#begin(request);
+  }
+
+  #isBusy({ entry, operation, sector }: DiskRequest): boolean {
+    if (this.#inFlight.has(entry)) return true;
+    return (
+      operation !== "flush" &&
+      [...this.#inFlight.values()].some((other) => other.operation !== "flush" && other.sector === sector)
+    );
+  }
+
+  #begin(request: DiskRequest): void {
+    this.#inFlight.set(request.entry, request);
+    const machine = this.#machine;
+    // A write's data are copied before anything is awaited: the frame is the device's, and later another machine's.
+    const data = request.operation === "flush" ? undefined : this.#kernel.memory.read(request.frame * FRAME_BYTES, SECTOR_BYTES);
+    const operation = this.#carryOut(request, data);
+    this.#operations.add(operation);
+    void operation.then(async (status) => {
+      this.#operations.delete(operation);
+      const late = await this.#delay(request);
+      if (machine !== this.#machine && this.#kernel.control.load(MACHINE_SABOTAGE) !== SABOTAGE_NO_QUIESCE) return;
+      const ended = late ?? status;
+      this.#finished.push({ request, status: ended, data: ended === "ok" && request.operation === "read" ? data : undefined });
+      this.service();
+    });
+  }
+
+  async #delay(request: DiskRequest): Promise<DiskStatus | undefined> {
+    try {
+      await this.#onTransfer?.(request);
+      return undefined;
+    } catch (error) {
+      return statusOf(error);
+    }
+  }
+
+  /** The host's part of a request. Never throws: whatever is wrong with the file is the guest's to see. */
+  async #carryOut({ operation, sector }: DiskRequest, data: Uint8Array | undefined): Promise<DiskStatus> {
+    const file = this.#file;
+    if (file === undefined) return "I/O error";
+    if (operation !== "flush" && sector >= diskSectors(this.#kernel.memory)) return "out of range";
+    const at = sector * SECTOR_BYTES;
+    try {
+      if (operation === "flush") await sync(file.descriptor);
+      else if (operation === "read") await readSector(file.descriptor, data!, at);
+      else {
+        file.observer?.writing(sector);
+        await writeSector(file.descriptor, data!, at);
+        file.observer?.written(sector, data);
+      }
+      return "ok";
+    } catch (error) {
+      if (operation === "write") file.observer?.written(sector, undefined);
+      return statusOf(error);
+    }
+  }
+
+  /** Waits until the host does nothing more to the file for requests that have begun. */
+  async settle(): Promise<void> {
+    while (this.#operations.size > 0) await Promise.all(this.#operations);
+  }
+
+  /** Lets go of the file; the machine is off. */
+  async close(): Promise<void> {
+    this.#gate.close();
+    await this.#replaceFile(undefined);
+  }
+
+  /** Forgets what is in flight and takes another file; resolves once the host does nothing to the old one any more. */
+  async #replaceFile(file: DiskFile | undefined): Promise<void> {
+    const old = this.#file;
+    this.#file = file;
+    this.#machine++;
+    this.#inFlight.clear();
+    this.#finished = [];
+    await this.settle();
+    if (old !== undefined) closeSync(old.descriptor);
+  }
+
+  saveState(): void {
+    if (this.#file === undefined) return;
+    const path = Buffer.from(this.#file.path);
+    const { buddy, control, memory } = this.#kernel;
+    control.locked(() => {
+      const frame = buddy.allocate(0, 0, KIND_DMA);
+      if (frame === undefined) {
+        throw new HibernaculumError(
+          "HIB_NO_MEMORY",
+          "the machine has no free frame for the state of its disk; free some of its memory",
+        );
+      }
+      memory.write(frame * FRAME_BYTES, Buffer.concat([littleEndian(path.length), path]), "device");
+      memory.store32(KERNEL_BLOCK_STATE, frame);
+    });
+  }
+
+  quiesce(): void {
+    this.#gate.close();
+  }
+
+  resume(after: "stop" | "restore"): void {
+    this.#gate.open();
+    if (after === "stop") {
+      this.service();
+      return;
+    }
+    this.#awaitsOthers = true;
+    void this.#replaceFile(this.#openSaved()).then(() => {
+      this.#awaitsOthers = false;
+      this.service();
+    });
+  }
+
+  /** The file that the saved machine's disk is; undefined if it had none or it cannot be opened, which the guest will see. */
+  #openSaved(): DiskFile | undefined {
+    const { memory } = this.#kernel;
+    const at = memory.load32(KERNEL_BLOCK_STATE) * FRAME_BYTES;
+    if (at === 0) return undefined;
+    const path = Buffer.from(memory.read(at + PATH, memory.load32(at + PATH_BYTES))).toString();
+    try {
+      return new DiskFile(this.#kernel, path, diskSectors(memory));
+    } catch {
+      return undefined;
+    }
+  }
+
+  freeState(): void {
+    const { buddy, control, memory } = this.#kernel;
+    control.locked(() => {
+      const frame = memory.load32(KERNEL_BLOCK_STATE);
+      if (frame === 0) return;
+      buddy.free(frame);
+      memory.store32(KERNEL_BLOCK_STATE, 0);
+    });
+  }
+}
+
+function openDisk(kernel: Kernel, path: string): DiskFile {
+  const hint = "give a file whose size is a multiple of 4 KiB (truncate -s 64M makes one)";
+  let file: DiskFile;
+  try {
+    file = new DiskFile(kernel, path);
+  } catch (error) {
+    throw fromSystemError(error, `opening the disk ${path} (${hint})`);
+  }
+  const stat = fstatSync(file.descriptor);
+  const usable =
+    stat.isFile() && stat.size >= SECTOR_BYTES && stat.size % SECTOR_BYTES === 0 && file.position / SECTOR_BYTES < 2 ** 32;
+  if (usable && Buffer.byteLength(path) <= PATH_BYTES_MAX) return file;
+  closeSync(file.descriptor);
+  throw new HibernaculumError("HIB_USAGE", `${path} cannot be a disk: ${hint}`);
+}
+
+async function readSector(descriptor: number, buffer: Uint8Array, at: number): Promise<void> {
+  for (let done = 0; done < buffer.length; ) {
+    const { bytesRead } = await readAt(descriptor, buffer, done, buffer.length - done, at + done);
+    if (bytesRead === 0) throw Object.assign(new Error("the file has become shorter"), { code: "EIO" });
+    done += bytesRead;
+  }
+}
+
+async function writeSector(descriptor: number, buffer: Uint8Array, at: number): Promise<void> {
+  for (let done = 0; done < buffer.length; ) {
+    const { bytesWritten } = await writeAt(descriptor, buffer, done, buffer.length - done, at + done);
+    done += bytesWritten;
+  }
+}
+
+function statusOf(error: unknown): DiskStatus {
+  const { code } = error as NodeJS.ErrnoException;
+  return code === "ENOSPC" || code === "EDQUOT" || code === "EFBIG" ? "no space" : "I/O error";
+}

@@ -1,0 +1,49 @@
+/**
+ * System calls on devices, as a vCPU makes them for the process that it runs.
+ *
+ * What must hold: memory of the process is read and written outside the kernel lock (an access may fault, and the fault
+ * takes the lock), and a call that would have to wait returns before it has changed anything.
+ */
+import { MACHINE_DEVICE_BELL } from "../../base/layout.js";
+import type { Core } from "../core.js";
+import { GuestFault } from "../address-space.js";
+import type { Kernel } from "../kernel.js";
+import { KERNEL_GENERATION } from "../kernel-layout.js";
+import type { DeviceCalls } from "../program.js";
+import { SECTOR_BYTES, submitRequest, takeResult } from "./block-ring.js";
+import { POOL_LOW, takeRandom } from "./entropy.js";
+
+/** @param notify - has the coordinator look at the devices */
+export function createDeviceCalls(kernel: Kernel, core: Core, pid: number, notify: () => void): DeviceCalls {
+  const { control, memory } = kernel;
+  // One message at a time: the bell is cleared before the devices are looked at, so what came before it is seen.
+  const ring = (): void => {
+    if (control.add(MACHINE_DEVICE_BELL, 1) === 0) notify();
+  };
+  return {
+    submitRequest(tag, operation, sector, address) {
+      const words = { length: SECTOR_BYTES / 4 };
+      const data = operation === "write" ? Int32Array.from(words, (_, i) => core.load32((address + i * 4) | 0)) : undefined;
+      const request = { pid, tag, operation, sector, ...(data === undefined ? {} : { data }) };
+      const answer = control.locked(() => submitRequest(memory, request));
+      if (answer === "no disk") throw new GuestFault("it uses a disk, and the machine has none: give it one with --disk");
+      if (answer === "in flight") throw new GuestFault(`request ${tag} is in flight already`);
+      if (answer === "submitted") ring();
+      return answer === "submitted";
+    },
+    awaitRequest(tag, address) {
+      const result = control.locked(() => takeResult(memory, { pid, tag }));
+      if (result === "unknown") throw new GuestFault(`wait for request ${tag}, which was not submitted`);
+      for (const [i, word] of result?.data?.entries() ?? []) core.store32((address + i * 4) | 0, word);
+      return result?.status;
+    },
+    random() {
+      const { word, left } = control.locked(() => takeRandom(memory));
+      if (left < POOL_LOW) ring();
+      return word;
+    },
+    generation: () => memory.loadFloat64(KERNEL_GENERATION),
+    monotonicTime: () => control.guestNow(),
+    wallTime: () => Date.now(),
+  };
+}

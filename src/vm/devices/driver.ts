@@ -1,0 +1,61 @@
+/**
+ * The contract of device drivers (S1.1): four steps, each apart from the others.
+ *
+ *     save     saveState ... quiesce ... resume("stop")     ... freeState      the machine goes on
+ *     image    saveState ... quiesce |
+ *                                    | resume("restore") ... freeState         in another process of the host
+ *     boot                   quiesce |                                         its own devices; what is in flight is dropped
+ *
+ * Most of what a device is lies in guest memory anyway (its ring, its pool) and needs no copy. `saveState` is for the
+ * rest: what only the host's side knows.
+ */
+import type { Control } from "../../base/control.js";
+import { MACHINE_SABOTAGE, MACHINE_STOP, SABOTAGE_NO_QUIESCE } from "../../base/layout.js";
+
+export interface Driver {
+  /**
+   * Puts what the host's side knows into guest memory, which it allocates first: before anything of an image is written.
+   *
+   * @throws HIB_NO_MEMORY
+   */
+  saveState(): void;
+  /** At the stop: when this returns the device stores nothing more to guest memory. */
+  quiesce(): void;
+  /**
+   * Goes on: after the stop, with what was in flight; or after a restore, from what lies in guest memory, which is another
+   * machine's now. What was in flight for the machine that was there before never reaches it.
+   */
+  resume(after: "stop" | "restore"): void;
+  /** Gives the memory of `saveState` back, wherever the machine is by now. May be called again. */
+  freeState(): void;
+}
+
+/** Whether a device may store: not from `close` to `open`, and not while anybody has stopped the machine. */
+export class StoreGate {
+  readonly #control: Control;
+  #closed = false;
+
+  constructor(control: Control) {
+    this.#control = control;
+  }
+
+  get isOpen(): boolean {
+    if (this.#control.load(MACHINE_SABOTAGE) === SABOTAGE_NO_QUIESCE) return true;
+    return !this.#closed && this.#control.load(MACHINE_STOP) === 0;
+  }
+
+  close(): void {
+    this.#closed = true;
+  }
+
+  open(): void {
+    this.#closed = false;
+  }
+}
+
+/** Words as a device stores them. */
+export function littleEndian(...words: number[]): Uint8Array {
+  const bytes = Buffer.alloc(words.length * 4);
+  for (const [i, word] of words.entries()) bytes.writeUInt32LE(word >>> 0, i * 4);
+  return bytes;
+}

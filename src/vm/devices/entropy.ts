@@ -1,0 +1,92 @@
+/**
+ * The entropy device: a pool of random words in one DMA frame, filled by the host.
+ *
+ * What must hold: no word is given twice, by one machine or by two that come from one image. A word that was given is
+ * wiped; and whoever goes on after a consistency point, be it the machine itself or one resumed from the image, fills its
+ * pool anew, since the image holds the same words. So nothing is saved. Guests that keep random state of their own
+ * compare the generation number: it grows with each resume, and its low half is random, so that two resumes of one image
+ * have different ones.
+ *
+ *     word 0      how many words are left
+ *     word 1...   the words, taken from the end
+ */
+import { randomBytes } from "node:crypto";
+import { HibernaculumError } from "../../base/errors.js";
+import { FRAME_BYTES } from "../../base/layout.js";
+import type { Kernel } from "../kernel.js";
+import { KERNEL_ENTROPY, KERNEL_GENERATION, KERNEL_RESUMES, KIND_DMA } from "../kernel-layout.js";
+import type { PhysicalMemory } from "../physical.js";
+import { type Driver, littleEndian, StoreGate } from "./driver.js";
+
+export const POOL_WORDS: number = FRAME_BYTES / 4 - 1;
+/** Fewer words than this, and the host is asked for more. */
+export const POOL_LOW: number = POOL_WORDS >> 1;
+
+/** A random word, and how many are left; undefined if there is none. Caller holds the kernel lock. */
+export function takeRandom(memory: PhysicalMemory): { word: number | undefined; left: number } {
+  const pool = memory.load32(KERNEL_ENTROPY) * FRAME_BYTES;
+  const left = memory.load32(pool);
+  if (left === 0) return { word: undefined, left };
+  const word = memory.load32(pool + left * 4);
+  memory.store32(pool + left * 4, 0);
+  memory.store32(pool, left - 1);
+  return { word, left: left - 1 };
+}
+
+export class EntropyDevice implements Driver {
+  readonly #kernel: Kernel;
+  readonly #gate: StoreGate;
+
+  constructor(kernel: Kernel) {
+    this.#kernel = kernel;
+    this.#gate = new StoreGate(kernel.control);
+  }
+
+  /** Gives a machine that boots its pool. */
+  boot(): void {
+    const { buddy, control, memory } = this.#kernel;
+    control.locked(() => {
+      const frame = buddy.allocate(0, 0, KIND_DMA);
+      if (frame === undefined) throw new HibernaculumError("HIB_USAGE", "too little RAM for the devices; ask for 8M or more");
+      memory.store32(KERNEL_ENTROPY, frame);
+      this.#fill();
+      this.#beginGeneration();
+    });
+  }
+
+  /** Fills the pool if it is low. */
+  service(): void {
+    if (!this.#gate.isOpen) return;
+    const { control, memory } = this.#kernel;
+    control.locked(() => {
+      if (memory.load32(memory.load32(KERNEL_ENTROPY) * FRAME_BYTES) < POOL_LOW) this.#fill();
+    });
+  }
+
+  #fill(): void {
+    const { memory } = this.#kernel;
+    const bytes = Buffer.concat([littleEndian(POOL_WORDS), randomBytes(POOL_WORDS * 4)]);
+    memory.write(memory.load32(KERNEL_ENTROPY) * FRAME_BYTES, bytes, "device");
+  }
+
+  #beginGeneration(): void {
+    const { memory } = this.#kernel;
+    memory.storeFloat64(KERNEL_GENERATION, memory.load32(KERNEL_RESUMES) * 2 ** 32 + randomBytes(4).readUInt32LE());
+  }
+
+  saveState(): void {}
+
+  quiesce(): void {
+    this.#gate.close();
+  }
+
+  resume(after: "stop" | "restore"): void {
+    this.#gate.open();
+    this.#kernel.control.locked(() => {
+      this.#fill();
+      if (after === "restore") this.#beginGeneration();
+    });
+  }
+
+  freeState(): void {}
+}

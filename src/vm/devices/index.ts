@@ -1,0 +1,72 @@
+/** The devices of a machine, as whoever coordinates it sees them: all drivers together (driver.ts says when what is called). */
+import type { HostFile } from "../../base/host-file.js";
+import { MACHINE_DEVICE_BELL } from "../../base/layout.js";
+import type { Kernel } from "../kernel.js";
+import { BlockDevice } from "./block.js";
+import type { DiskRequest } from "./block-ring.js";
+import { ConsoleDevice } from "./console.js";
+import type { Driver } from "./driver.js";
+import { EntropyDevice } from "./entropy.js";
+import { TimerDevice } from "./timer.js";
+
+export class Devices implements Driver {
+  readonly console: ConsoleDevice;
+  readonly block: BlockDevice;
+  readonly entropy: EntropyDevice;
+  readonly timer: TimerDevice;
+  readonly #kernel: Kernel;
+  readonly #drivers: readonly Driver[];
+
+  constructor(kernel: Kernel, onDiskTransfer?: (request: DiskRequest) => Promise<void> | void) {
+    this.#kernel = kernel;
+    this.console = new ConsoleDevice(kernel);
+    this.block = new BlockDevice(kernel, onDiskTransfer);
+    this.entropy = new EntropyDevice(kernel);
+    this.timer = new TimerDevice(kernel);
+    this.#drivers = [this.console, this.block, this.entropy, this.timer];
+  }
+
+  /** @throws HIB_USAGE, HIB_IO */
+  boot(disk: string | undefined): void {
+    this.entropy.boot();
+    if (disk !== undefined) this.block.boot(disk);
+  }
+
+  /** Does what the guest has asked for since. */
+  service(): void {
+    this.#kernel.control.store(MACHINE_DEVICE_BELL, 0);
+    this.block.service();
+    this.entropy.service();
+  }
+
+  /** Files of the host that the machine has open. */
+  get hostFiles(): readonly HostFile[] {
+    return this.block.file === undefined ? [] : [this.block.file];
+  }
+
+  /** Waits until the host's files are as the machine's requests that have begun leave them. */
+  async settle(): Promise<void> {
+    await this.block.settle();
+  }
+
+  /** The machine is off. */
+  async close(): Promise<void> {
+    await this.block.close();
+  }
+
+  saveState(): void {
+    for (const driver of this.#drivers) driver.saveState();
+  }
+
+  quiesce(): void {
+    for (const driver of this.#drivers) driver.quiesce();
+  }
+
+  resume(after: "stop" | "restore"): void {
+    for (const driver of this.#drivers) driver.resume(after);
+  }
+
+  freeState(): void {
+    for (const driver of this.#drivers) driver.freeState();
+  }
+}

@@ -15,6 +15,7 @@
 import { randomUUID } from "node:crypto";
 import { dirname, resolve } from "node:path";
 import { bit, hostNow } from "./base/control.js";
+import type { Reference } from "./base/host-file.js";
 import { fromSystemError, HibernaculumError, isSystemError } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
 import {
@@ -40,11 +41,13 @@ import type { CatalogueResult, CatalogueTask } from "./image-catalogue.js";
 import { loadChecksum } from "./image/checksum.js";
 import { createPartial, type PartialImage, removeStalePartials } from "./image/directory.js";
 import { HEADER_BYTES, MACHINE_VERSION } from "./image/format.js";
-import { FilesOfSave } from "./image/host-files.js";
+import { type FileRow, FilesOfSave } from "./image/host-files.js";
 import { sealBlob } from "./image/seal.js";
 import type { Machine } from "./machine.js";
 import type { SaveFacts, SaveReport } from "./save-report.js";
 import { resetLongestGap } from "./vm/activity.js";
+import { CleanPages } from "./vm/files/clean-pages.js";
+import { type OpenFile, openFiles } from "./vm/files/open-files.js";
 import { Locations } from "./writer/locations.js";
 import { type WriteResult, type WriteTask, type WriteTotals, WRITER_BYTES } from "./writer/page-writer.js";
 
@@ -68,6 +71,8 @@ export interface SaveOptions {
   /** Cancels: the machine goes on, nothing is left behind. */
   signal?: AbortSignal;
   onProgress?: (progress: SaveProgress) => void;
+  /** Also store pages of files that are as the host has them; else the image refers to the file (S0.3). */
+  saveClean?: boolean;
   /**
    * Snapshot: how long the atomic copy may take, ms; default 2. What is not copied by then is protected again and saved
    * by a copy-before-write tail. Infinity: copy all that finds a place.
@@ -134,6 +139,9 @@ class Save {
   readonly #reserve: Reserve;
   readonly #locations: Locations;
   readonly #files = new FilesOfSave();
+  readonly #cleanPages: CleanPages;
+  /** Frames that files of the host have, as of the stop. */
+  #references: Reference[] = [];
   readonly #oracle: SharedArrayBuffer | undefined;
   readonly #totals: WriteTotals[] = [];
   #phase: SavePhase = "prepare";
@@ -166,6 +174,7 @@ class Save {
     this.#keepRunning = options.keepRunning === true;
     this.#writers = machine.writers;
     this.#reserve = new Reserve(machine.kernel, this.#writers * WRITER_BYTES);
+    this.#cleanPages = new CleanPages(machine.kernel);
     this.#locations = new Locations(machine.kernel.memory.frames);
     this.#oracle = options.oracle === true ? createOracle(machine.kernel.memory.frames) : undefined;
   }
@@ -180,6 +189,7 @@ class Save {
     this.#options.signal?.addEventListener("abort", this.#cancel);
     this.#machine.devices.saveState();
     await this.#files.prepare(this.#machine.devices.hostFiles, this.#options.signal);
+    if (this.#options.saveClean === true) control.locked(() => this.#cleanPages.makeSaved());
     this.#estimate = this.#options.reserveFrames ?? this.#estimateReserve();
     this.#reserve.grow(this.#estimate);
     resetFaultStatistics(control);
@@ -196,6 +206,7 @@ class Save {
     const { control, core, kernel } = this.#machine;
     this.#planned = planFrames(control, core, kernel.memory);
     this.#at.planned = hostNow();
+    this.#cleanPages.learn();
   }
 
   /** S1.3: write all of memory while processes keep running; the reserve grows with the marks meanwhile. */
@@ -222,7 +233,9 @@ class Save {
     this.#machine.check();
     const reached = hostNow();
     devices.quiesce();
-    this.#files.freeze();
+    if (this.#options.saveClean === true) this.#cleanPages.makeSaved();
+    this.#references = this.#cleanPages.references();
+    this.#files.freeze(openFiles(this.#machine.kernel.memory).map(describeFile));
     this.#time = Date.now();
     const drained = hostNow();
     failpoint("save.stopped");
@@ -267,7 +280,8 @@ class Save {
   async publish(): Promise<SaveReport> {
     this.#enter("publish", 0);
     const { control, pool } = this.#machine;
-    const { table, ...saved } = this.#locations.extents((frame) => bit(control.words, STOP_BITMAP, frame) === 1);
+    const byReference = this.#references.reduce((sum, { frames }) => sum + frames, 0);
+    const { table, ...stored } = this.#locations.extents((frame) => bit(control.words, STOP_BITMAP, frame) === 1);
     failpoint("save.catalogue");
     if (!this.#keepRunning) {
       // Whoever resumes carries out again what is in flight: this host must not do it later than that.
@@ -277,9 +291,10 @@ class Save {
     const task: CatalogueTask = {
       path: this.#image.cataloguePath,
       blob: this.#image.blobPath,
-      facts: this.#facts(saved, this.#locations.totals(table)),
+      facts: this.#facts({ ...stored, byReference }, this.#locations.totals(table)),
       extents: table.columns,
-      files: this.#files.rows(),
+      files: await this.#files.rows(),
+      references: this.#references,
     };
     const results = await pool.runOn<CatalogueTask, CatalogueResult>(
       1,
@@ -297,7 +312,7 @@ class Save {
       blobBytes: control.load(MACHINE_BLOB_CURSOR) * FRAME_BYTES,
       catalogueBytes: bytes,
       catalogueHash: hash,
-      frames: saved.frames,
+      frames: stored.frames + byReference,
       time: this.#time,
     });
     this.#checkCancelled();
@@ -470,4 +485,8 @@ class Save {
       oracleFrames: this.#oracleFrames,
     };
   }
+}
+
+function describeFile({ path, mode, device, number, size, modified }: OpenFile): Omit<FileRow, "position" | "hash" | "except"> {
+  return { path, mode, device, inode: number, size: BigInt(size), mtime: modified };
 }

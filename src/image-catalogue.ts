@@ -10,6 +10,7 @@ import { CatalogueWriter } from "./image/catalogue.js";
 import { loadChecksum } from "./image/checksum.js";
 import { type ExtentColumns, ExtentTable } from "./image/format.js";
 import type { FileRow } from "./image/host-files.js";
+import type { Reference } from "./base/host-file.js";
 import { ImageMemory } from "./image/image-memory.js";
 import { countBlocks, describeMappings, describeProcess } from "./vm/describe.js";
 import { type SaveFacts, type SaveReport, saveReport } from "./save-report.js";
@@ -25,6 +26,8 @@ export interface CatalogueTask {
   facts: SaveFacts;
   extents: ExtentColumns;
   files: FileRow[];
+  /** Frames that are in files of the host, and not in the blob. */
+  references: Reference[];
 }
 
 export interface CatalogueResult {
@@ -41,7 +44,7 @@ export interface CatalogueResult {
  */
 export async function writeCatalogue(
   machine: SharedMemory,
-  { path, blob, facts, extents: columns, files }: CatalogueTask,
+  { path, blob, facts, extents: columns, files, references }: CatalogueTask,
 ): Promise<CatalogueResult> {
   await loadChecksum();
   const { frames, chunks, vcpus, saved } = facts;
@@ -77,6 +80,7 @@ export async function writeCatalogue(
       })(),
       blocks,
       files,
+      references,
     });
     return { ...(await writer.close()), report };
   } finally {

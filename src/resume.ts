@@ -361,13 +361,15 @@ class Resume {
   }
 
   #loadTask(): LoadTask {
-    const { chunks, extents, path } = this.#image;
+    const { chunks, extents, path, references } = this.#image;
     return {
       blob: join(path, BLOB_NAME),
       chunks: [...chunks],
       extents: extents.columns,
       ...extents.byChunk(chunks.length),
       filled: extents.sameFilled(),
+      references,
+      acceptChangedFiles: this.#options.acceptChangedFiles === true,
     };
   }
 
@@ -381,7 +383,8 @@ class Resume {
 
   #readLate(): LateFrame[] {
     const { end, refused } = readQueue(this.#machine.control);
-    return refused === 0 ? [] : readLateFrames(this.#machine.control, this.#image.memory(), end);
+    const acceptChangedFiles = this.#options.acceptChangedFiles === true;
+    return refused === 0 ? [] : readLateFrames(this.#machine.control, this.#image.memory({ acceptChangedFiles }), end);
   }
 
   async #claim(): Promise<void> {

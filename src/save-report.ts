@@ -33,6 +33,8 @@ export interface SaveReport {
     skipped: number;
     /** In the image without data. */
     same_filled: number;
+    /** In files of the host, and not in the image. */
+    by_reference: number;
   };
   faults: FaultStatistics & {
     by_process: { pid: number; name: string; user: number; kernel: number; page_table: number; device: number }[];
@@ -134,7 +136,7 @@ export interface SaveFacts {
   tail: { preimages: number; refused: number };
   oracleFrames: number | null;
   /** In the image: all frames, and those without data. */
-  saved: { frames: number; sameFilled: number };
+  saved: { frames: number; sameFilled: number; byReference: number };
   /** The blob's chunks: their bytes, and decoded bytes in them that no extent needs. */
   stored: { bytes: number; staleBytes: number };
 }
@@ -176,6 +178,7 @@ export function saveReport(
       streamed: sum(streaming, (result) => result.written),
       skipped: sum(streaming, (result) => result.skipped),
       same_filled: saved.sameFilled,
+      by_reference: saved.byReference,
     },
     faults: { ...facts.faults, by_process: faultsByProcess(facts.faults, processes) },
     residual_frames: copy.frames,

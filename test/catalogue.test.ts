@@ -8,7 +8,16 @@ import { Catalogue, type CatalogueContents, CatalogueWriter, fromSqlite } from "
 import { hashFile } from "../src/image/checksum.js";
 import { CATALOGUE_NAME, type Extent, ExtentTable } from "../src/image/format.js";
 
-const EMPTY: CatalogueContents = { meta: {}, chunks: [], extents: [], processes: [], mappings: [], blocks: [], files: [] };
+const EMPTY: CatalogueContents = {
+  meta: {},
+  chunks: [],
+  extents: [],
+  processes: [],
+  mappings: [],
+  blocks: [],
+  files: [],
+  references: [],
+};
 
 async function temporaryDirectory(t: { teardown(fn: () => Promise<void>): void }): Promise<string> {
   const directory = await mkdtemp(join(tmpdir(), "hib-catalogue-"));
@@ -106,7 +115,11 @@ function places(from: Iterable<Extent>): Map<number, string> {
     for (let i = 0; i < extent.frames; i++) {
       found.set(
         extent.pfn + i,
-        extent.chunk === null ? `fill ${extent.fill}` : `chunk ${extent.chunk} place ${extent.first + i}`,
+        extent.chunk === null
+          ? `fill ${extent.fill}`
+          : extent.chunk === "file"
+            ? "file"
+            : `chunk ${extent.chunk} place ${extent.first + i}`,
       );
     }
   }
@@ -131,7 +144,7 @@ test("ExtentTable.from: sorts and joins, and no frame's place changes", (t) => {
         Array.from(
           { length: extent.frames },
           (_, i): Extent =>
-            extent.chunk === null
+            extent.chunk === null || extent.chunk === "file"
               ? { ...extent, pfn: extent.pfn + i, frames: 1 }
               : { ...extent, pfn: extent.pfn + i, frames: 1, first: extent.first + i },
         ),

@@ -1,11 +1,14 @@
 /** Files, fds, pipes, and mappings of files; in memory and of the host. */
-import { mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { randomBytes } from "node:crypto";
+import { mkdirSync, readFileSync, rmSync, statSync, symlinkSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import test, { type ExecutionContext } from "ava";
 import { FRAME_BYTES, PTE_R, PTE_W } from "../src/base/layout.js";
 import { save } from "../src/hibernate.js";
+import { openImage } from "../src/image/directory.js";
+import { verifyChunks } from "../src/image/verify.js";
 import type { Machine } from "../src/machine.js";
-import { resume } from "../src/resume.js";
+import { resume, type ResumeOptions } from "../src/resume.js";
 import { GuestFault } from "../src/vm/address-space.js";
 import { createDeviceCalls } from "../src/vm/devices/calls.js";
 import { checkConsistency } from "../src/vm/consistency.js";
@@ -387,4 +390,86 @@ test("live: files and pipes go on through snapshots and hibernations", async (t)
     t.not(steps, last, "they go on");
     last = steps;
   }
+});
+
+test("clean pages: saved by reference, read from their files again, and refused by name if those changed", async (t) => {
+  const host = scratch(t);
+  const images = scratch(t);
+  const file = join(host, "data");
+  const contents = randomBytes(300 * FRAME_BYTES + 123);
+  writeFileSync(file, contents);
+  const options = { ramBytes: 32 * MIB, vcpus: 1 };
+  const machine = await bootMachine(t, { ...options, mounts: [{ path: "/host", host, readOnly: false }] });
+  const { kernel } = machine;
+  const { slot } = machine.spawn("idle:ms=1000");
+  const { control, files } = kernel;
+  const fd = control.locked(() => files.open(slot, "/host/data", O_RDWR));
+  control.locked(() => {
+    for (let at = 0; at < contents.length; at += 100_000) {
+      files.seek(slot, fd, at, SEEK_SET);
+      files.read(slot, fd, 100_000);
+    }
+    // One page is changed by the machine, and through to the file: it is clean still.
+    files.seek(slot, fd, 5 * FRAME_BYTES, SEEK_SET);
+    files.write(slot, fd, Buffer.from("changed"));
+  });
+  const now = readFileSync(file);
+  const take = async (name: string, saveClean: boolean) => {
+    const path = join(images, name);
+    return { path, report: await save(machine, path, { keepRunning: true, oracle: true, saveClean }) };
+  };
+  const { path, report } = await take("by-reference", false);
+  t.is(report.frames.by_reference, 301);
+  const stored = await take("stored", true);
+  t.is(stored.report.frames.by_reference, 0);
+  t.is(stored.report.frames.saved, report.frames.saved + 301);
+
+  const image = await openImage(path);
+  const rows = image.catalogue.files();
+  t.deepEqual([rows[0]!.path, rows[0]!.mode, Number(rows[0]!.size)], [file, "rw", now.length]);
+  t.not(rows[0]!.hash, null);
+  t.is((await verifyChunks(image)).referencedFrames, 301);
+  image.close();
+
+  const wake = async (from: string, more: ResumeOptions = {}): Promise<Buffer> => {
+    const other = await bootMachine(t, options);
+    await resume(other, from, { keepImage: true, ...more });
+    const { kernel: woken } = other;
+    t.deepEqual(whileStopped(other, () => checkConsistency(woken.memory)).problems, []);
+    const parts: Uint8Array[] = [];
+    woken.control.locked(() => {
+      t.is(woken.files.seek(slot, fd, 0, SEEK_CUR), 5 * FRAME_BYTES + 7, "the position came back");
+      woken.files.seek(slot, fd, 0, SEEK_SET);
+      for (
+        let part = woken.files.read(slot, fd, 100_000) as Uint8Array;
+        part.length > 0;
+        part = woken.files.read(slot, fd, 100_000) as Uint8Array
+      )
+        parts.push(part);
+    });
+    await other.powerOff();
+    return Buffer.concat(parts);
+  };
+  t.true(now.equals(await wake(path)));
+  t.true(now.equals(await wake(stored.path)));
+
+  // The same file with a byte changed, and the times put back.
+  const changed = Buffer.from(now);
+  changed[200 * FRAME_BYTES]! ^= 1;
+  const { atime, mtime } = statSync(file);
+  writeFileSync(file, changed);
+  utimesSync(file, atime, mtime);
+  for (const from of [path, stored.path])
+    await t.throwsAsync(wake(from), { code: "HIB_FILES_CHANGED", message: /data has other contents/ });
+  await t.throwsAsync(openImage(path).then(verifyChunks), {
+    code: "HIB_FILES_CHANGED",
+    message: /data: page 200 is not what it was/,
+  });
+  t.true(changed.equals(await wake(path, { acceptChangedFiles: true })));
+  t.true(now.equals(await wake(stored.path, { acceptChangedFiles: true })), "stored, they are what they were");
+
+  writeFileSync(file, now);
+  utimesSync(file, atime, mtime);
+  rmSync(file);
+  await t.throwsAsync(wake(path), { code: "HIB_FILES_CHANGED", message: /data is gone/ });
 });

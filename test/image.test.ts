@@ -136,6 +136,7 @@ async function writeImage(partial: PartialImage, changes: Changes = {}): Promise
       ],
       blocks: [{ kind: "user", owner: 1, order: 2, blocks: 1, frames: 4 }],
       files: [],
+      references: [],
     });
     const { bytes, hash } = await catalogue.close();
     const header: ImageHeader = {
@@ -468,7 +469,7 @@ test("image: one without frames is one, too", async (t) => {
   const path = join(await temporaryDirectory(t), "image");
   const partial = await createPartial(path);
   const catalogue = CatalogueWriter.create(partial.cataloguePath);
-  catalogue.write({ meta: {}, chunks: [], extents: [], processes: [], mappings: [], blocks: [], files: [] });
+  catalogue.write({ meta: {}, chunks: [], extents: [], processes: [], mappings: [], blocks: [], files: [], references: [] });
   const { bytes, hash } = await catalogue.close();
   const header = {
     ...fc.sample(headers, 1)[0]!,

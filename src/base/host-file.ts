@@ -3,6 +3,8 @@
  * like (S3.6). Whoever opens one for a machine describes it by this.
  */
 
+import type { Pfn } from "./memory.js";
+
 /** Content checksums are made of blocks of so many bytes; a disk's sector is one. */
 export const FILE_BLOCK_BYTES = 4096;
 
@@ -29,4 +31,16 @@ export interface HostFile {
    * it does not matter what the blocks hold.
    */
   pendingBlocks(): number[];
+}
+
+/** Frames that follow each other and are pages of a file that follow each other. */
+export interface Reference {
+  pfn: Pfn;
+  frames: number;
+  /** Absolute, on the host. */
+  path: string;
+  /** Page of the file that the first frame is; zeros follow the file's end. */
+  page: number;
+  /** XXH64 of each frame. */
+  hashes: BigUint64Array;
 }

@@ -1,5 +1,6 @@
 /** `hib inspect`: what is in an image. Only what is asked of a process reads its chunks. */
 import type { Command } from "commander";
+import type { Reference } from "../base/host-file.js";
 import { HibernaculumError, naming } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import { type Image, openImage } from "../image/directory.js";
@@ -80,7 +81,10 @@ async function inspect(path: string, { extents, pid, read, json }: InspectOption
     else if (pid !== undefined)
       show(describeHoldings(image, findProcess(image, pid)), (what) => renderHoldings(what, stdoutView()));
     else if (extents === true)
-      show({ schema: 1, path: image.path, extents: [...image.extents].map(describeExtent) }, renderExtents);
+      show(
+        { schema: 1, path: image.path, extents: Array.from(image.extents, (extent) => describeExtent(extent, image.references)) },
+        renderExtents,
+      );
     else show(await describeImage(image), (what) => renderDescription({ ...what, path }, stdoutView()));
   } catch (error) {
     throw naming(error, path);
@@ -96,10 +100,17 @@ interface ExtentDescription {
   chunk?: number;
   first?: number;
   fill?: string;
+  /** Or which page of which file of the host the first one is. */
+  file?: string;
+  page?: number;
 }
 
-function describeExtent(extent: Extent): ExtentDescription {
+function describeExtent(extent: Extent, references: readonly Reference[]): ExtentDescription {
   const { pfn, frames } = extent;
+  if (extent.chunk === "file") {
+    const { path, page } = references[extent.reference]!;
+    return { pfn, frames, file: path, page };
+  }
   if (extent.chunk !== null) return { pfn, frames, chunk: extent.chunk, first: extent.first };
   return { pfn, frames, fill: extent.fill.toString(16).padStart(16, "0") };
 }
@@ -109,9 +120,10 @@ function renderExtents({ extents }: { extents: ExtentDescription[] }): string {
   const line = (cells: (string | number)[]): string => cells.map((cell) => String(cell).padStart(10)).join("");
   return [
     line(["frame", "frames", "chunk", "place"]),
-    ...extents.map(({ pfn, frames, chunk, first, fill }) =>
-      fill === undefined ? line([pfn, frames, chunk!, first!]) : `${line([pfn, frames])}  filled with ${fill}`,
-    ),
+    ...extents.map(({ pfn, frames, chunk, first, fill, file, page }) => {
+      if (chunk !== undefined) return line([pfn, frames, chunk, first!]);
+      return `${line([pfn, frames])}  ${file === undefined ? `filled with ${fill}` : `page ${page} of ${file}`}`;
+    }),
   ].join("\n");
 }
 

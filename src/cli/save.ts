@@ -13,6 +13,7 @@ interface SaveCommandOptions {
   keepRunning?: boolean;
   compression: "lz4" | "none";
   pauseTarget: number;
+  saveClean?: boolean;
   json?: boolean;
 }
 
@@ -26,6 +27,10 @@ export function addSave(program: Command): void {
       new Option("--pause-target <ms>", "snapshot: how long the atomic copy may take; the rest is saved by copy-before-write")
         .argParser(wholeNumber(0, 60_000))
         .default(2),
+    )
+    .option(
+      "--save-clean",
+      "store pages of files of the host that are as the file has them, too; else the image refers to the file",
     )
     .option("--json", "print the report for programs")
     .addHelpText("after", "\nCtrl-C cancels: the machine goes on, and nothing is left behind.")
@@ -44,6 +49,7 @@ async function saveMachine(name: string, image: string | undefined, options: Sav
           keepRunning: options.keepRunning === true,
           compression: options.compression,
           pauseTarget_ms: options.pauseTarget,
+          saveClean: options.saveClean === true,
         },
         { signal, onProgress: (step) => progress.update(saveStep(step)) },
       ),

@@ -90,7 +90,11 @@ export function renderVerification(path: string, result: Verification, view: Vie
   const lines = [
     `${view.colors.bold(path)}: ${result.ok ? good : bad}`,
     field(view, "checksums", `${formatCount(chunks.chunks)} chunks, ${formatBytes(chunks.storedBytes)}`),
-    field(view, "frames", `${formatCount(chunks.frames)}, ${formatCount(chunks.sameFilledFrames)} of them same-filled`),
+    field(
+      view,
+      "frames",
+      `${formatCount(chunks.frames)}, ${formatCount(chunks.sameFilledFrames)} of them same-filled, ${formatCount(chunks.referencedFrames)} in files of the host`,
+    ),
     field(view, "allocator", `${formatCount(consistency.blocks)} blocks, ${formatCount(consistency.freeFrames)} frames free`),
     field(view, "page tables", `${formatCount(consistency.mappedPages)} pages of processes: ${consistency.processes}`),
     ...consistency.problems.map((problem) => `  ${bad} ${problem}`),

@@ -14,8 +14,9 @@ import Database from "better-sqlite3";
 import { fromSystemError, damaged, HibernaculumError } from "../base/errors.js";
 import type { Pfn, VirtualAddress } from "../base/memory.js";
 import { hashFile } from "./checksum.js";
-import { CATALOGUE_NAME, type Chunk, type Extent, ExtentTable, SAME_FILLED } from "./format.js";
+import { type Extent, CATALOGUE_NAME, type Chunk, ExtentTable, SAME_FILLED } from "./format.js";
 import type { FileRow } from "./host-files.js";
+import type { Reference } from "../base/host-file.js";
 
 /** A process, as it was at the consistency point. */
 export interface ProcessRow {
@@ -60,6 +61,8 @@ export interface CatalogueContents {
   chunks: Iterable<Chunk>;
   /** Fastest in order of pfn. */
   extents: Iterable<Extent>;
+  /** Those of kind "file" in `extents` are not looked at: they are these. */
+  references: Iterable<Reference>;
   processes: Iterable<ProcessRow>;
   mappings: Iterable<MappingRow>;
   blocks: Iterable<BlockRow>;
@@ -77,6 +80,8 @@ const SCHEMA = `
     pages INTEGER NOT NULL, flags INTEGER NOT NULL, blob_offset INTEGER) STRICT;
   CREATE TABLE blocks (kind TEXT NOT NULL, owner INTEGER NOT NULL, frame_order INTEGER NOT NULL, blocks INTEGER NOT NULL,
     frames INTEGER NOT NULL) STRICT;
+  CREATE TABLE reference (pfn INTEGER PRIMARY KEY, frames INTEGER NOT NULL, path TEXT NOT NULL, page INTEGER NOT NULL,
+    hashes BLOB NOT NULL) STRICT;
   CREATE TABLE file (path TEXT PRIMARY KEY, mode TEXT NOT NULL, device INTEGER NOT NULL, inode INTEGER NOT NULL,
     size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, position INTEGER NOT NULL, hash INTEGER, skipped TEXT NOT NULL) STRICT;
 `;
@@ -112,7 +117,7 @@ export class CatalogueWriter {
    *
    * @throws HIB_NO_SPACE, HIB_IO, HIB_INTERNAL if two rows contradict each other
    */
-  write({ meta, chunks, extents, processes, mappings, blocks, files }: CatalogueContents): void {
+  write({ meta, chunks, extents, references, processes, mappings, blocks, files }: CatalogueContents): void {
     const database = this.#database;
     const insert = (values: string): Database.Statement<unknown[]> => database.prepare(`INSERT INTO ${values}`);
     this.#attempt(() => {
@@ -127,11 +132,15 @@ export class CatalogueWriter {
       const zero = insert("extent (pfn, frames, fill) VALUES (?, ?, 0)");
       const filled = insert("extent (pfn, frames, fill) VALUES (?, ?, ?)");
       for (const e of extents) {
-        if (e.chunk !== null) placed.run(e.pfn, e.frames, e.chunk, e.first);
+        if (e.chunk === "file") continue;
+        else if (e.chunk !== null) placed.run(e.pfn, e.frames, e.chunk, e.first);
         else if (e.fill === 0n)
           zero.run(e.pfn, e.frames); // nearly all of them
         else filled.run(e.pfn, e.frames, BigInt.asIntN(64, e.fill));
       }
+
+      const referenceRow = insert("reference VALUES (?, ?, ?, ?, ?)");
+      for (const r of references) referenceRow.run(r.pfn, r.frames, r.path, r.page, Buffer.from(r.hashes.slice().buffer));
 
       const processRow = insert("process VALUES (?, ?, ?, ?, ?, ?)");
       for (const p of processes) processRow.run(p.pid, p.slot, p.name, p.state, p.steps, JSON.stringify(p.detail ?? null));
@@ -233,7 +242,18 @@ export class Catalogue {
     );
   }
 
-  /** All extents, packed, by pfn. */
+  /** Frames that are pages of files of the host, by pfn. */
+  references(): Reference[] {
+    return this.#rows<[number, number, string, number, Buffer]>(
+      "SELECT pfn, frames, path, page, hashes FROM reference ORDER BY pfn",
+    ).map(([pfn, frames, path, page, bytes]) => {
+      if (bytes.length !== frames * 8)
+        throw damaged("HIB_CORRUPT", `${this.path}: the reference at frame ${pfn} lacks checksums`);
+      return { pfn, frames, path, page, hashes: new BigUint64Array(Uint8Array.from(bytes).buffer) };
+    });
+  }
+
+  /** All extents in the blob, packed, by pfn. */
   extents(): ExtentTable {
     const [count, outside] = this.#rows<[number, number]>(
       "SELECT count(*), total(pfn NOT BETWEEN 0 AND 0xffffffff OR frames NOT BETWEEN 1 AND 0xffffffff OR first NOT BETWEEN 0 AND 0xffff" +

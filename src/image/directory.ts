@@ -31,8 +31,9 @@ import {
   type ImageHeader,
   type OnCheck,
 } from "./format.js";
-import { ImageMemory } from "./image-memory.js";
+import { ImageMemory, type ImageMemoryOptions } from "./image-memory.js";
 import { claimUse } from "./markers.js";
+import type { Reference } from "../base/host-file.js";
 import { checkCounts, type ImageContents } from "./verify.js";
 
 /** An image that is being written. */
@@ -64,23 +65,26 @@ export class Image implements ImageContents {
   readonly catalogue: Catalogue;
   readonly chunks: readonly Chunk[];
   readonly extents: ExtentTable;
+  readonly references: readonly Reference[];
   readonly blob: BlobReader;
 
-  constructor(path: string, { header, catalogue, chunks, extents, blob }: ImageContents) {
+  constructor(path: string, { header, catalogue, chunks, extents, references, blob }: ImageContents) {
     this.path = path;
     this.header = header;
     this.catalogue = catalogue;
     this.chunks = chunks;
     this.extents = extents;
+    this.references = references;
     this.blob = blob;
   }
 
   /** The stored machine's memory. */
-  memory(options: { cachedChunks?: number } = {}): ImageMemory {
+  memory(options: Pick<ImageMemoryOptions, "cachedChunks" | "acceptChangedFiles"> = {}): ImageMemory {
     return new ImageMemory({
       frames: this.header.ramFrames,
       chunks: this.chunks,
       extents: this.extents,
+      references: this.references,
       blob: this.blob,
       ...options,
     });
@@ -159,7 +163,9 @@ export async function openImage(path: string, { machineVersion, onCheck = () => 
     }
     onCheck("catalogue checksum", "agrees");
     catalogue = Catalogue.open(directory);
-    const contents = { header, catalogue, chunks: catalogue.chunks(), extents: catalogue.extents(), blob };
+    const references = catalogue.references();
+    const extents = catalogue.extents().withReferences(references);
+    const contents = { header, catalogue, chunks: catalogue.chunks(), extents, references, blob };
     checkCounts(contents);
     onCheck("counts", `chunks: ${header.chunks}, extents: ${contents.extents.length}, frames: ${header.frames}`);
     return new Image(directory, contents);

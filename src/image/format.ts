@@ -85,10 +85,11 @@ export interface Chunk {
   hash: bigint;
 }
 
-/** A run of consecutive frames, in consecutive places of one chunk or all filled with one 64-bit word. */
+/** A run of consecutive frames: in consecutive places of one chunk, all filled with one word, or pages of a file (references.ts). */
 export type Extent =
   | { pfn: Pfn; frames: number; chunk: number; first: number }
-  | { pfn: Pfn; frames: number; chunk: null; fill: bigint };
+  | { pfn: Pfn; frames: number; chunk: null; fill: bigint }
+  | { pfn: Pfn; frames: number; chunk: "file"; reference: number };
 
 const MAGIC = 0x4e524248; // "HBRN"
 const HASH_AT = HEADER_BYTES - 8;
@@ -179,6 +180,8 @@ export function padded(bytes: number): number {
 
 /** `chunk` of an extent whose frames are all filled with one word. */
 export const SAME_FILLED = -1;
+/** `chunk` of an extent whose frames are pages of a file of the host; `fill` is the number of the reference. */
+export const REFERENCED = -2;
 
 /**
  * Extents packed into typed arrays, sorted by frame number: a machine of 4 GiB can have a million of them.
@@ -194,7 +197,7 @@ export class ExtentTable implements Iterable<Extent> {
   readonly length: number;
   readonly pfn: Uint32Array;
   readonly frames: Uint32Array;
-  /** The chunk's id, or SAME_FILLED. */
+  /** The chunk's id, or SAME_FILLED, or REFERENCED. */
   readonly chunk: Int32Array;
   /** Place in the chunk of the first frame. */
   readonly first: Uint16Array;
@@ -230,9 +233,33 @@ export class ExtentTable implements Iterable<Extent> {
       if (extent.chunk === null) {
         table.chunk[i] = SAME_FILLED;
         table.fill[i] = extent.fill;
+      } else if (extent.chunk === "file") {
+        table.chunk[i] = REFERENCED;
+        table.fill[i] = BigInt(extent.reference);
       } else {
         table.chunk[i] = extent.chunk;
         table.first[i] = extent.first;
+      }
+    }
+    return table;
+  }
+
+  /** This table and references: what is in the image, wherever. Both are in the order of frames, and apart. */
+  withReferences(references: readonly { pfn: Pfn; frames: number }[]): ExtentTable {
+    if (references.length === 0) return this;
+    const table = new ExtentTable(this.length + references.length);
+    let own = 0;
+    let other = 0;
+    for (let i = 0; i < table.length; i++) {
+      const reference = references[other];
+      if (reference === undefined || (own < this.length && this.pfn[own]! < reference.pfn)) {
+        for (const column of ["pfn", "frames", "chunk", "first"] as const) table[column][i] = this[column][own]!;
+        table.fill[i] = this.fill[own++]!;
+      } else {
+        table.pfn[i] = reference.pfn;
+        table.frames[i] = reference.frames;
+        table.chunk[i] = REFERENCED;
+        table.fill[i] = BigInt(other++);
       }
     }
     return table;
@@ -267,6 +294,7 @@ export class ExtentTable implements Iterable<Extent> {
     const frames = this.frames[i]!;
     const chunk = this.chunk[i]!;
     if (chunk === SAME_FILLED) return { pfn, frames, chunk: null, fill: this.fill[i]! };
+    if (chunk === REFERENCED) return { pfn, frames, chunk: "file", reference: Number(this.fill[i]!) };
     return { pfn, frames, chunk, first: this.first[i]! };
   }
 
@@ -277,13 +305,13 @@ export class ExtentTable implements Iterable<Extent> {
   /** The extents grouped by chunk, for a loader: those of chunk c are `order[start[c]]` to `order[start[c + 1] - 1]`. */
   byChunk(chunks: number): { order: Uint32Array; start: Uint32Array } {
     const start = sharedWords(chunks + 1);
-    for (const chunk of this.chunk) if (chunk !== SAME_FILLED) start[chunk + 1]!++;
+    for (const chunk of this.chunk) if (chunk >= 0) start[chunk + 1]!++;
     for (let c = 0; c < chunks; c++) start[c + 1]! += start[c]!;
     const order = sharedWords(start[chunks]!);
     const next = start.slice();
     for (let i = 0; i < this.length; i++) {
       const chunk = this.chunk[i]!;
-      if (chunk !== SAME_FILLED) order[next[chunk]!++] = i;
+      if (chunk >= 0) order[next[chunk]!++] = i;
     }
     return { order, start };
   }
@@ -303,6 +331,7 @@ function sharedWords(length: number): Uint32Array {
 
 function continues(last: Extent, next: Extent): boolean {
   if (last.pfn + last.frames !== next.pfn) return false;
+  if (last.chunk === "file" || next.chunk === "file") return false;
   if (last.chunk === null || next.chunk === null) return last.chunk === null && next.chunk === null && last.fill === next.fill;
   return last.chunk === next.chunk && last.first + last.frames === next.first;
 }

@@ -4,7 +4,7 @@
  */
 import { FRAME_BYTES } from "../base/layout.js";
 import { checksum } from "./checksum.js";
-import { SAME_FILLED } from "./format.js";
+import { REFERENCED, SAME_FILLED } from "./format.js";
 import { ImageMemory } from "./image-memory.js";
 import type { ImageContents } from "./verify.js";
 
@@ -20,16 +20,17 @@ export interface FrameChecksums {
  * @throws HIB_CORRUPT, HIB_TRUNCATED, HIB_IO
  */
 export async function frameChecksums(image: ImageContents, onProgress?: (bytes: number) => void): Promise<FrameChecksums> {
-  const { header, chunks, extents, blob } = image;
+  const { header, chunks, extents, references, blob } = image;
   const { ramFrames } = header;
   const present = new Uint8Array(ramFrames);
   const hash = new BigUint64Array(ramFrames);
-  const memory = new ImageMemory({ frames: ramFrames, chunks, extents, blob });
+  const memory = new ImageMemory({ frames: ramFrames, chunks, extents, references, blob });
   for (let i = 0; i < extents.length; i++) {
     const pfn = extents.pfn[i]!;
     const end = pfn + extents.frames[i]!;
     present.fill(1, pfn, end);
     if (extents.chunk[i] === SAME_FILLED) hash.fill(checksum(memory.readFrame(pfn)), pfn, end);
+    if (extents.chunk[i] === REFERENCED) hash.set(references[Number(extents.fill[i]!)]!.hashes, pfn);
   }
   const { order, start } = extents.byChunk(chunks.length);
   let done = 0;

@@ -131,6 +131,8 @@ class FileContents implements WriteObserver {
 
 /** The files under an image that is being made. Its methods are called in the order in which they stand. */
 export class FilesOfSave {
+  /** Files that processes have open: they write them themselves, at any time, so nobody is told. */
+  #open: FileRow[] = [];
   #files: readonly { file: HostFile; contents: FileContents | undefined }[] = [];
   #rows: FileRow[] = [];
 
@@ -151,7 +153,8 @@ export class FilesOfSave {
   }
 
   /** At the stop. Reads nothing: a few microseconds a file. */
-  freeze(): void {
+  freeze(open: readonly Omit<FileRow, "position" | "hash" | "except">[]): void {
+    this.#open = open.map((file) => ({ ...file, position: 0, hash: null, except: [] }));
     this.#rows = this.#files.map(({ file, contents }) => {
       contents?.freeze();
       const { dev, ino, size, mtimeNs } = fstatSync(file.descriptor, { bigint: true });
@@ -167,7 +170,14 @@ export class FilesOfSave {
   }
 
   /** The files as they were at the stop. */
-  rows(): FileRow[] {
+  async rows(): Promise<FileRow[]> {
+    const own = this.#ownRows();
+    const paths = new Set(own.map(({ path }) => path));
+    const others = this.#open.filter(({ path }) => !paths.has(path));
+    return [...own, ...(await Promise.all(others.map(withContents)))];
+  }
+
+  #ownRows(): FileRow[] {
     return this.#rows.map((row, i) => {
       const contents = this.#files[i]!.contents;
       if (contents === undefined) return row;
@@ -181,6 +191,17 @@ export class FilesOfSave {
   finish(): void {
     for (const { contents } of this.#files) contents?.release();
   }
+}
+
+/**
+ * The checksum of a file that a process has open for writing, if the file still is what it was at the stop; else the time of
+ * its last change must do, and it will not agree.
+ */
+async function withContents(row: FileRow): Promise<FileRow> {
+  if (row.mode === "r" || (await compare(row)) !== undefined) return row;
+  const known = { ...row, position: Number(row.size) };
+  const hash = await checksumFile(known);
+  return (await compare(row)) === undefined ? { ...known, hash } : row;
 }
 
 /**

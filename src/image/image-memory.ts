@@ -10,7 +10,9 @@ import { FRAME_BYTES, FRAME_SHIFT } from "../base/layout.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../base/memory.js";
 import type { BlobReader } from "./blob.js";
 import { decodeChunk } from "./codec.js";
-import { CHUNK_BYTES, CODEC_RAW, type Chunk, type ExtentTable, SAME_FILLED } from "./format.js";
+import { CHUNK_BYTES, CODEC_RAW, type Chunk, type ExtentTable, REFERENCED, SAME_FILLED } from "./format.js";
+import type { Reference } from "../base/host-file.js";
+import { ReferenceReader } from "./references.js";
 
 /** What to read from. It need not be sealed yet; the checksum must be loaded. */
 export interface ImageMemoryOptions {
@@ -19,6 +21,10 @@ export interface ImageMemoryOptions {
   /** By id. */
   chunks: readonly Chunk[];
   extents: ExtentTable;
+  /** What extents with REFERENCED refer to. */
+  references?: readonly Reference[];
+  /** Take what files of the host hold now. */
+  acceptChangedFiles?: boolean;
   blob: BlobReader;
   /** Decoded chunks to keep, 1 MiB each. */
   cachedChunks?: number;
@@ -30,6 +36,7 @@ export class ImageMemory implements ReadableMemory {
   readonly #extents: ExtentTable;
   readonly #blob: BlobReader;
   readonly #cachedChunks: number;
+  readonly #references: ReferenceReader;
   /** Decoded chunks by id, the least recently used first. */
   readonly #cache = new Map<number, Uint8Array>();
   readonly #stored = new Uint8Array(CHUNK_BYTES);
@@ -37,7 +44,16 @@ export class ImageMemory implements ReadableMemory {
   #lastPfn = -1;
   #last: DataView = new DataView(new ArrayBuffer(0));
 
-  constructor({ frames, chunks, extents, blob, cachedChunks = 64 }: ImageMemoryOptions) {
+  constructor({
+    frames,
+    chunks,
+    extents,
+    references = [],
+    acceptChangedFiles = false,
+    blob,
+    cachedChunks = 64,
+  }: ImageMemoryOptions) {
+    this.#references = new ReferenceReader(references, acceptChangedFiles);
     this.frames = frames;
     this.#chunks = chunks;
     this.#extents = extents;
@@ -53,7 +69,7 @@ export class ImageMemory implements ReadableMemory {
   /**
    * The frame's 4096 bytes. They may be shared with the cache: for reading only.
    *
-   * @throws HIB_CORRUPT, HIB_TRUNCATED, HIB_IO; so do all the others here
+   * @throws HIB_CORRUPT, HIB_TRUNCATED, HIB_FILES_CHANGED, HIB_IO; so do all the others here
    */
   readFrame(pfn: Pfn): Uint8Array {
     assert(pfn >= 0 && pfn < this.frames, `frame ${pfn} is beyond RAM`);
@@ -64,6 +80,7 @@ export class ImageMemory implements ReadableMemory {
       const frame = new BigUint64Array(FRAME_BYTES / 8).fill(this.#extents.fill[i]!);
       return new Uint8Array(frame.buffer);
     }
+    if (chunk === REFERENCED) return this.#references.read(Number(this.#extents.fill[i]!), pfn - this.#extents.pfn[i]!);
     const start = (this.#extents.first[i]! + pfn - this.#extents.pfn[i]!) * FRAME_BYTES;
     return this.#decoded(chunk).subarray(start, start + FRAME_BYTES);
   }

@@ -18,16 +18,21 @@ import {
   HEADER_BYTES,
   type ImageHeader,
   padded,
+  REFERENCED,
   SAME_FILLED,
 } from "./format.js";
 import { ImageMemory } from "./image-memory.js";
+import type { Reference } from "../base/host-file.js";
+import { ReferenceReader } from "./references.js";
 
 /** An open image, wherever it is stored. */
 export interface ImageContents {
   readonly header: ImageHeader;
   readonly catalogue: Catalogue;
   readonly chunks: readonly Chunk[];
+  /** In the blob, and in files of the host. */
   readonly extents: ExtentTable;
+  readonly references: readonly Reference[];
   readonly blob: BlobReader;
 }
 
@@ -56,7 +61,7 @@ export function checkCounts({ header, chunks, extents }: Pick<ImageContents, "he
     free = pfn + length;
     if (free > header.ramFrames) throw corrupt(`the extent at frame ${pfn} ends beyond RAM`);
     const chunk = extents.chunk[i]!;
-    if (chunk !== SAME_FILLED && !(extents.first[i]! + length <= (chunks[chunk]?.frames ?? 0))) {
+    if (chunk !== SAME_FILLED && chunk !== REFERENCED && !(extents.first[i]! + length <= (chunks[chunk]?.frames ?? 0))) {
       throw corrupt(`the extent at frame ${pfn} is not within chunk ${chunk}`);
     }
     frames += length;
@@ -87,6 +92,8 @@ export interface Verified {
   /** In the image. */
   frames: number;
   sameFilledFrames: number;
+  /** Read from files of the host. */
+  referencedFrames: number;
 }
 
 /**
@@ -94,14 +101,21 @@ export interface Verified {
  * has `sameFilledFrames`, that must agree too.
  *
  * @param onProgress is told the bytes of the blob that are done, and all of them
- * @throws HIB_CORRUPT, HIB_TRUNCATED, HIB_IO
+ * @throws HIB_CORRUPT, HIB_TRUNCATED, HIB_FILES_CHANGED, HIB_IO
  */
 export async function verifyChunks(image: ImageContents, onProgress?: (bytes: number, total: number) => void): Promise<Verified> {
-  const { header, catalogue, chunks, extents, blob } = image;
+  const { header, catalogue, chunks, extents, references, blob } = image;
   checkCounts(image);
   const total = header.blobBytes - HEADER_BYTES;
-  const verified: Verified = { chunks: 0, storedBytes: 0, decodedFrames: 0, frames: header.frames, sameFilledFrames: 0 };
-  const memory = new ImageMemory({ frames: header.ramFrames, chunks, extents, blob });
+  const verified: Verified = {
+    chunks: 0,
+    storedBytes: 0,
+    decodedFrames: 0,
+    frames: header.frames,
+    sameFilledFrames: 0,
+    referencedFrames: 0,
+  };
+  const memory = new ImageMemory({ frames: header.ramFrames, chunks, extents, references, blob });
   for await (const { chunk, data } of memory.chunksInOrder()) {
     verified.chunks++;
     verified.storedBytes += chunk.stored;
@@ -109,6 +123,15 @@ export async function verifyChunks(image: ImageContents, onProgress?: (bytes: nu
     onProgress?.(verified.storedBytes, total);
   }
   for (let i = 0; i < extents.length; i++) if (extents.chunk[i] === SAME_FILLED) verified.sameFilledFrames += extents.frames[i]!;
+  const reader = new ReferenceReader(references);
+  try {
+    for (const [i, { frames }] of references.entries()) {
+      for (let frame = 0; frame < frames; frame++) reader.read(i, frame);
+      verified.referencedFrames += frames;
+    }
+  } finally {
+    reader.close();
+  }
   const { sameFilledFrames } = catalogue.meta;
   if (typeof sameFilledFrames === "number") same("same-filled frames", verified.sameFilledFrames, sameFilledFrames);
 
@@ -117,7 +140,7 @@ export async function verifyChunks(image: ImageContents, onProgress?: (bytes: nu
     if (pages < 1 || pfn + pages > header.ramFrames) throw corrupt(`${at} ends beyond RAM`);
     const extent = extents.find(pfn);
     const chunk = extent < 0 ? SAME_FILLED : extents.chunk[extent]!;
-    const offset = chunk === SAME_FILLED ? null : chunks[chunk]!.offset;
+    const offset = chunk < 0 ? null : chunks[chunk]!.offset;
     if (offset !== blobOffset) throw corrupt(`${at} says blob offset ${blobOffset}, and frame ${pfn} is at ${offset}`);
   }
   return verified;

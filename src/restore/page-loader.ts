@@ -32,6 +32,8 @@ import { BlobReader } from "../image/blob.js";
 import { loadChecksum } from "../image/checksum.js";
 import { decodeChunk } from "../image/codec.js";
 import { CHUNK_BYTES, type Chunk, type ExtentColumns } from "../image/format.js";
+import type { Reference } from "../base/host-file.js";
+import { ReferenceReader } from "../image/references.js";
 import type { Core } from "../vm/core.js";
 import { PhysicalMemory } from "../vm/physical.js";
 
@@ -45,6 +47,9 @@ export interface LoadTask {
   start: Uint32Array;
   /** Extents that are same-filled, claimed after the chunks, FILL_CLAIM at a time. */
   filled: Uint32Array;
+  /** Pages of files of the host, claimed last, one reference at a time. */
+  references: readonly Reference[];
+  acceptChangedFiles: boolean;
 }
 
 export interface LoadResult {
@@ -104,7 +109,7 @@ class PageLoader {
   }
 
   async run(): Promise<LoadResult> {
-    const { chunks, filled } = this.#task;
+    const { chunks, filled, references } = this.#task;
     const buffers = [new Uint8Array(CHUNK_BYTES), new Uint8Array(CHUNK_BYTES)];
     let claims = 0;
     const claim = () => {
@@ -130,10 +135,12 @@ class PageLoader {
     } finally {
       await next.reading?.catch(() => undefined);
     }
-    const groups = Math.ceil(filled.length / FILL_CLAIM);
-    for (let index = next.index; index < chunks.length + groups; index = this.#control.add(MACHINE_CURSOR, 1)) {
+    const fills = chunks.length + Math.ceil(filled.length / FILL_CLAIM);
+    const end = fills + references.length;
+    for (let index = next.index; index < end; index = this.#control.add(MACHINE_CURSOR, 1)) {
       if (this.#control.load(MACHINE_CANCEL) !== 0) break;
-      this.#loadFills((index - chunks.length) * FILL_CLAIM);
+      if (index < fills) this.#loadFills((index - chunks.length) * FILL_CLAIM);
+      else this.#loadReference(index - fills);
     }
     return this.#result;
   }
@@ -200,6 +207,19 @@ class PageLoader {
     const { words } = this.#control;
     this.#memory.loadPlace(words[(LIST_PLACES >>> 2) + entry]!, bytes);
     Atomics.store(words, (LIST_FRAMES >>> 2) + entry, frame);
+  }
+
+  /** Pages of a file of the host: all of a reference agree with their checksums before the first is placed. */
+  #loadReference(index: number): void {
+    const reader = new ReferenceReader(this.#task.references, this.#task.acceptChangedFiles);
+    try {
+      const { pfn, frames } = this.#task.references[index]!;
+      const data = Buffer.concat(Array.from({ length: frames }, (_, frame) => reader.read(index, frame)));
+      this.#placeRun(pfn, frames, data, 0);
+      this.#control.add(MACHINE_PROGRESS, frames);
+    } finally {
+      reader.close();
+    }
   }
 
   #loadFills(from: number): void {

@@ -59,6 +59,8 @@ export interface SaveRequest {
   compression: "lz4" | "none";
   /** How long a snapshot's atomic copy may take. */
   pauseTarget_ms?: number;
+  /** Also store pages of files that are as the host has them. */
+  saveClean?: boolean;
 }
 
 export interface CheckProgress {
@@ -179,7 +181,7 @@ function checkOptions(id: number, command: CommandName, options: Record<string, 
   };
   if (command === "cancel") need(Number.isSafeInteger(options["request"]), "request must be the id of another request");
   if (command === "save") {
-    const { path, keepRunning, compression, pauseTarget_ms } = options;
+    const { path, keepRunning, compression, pauseTarget_ms, saveClean } = options;
     need(typeof path === "string" && path.startsWith("/") && !path.includes("\0"), "path must be an absolute path");
     need(typeof keepRunning === "boolean", "keepRunning must be true or false");
     need(compression === "lz4" || compression === "none", "compression must be lz4 or none");
@@ -187,5 +189,6 @@ function checkOptions(id: number, command: CommandName, options: Record<string, 
       pauseTarget_ms === undefined || (typeof pauseTarget_ms === "number" && pauseTarget_ms >= 0),
       "pauseTarget_ms must be 0 or more",
     );
+    need(saveClean === undefined || typeof saveClean === "boolean", "saveClean must be true or false");
   }
 }

@@ -61,6 +61,7 @@ function frames({ frames: f, atomic_copy }: SaveReport, view: View): string {
     field(view, "streamed", formatCount(f.streamed)),
     field(view, "skipped", `${formatCount(f.skipped)} that were marked before they were read`),
     field(view, "same-filled", `${formatCount(f.same_filled)} (${formatPercent(f.same_filled, f.saved)}), stored without data`),
+    field(view, "by reference", `${formatCount(f.by_reference)} that are clean pages of files of the host`),
     field(view, "copied atomically", formatCount(atomic_copy.frames)),
   ]);
 }

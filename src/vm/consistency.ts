@@ -247,7 +247,7 @@ function checkFlags(
   if (parked !== (wanted === 0) || parked === ((flags & PTE_V) !== 0))
     problem(`${where()} is parked and should not be, or the reverse`);
   const clean = kind === K.KIND_FILE_CLEAN;
-  if (has !== wanted && !(clean && area.shared && has === (wanted & ~PTE_W)))
+  if (has !== wanted && !(area.shared && has === (wanted & ~PTE_W)))
     problem(`${where()} has permissions ${flags.toString(2)}, its area ${area.flags.toString(2)}`);
   if ((flags & PTE_W) !== 0 && !area.shared && owner === 0) problem(`${where()} can be stored to and is not its process's alone`);
   if ((flags & PTE_D) !== 0 && clean) problem(`${where()} was stored to and counts as clean`);

@@ -149,7 +149,7 @@ export const KIND_RESERVE = 6;
 export const KIND_LOADING = 7;
 /** A page of a memory object: a file's page cache, or a shared anonymous mapping's. */
 export const KIND_FILE = 8;
-/** A page of a file that is what the host's file has there. */
+/** A page of a file that is what the host's file has there: saved by reference (S0.3). */
 export const KIND_FILE_CLEAN = 9;
 export const KIND_NAMES = [
   "none",
@@ -167,7 +167,7 @@ export type KindName = (typeof KIND_NAMES)[number];
 
 /** Whether the contents of blocks of this kind belong to an image (S0.2). */
 export function isSaved(kind: number): boolean {
-  return (kind >= KIND_USER && kind <= KIND_DMA) || kind === KIND_FILE || kind === KIND_FILE_CLEAN;
+  return (kind >= KIND_USER && kind <= KIND_DMA) || kind === KIND_FILE;
 }
 
 /** Whether blocks of this kind hold what processes store, and not the kernel's own tables. */

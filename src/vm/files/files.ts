@@ -42,16 +42,7 @@ import {
   SEEK_END,
   SEEK_SET,
 } from "./flags.js";
-import {
-  type HostIdentity,
-  type Inode,
-  InodeTree,
-  type Mount,
-  readInode,
-  splitPath,
-  walkDirectory,
-  walkHostInodes,
-} from "./inode.js";
+import { type Inode, InodeTree, type Mount, readInode, splitPath, walkDirectory, walkHostInodes } from "./inode.js";
 
 export type Stat = HostStat;
 
@@ -295,7 +286,9 @@ export class Files {
     if (size < inode.size && this.#kernel.objects.isMapped(inode.object)) return -E.EBUSY;
     const now = tryHost(() => this.#host.truncate(inode, size));
     if (typeof now === "number") return now;
-    return this.tree.truncate(inode, size) || this.#note(inode, now);
+    const cut = this.tree.truncate(inode, size);
+    if (cut === 0) this.tree.note(inode.at, now);
+    return cut;
   }
 
   #readAt(inode: Inode, position: number, most: number): Uint8Array | number {
@@ -333,13 +326,8 @@ export class Files {
       const at = Math.max(0, position - page * FRAME_BYTES);
       this.#kernel.memory.write(frame * FRAME_BYTES + at, bytes.subarray(from, from + FRAME_BYTES - at));
     }
-    this.#note(inode, now);
+    this.tree.note(inode.at, now);
     return bytes.length;
-  }
-
-  #note(inode: Inode, now: HostIdentity): number {
-    this.tree.setSize(inode.at, now.size, now.modified);
-    return 0;
   }
 
   /** A page of an object that has no frame yet: of a file of the host what is there, else zeros. */

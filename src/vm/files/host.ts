@@ -71,7 +71,7 @@ export function hostPath(mount: Mount, rest: readonly string[]): string {
 }
 
 export function identityOf(path: string, stats: BigIntStats): HostIdentity {
-  return { path, device: stats.dev, number: stats.ino, size: Number(stats.size), modified: Number(stats.mtimeNs) / 1e6 };
+  return { path, device: stats.dev, number: stats.ino, size: Number(stats.size), modified: stats.mtimeNs };
 }
 
 export interface HostStat {

@@ -29,6 +29,8 @@ const HOST_NUMBER = 40;
 const HOST_PATH = 48;
 const NEXT_HOST = 52;
 const READ_ONLY = 56;
+/** Of a file of the host: its last change, ns since 1970, as this machine last made or saw it. */
+const HOST_MODIFIED = 64;
 
 export type InodeType = "file" | "directory" | "host";
 const TYPES: readonly InodeType[] = ["file", "directory", "host"];
@@ -47,8 +49,8 @@ export interface Inode {
   /** ms since 1970. */
   modified: number;
   readOnly: boolean;
-  /** Of the host's: path, and what the host says it is. */
-  host: { path: string; device: bigint; number: bigint } | undefined;
+  /** Of the host's: what the host says it is. */
+  host: HostIdentity | undefined;
 }
 
 export interface Mount {
@@ -75,6 +77,8 @@ export function readInode(memory: ReadableMemory, at: PhysicalAddress): Inode {
             path: readString(memory, memory.load32(at + HOST_PATH) >>> 0),
             device: load64(memory, at + HOST_DEVICE),
             number: load64(memory, at + HOST_NUMBER),
+            size: memory.loadFloat64(at + SIZE),
+            modified: load64(memory, at + HOST_MODIFIED),
           }
         : undefined,
   };
@@ -118,13 +122,16 @@ export function splitPath(path: string): string[] {
   return parts;
 }
 
-/** What of a file's contents is to be remembered of the host's file behind it. */
+/** What a file of the host is, as this machine last made or saw it. */
 export interface HostIdentity {
+  /** Absolute. */
   path: string;
   device: bigint;
+  /** Of its inode. */
   number: bigint;
   size: number;
-  modified: number;
+  /** ns since 1970. */
+  modified: bigint;
 }
 
 /** The tree of inodes. Callers hold the kernel lock. What is negative is an error number. */
@@ -300,6 +307,12 @@ export class InodeTree {
     this.#kernel.memory.storeFloat64(inode + MODIFIED, modified);
   }
 
+  /** A file of the host has changed by this machine's doing. */
+  note(inode: PhysicalAddress, { size, modified }: HostIdentity): void {
+    this.setSize(inode, size, Number(modified / 1_000_000n));
+    store64(this.#kernel, inode + HOST_MODIFIED, modified);
+  }
+
   /** Bytes of a file in memory from a position, at most `length`. */
   read(inode: Inode, position: number, length: number): Uint8Array {
     const bytes = new Uint8Array(Math.max(0, Math.min(length, inode.size - position)));
@@ -403,7 +416,7 @@ export class InodeTree {
     memory.store32(inode + READ_ONLY, readOnly ? 1 : 0);
     memory.store32(inode + NEXT_HOST, memory.load32(KERNEL_HOST_INODES));
     memory.store32(KERNEL_HOST_INODES, inode);
-    this.setSize(inode, identity.size, identity.modified);
+    this.note(inode, identity);
     return inode;
   }
 

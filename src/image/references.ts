@@ -1,0 +1,68 @@
+/**
+ * Frames that are not in the blob because a file of the host has them: clean pages of files that the machine has open or
+ * mapped (S0.3). The catalogue says which page of which file a frame is, and its checksum; a reader reads the file.
+ *
+ * What must hold: no byte of a file is used before it has agreed with the checksum, unless the user has said that the files
+ * may be others.
+ */
+import { closeSync, openSync, readSync } from "node:fs";
+import { HibernaculumError } from "../base/errors.js";
+import type { Reference } from "../base/host-file.js";
+import { FRAME_BYTES } from "../base/layout.js";
+import { checksum } from "./checksum.js";
+
+export class ReferenceReader {
+  readonly #references: readonly Reference[];
+  readonly #accept: boolean;
+  readonly #descriptors = new Map<string, number>();
+
+  /** @param accept - take what the files hold now, whatever it is */
+  constructor(references: readonly Reference[], accept = false) {
+    this.#references = references;
+    this.#accept = accept;
+  }
+
+  /**
+   * The frame's 4096 bytes; the caller's.
+   *
+   * @param index - of the reference
+   * @param frame - counted from the reference's first
+   * @throws HIB_FILES_CHANGED
+   */
+  read(index: number, frame: number): Uint8Array {
+    const { path, page, hashes } = this.#references[index]!;
+    const bytes = new Uint8Array(FRAME_BYTES);
+    try {
+      const descriptor = this.#open(path);
+      for (let done = 0; done < FRAME_BYTES; ) {
+        const count = readSync(descriptor, bytes, done, FRAME_BYTES - done, (page + frame) * FRAME_BYTES + done);
+        if (count === 0) break;
+        done += count;
+      }
+    } catch (cause) {
+      const why = cause instanceof Error ? cause.message : String(cause);
+      throw new HibernaculumError("HIB_FILES_CHANGED", `pages of the machine are in ${path}, which cannot be read: ${why}`, {
+        cause,
+      });
+    }
+    if (!this.#accept && checksum(bytes) !== hashes[frame]) {
+      throw new HibernaculumError(
+        "HIB_FILES_CHANGED",
+        `${path}: page ${page + frame} is not what it was when the machine was saved; put the file back, or go on with what it is by --accept-changed-files`,
+      );
+    }
+    return bytes;
+  }
+
+  #open(path: string): number {
+    let descriptor = this.#descriptors.get(path);
+    if (descriptor === undefined) this.#descriptors.set(path, (descriptor = openSync(path, "r")));
+    return descriptor;
+  }
+
+  /** May be called again. */
+  close(): void {
+    for (const descriptor of this.#descriptors.values()) closeSync(descriptor);
+    this.#descriptors.clear();
+  }
+}

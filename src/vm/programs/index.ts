@@ -7,6 +7,7 @@
  */
 import { HibernaculumError } from "../../base/errors.js";
 import type { Runner } from "../program.js";
+import { chaos } from "./chaos.js";
 import { disk } from "./disk.js";
 import { entropy } from "./entropy.js";
 import { files } from "./files.js";
@@ -21,7 +22,7 @@ import { stack } from "./stack.js";
 import { zipf } from "./zipf.js";
 
 const programs: ReadonlyMap<string, Program> = new Map(
-  [zipf, randomWrites, sequential, incrementer, stack, heap, idle, files, pipes, disk, entropy].map((program) => [
+  [zipf, randomWrites, sequential, incrementer, stack, heap, idle, files, pipes, chaos, disk, entropy].map((program) => [
     program.name,
     program,
   ]),

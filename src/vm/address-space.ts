@@ -286,6 +286,11 @@ export class AddressSpace {
     return others && (flags & PTE_W) !== 0 ? (flags & ~PTE_W) | PTE_COW : flags;
   }
 
+  /** What a leaf of an area is that maps a frame of the process's own. */
+  #newFlags({ flags }: Area): number {
+    return (flags & PERMISSIONS) === 0 ? PTE_U | PTE_PARKED : (flags & PERMISSIONS) | PTE_U;
+  }
+
   #setLeaf(address: VirtualAddress, entry: Entry, frame: Pfn, flags: number): void {
     const valid = (flags & PTE_PARKED) === 0 ? 1 : 0;
     this.#kernel.memory.store32(entry.at, (frame << PTE_PPN_SHIFT) | flags | valid);
@@ -434,14 +439,14 @@ export class AddressSpace {
   /** Maps a zeroed block of 2^order frames in the heap area. False, and nothing changed, if there is no memory. */
   mapBlock(address: VirtualAddress, order: number): boolean {
     const end = address + (FRAME_BYTES << order);
-    if (address % FRAME_BYTES !== 0 || address < HEAP_BASE || end > HEAP_END) {
+    const area = [...this.areas()].find((found) => address >= found.start && end <= found.end);
+    if (address % FRAME_BYTES !== 0 || area?.kind !== "heap") {
       throw new GuestFault(`map of 0x${address.toString(16)}, order ${order}, outside the heap area`);
     }
-    for (let page = address; page < end; page += FRAME_BYTES) {
-      if (findLeaf(this.#kernel.memory, this.#root, page) !== 0)
-        throw new GuestFault(`map of 0x${page.toString(16)}, which is mapped`);
-    }
-    return this.mapNew(address, order, PTE_R | PTE_W | PTE_U);
+    visitEntries(this.#kernel.memory, this.#root, address, end, (page) => {
+      throw new GuestFault(`map of 0x${page.toString(16)}, which is mapped`);
+    });
+    return this.mapNew(address, order, this.#newFlags(area));
   }
 
   /** Unmaps and frees a block that mapBlock gave, also if a fork has split it. */

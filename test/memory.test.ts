@@ -5,10 +5,13 @@
 import ava, { type ExecutionContext } from "ava";
 import { FRAME_BYTES, PTE_R, PTE_W } from "../src/base/layout.js";
 import { GuestFault } from "../src/vm/address-space.js";
+import { AREA_BYTES } from "../src/vm/area.js";
 import { checkConsistency } from "../src/vm/consistency.js";
-import { EINVAL } from "../src/vm/errno.js";
-import { type Process } from "../src/vm/process.js";
-import { HEAP_BASE, type KernelCalls } from "../src/vm/program.js";
+import { EINVAL, ENOMEM } from "../src/vm/errno.js";
+import { allocateObject, freeObject } from "../src/vm/kernel-heap.js";
+import { KIND_RESERVE, MAX_ORDER } from "../src/vm/kernel-layout.js";
+import { listProcesses, type Process, readRegisters } from "../src/vm/process.js";
+import { A0, DATA_BASE, HEAP_BASE, type KernelCalls } from "../src/vm/program.js";
 import { createSystemCalls } from "../src/vm/system-calls.js";
 import { HandMachine } from "./support.js";
 
@@ -27,6 +30,28 @@ function callsOf(machine: HandMachine, process: Process, vcpu = 0): KernelCalls 
     () => undefined,
     () => undefined,
   );
+}
+
+/** Takes all memory but so many single frames, and all free areas, while `body` runs. */
+function withFrames<T>({ kernel }: HandMachine, leave: number, body: () => T): T {
+  const { buddy, memory } = kernel;
+  const frames: number[] = [];
+  const areas: number[] = [];
+  for (let order = MAX_ORDER; order >= 0; order--)
+    for (let head = buddy.allocate(order, 0, KIND_RESERVE); head !== undefined; head = buddy.allocate(order, 0, KIND_RESERVE)) {
+      buddy.split(head);
+      for (let i = 0; i < 2 ** order; i++) frames.push(head + i);
+    }
+  for (let at = allocateObject(memory, buddy, AREA_BYTES); at !== undefined; at = allocateObject(memory, buddy, AREA_BYTES))
+    areas.push(at);
+  const apart = frames.filter((frame) => frame % 2 === 0).slice(0, leave);
+  for (const frame of apart) buddy.free(frame);
+  try {
+    return body();
+  } finally {
+    for (const frame of frames) if (!apart.includes(frame)) buddy.free(frame);
+    for (const at of areas) freeObject(memory, at, AREA_BYTES);
+  }
 }
 
 function consistent(t: ExecutionContext, { kernel }: HandMachine): void {
@@ -58,5 +83,51 @@ test("map: a heap page that mprotect has closed is taken; a range that munmap to
   calls.munmap(HEAP_BASE + 16 * PAGE, 4);
   t.throws(() => calls.map(HEAP_BASE + 17 * PAGE, 0), { instanceOf: GuestFault, message: /outside the heap area/ });
   t.throws(() => calls.map(HEAP_BASE + 15 * PAGE, 1), { instanceOf: GuestFault, message: /outside the heap area/ });
+  consistent(t, machine);
+});
+
+// ---- fork ----
+
+/** Forks a process as its vCPU does; the child, or the error number. The parent is off its vCPU then. */
+function fork(machine: HandMachine, process: Process, vcpu = 0): Process {
+  machine.run(process, vcpu);
+  const { core, kernel } = machine.vcpus[vcpu]!;
+  kernel.fork(process.slot);
+  core.deactivate();
+  const pid = readRegisters(kernel.memory, process.slot)[A0]!;
+  return listProcesses(kernel.memory).find((found) => found.pid === pid)!;
+}
+
+test("a page that the others let go of is the process's own again, by a store or by mprotect", (t) => {
+  const machine = new HandMachine();
+  const process = machine.spawn(2, 0xaa);
+  const frames = [0, 1].map((page) => machine.frameOf(process, DATA_BASE + page * PAGE));
+  machine.kernel.end(fork(machine, process).slot);
+  consistent(t, machine);
+  machine.run(process).store8(DATA_BASE, 1);
+  const calls = callsOf(machine, process);
+  calls.mprotect(DATA_BASE + PAGE, 1, PTE_R);
+  calls.mprotect(DATA_BASE + PAGE, 1, RW);
+  consistent(t, machine);
+  machine.run(process).store8(DATA_BASE + PAGE, 1);
+  t.deepEqual(
+    [0, 1].map((page) => machine.frameOf(process, DATA_BASE + page * PAGE)),
+    frames,
+  );
+});
+
+// ---- without memory ----
+
+test("mmap over something needs no memory: what goes leaves its own", (t) => {
+  const machine = new HandMachine();
+  const calls = callsOf(machine, machine.spawn(8, 0xaa));
+  const { core } = machine.vcpus[0]!;
+  withFrames(machine, 0, () => {
+    t.is(calls.mmap({ address: DATA_BASE, pages: 7, flags: RW }), -ENOMEM, "it would be cut");
+    t.is(calls.mmap({ address: DATA_BASE, pages: 8, flags: RW, shared: true }), -ENOMEM);
+    t.is(core.load8(DATA_BASE), 0xaa);
+    t.is(calls.mmap({ address: DATA_BASE, pages: 8, flags: RW }), DATA_BASE);
+    t.is(core.load8(DATA_BASE), 0);
+  });
   consistent(t, machine);
 });

@@ -152,7 +152,7 @@ export class AddressSpace {
     const done = this.unmap(start, end);
     if (done < 0) return done;
     const area: Area = { start, end, flags: allowed(flags), kind: "mapping", limit: 0, object, offset, shared };
-    return this.addArea(area) ? start : -ENOMEM;
+    return this.addArea(area) ? start : -ENOMEM; // if anything is gone, it left its area's memory: then this does not fail
   }
 
   /** munmap: leaves and areas of [start, end) are gone. */
@@ -242,7 +242,7 @@ export class AddressSpace {
       if (buddy.kindOf(frame) === KIND_FILE_CLEAN) buddy.setKind(frame, KIND_FILE);
     } else if (buddy.references(frame) > 1) {
       return entry.level === 0 ? this.#copyFrame(page, entry, area.flags) : this.#copyHuge(page, entry, area.flags);
-    } else buddy.setOwner(frame, this.#pid); // the others let go of it
+    } // else the others let go of it
     this.#setLeaf(page, entry, frame, this.#leafFlags(area, pte, entry.level));
     return true;
   }
@@ -274,16 +274,25 @@ export class AddressSpace {
 
   // ---- leaves ----
 
-  /** What a leaf of an area may be: see "what must hold". A and D stay as they are. */
+  /** What a leaf of an area may be: see "what must hold". A and D stay as they are; a frame that it may store to is its own. */
   #leafFlags(area: Area, pte: number, level: number, frame: Pfn = pte >>> PTE_PPN_SHIFT): number {
     const { buddy } = this.#kernel;
     const kept = pte & 0x3ff & ~(PERMISSIONS | PTE_COW | PTE_PARKED | 1);
     const flags = kept | (area.flags & PERMISSIONS) | PTE_U;
     if ((area.flags & PERMISSIONS) === 0) return flags | PTE_PARKED;
     if (area.shared) return buddy.kindOf(buddy.headOf(frame)) === KIND_FILE_CLEAN ? flags & ~PTE_W : flags;
+    if ((flags & PTE_W) === 0) return flags;
     const head = level === 0 ? buddy.headOf(frame) : frame;
-    const others = area.object !== 0 && buddy.kindOf(head) !== KIND_USER ? true : buddy.references(head) > 1;
-    return others && (flags & PTE_W) !== 0 ? (flags & ~PTE_W) | PTE_COW : flags;
+    if (buddy.references(head) > 1) return (flags & ~PTE_W) | PTE_COW;
+    this.#own(head);
+    return flags;
+  }
+
+  /** A frame that nobody else holds any more, neither another process nor an object, becomes this process's. */
+  #own(head: Pfn): void {
+    const { buddy } = this.#kernel;
+    buddy.setOwner(head, this.#pid);
+    if (buddy.kindOf(head) !== KIND_USER) buddy.setKind(head, KIND_USER);
   }
 
   /** What a leaf of an area is that maps a frame of the process's own. */

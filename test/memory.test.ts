@@ -20,6 +20,8 @@ const test = ava.serial;
 
 const PAGE = FRAME_BYTES;
 const RW = PTE_R | PTE_W;
+/** An aligned 2 MiB in the middle of nowhere. */
+const WINDOW = 0x4000_0000;
 
 /** The calls of a process, on a vCPU that runs it. */
 function callsOf(machine: HandMachine, process: Process, vcpu = 0): KernelCalls {
@@ -114,6 +116,40 @@ test("a page that the others let go of is the process's own again, by a store or
     [0, 1].map((page) => machine.frameOf(process, DATA_BASE + page * PAGE)),
     frames,
   );
+});
+
+// ---- memory objects ----
+
+test("a private mapping of an object sees its pages until it stores, and keeps them when the object lets go", (t) => {
+  const machine = new HandMachine();
+  const process = machine.spawn(1);
+  const { kernel } = machine.vcpus[0]!;
+  const space = kernel.space(process.slot);
+  const core = machine.run(process);
+  const object = kernel.objects.create()!;
+  const [shared, own] = [WINDOW, WINDOW + 16 * PAGE];
+  space.map({ address: shared, pages: 4, flags: RW, shared: true, object });
+  space.map({ address: own, pages: 4, flags: RW, shared: false, object });
+  for (let page = 0; page < 4; page++) core.store32(shared + page * PAGE, page + 1);
+  for (let page = 0; page < 3; page++) t.is(core.load32(own + page * PAGE), page + 1);
+  core.store32(own, 100);
+  t.is(core.load32(shared), 1);
+  core.store32(shared + PAGE, 200);
+  t.is(core.load32(own + PAGE), 200);
+  t.is(space.protect(own, own + 4 * PAGE, 0), 0);
+  t.is(space.protect(own, own + 4 * PAGE, RW), 0);
+  core.store32(own + PAGE, 300);
+  t.is(core.load32(shared + PAGE), 200);
+  consistent(t, machine);
+  space.unmap(shared, shared + 4 * PAGE);
+  kernel.objects.truncate(object, 0);
+  t.deepEqual([core.load32(own), core.load32(own + PAGE), core.load32(own + 2 * PAGE)], [100, 300, 3]);
+  core.store32(own + 2 * PAGE, 4); // the leaf was the frame's last holder: it is taken, not copied
+  t.is(core.load32(own + 2 * PAGE), 4);
+  consistent(t, machine);
+  kernel.objects.release(object);
+  machine.kernel.end(process.slot);
+  consistent(t, machine);
 });
 
 // ---- without memory ----

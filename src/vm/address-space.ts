@@ -227,9 +227,10 @@ export class AddressSpace {
     if (frame === undefined) return false;
     if (write && !area.shared) return this.mapNew(page, 0, area.flags, memory.read(frame * FRAME_BYTES, FRAME_BYTES));
     if (write && buddy.kindOf(frame) === KIND_FILE_CLEAN) buddy.setKind(frame, KIND_FILE);
-    if (!this.#mapLeaf(page, frame, 0, this.#leafFlags(area, 0, 0, frame))) return false;
     buddy.share(frame);
-    return true;
+    if (this.#mapLeaf(page, frame, 0, this.#leafFlags(area, 0, 0, frame))) return true;
+    buddy.release(frame);
+    return false;
   }
 
   /** A store to a leaf without W: a first store to a clean page of a file, or a copy on write. */

@@ -11,7 +11,8 @@ import { EINVAL, ENOMEM } from "../src/vm/errno.js";
 import { allocateObject, freeObject } from "../src/vm/kernel-heap.js";
 import { KIND_RESERVE, MAX_ORDER } from "../src/vm/kernel-layout.js";
 import { listProcesses, type Process, readRegisters } from "../src/vm/process.js";
-import { A0, DATA_BASE, HEAP_BASE, type KernelCalls } from "../src/vm/program.js";
+import { A0, DATA_BASE, HEAP_BASE, type KernelCalls, STACK_TOP } from "../src/vm/program.js";
+import { createRunner } from "../src/vm/programs/index.js";
 import { createSystemCalls } from "../src/vm/system-calls.js";
 import { HandMachine } from "./support.js";
 
@@ -116,6 +117,97 @@ test("a page that the others let go of is the process's own again, by a store or
     [0, 1].map((page) => machine.frameOf(process, DATA_BASE + page * PAGE)),
     frames,
   );
+});
+
+// ---- stacks ----
+
+/** A process with a stack of up to 24 pages. */
+function spawnStack(machine: HandMachine): Process {
+  return machine.kernel.spawn("stack", {
+    ...createRunner("stack:pages=24"),
+    dataPages: 1,
+    initialPage: () => false,
+    run: () => 0,
+  });
+}
+
+test("a stack grows past a hole that munmap made, also after its first pages have gone; and not into what is near", (t) => {
+  const machine = new HandMachine();
+  const process = spawnStack(machine);
+  const calls = callsOf(machine, process);
+  const { core } = machine.vcpus[0]!;
+  const page = (n: number) => STACK_TOP - n * PAGE;
+  core.store32(page(4), 4);
+  t.is(calls.munmap(page(4), 1), 0, "the lowest");
+  core.store32(page(4), 44);
+  t.is(calls.munmap(page(2), 1), 0, "one in the middle");
+  core.store32(page(5), 5);
+  t.throws(() => core.load32(page(2)), { instanceOf: GuestFault }, "what is near is the stack's lower half");
+  t.is(core.load32(page(4)), 44);
+  calls.shrinkStack(page(3));
+  t.deepEqual([core.load32(page(5)), core.load32(page(4))], [0, 0], "both halves shrink");
+  calls.mmap({ address: page(24), pages: 1, flags: RW });
+  t.throws(() => core.load32(page(8)), { instanceOf: GuestFault, message: /no area/ });
+  calls.munmap(page(24), 1);
+  t.is(core.load32(page(24)), 0);
+  t.throws(() => core.load32(page(25)), { instanceOf: GuestFault, message: /no area/ }, "its limit");
+  consistent(t, machine);
+});
+
+test("a stack does not grow for an access that is refused, or without memory", (t) => {
+  const machine = new HandMachine();
+  const process = spawnStack(machine);
+  const calls = callsOf(machine, process);
+  const { core } = machine.vcpus[0]!;
+  const lower = STACK_TOP - 3 * PAGE;
+  withFrames(machine, 0, () => t.throws(() => core.store32(lower, 1), { message: /out of memory/ }));
+  t.is(calls.mprotect(lower, 2, PTE_R), -ENOMEM, "there is no area yet");
+  calls.mprotect(STACK_TOP - PAGE, 1, PTE_R);
+  t.throws(() => core.store32(lower, 1), { message: /does not allow/ });
+  t.is(calls.mprotect(lower, 2, PTE_R), -ENOMEM);
+  t.is(core.load32(lower), 0);
+  t.is(calls.mprotect(lower, 2, PTE_R), 0);
+  consistent(t, machine);
+});
+
+test("a stack is not put into 2 MiB mappings: it gives back single pages", (t) => {
+  const machine = new HandMachine();
+  const process = machine.kernel.spawn("stack", {
+    ...createRunner("stack:pages=2000"),
+    dataPages: 1,
+    initialPage: () => false,
+    run: () => 0,
+  });
+  const calls = callsOf(machine, process);
+  const { core } = machine.vcpus[0]!;
+  const bottom = STACK_TOP - 2000 * PAGE;
+  core.store32(bottom, 1);
+  core.store32(bottom + 1500 * PAGE, 2);
+  t.is(calls.madviseHuge(bottom, 2000), 0);
+  calls.shrinkStack(bottom + 1000 * PAGE);
+  t.deepEqual([core.load32(bottom), core.load32(bottom + 1500 * PAGE)], [0, 2]);
+  consistent(t, machine);
+});
+
+// ---- areas ----
+
+test("areas that mprotect made alike again are one; those of different objects are not", (t) => {
+  const machine = new HandMachine();
+  const process = machine.spawn(1);
+  const calls = callsOf(machine, process);
+  const space = machine.kernel.space(process.slot);
+  const count = () => [...space.areas()].length;
+  const before = count();
+  calls.mmap({ address: WINDOW, pages: 100, flags: RW });
+  calls.mmap({ address: WINDOW + 100 * PAGE, pages: 10, flags: RW, shared: true });
+  calls.mmap({ address: WINDOW + 110 * PAGE, pages: 10, flags: RW, shared: true });
+  for (let i = 0; i < 120; i += 3) calls.mprotect(WINDOW + i * PAGE, 1, i % 2 === 0 ? 0 : PTE_R);
+  t.true(count() > before + 60);
+  calls.mprotect(WINDOW, 120, RW);
+  t.is(count(), before + 3);
+  withFrames(machine, 0, () => t.is(calls.mprotect(WINDOW + 5 * PAGE, 3, 0), -ENOMEM));
+  t.is(count(), before + 3);
+  consistent(t, machine);
 });
 
 // ---- memory objects ----

@@ -10,7 +10,7 @@ import { checkConsistency } from "../src/vm/consistency.js";
 import { EINVAL, ENOMEM } from "../src/vm/errno.js";
 import { allocateObject, freeObject } from "../src/vm/kernel-heap.js";
 import { KIND_RESERVE, MAX_ORDER } from "../src/vm/kernel-layout.js";
-import { listProcesses, type Process, readRegisters } from "../src/vm/process.js";
+import { listProcesses, type Process, readProcess, readRegisters } from "../src/vm/process.js";
 import { A0, DATA_BASE, HEAP_BASE, type KernelCalls, STACK_TOP } from "../src/vm/program.js";
 import { createRunner } from "../src/vm/programs/index.js";
 import { createSystemCalls } from "../src/vm/system-calls.js";
@@ -117,6 +117,21 @@ test("a page that the others let go of is the process's own again, by a store or
     [0, 1].map((page) => machine.frameOf(process, DATA_BASE + page * PAGE)),
     frames,
   );
+});
+
+test("exec: a text of more than a page is refused before anything is gone", (t) => {
+  const machine = new HandMachine();
+  const process = machine.spawn(1, 0xaa);
+  const free = machine.kernel.buddy.freeFrames;
+  const { kernel } = machine.vcpus[0]!;
+  t.throws(() => kernel.exec(process.slot, `idle:${"x".repeat(PAGE)}`, createRunner("idle")), { code: "HIB_USAGE" });
+  t.is(machine.run(process).load8(DATA_BASE), 0xaa);
+  kernel.exec(process.slot, "idle:pages=1", createRunner("idle:pages=1"));
+  t.is(kernel.buddy.freeFrames, free);
+  const after = readProcess(kernel.memory, process.slot)!;
+  t.like(after, { pid: process.pid, text: "idle:pages=1", steps: 0 });
+  machine.run(after);
+  consistent(t, machine);
 });
 
 // ---- stacks ----

@@ -13,7 +13,17 @@
  */
 import { ACCESS_WRITE, FRAME_BYTES, PTE_COW, PTE_PARKED, PTE_PPN_SHIFT, PTE_R, PTE_U, PTE_W, PTE_X } from "../base/layout.js";
 import type { Pfn, PhysicalAddress, VirtualAddress } from "../base/memory.js";
-import { type Area, AREA_BYTES, isDemandZero, type StoredArea, storeArea, walkAreas } from "./area.js";
+import {
+  type Area,
+  AREA_BYTES,
+  continues,
+  findArea,
+  isDemandZero,
+  linkArea,
+  type StoredArea,
+  storeArea,
+  walkAreas,
+} from "./area.js";
 import { EINVAL, ENOMEM } from "./errno.js";
 import { allocateObject, freeObject } from "./kernel-heap.js";
 import {
@@ -85,46 +95,64 @@ export class AddressSpace {
     const at = allocateObject(memory, buddy, AREA_BYTES);
     if (at === undefined) return false;
     if (area.object !== 0) objects.share(area.object);
-    storeArea(memory, at, area, memory.load32(this.#at + PROCESS_AREAS));
+    storeArea(memory, at, area);
+    linkArea(memory, at, memory.load32(this.#at + PROCESS_AREAS));
     memory.store32(this.#at + PROCESS_AREAS, at);
     return true;
   }
 
   #changeArea(area: StoredArea, change: Partial<Area>): void {
-    storeArea(this.#kernel.memory, area.at, { ...area, ...change }, area.next);
+    storeArea(this.#kernel.memory, area.at, { ...area, ...change });
   }
 
-  #removeArea(area: StoredArea): void {
+  #removeArea(at: PhysicalAddress): void {
     const { memory, objects } = this.#kernel;
-    const before = [...this.areas()].find(({ next }) => next === area.at);
-    if (before === undefined) memory.store32(this.#at + PROCESS_AREAS, area.next);
-    else storeArea(memory, before.at, before, area.next);
-    if (area.object !== 0) objects.release(area.object);
-    freeObject(memory, area.at, AREA_BYTES);
+    let before: StoredArea | undefined;
+    for (const area of this.areas()) {
+      if (area.at !== at) {
+        before = area;
+        continue;
+      }
+      if (before === undefined) memory.store32(this.#at + PROCESS_AREAS, area.next);
+      else linkArea(memory, before.at, area.next);
+      if (area.object !== 0) objects.release(area.object);
+      return freeObject(memory, at, AREA_BYTES);
+    }
   }
 
-  /** The area of an address; a stack grows down to it. */
-  #areaOf(address: VirtualAddress): Area | undefined {
-    const areas = [...this.areas()];
-    const found = areas.find(({ start, end }) => address >= start && address < end);
-    if (found !== undefined) return found;
-    const stack = areas.find(({ start, limit }) => limit !== 0 && address >= limit && address < start);
-    if (stack === undefined) return undefined;
-    const start = pageOf(address);
-    if (areas.some((area) => area !== stack && area.end > start - STACK_GUARD && area.start < stack.start)) return undefined;
-    this.#changeArea(stack, { start });
-    return { ...stack, start };
+  /** Joins what differs in nothing, from the area that ends at `start` to the one that begins at `end`. */
+  #join(start: VirtualAddress, end: VirtualAddress): void {
+    const near = [...this.areas()].filter((area) => area.end >= start && area.start <= end).sort((a, b) => a.start - b.start);
+    let lower: StoredArea | undefined;
+    for (const area of near) {
+      if (lower === undefined || !continues(lower, area)) lower = area;
+      else {
+        lower.end = area.end;
+        storeArea(this.#kernel.memory, lower.at, lower);
+        this.#removeArea(area.at);
+      }
+    }
+  }
+
+  #areaOf(address: VirtualAddress): StoredArea | undefined {
+    return findArea(this.#kernel.memory, this.#kernel.memory.load32(this.#at + PROCESS_AREAS), address);
+  }
+
+  /** The stack that may grow down to an address where there is no area: the next one above, if nothing is near. */
+  #stackAbove(address: VirtualAddress): StoredArea | undefined {
+    const page = pageOf(address);
+    const near = [...this.areas()].filter(({ end }) => end > page - STACK_GUARD).sort((a, b) => a.start - b.start);
+    const [next] = near;
+    return next !== undefined && next.limit !== 0 && next.start > page && address >= next.limit ? next : undefined;
   }
 
   /** Cuts areas so that none lies across `address`. False if there is no memory. */
   #cut(address: VirtualAddress): boolean {
-    for (const area of Array.from(this.areas())) {
-      if (area.start >= address || area.end <= address) continue;
-      const upper = { ...area, start: address, limit: 0, offset: area.offset + (address - area.start) / FRAME_BYTES };
-      if (!this.addArea(upper)) return false;
-      const lower = [...this.areas()].find(({ at }) => at === area.at)!;
-      this.#changeArea(lower, { end: address });
-    }
+    const area = this.#areaOf(address);
+    if (area === undefined || area.start === address) return true;
+    const upper = { ...area, start: address, offset: area.offset + (address - area.start) / FRAME_BYTES };
+    if (!this.addArea(upper)) return false;
+    this.#changeArea(area, { end: address });
     return true;
   }
 
@@ -152,7 +180,9 @@ export class AddressSpace {
     const done = this.unmap(start, end);
     if (done < 0) return done;
     const area: Area = { start, end, flags: allowed(flags), kind: "mapping", limit: 0, object, offset, shared };
-    return this.addArea(area) ? start : -ENOMEM;
+    if (!this.addArea(area)) return -ENOMEM; // if anything is gone, it left its area's memory: then this does not fail
+    this.#join(start, end);
+    return start;
   }
 
   /** munmap: leaves and areas of [start, end) are gone. */
@@ -160,12 +190,8 @@ export class AddressSpace {
     if (!isRange(start, end)) return -EINVAL;
     if (!this.#isolate(start, end)) return -ENOMEM;
     this.#clear(start, end);
-    for (const area of [...this.areas()].filter((found) => found.start >= start && found.end <= end)) this.#removeNow(area.at);
+    for (const area of [...this.areas()]) if (area.start >= start && area.end <= end) this.#removeArea(area.at);
     return 0;
-  }
-
-  #removeNow(at: PhysicalAddress): void {
-    this.#removeArea([...this.areas()].find((area) => area.at === at)!);
   }
 
   /** mprotect: areas of [start, end), which they must fill, get these permissions, and so do their leaves. */
@@ -176,23 +202,25 @@ export class AddressSpace {
     if (covered !== end - start || !this.#isolate(start, end)) return -ENOMEM;
     for (const area of inside()) {
       const changed = { ...area, flags: allowed(flags) };
-      this.#changeArea(area, changed);
+      storeArea(this.#kernel.memory, area.at, changed);
       visitEntries(this.#kernel.memory, this.#root, area.start, area.end, (address, pte, entry) =>
         this.#setLeaf(address, entry, pte >>> PTE_PPN_SHIFT, this.#leafFlags(changed, pte, entry.level)),
       );
     }
+    this.#join(start, end);
     return 0;
   }
 
   /**
    * madvise for huge pages: every aligned 2 MiB of private, writable, anonymous memory in [start, end) is put into one block
-   * and mapped by one leaf, as far as there are such blocks. Returns how many there are now.
+   * and mapped by one leaf, as far as there are such blocks. Returns how many there are now. Stacks are left as they are: they
+   * give back their pages one by one, without asking for memory.
    */
   adviseHuge(start: VirtualAddress, end: VirtualAddress): number {
     if (!isRange(start, end)) return -EINVAL;
     let huge = 0;
     for (const area of Array.from(this.areas())) {
-      if (area.object !== 0 || area.shared || (area.flags & PTE_W) === 0 || !isDemandZero(area)) continue;
+      if (area.kind === "stack" || (area.flags & PTE_W) === 0 || !isDemandZero(area)) continue;
       const last = Math.min(end, area.end);
       const first = Math.ceil(Math.max(start, area.start) / HUGE_BYTES) * HUGE_BYTES;
       for (let at = first; at + HUGE_BYTES <= last; at += HUGE_BYTES) if (this.#collapse(at, area.flags)) huge++;
@@ -205,7 +233,9 @@ export class AddressSpace {
   /** Resolves an access that has no leaf that allows it, or throws GuestFault. */
   fault(address: VirtualAddress, access: number): void {
     const { memory } = this.#kernel;
-    const area = this.#areaOf(address);
+    const found = this.#areaOf(address);
+    const stack = found === undefined ? this.#stackAbove(address) : undefined;
+    const area = found ?? stack;
     const write = access === ACCESS_WRITE;
     const where = `${write ? "write to" : "read of"} 0x${address.toString(16)}`;
     if (area === undefined) throw new GuestFault(`${where}, which no area holds`);
@@ -213,6 +243,7 @@ export class AddressSpace {
     const entry = findEntry(memory, this.#root, address);
     const done = entry === undefined ? this.#fill(area, pageOf(address), write, where) : this.#unshare(area, address, entry);
     if (!done) throw new GuestFault(`out of memory at ${where}`);
+    if (stack !== undefined) this.#changeArea(stack, { start: pageOf(address) });
   }
 
   /** Gives a page without a leaf what is behind its area. False if there is no memory. */
@@ -228,9 +259,10 @@ export class AddressSpace {
     if (frame < 0) throw new GuestFault(`${where}: the file behind it ends before, or cannot be read`);
     if (write && !area.shared) return this.mapNew(page, 0, area.flags, memory.read(frame * FRAME_BYTES, FRAME_BYTES));
     if (write && buddy.kindOf(frame) === KIND_FILE_CLEAN) buddy.setKind(frame, KIND_FILE);
-    if (!this.#mapLeaf(page, frame, 0, this.#leafFlags(area, 0, 0, frame))) return false;
     buddy.share(frame);
-    return true;
+    if (this.#mapLeaf(page, frame, 0, this.#leafFlags(area, 0, 0, frame))) return true;
+    buddy.release(frame);
+    return false;
   }
 
   /** A store to a leaf without W: a first store to a clean page of a file, or a copy on write. */
@@ -243,7 +275,7 @@ export class AddressSpace {
       if (buddy.kindOf(frame) === KIND_FILE_CLEAN) buddy.setKind(frame, KIND_FILE);
     } else if (buddy.references(frame) > 1) {
       return entry.level === 0 ? this.#copyFrame(page, entry, area.flags) : this.#copyHuge(page, entry, area.flags);
-    } else buddy.setOwner(frame, this.#pid); // the others let go of it
+    } // else the others let go of it
     this.#setLeaf(page, entry, frame, this.#leafFlags(area, pte, entry.level));
     return true;
   }
@@ -275,16 +307,30 @@ export class AddressSpace {
 
   // ---- leaves ----
 
-  /** What a leaf of an area may be: see "what must hold". A and D stay as they are. */
+  /** What a leaf of an area may be: see "what must hold". A and D stay as they are; a frame that it may store to is its own. */
   #leafFlags(area: Area, pte: number, level: number, frame: Pfn = pte >>> PTE_PPN_SHIFT): number {
     const { buddy } = this.#kernel;
     const kept = pte & 0x3ff & ~(PERMISSIONS | PTE_COW | PTE_PARKED | 1);
     const flags = kept | (area.flags & PERMISSIONS) | PTE_U;
     if ((area.flags & PERMISSIONS) === 0) return flags | PTE_PARKED;
     if (area.shared) return buddy.kindOf(buddy.headOf(frame)) === KIND_FILE_CLEAN ? flags & ~PTE_W : flags;
+    if ((flags & PTE_W) === 0) return flags;
     const head = level === 0 ? buddy.headOf(frame) : frame;
-    const others = area.object !== 0 && buddy.kindOf(head) !== KIND_USER ? true : buddy.references(head) > 1;
-    return others && (flags & PTE_W) !== 0 ? (flags & ~PTE_W) | PTE_COW : flags;
+    if (buddy.references(head) > 1) return (flags & ~PTE_W) | PTE_COW;
+    this.#own(head);
+    return flags;
+  }
+
+  /** A frame that nobody else holds any more, neither another process nor an object, becomes this process's. */
+  #own(head: Pfn): void {
+    const { buddy } = this.#kernel;
+    buddy.setOwner(head, this.#pid);
+    if (buddy.kindOf(head) !== KIND_USER) buddy.setKind(head, KIND_USER);
+  }
+
+  /** What a leaf of an area is that maps a frame of the process's own. */
+  #newFlags({ flags }: Area): number {
+    return (flags & PERMISSIONS) === 0 ? PTE_U | PTE_PARKED : (flags & PERMISSIONS) | PTE_U;
   }
 
   #setLeaf(address: VirtualAddress, entry: Entry, frame: Pfn, flags: number): void {
@@ -363,7 +409,9 @@ export class AddressSpace {
       if (entry?.level === 1 && address % HUGE_BYTES !== 0 && !this.#splitHuge(address - (address % HUGE_BYTES), entry))
         return false;
     }
-    return this.#cut(start) && this.#cut(end);
+    if (this.#cut(start) && this.#cut(end)) return true;
+    this.#join(start, end);
+    return false;
   }
 
   /** Makes a 2 MiB leaf 512 of 4 KiB: of the same frames, or of copies if others hold the block. False if there is no memory. */
@@ -435,14 +483,14 @@ export class AddressSpace {
   /** Maps a zeroed block of 2^order frames in the heap area. False, and nothing changed, if there is no memory. */
   mapBlock(address: VirtualAddress, order: number): boolean {
     const end = address + (FRAME_BYTES << order);
-    if (address % FRAME_BYTES !== 0 || address < HEAP_BASE || end > HEAP_END) {
+    const area = [...this.areas()].find((found) => address >= found.start && end <= found.end);
+    if (address % FRAME_BYTES !== 0 || area?.kind !== "heap") {
       throw new GuestFault(`map of 0x${address.toString(16)}, order ${order}, outside the heap area`);
     }
-    for (let page = address; page < end; page += FRAME_BYTES) {
-      if (findLeaf(this.#kernel.memory, this.#root, page) !== 0)
-        throw new GuestFault(`map of 0x${page.toString(16)}, which is mapped`);
-    }
-    return this.mapNew(address, order, PTE_R | PTE_W | PTE_U);
+    visitEntries(this.#kernel.memory, this.#root, address, end, (page) => {
+      throw new GuestFault(`map of 0x${page.toString(16)}, which is mapped`);
+    });
+    return this.mapNew(address, order, this.#newFlags(area));
   }
 
   /** Unmaps and frees a block that mapBlock gave, also if a fork has split it. */
@@ -464,8 +512,8 @@ export class AddressSpace {
 
   /** Frees the stack pages wholly below `address`. */
   shrinkStack(address: VirtualAddress): void {
-    const stack = [...this.areas()].find(({ kind }) => kind === "stack");
-    if (stack !== undefined && address > stack.start) this.#clear(stack.start, Math.min(pageOf(address), stack.end));
+    for (const { kind, start, end } of this.areas())
+      if (kind === "stack" && start < pageOf(address)) this.#clear(start, Math.min(pageOf(address), end));
   }
 
   // ---- fork and end ----
@@ -503,7 +551,7 @@ export class AddressSpace {
       for (const table of Array.from(walkTables(memory, root))) buddy.free(table);
       memory.store32(this.#at + PROCESS_ROOT, 0);
     }
-    for (const { at } of Array.from(this.areas())) this.#removeNow(at);
+    for (const { at } of Array.from(this.areas())) this.#removeArea(at);
     core.dropContext(this.#slot);
   }
 }

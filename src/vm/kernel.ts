@@ -100,8 +100,7 @@ export class Kernel {
   spawn(text: string, runner: Runner, options: { boot?: boolean } = {}): Process {
     this.#refuseWhileStopped();
     const slot = this.control.locked(() => {
-      if (Buffer.byteLength(text) > FRAME_BYTES)
-        throw new HibernaculumError("HIB_USAGE", "a program's text is at most 4096 bytes");
+      refuseLongText(text);
       const free = this.#takeSlot();
       if (free === undefined) throw new HibernaculumError("HIB_USAGE", `the process table is full (${MAX_PROCESSES})`);
       const at = this.#at(free);
@@ -308,6 +307,7 @@ export class Kernel {
    * for the new one; without, the process fails.
    */
   exec(slot: number, text: string, runner: Runner): void {
+    refuseLongText(text);
     const at = this.#at(slot);
     this.control.locked(() => {
       this.files.descriptions.closeAll(slot, "cloexec");
@@ -401,6 +401,11 @@ const COPIED_BY_FORK: readonly number[] = [
   K.PROCESS_VRUNTIME,
   K.PROCESS_VRUNTIME + 4,
 ];
+
+/** A program's text has one page. */
+function refuseLongText(text: string): void {
+  if (Buffer.byteLength(text) > FRAME_BYTES) throw new HibernaculumError("HIB_USAGE", "a program's text is at most 4096 bytes");
+}
 
 function noMemory(frames: number): HibernaculumError {
   return new HibernaculumError(

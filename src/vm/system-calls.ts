@@ -56,14 +56,15 @@ export function createSystemCalls(
 
     getpid: () => memory.load32(at + PROCESS_PID),
     getppid: () => memory.load32(at + PROCESS_PARENT),
-    mmap: ({ shared = false, ...request }) =>
+    mmap: ({ address, pages, flags, shared = false }) =>
       locked(() => {
-        if (!shared) return space.map({ ...request, shared, object: 0 });
+        const request = { address: address === undefined ? undefined : address >>> 0, pages, flags, shared };
+        if (!shared) return space.map({ ...request, object: 0 });
         const object = kernel.objects.create();
         if (object === undefined) return -ENOMEM;
-        const address = space.map({ ...request, shared, object });
+        const result = space.map({ ...request, object });
         kernel.objects.release(object); // the area holds it now
-        return address;
+        return result;
       }),
     munmap: (address, pages) => locked(() => space.unmap(address >>> 0, end(address, pages))),
     mprotect: (address, pages, flags) => locked(() => space.protect(address >>> 0, end(address, pages), flags)),

@@ -53,6 +53,8 @@ const IDLE_MS = 50;
 /** A process as this vCPU runs it: made from the process's text, thrown away when the slot has another process. */
 interface Running {
   pid: number;
+  /** Another vCPU may have carried out an exec. */
+  text: string;
   runner: Runner;
   context: { -readonly [K in keyof ProgramContext]: ProgramContext[K] };
   rate: number;
@@ -220,7 +222,7 @@ export class Vcpu {
     const { memory } = this.#kernel;
     const process = readProcess(memory, slot)!;
     let running = this.#processes.get(slot);
-    if (running?.pid !== process.pid) {
+    if (running?.pid !== process.pid || running.text !== process.text) {
       running = this.#create(slot, process.pid, process.text);
       running.rate = process.rate;
       running.rateClock = this.#control.guestNow();
@@ -244,6 +246,7 @@ export class Vcpu {
     );
     const running: Running = {
       pid,
+      text,
       runner: this.#options.createRunner(text),
       context: { memory: this.#core, system, registers: new Int32Array(64), steps: 0 },
       rate: 0,

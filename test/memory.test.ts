@@ -1,0 +1,276 @@
+/**
+ * Address spaces: fork with copy on write, shared mappings, mmap, munmap, mprotect, 2 MiB mappings, stacks, each in chosen cases.
+ * All of it together, against a model, is in memory-model.test.ts. No threads: the test takes every step of the vCPUs itself.
+ */
+import ava, { type ExecutionContext } from "ava";
+import { FRAME_BYTES, PTE_R, PTE_W } from "../src/base/layout.js";
+import { GuestFault } from "../src/vm/address-space.js";
+import { AREA_BYTES } from "../src/vm/area.js";
+import { checkConsistency } from "../src/vm/consistency.js";
+import { EINVAL, ENOMEM } from "../src/vm/errno.js";
+import { allocateObject, freeObject } from "../src/vm/kernel-heap.js";
+import { KIND_RESERVE, MAX_ORDER } from "../src/vm/kernel-layout.js";
+import { listProcesses, type Process, readProcess, readRegisters } from "../src/vm/process.js";
+import { A0, DATA_BASE, HEAP_BASE, type KernelCalls, STACK_TOP } from "../src/vm/program.js";
+import { createRunner } from "../src/vm/programs/index.js";
+import { createSystemCalls } from "../src/vm/system-calls.js";
+import { HandMachine } from "./support.js";
+
+/** One at a time: they are short. */
+const test = ava.serial;
+
+const PAGE = FRAME_BYTES;
+const RW = PTE_R | PTE_W;
+/** An aligned 2 MiB in the middle of nowhere. */
+const WINDOW = 0x4000_0000;
+
+/** The calls of a process, on a vCPU that runs it. */
+function callsOf(machine: HandMachine, process: Process, vcpu = 0): KernelCalls {
+  machine.run(process, vcpu);
+  return createSystemCalls(
+    machine.vcpus[vcpu]!.kernel,
+    process.slot,
+    () => undefined,
+    () => undefined,
+  );
+}
+
+/** Takes all memory but so many single frames, and all free areas, while `body` runs. */
+function withFrames<T>({ kernel }: HandMachine, leave: number, body: () => T): T {
+  const { buddy, memory } = kernel;
+  const frames: number[] = [];
+  const areas: number[] = [];
+  for (let order = MAX_ORDER; order >= 0; order--)
+    for (let head = buddy.allocate(order, 0, KIND_RESERVE); head !== undefined; head = buddy.allocate(order, 0, KIND_RESERVE)) {
+      buddy.split(head);
+      for (let i = 0; i < 2 ** order; i++) frames.push(head + i);
+    }
+  for (let at = allocateObject(memory, buddy, AREA_BYTES); at !== undefined; at = allocateObject(memory, buddy, AREA_BYTES))
+    areas.push(at);
+  const apart = frames.filter((frame) => frame % 2 === 0).slice(0, leave);
+  for (const frame of apart) buddy.free(frame);
+  try {
+    return body();
+  } finally {
+    for (const frame of frames) if (!apart.includes(frame)) buddy.free(frame);
+    for (const at of areas) freeObject(memory, at, AREA_BYTES);
+  }
+}
+
+function consistent(t: ExecutionContext, { kernel }: HandMachine): void {
+  t.deepEqual(checkConsistency(kernel.memory).problems, []);
+}
+
+test("mmap: an address above 2 GiB may be given as a signed number, as everywhere", (t) => {
+  const machine = new HandMachine();
+  const calls = callsOf(machine, machine.spawn(1));
+  t.is(calls.mmap({ address: 0xc000_0000 | 0, pages: 1, flags: RW }), 0xc000_0000);
+  t.is(calls.mmap({ address: 0xffff_f000 | 0, pages: 1, flags: RW }), -EINVAL);
+});
+
+// ---- the heap area ----
+
+test("map: a heap page that mprotect has closed is taken; a range that munmap took is not the heap's any more", (t) => {
+  const machine = new HandMachine();
+  const calls = callsOf(machine, machine.spawn(1));
+  const { core } = machine.vcpus[0]!;
+  calls.map(HEAP_BASE, 0);
+  core.store32(HEAP_BASE, 7);
+  t.is(calls.mprotect(HEAP_BASE, 1, 0), 0);
+  t.throws(() => calls.map(HEAP_BASE, 0), { instanceOf: GuestFault, message: /which is mapped/ });
+  t.true(calls.map(HEAP_BASE + 4 * PAGE, 2), "the rest of the heap is as it was");
+  calls.mprotect(HEAP_BASE + 8 * PAGE, 1, PTE_R);
+  t.true(calls.map(HEAP_BASE + 8 * PAGE, 0));
+  t.throws(() => core.store32(HEAP_BASE + 8 * PAGE, 1), { instanceOf: GuestFault });
+  t.is(core.load32(HEAP_BASE + 8 * PAGE), 0);
+  calls.munmap(HEAP_BASE + 16 * PAGE, 4);
+  t.throws(() => calls.map(HEAP_BASE + 17 * PAGE, 0), { instanceOf: GuestFault, message: /outside the heap area/ });
+  t.throws(() => calls.map(HEAP_BASE + 15 * PAGE, 1), { instanceOf: GuestFault, message: /outside the heap area/ });
+  consistent(t, machine);
+});
+
+// ---- fork ----
+
+/** Forks a process as its vCPU does; the child, or the error number. The parent is off its vCPU then. */
+function fork(machine: HandMachine, process: Process, vcpu = 0): Process {
+  machine.run(process, vcpu);
+  const { core, kernel } = machine.vcpus[vcpu]!;
+  kernel.fork(process.slot);
+  core.deactivate();
+  const pid = readRegisters(kernel.memory, process.slot)[A0]!;
+  return listProcesses(kernel.memory).find((found) => found.pid === pid)!;
+}
+
+test("a page that the others let go of is the process's own again, by a store or by mprotect", (t) => {
+  const machine = new HandMachine();
+  const process = machine.spawn(2, 0xaa);
+  const frames = [0, 1].map((page) => machine.frameOf(process, DATA_BASE + page * PAGE));
+  machine.kernel.end(fork(machine, process).slot);
+  consistent(t, machine);
+  machine.run(process).store8(DATA_BASE, 1);
+  const calls = callsOf(machine, process);
+  calls.mprotect(DATA_BASE + PAGE, 1, PTE_R);
+  calls.mprotect(DATA_BASE + PAGE, 1, RW);
+  consistent(t, machine);
+  machine.run(process).store8(DATA_BASE + PAGE, 1);
+  t.deepEqual(
+    [0, 1].map((page) => machine.frameOf(process, DATA_BASE + page * PAGE)),
+    frames,
+  );
+});
+
+test("exec: a text of more than a page is refused before anything is gone", (t) => {
+  const machine = new HandMachine();
+  const process = machine.spawn(1, 0xaa);
+  const free = machine.kernel.buddy.freeFrames;
+  const { kernel } = machine.vcpus[0]!;
+  t.throws(() => kernel.exec(process.slot, `idle:${"x".repeat(PAGE)}`, createRunner("idle")), { code: "HIB_USAGE" });
+  t.is(machine.run(process).load8(DATA_BASE), 0xaa);
+  kernel.exec(process.slot, "idle:pages=1", createRunner("idle:pages=1"));
+  t.is(kernel.buddy.freeFrames, free);
+  const after = readProcess(kernel.memory, process.slot)!;
+  t.like(after, { pid: process.pid, text: "idle:pages=1", steps: 0 });
+  machine.run(after);
+  consistent(t, machine);
+});
+
+// ---- stacks ----
+
+/** A process with a stack of up to 24 pages. */
+function spawnStack(machine: HandMachine): Process {
+  return machine.kernel.spawn("stack", {
+    ...createRunner("stack:pages=24"),
+    dataPages: 1,
+    initialPage: () => false,
+    run: () => 0,
+  });
+}
+
+test("a stack grows past a hole that munmap made, also after its first pages have gone; and not into what is near", (t) => {
+  const machine = new HandMachine();
+  const process = spawnStack(machine);
+  const calls = callsOf(machine, process);
+  const { core } = machine.vcpus[0]!;
+  const page = (n: number) => STACK_TOP - n * PAGE;
+  core.store32(page(4), 4);
+  t.is(calls.munmap(page(4), 1), 0, "the lowest");
+  core.store32(page(4), 44);
+  t.is(calls.munmap(page(2), 1), 0, "one in the middle");
+  core.store32(page(5), 5);
+  t.throws(() => core.load32(page(2)), { instanceOf: GuestFault }, "what is near is the stack's lower half");
+  t.is(core.load32(page(4)), 44);
+  calls.shrinkStack(page(3));
+  t.deepEqual([core.load32(page(5)), core.load32(page(4))], [0, 0], "both halves shrink");
+  calls.mmap({ address: page(24), pages: 1, flags: RW });
+  t.throws(() => core.load32(page(8)), { instanceOf: GuestFault, message: /no area/ });
+  calls.munmap(page(24), 1);
+  t.is(core.load32(page(24)), 0);
+  t.throws(() => core.load32(page(25)), { instanceOf: GuestFault, message: /no area/ }, "its limit");
+  consistent(t, machine);
+});
+
+test("a stack does not grow for an access that is refused, or without memory", (t) => {
+  const machine = new HandMachine();
+  const process = spawnStack(machine);
+  const calls = callsOf(machine, process);
+  const { core } = machine.vcpus[0]!;
+  const lower = STACK_TOP - 3 * PAGE;
+  withFrames(machine, 0, () => t.throws(() => core.store32(lower, 1), { message: /out of memory/ }));
+  t.is(calls.mprotect(lower, 2, PTE_R), -ENOMEM, "there is no area yet");
+  calls.mprotect(STACK_TOP - PAGE, 1, PTE_R);
+  t.throws(() => core.store32(lower, 1), { message: /does not allow/ });
+  t.is(calls.mprotect(lower, 2, PTE_R), -ENOMEM);
+  t.is(core.load32(lower), 0);
+  t.is(calls.mprotect(lower, 2, PTE_R), 0);
+  consistent(t, machine);
+});
+
+test("a stack is not put into 2 MiB mappings: it gives back single pages", (t) => {
+  const machine = new HandMachine();
+  const process = machine.kernel.spawn("stack", {
+    ...createRunner("stack:pages=2000"),
+    dataPages: 1,
+    initialPage: () => false,
+    run: () => 0,
+  });
+  const calls = callsOf(machine, process);
+  const { core } = machine.vcpus[0]!;
+  const bottom = STACK_TOP - 2000 * PAGE;
+  core.store32(bottom, 1);
+  core.store32(bottom + 1500 * PAGE, 2);
+  t.is(calls.madviseHuge(bottom, 2000), 0);
+  calls.shrinkStack(bottom + 1000 * PAGE);
+  t.deepEqual([core.load32(bottom), core.load32(bottom + 1500 * PAGE)], [0, 2]);
+  consistent(t, machine);
+});
+
+// ---- areas ----
+
+test("areas that mprotect made alike again are one; those of different objects are not", (t) => {
+  const machine = new HandMachine();
+  const process = machine.spawn(1);
+  const calls = callsOf(machine, process);
+  const space = machine.kernel.space(process.slot);
+  const count = () => [...space.areas()].length;
+  const before = count();
+  calls.mmap({ address: WINDOW, pages: 100, flags: RW });
+  calls.mmap({ address: WINDOW + 100 * PAGE, pages: 10, flags: RW, shared: true });
+  calls.mmap({ address: WINDOW + 110 * PAGE, pages: 10, flags: RW, shared: true });
+  for (let i = 0; i < 120; i += 3) calls.mprotect(WINDOW + i * PAGE, 1, i % 2 === 0 ? 0 : PTE_R);
+  t.true(count() > before + 60);
+  calls.mprotect(WINDOW, 120, RW);
+  t.is(count(), before + 3);
+  withFrames(machine, 0, () => t.is(calls.mprotect(WINDOW + 5 * PAGE, 3, 0), -ENOMEM));
+  t.is(count(), before + 3);
+  consistent(t, machine);
+});
+
+// ---- memory objects ----
+
+test("a private mapping of an object sees its pages until it stores, and keeps them when the object lets go", (t) => {
+  const machine = new HandMachine();
+  const process = machine.spawn(1);
+  const { kernel } = machine.vcpus[0]!;
+  const space = kernel.space(process.slot);
+  const core = machine.run(process);
+  const object = kernel.objects.create()!;
+  const [shared, own] = [WINDOW, WINDOW + 16 * PAGE];
+  space.map({ address: shared, pages: 4, flags: RW, shared: true, object });
+  space.map({ address: own, pages: 4, flags: RW, shared: false, object });
+  for (let page = 0; page < 4; page++) core.store32(shared + page * PAGE, page + 1);
+  for (let page = 0; page < 3; page++) t.is(core.load32(own + page * PAGE), page + 1);
+  core.store32(own, 100);
+  t.is(core.load32(shared), 1);
+  core.store32(shared + PAGE, 200);
+  t.is(core.load32(own + PAGE), 200);
+  t.is(space.protect(own, own + 4 * PAGE, 0), 0);
+  t.is(space.protect(own, own + 4 * PAGE, RW), 0);
+  core.store32(own + PAGE, 300);
+  t.is(core.load32(shared + PAGE), 200);
+  consistent(t, machine);
+  space.unmap(shared, shared + 4 * PAGE);
+  kernel.objects.truncate(object, 0);
+  t.deepEqual([core.load32(own), core.load32(own + PAGE), core.load32(own + 2 * PAGE)], [100, 300, 3]);
+  core.store32(own + 2 * PAGE, 4); // the leaf was the frame's last holder: it is taken, not copied
+  t.is(core.load32(own + 2 * PAGE), 4);
+  consistent(t, machine);
+  kernel.objects.release(object);
+  machine.kernel.end(process.slot);
+  consistent(t, machine);
+});
+
+// ---- without memory ----
+
+test("mmap over something needs no memory: what goes leaves its own", (t) => {
+  const machine = new HandMachine();
+  const calls = callsOf(machine, machine.spawn(8, 0xaa));
+  const { core } = machine.vcpus[0]!;
+  withFrames(machine, 0, () => {
+    t.is(calls.mmap({ address: DATA_BASE, pages: 7, flags: RW }), -ENOMEM, "it would be cut");
+    t.is(calls.mmap({ address: DATA_BASE, pages: 8, flags: RW, shared: true }), -ENOMEM);
+    t.is(core.load8(DATA_BASE), 0xaa);
+    t.is(calls.mmap({ address: DATA_BASE, pages: 8, flags: RW }), DATA_BASE);
+    t.is(core.load8(DATA_BASE), 0);
+  });
+  consistent(t, machine);
+});

@@ -75,6 +75,8 @@ export const MACHINE_QUEUE_ROOM = 0x3c;
 export const MACHINE_QUEUE_END = 0x80;
 /** How much of an image is loaded, percent + 1; 0 when nothing is being loaded. Boot processes show it. */
 export const MACHINE_LOAD_PERCENT = 0x40;
+/** How far a save is, percent + 1; 0 when none is under way. For processes that show it (S3.7). */
+export const MACHINE_SAVE_PERCENT = 0x84;
 /** Number of frames of RAM. */
 export const MACHINE_FRAMES = 0x44;
 /** Test switch: breaks one mechanism on purpose, so that a test can show it is caught. SABOTAGE_*. */

@@ -11,6 +11,7 @@ import type { ExecutionContext } from "ava";
 import { Control } from "../src/base/control.js";
 import { DIRTY_BITMAP, FRAME_BYTES, MAX_VCPUS, PTE_PPN_SHIFT } from "../src/base/layout.js";
 import type { ReadableMemory } from "../src/base/memory.js";
+import type { SharedMemory } from "../src/base/wasm.js";
 import { WriteTracking } from "../src/cow/tracking.js";
 import { Machine, type MachineOptions } from "../src/machine.js";
 import { bit } from "../src/base/control.js";
@@ -133,6 +134,7 @@ class HandControl extends Control {
 
 /** A machine without threads: the test takes every step of its vCPUs itself, so that nothing is left to chance. */
 export class HandMachine {
+  readonly memory: SharedMemory;
   readonly control: HandControl;
   readonly kernel: Kernel;
   readonly vcpus: readonly { core: Core; kernel: Kernel }[];
@@ -143,6 +145,7 @@ export class HandMachine {
 
   constructor({ ramBytes = 16 * MIB, vcpus = 1 }: { ramBytes?: number; vcpus?: number } = {}) {
     const memory = createMemory(ramBytes);
+    this.memory = memory;
     this.control = new HandControl(memory);
     const coordinator = instantiateCore(memory);
     coordinator.attach(MAX_VCPUS);

@@ -114,7 +114,7 @@ export class Kernel {
       this.control.locked(() => this.#destroy(slot));
       throw error;
     }
-    this.control.locked(() => this.scheduler.makeReady(this.#at(slot)));
+    this.control.locked(() => this.scheduler.begin(this.#at(slot)));
     this.control.ringDoorbell();
     return readProcess(this.memory, slot)!;
   }
@@ -318,7 +318,7 @@ export class Kernel {
       }
       result(pid);
       this.memory.store32(from + K.PROCESS_REGISTERS + (A0 + 1) * 4, 0);
-      this.scheduler.makeReady(to);
+      this.scheduler.begin(to);
       this.control.ringDoorbell();
     });
   }

@@ -19,7 +19,10 @@ export const MMAP_BASE: number = DATA_BASE;
 export const SP = 4;
 /** Word of the registers where a0 (x10) lies: what a system call leaves for the next step. */
 export const A0 = 20;
-/** Word of the registers where x31 lies: the number of the handler that the program is to run, 0 for none. */
+/**
+ * Word of the registers where x31 lies: the number of the handler that the program is to run, 0 for none. When it begins, x10 is the
+ * signal, x11 the address of the access that failed (SIGSEGV) or 0, x12 is 0, and x2 points at what it interrupted (SIGNAL_FRAME).
+ */
 export const HANDLER = 62;
 
 /**
@@ -31,7 +34,15 @@ export const HANDLER = 62;
  *     +16   when it would have woken, ms of the guest clock (float64); 0 if it did not sleep
  *     +32   x0..x31, 64 words
  */
-export const SIGNAL_FRAME = { magic: 0, signal: 4, mask: 8, wake: 16, registers: 32, bytes: 288, magicWord: 0x4749_5348 } as const;
+export const SIGNAL_FRAME = {
+  magic: 0,
+  signal: 4,
+  mask: 8,
+  wake: 16,
+  registers: 32,
+  bytes: 288,
+  magicWord: 0x4749_5348,
+} as const;
 
 /** The areas' largest sizes, in pages. */
 export const DATA_PAGES_MAX: number = (HEAP_BASE - DATA_BASE) / 4096;

@@ -23,6 +23,8 @@ import { processAddress } from "./process.js";
 const NICE_STEP = 1.25;
 /** How far behind the others a process may be that wakes, ms. */
 const WAKE_CREDIT_MS = 2;
+/** How far after the others a process begins, virtual ms: a slice, else whoever starts one after another would be all that runs. */
+const BEGIN_DEBIT_MS = 2;
 /** How far ahead of the others a process may get, virtual ms: more than the nicest is charged for a slice. */
 const AHEAD_MAX_MS = 200;
 
@@ -120,7 +122,14 @@ export class Scheduler {
     if (woken) this.#control.ringDoorbell();
   }
 
-  /** Makes a process that is new, ran, or has waited long enough, ready. */
+  /** Makes a process that is new ready. */
+  begin(at: PhysicalAddress): void {
+    const vruntime = Math.max(this.#memory.loadFloat64(at + K.PROCESS_VRUNTIME), this.#least + BEGIN_DEBIT_MS);
+    this.#memory.storeFloat64(at + K.PROCESS_VRUNTIME, vruntime);
+    this.makeReady(at);
+  }
+
+  /** Makes a process that ran, or has waited long enough, ready. */
   makeReady(at: PhysicalAddress): void {
     this.#memory.storeFloat64(at + K.PROCESS_WAKE, 0);
     this.#enqueue(at);

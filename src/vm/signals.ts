@@ -170,11 +170,16 @@ export class Signals {
 
   /**
    * Has a process begin a handler: pushes a frame onto its stack, which may fault (GuestFault: there is no room), and sets
-   * its registers. The signal is masked until sigreturn.
+   * its registers: x2, x31, x10 to x12. The signal is masked until sigreturn.
    *
    * @param value - left in x11: the address of an access that faulted
    */
-  enter(at: PhysicalAddress, user: UserMemory, registers: Int32Array, call: { signal: number; handler: number; value?: number }): void {
+  enter(
+    at: PhysicalAddress,
+    user: UserMemory,
+    registers: Int32Array,
+    call: { signal: number; handler: number; value?: number },
+  ): void {
     const { signal, handler, value = 0 } = call;
     const suspended = this.#load(at + K.PROCESS_SUSPENDED_MASK);
     const mask = this.#load(at + K.PROCESS_MASK);
@@ -184,7 +189,7 @@ export class Signals {
       mask: suspended === 0 ? mask : suspended & ALL,
       wake: wake === Infinity ? 0 : wake, // it waited for a handler
     });
-    registers.fill(0, A0, A0 + 4);
+    registers.fill(0, A0, A0 + 6);
     registers[A0] = signal;
     registers[A0 + 2] = value;
     registers[HANDLER] = handler;

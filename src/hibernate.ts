@@ -416,7 +416,9 @@ class Save {
   /** Tells the guest's processes how far the save is (S3.7). */
   #showProgress(part: number): void {
     const [from, to] = PART_OF_SAVE[this.#phase];
-    this.#machine.control.store(MACHINE_SAVE_PERCENT, 1 + Math.floor(100 * (from + (to - from) * part)));
+    const percent = Math.floor(100 * (from + (to - from) * part));
+    const { control } = this.#machine;
+    control.store(MACHINE_SAVE_PERCENT, Math.max(control.load(MACHINE_SAVE_PERCENT), 1 + percent)); // phases are entered again
   }
 
   /** Before anything is known: one frame in 64 of what the machine has in use, and some for the kernel. */

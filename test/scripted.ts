@@ -11,10 +11,10 @@ import { type Outcome, STATE, StateProgram, type Step } from "../src/vm/programs
 import { Vcpu } from "../src/vm/vcpu.js";
 import { HandMachine } from "./support.js";
 
-/** A step; the next one follows unless it waits or sets STATE itself. Without a result it asked the kernel for something. */
-export type Act = (step: Step) => Outcome | void;
+/** A step; the next one follows unless it waits or sets STATE itself. Its result is an Outcome; anything else: it asked the kernel for something. */
+export type Act = (step: Step) => unknown;
 
-/** A program of steps, one after another, and of handlers by number, which are one step each unless they say otherwise. */
+/** A program of steps, one after another, and of handlers by number, which end with the first step that has no result. */
 export class Script extends StateProgram {
   override readonly stackPages: number;
   readonly #acts: readonly Act[];
@@ -31,15 +31,15 @@ export class Script extends StateProgram {
     const act = this.#acts[state];
     if (act === undefined) throw new RangeError(`the script ended at step ${state}`);
     step.registers[STATE] = state + 1;
-    const outcome = act(step) ?? "asked";
+    const outcome = act(step);
     if (outcome === "waits") step.registers[STATE] = state;
-    return outcome;
+    return outcome === "waits" || outcome === "done" ? outcome : "asked";
   }
 
   protected override handle(handler: number, step: Step): Outcome {
     const outcome = this.#handlers[handler - 1]!(step);
     if (outcome === undefined) step.system.sigreturn();
-    return outcome ?? "asked";
+    return outcome === "waits" || outcome === "done" ? outcome : "asked";
   }
 }
 

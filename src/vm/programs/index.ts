@@ -10,14 +10,22 @@ import type { Runner } from "../program.js";
 import { heap } from "./heap.js";
 import { idle } from "./idle.js";
 import { incrementer } from "./incrementer.js";
+import { jobs } from "./jobs.js";
 import type { Program } from "./options.js";
+import { progress } from "./progress.js";
 import { randomWrites } from "./random-writes.js";
 import { sequential } from "./sequential.js";
+import { signals } from "./signals.js";
+import { sleeper } from "./sleeper.js";
 import { stack } from "./stack.js";
+import { timers } from "./timers.js";
 import { zipf } from "./zipf.js";
 
 const programs: ReadonlyMap<string, Program> = new Map(
-  [zipf, randomWrites, sequential, incrementer, stack, heap, idle].map((program) => [program.name, program]),
+  [zipf, randomWrites, sequential, incrementer, stack, heap, idle, signals, jobs, sleeper, timers, progress].map((program) => [
+    program.name,
+    program,
+  ]),
 );
 
 /** Names of the programs, in the order of the help text. */

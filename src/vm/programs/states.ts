@@ -4,6 +4,7 @@
  * What must hold: a step that waits has changed nothing; one that asked for something that is done once it is over (to sleep, to fork,
  * to be sent a signal) is the last of its call of `run`. What a handler knows lies in x12, which is 0 when it begins, and in memory.
  */
+import type { VirtualAddress } from "../../base/memory.js";
 import { HANDLER, type KernelCalls, kernelCalls, type ProgramContext, type Runner, type UserMemory } from "../program.js";
 
 /** Words of the registers: the state (x5), and how far a handler is (x12). */
@@ -50,4 +51,26 @@ export abstract class StateProgram implements Runner {
     }
     return fuel;
   }
+}
+
+const float = new Float64Array(1);
+const halves = new Int32Array(float.buffer);
+
+/** A float64 in user memory: times of the guest clock. */
+export function loadFloat64(memory: UserMemory, address: VirtualAddress): number {
+  halves[0] = memory.load32(address);
+  halves[1] = memory.load32(address + 4);
+  return float[0]!;
+}
+
+export function storeFloat64(memory: UserMemory, address: VirtualAddress, value: number): void {
+  float[0] = value;
+  memory.store64(address, halves[0]!, halves[1]!);
+}
+
+/** Adds one to a counter in user memory; returns what it is now. */
+export function count(memory: UserMemory, address: VirtualAddress): number {
+  const counted = (memory.load32(address) + 1) >>> 0;
+  memory.store32(address, counted);
+  return counted;
 }

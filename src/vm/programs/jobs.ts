@@ -1,6 +1,6 @@
 /**
  * A parent that starts a group of children, stops it, lets it go on, ends it and waits for it, again and again. One child exits by
- * itself (and may be a zombie for a while), one pauses, one has a child of its own (an orphan once its parent is ended).
+ * itself (and is waited for alone, or a zombie for a while), one pauses, one has a child of its own (an orphan once its parent is ended).
  *
  * What must hold: each child is waited for once, and its status says how it ended: the code it drew, or the signal.
  */
@@ -22,10 +22,11 @@ const CHILDREN = 3;
 const BEGIN = 0;
 const FORK = 1;
 const FORKED = 2;
-const STOP = 3;
-const CONTINUE = 4;
-const END = 5;
-const WAIT = 6;
+const WAIT_FIRST = 3;
+const STOP = 4;
+const CONTINUE = 5;
+const END = 6;
+const WAIT = 7;
 // ... and the children's: what the child number n does first is state CHILD + n.
 const CHILD = 10;
 const EXIT = 20;
@@ -80,8 +81,20 @@ class Jobs extends StateProgram {
         memory.store32(pidOf(child), pid);
         if (child === 0) memory.store32(GROUP, pid);
         system.setpgid(pid, memory.load32(GROUP)); // as a shell does: whoever comes first, and it may be over already
-        if (count(memory, STARTED) === CHILDREN) return next(STOP, 2);
+        if (count(memory, STARTED) === CHILDREN) {
+          if ((this.#draw(step, 7) & 1) === 0) return next(STOP, 2);
+          registers[STATE] = WAIT_FIRST;
+          return "done";
+        }
         registers[STATE] = FORK;
+        return "done";
+      }
+      case WAIT_FIRST: {
+        const exited = system.wait(memory.load32(pidOf(0)));
+        if (exited === undefined) return "waits";
+        if (typeof exited === "number") throw new SelfCheckError(`jobs: wait for the first child says ${exited}`);
+        this.#check(step, exited);
+        registers[STATE] = STOP;
         return "done";
       }
       case STOP:
@@ -133,7 +146,8 @@ class Jobs extends StateProgram {
         return "asked";
       case PARENT:
         if (registers[A0] !== 0) return this.#rest(step);
-        registers[STATE] = EXIT; // not for ever: it may have missed the group's signals by being born
+        system.setpgid(0, 0); // so it is not ended with the group: it outlives its parent, and nobody waits for it
+        registers[STATE] = EXIT;
         system.sleep(this.#ms * 4);
         return "asked";
       case EXIT:

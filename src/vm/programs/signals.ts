@@ -131,8 +131,8 @@ class Signals extends StateProgram {
       registers[PHASE] = 1;
       const draw = mix(memory.load32(sent(other, signal)) ^ this.#key);
       for (let word = PATTERN; word < PATTERN_END; word++) registers[word] = draw ^ word; // a handler may do with them what it likes
-      if ((draw & 3) !== 0) return "done";
-      system.sleep(1);
+      if ((draw & 1) !== 0) return "done";
+      system.sleep(3);
       return "asked";
     }
     const there = memory.load32(sent(other, signal)) >>> 0; // before it is counted: then the next may come

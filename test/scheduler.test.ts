@@ -7,6 +7,7 @@ import test from "ava";
 import { RAM_BASE } from "../src/base/layout.js";
 import * as K from "../src/vm/kernel-layout.js";
 import { processAddress } from "../src/vm/process.js";
+import { SIGCONT, SIGKILL, SIGSTOP } from "../src/vm/signals.js";
 import { runScripts, Script } from "./scripted.js";
 import { HandMachine } from "./support.js";
 
@@ -107,6 +108,26 @@ test("what comes between the look and the lying down is not slept through: an ev
     t.is(state(), K.PROCESS_READY, "a signal came");
     kernel.memory.store32(at + K.PROCESS_PENDING, 0);
     kernel.memory.storeFloat64(at + K.PROCESS_WAKE, 0);
+  }
+});
+
+test("a process that takes a stop signal and is told to continue before it rests does not stop; else it does", (t) => {
+  const machine = machineOf(0);
+  const { kernel } = machine;
+  const at = addressOf(machine, 0);
+  for (const [signals, state] of [
+    [[], K.PROCESS_STOPPED],
+    [[SIGCONT], K.PROCESS_READY],
+    [[SIGCONT, SIGSTOP], K.PROCESS_STOPPED],
+    [[SIGKILL], K.PROCESS_READY],
+  ] satisfies [number[], number][]) {
+    t.is(kernel.pick(0), 0);
+    kernel.kill(undefined, 1, SIGSTOP);
+    t.deepEqual(kernel.signals.take(at), { do: "stop" });
+    for (const signal of signals) kernel.kill(undefined, 1, signal);
+    kernel.putBack(0, { ran: 0, stop: true });
+    t.is(kernel.memory.load32(at + K.PROCESS_STATE), state, `${signals}`);
+    kernel.kill(undefined, 1, SIGCONT);
   }
 });
 

@@ -153,12 +153,12 @@ export class Signals {
     });
   }
 
-  /** Takes the stop signals that are still pending. False if there are none any more. Caller holds the kernel lock. */
+  /** Takes the stop signals that are still pending. Says whether to stop: SIGKILL comes first. Caller holds the kernel lock. */
   takeStop(at: PhysicalAddress): boolean {
     const pending = this.#load(at + K.PROCESS_PENDING);
     const stops = pending & STOPPING & ~this.#load(at + K.PROCESS_MASK);
     this.#store(at + K.PROCESS_PENDING, pending & ~stops);
-    return stops !== 0;
+    return stops !== 0 && (pending & (1 << SIGKILL)) === 0;
   }
 
   /** The handler of a signal if it can be called now: for one that cannot wait (SIGSEGV). */

@@ -26,6 +26,7 @@ import {
   MACHINE_CANCEL,
   MACHINE_CHUNK_CURSOR,
   MACHINE_PROGRESS,
+  MACHINE_SAVE_PERCENT,
   MACHINE_STORED,
   MAX_FRAMES,
   SAVEABLE_BITMAP,
@@ -85,6 +86,13 @@ export interface SaveOptions {
 }
 
 const WATCH_MS = 20;
+/** What part of a save is done when a phase begins and ends, for whoever draws it. */
+const PART_OF_SAVE: Readonly<Record<SavePhase, readonly [from: number, to: number]>> = {
+  prepare: [0, 0],
+  stream: [0, 0.9],
+  residual: [0.9, 0.98],
+  publish: [0.98, 1],
+};
 const PAUSE_TARGET_MS = 2;
 /** What one thread copies in a millisecond at the least. */
 const COPY_FRAMES_PER_MS = 1000;
@@ -183,6 +191,7 @@ class Save {
   async prepare(): Promise<void> {
     const { control } = this.#machine;
     failpoint("save.prepare");
+    this.#showProgress(0);
     await loadChecksum();
     for (const word of [MACHINE_CANCEL, MACHINE_CHUNK_CURSOR, MACHINE_STORED, MACHINE_PROGRESS]) control.store(word, 0);
     control.store(MACHINE_BLOB_CURSOR, HEADER_BYTES / FRAME_BYTES);
@@ -338,6 +347,7 @@ class Save {
   /** In any case: tracking is off, and the guest has its memory back. */
   finish(): void {
     this.#options.signal?.removeEventListener("abort", this.#cancel);
+    this.#machine.control.store(MACHINE_SAVE_PERCENT, 0);
     this.#machine.tracking.disarm();
     this.#machine.devices.freeState();
     this.#files.finish();
@@ -423,13 +433,23 @@ class Save {
 
   #reportProgress(): void {
     const { control } = this.#machine;
+    const done = Math.min(control.load(MACHINE_PROGRESS), this.#phaseFrames);
+    this.#showProgress(done / Math.max(1, this.#phaseFrames));
     this.#options.onProgress?.({
       phase: this.#phase,
-      done: Math.min(control.load(MACHINE_PROGRESS), this.#phaseFrames),
+      done,
       total: this.#phaseFrames,
       stored_bytes: control.load(MACHINE_STORED) * FRAME_BYTES,
       elapsed_ms: hostNow() - this.#began,
     });
+  }
+
+  /** Tells the guest's processes how far the save is (S3.7). */
+  #showProgress(part: number): void {
+    const [from, to] = PART_OF_SAVE[this.#phase];
+    const percent = Math.floor(100 * (from + (to - from) * part));
+    const { control } = this.#machine;
+    control.store(MACHINE_SAVE_PERCENT, Math.max(control.load(MACHINE_SAVE_PERCENT), 1 + percent)); // phases are entered again
   }
 
   /** Before anything is known: one frame in 64 of what the machine has in use, and some for the kernel. */

@@ -10,7 +10,6 @@ import { verifyChunks } from "../src/image/verify.js";
 import type { Machine } from "../src/machine.js";
 import { resume, type ResumeOptions } from "../src/resume.js";
 import { GuestFault } from "../src/vm/address-space.js";
-import { createDeviceCalls } from "../src/vm/devices/calls.js";
 import { checkConsistency } from "../src/vm/consistency.js";
 import * as E from "../src/vm/errno.js";
 import {
@@ -31,8 +30,8 @@ import { readInode } from "../src/vm/files/inode.js";
 import { KIND_FILE, KIND_FILE_CLEAN } from "../src/vm/kernel-layout.js";
 import { type Process, readProcess } from "../src/vm/process.js";
 import { DATA_BASE, type KernelCalls } from "../src/vm/program.js";
-import { createSystemCalls } from "../src/vm/system-calls.js";
-import { bootMachine, Draws, HandMachine, MIB, scratch, sleep, whileStopped } from "./support.js";
+import { createRunner } from "../src/vm/programs/index.js";
+import { bootMachine, callsOf, Draws, HandMachine, MIB, scratch, sleep, whileStopped } from "./support.js";
 
 const PAGES = 8;
 
@@ -47,14 +46,7 @@ class Hand {
     this.machine = machine;
     this.process = process;
     this.#vcpu = vcpu;
-    const { core, kernel } = machine.vcpus[vcpu]!;
-    this.calls = createSystemCalls(
-      kernel,
-      process.slot,
-      () => undefined,
-      createDeviceCalls(kernel, core, process.pid, () => undefined),
-      () => undefined,
-    );
+    this.calls = callsOf(machine, process, vcpu);
   }
 
   #run() {
@@ -219,13 +211,7 @@ test("fds: dup and fork share the position, exec closes what says so, and the la
   t.is(calls.lseek(9, -1, SEEK_END), 5);
   t.is(calls.unlink("/f"), 0);
   consistent(t, machine);
-  machine.kernel.exec(child.process.slot, "idle", {
-    dataPages: 1,
-    stackPages: 1,
-    rate: 0,
-    initialPage: () => false,
-    run: (_, fuel) => fuel,
-  });
+  t.true(machine.kernel.exec(child.process.slot, "idle", createRunner));
   t.is(child.calls.lseek(secret, 0, SEEK_SET), -E.EBADF);
   t.is(child.calls.lseek(twin, 0, SEEK_CUR), 5);
   machine.kernel.end(child.process.slot);

@@ -512,7 +512,10 @@ test("programHelp: lists every program, and its defaults are what it takes", (t)
   for (const { name, options } of programHelp()) {
     const seeded = options.some((option) => option.name === "seed" && option.default === "1");
     t.true(seeded || createRunner(name).unpredictable !== undefined, name);
-    t.true(options.some((option) => option.name === "rate" && option.default === "0"));
+    t.true(
+      options.some((option) => option.name === "rate" && option.default === "0"),
+      name,
+    );
     const text = `${name}:${options.map((option) => `${option.name}=${option.default}`).join(",")}`;
     t.notThrows(() => createRunner(text), text);
   }

@@ -11,6 +11,7 @@ import type { ExecutionContext } from "ava";
 import { Control } from "../src/base/control.js";
 import { DIRTY_BITMAP, FRAME_BYTES, MAX_VCPUS, PTE_PPN_SHIFT } from "../src/base/layout.js";
 import type { ReadableMemory } from "../src/base/memory.js";
+import type { SharedMemory } from "../src/base/wasm.js";
 import { WriteTracking } from "../src/cow/tracking.js";
 import { Machine, type MachineOptions } from "../src/machine.js";
 import { bit } from "../src/base/control.js";
@@ -21,6 +22,9 @@ import { findLeaf, walkLeaves } from "../src/vm/page-table.js";
 import { createMemory, frameAddress } from "../src/vm/physical.js";
 import { listProcesses, type Process } from "../src/vm/process.js";
 import { DATA_BASE } from "../src/vm/program.js";
+import { createDeviceCalls } from "../src/vm/devices/calls.js";
+import type { KernelCalls } from "../src/vm/program.js";
+import { createSystemCalls } from "../src/vm/system-calls.js";
 import { checkProcess } from "../src/vm/programs/check.js";
 import { INCREMENTER_OFFSET, incrementerEdge } from "../src/vm/programs/incrementer.js";
 import { hash, keyOf } from "../src/vm/programs/random.js";
@@ -133,6 +137,7 @@ class HandControl extends Control {
 
 /** A machine without threads: the test takes every step of its vCPUs itself, so that nothing is left to chance. */
 export class HandMachine {
+  readonly memory: SharedMemory;
   readonly control: HandControl;
   readonly kernel: Kernel;
   readonly vcpus: readonly { core: Core; kernel: Kernel }[];
@@ -143,6 +148,7 @@ export class HandMachine {
 
   constructor({ ramBytes = 16 * MIB, vcpus = 1 }: { ramBytes?: number; vcpus?: number } = {}) {
     const memory = createMemory(ramBytes);
+    this.memory = memory;
     this.control = new HandControl(memory);
     const coordinator = instantiateCore(memory);
     coordinator.attach(MAX_VCPUS);
@@ -204,4 +210,17 @@ export class HandMachine {
       hash === hashes[frame] || this.isMarked(frame) ? [] : [frame],
     );
   }
+}
+
+/** The calls of a process, on a vCPU that a test has it run on. What it asks for after a step goes nowhere. */
+export function callsOf(machine: HandMachine, process: Process, vcpu = 0): KernelCalls {
+  machine.run(process, vcpu);
+  const { core, kernel } = machine.vcpus[vcpu]!;
+  return createSystemCalls(
+    kernel,
+    process.slot,
+    () => undefined,
+    createDeviceCalls(kernel, core, process.pid, () => undefined),
+    () => undefined,
+  );
 }

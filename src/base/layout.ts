@@ -75,6 +75,8 @@ export const MACHINE_QUEUE_ROOM = 0x3c;
 export const MACHINE_QUEUE_END = 0x80;
 /** How much of an image is loaded, percent + 1; 0 when nothing is being loaded. Boot processes show it. */
 export const MACHINE_LOAD_PERCENT = 0x40;
+/** How far a save is, percent + 1; 0 when none is under way. For processes that show it (S3.7). */
+export const MACHINE_SAVE_PERCENT = 0x84;
 /** Number of frames of RAM. */
 export const MACHINE_FRAMES = 0x44;
 /** Test switch: breaks one mechanism on purpose, so that a test can show it is caught. SABOTAGE_*. */
@@ -96,7 +98,7 @@ export const MACHINE_QUEUE_OVERFLOW = 0x78;
 /** Pre-images that the fault handler kept. */
 export const MACHINE_PREIMAGES = 0x7c;
 /** Not 0: a vCPU has asked the devices for something, and the coordinator has a message that it has not looked at. */
-export const MACHINE_DEVICE_BELL = 0x84;
+export const MACHINE_DEVICE_BELL = 0x88;
 
 export const KEEP_NONE = 0;
 /** Resume: without room the store goes, and the frame is read from the image again at the stop. */

@@ -23,6 +23,7 @@ export const REQUEST_BYTES_MAX = 65536;
 
 export interface ProcessStatus {
   pid: number;
+  /** The program's; empty for a zombie, of which only its status is left. */
   name: string;
   /** The program's text. */
   text: string;
@@ -35,6 +36,13 @@ export interface ProcessStatus {
   /** User pages, the code page included. */
   pages: number;
   failure: string;
+  /** pid of its parent, 0 for none. */
+  parent: number;
+  /** Process group. */
+  group: number;
+  nice: number;
+  /** How a zombie or a failed process ended: code << 8, or the signal. Else null. */
+  ended: number | null;
 }
 
 export interface MachineStatus {

@@ -105,6 +105,10 @@ export class MachineService {
         steps_per_s: rate(entry),
         pages: pages.get(entry.pid) ?? 0,
         failure: entry.failure,
+        parent: entry.parent,
+        group: entry.group,
+        nice: entry.nice,
+        ended: entry.state === "zombie" || entry.state === "failed" ? entry.status : null,
       })),
     };
   }
@@ -163,8 +167,8 @@ export class MachineService {
       const checks: ProcessCheck[] = [];
       for (const { slot, pid, text, steps } of processes) {
         progress({ done: checks.length, total: processes.length });
-        const replay = new Replay(text);
-        while (replay.steps < steps && !signal.aborted) {
+        const replay = createReplay(text);
+        while (replay !== undefined && replay.steps < steps && !signal.aborted) {
           replay.advanceTo(Math.min(steps, replay.steps + REPLAY_STEPS));
           await setImmediate();
         }
@@ -189,5 +193,15 @@ export class MachineService {
     } finally {
       this.machine.quiesce.go();
     }
+  }
+}
+
+/** A replay of a program; undefined if it cannot be recomputed, which checkProcess says in its own words. */
+function createReplay(text: string): Replay | undefined {
+  try {
+    return new Replay(text);
+  } catch (error) {
+    if (error instanceof HibernaculumError && error.code === "HIB_USAGE") return undefined;
+    throw error;
   }
 }

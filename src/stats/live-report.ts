@@ -28,16 +28,25 @@ export function renderLiveReport(report: LiveReport, view: View): string {
   return [live, ...resumed, saved].join("\n");
 }
 
+/** A zombie's state says how it ended, in a few letters. */
+function describeState(state: string, ended: number | null): string {
+  if (ended === null) return state;
+  return ended < 0x100 ? `${state}: signal ${ended}` : `${state}: exit ${ended >> 8}`;
+}
+
 /** Processes as a table: what runs, how far it is and how fast it goes. */
 export function renderProcesses(processes: LiveReport["status"]["processes"], view: View): string {
   if (processes.length === 0) return "  no processes";
   return table(
     view,
-    ["pid", "process", "state", "steps", "steps/s", "pages"],
+    ["pid", "process", "state", "parent", "group", "nice", "steps", "steps/s", "pages"],
     processes.map((p) => [
       String(p.pid),
-      p.name,
-      p.state === "failed" ? view.colors.red(p.state) : p.state,
+      p.name === "" ? "-" : p.name,
+      p.state === "failed" ? view.colors.red(p.state) : describeState(p.state, p.ended),
+      p.parent === 0 ? "-" : String(p.parent),
+      String(p.group),
+      String(p.nice),
       formatCount(p.steps),
       p.steps_per_s === null ? "-" : formatShort(p.steps_per_s),
       formatCount(p.pages),

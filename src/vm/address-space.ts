@@ -116,7 +116,7 @@ export class AddressSpace {
       if (before === undefined) memory.store32(this.#at + PROCESS_AREAS, area.next);
       else linkArea(memory, before.at, area.next);
       if (area.object !== 0) objects.release(area.object);
-      return freeObject(memory, at, AREA_BYTES);
+      freeObject(memory, at, AREA_BYTES);
     }
   }
 
@@ -190,7 +190,7 @@ export class AddressSpace {
     if (!isRange(start, end)) return -EINVAL;
     if (!this.#isolate(start, end)) return -ENOMEM;
     this.#clear(start, end);
-    for (const area of [...this.areas()]) if (area.start >= start && area.end <= end) this.#removeArea(area.at);
+    for (const area of Array.from(this.areas())) if (area.start >= start && area.end <= end) this.#removeArea(area.at);
     return 0;
   }
 

@@ -24,7 +24,7 @@ export const KERNEL_SLOTS_USED = 0x14;
 export const KERNEL_FREE_FRAMES = 0x18;
 /** Frame of the console's DMA buffer. */
 export const KERNEL_CONSOLE = 0x20;
-/** Virtual run time of the process that was picked last, ms (float64): who wakes or begins is not behind it. */
+/** Least virtual run time of those that run or are ready, ms (float64); it never falls. See scheduler.ts. */
 export const KERNEL_VRUNTIME = 0x30;
 /** How often this machine has been resumed. */
 export const KERNEL_RESUMES = 0x24;
@@ -69,7 +69,10 @@ export const PROCESS_AREAS = 0x10;
 export const PROCESS_FLAGS = 0x14;
 /** Steps completed (float64). */
 export const PROCESS_STEPS = 0x18;
-/** Wakes at this time of the guest clock, ms (float64). */
+/**
+ * Sleeps until this time of the guest clock, ms (float64); Infinity: until a handler has run. A ready process that has it set is
+ * asleep but for its signals: it goes back to sleep once they are delivered.
+ */
 export const PROCESS_WAKE = 0x20;
 /** Most steps a second, 0 for no limit (float64). */
 export const PROCESS_RATE = 0x38;
@@ -79,7 +82,7 @@ export const PROCESS_TEXT_BYTES = 0x40;
 export const PROCESS_PARENT = 0x44;
 /** Process group. */
 export const PROCESS_GROUP = 0x48;
-/** Exit status of a zombie: code << 8, or the signal that ended it. */
+/** Exit status of a zombie or a failed process: code << 8, or the signal that ended it. */
 export const PROCESS_STATUS = 0x4c;
 /** What it waits for: the guest address of the object whose change wakes it, 0 for nothing. */
 export const PROCESS_CHANNEL = 0x50;
@@ -89,6 +92,20 @@ export const PROCESS_NICE = 0x54;
 export const PROCESS_VRUNTIME = 0x58;
 /** Frame of the fd table, PFN + 1; 0 for none. */
 export const PROCESS_FDS = 0xc0;
+// Signals (signals.ts). A set of signals is a word in which signal n is bit n.
+/** Signals that were sent and not delivered. */
+export const PROCESS_PENDING = 0x60;
+/** Signals that are not delivered now. */
+export const PROCESS_MASK = 0x64;
+/** Sends SIGALRM at this time of the guest clock, ms (float64); 0 for never. */
+export const PROCESS_ALARM = 0x68;
+/** And again each so many ms (float64); 0 for once. */
+export const PROCESS_ALARM_INTERVAL = 0x70;
+/** The mask to go back to after the handler that sigsuspend waits for, with bit 0 set; 0 for none. */
+export const PROCESS_SUSPENDED_MASK = 0x78;
+/** What each signal does: 16 bits each, DISPOSITION_DEFAULT, DISPOSITION_IGNORE or the number of a handler. */
+export const PROCESS_DISPOSITIONS = 0x80;
+export const PROCESS_DISPOSITIONS_BYTES = 0x40;
 /** x0..x31 as 64-bit; f0..f31 follow. */
 export const PROCESS_REGISTERS = 0x100;
 /** Why it failed: text, zero-terminated. */
@@ -109,6 +126,8 @@ export const PROCESS_EMBRYO = 6;
 export const PROCESS_BLOCKED = 7;
 /** Has exited; only its status is left, until its parent asks for it. */
 export const PROCESS_ZOMBIE = 8;
+/** Stopped by a signal; SIGCONT makes it ready. */
+export const PROCESS_STOPPED = 9;
 export const PROCESS_STATE_NAMES = [
   "free",
   "ready",
@@ -119,6 +138,7 @@ export const PROCESS_STATE_NAMES = [
   "embryo",
   "blocked",
   "zombie",
+  "stopped",
 ] as const;
 
 export const FLAG_BOOT = 1;

@@ -14,13 +14,14 @@ import { type AreaKind, CODE_FLAGS, DATA_FLAGS } from "./area.js";
 import { BuddyAllocator, tile } from "./buddy.js";
 import type { Core } from "./core.js";
 import { Files } from "./files/files.js";
-import { EAGAIN, ECHILD, ENOMEM } from "./errno.js";
+import { E2BIG, EAGAIN, ECHILD, EINVAL, ENOENT, ENOMEM, EPERM, ESRCH } from "./errno.js";
 import * as K from "./kernel-layout.js";
 import { MemoryObjects } from "./memory-object.js";
 import { PhysicalMemory } from "./physical.js";
 import { type Process, processAddress, readProcess } from "./process.js";
 import { A0, CODE_BASE, DATA_BASE, HEAP_BASE, HEAP_END, type Runner, STACK_TOP } from "./program.js";
 import { Scheduler } from "./scheduler.js";
+import { DISPOSITION_IGNORE, isAlive, isSignal, SIGABRT, SIGCHLD, SIGKILL, Signals } from "./signals.js";
 
 /** Largest block used to fill a data area, so that areas are long physical runs but split fairly. */
 const POPULATE_ORDER = 9;
@@ -33,14 +34,13 @@ export interface PutBack {
   wake?: number;
   /** Waits for what it noted with `waitFor`. */
   blocked?: boolean;
+  /** Stops, if its stop signal still stands. */
+  stop?: boolean;
   /** Has failed, for this reason. */
   failure?: string;
-  /** Has exited, with this status. */
+  /** Has exited, with this status; of one that failed, what its parent is told. */
   status?: number;
 }
-
-/** Status of a process that was ended from outside, as wait reports it: the number of SIGKILL. */
-const ENDED_STATUS = 9;
 
 export class Kernel {
   readonly memory: PhysicalMemory;
@@ -49,6 +49,7 @@ export class Kernel {
   readonly objects: MemoryObjects;
   readonly files: Files;
   readonly scheduler: Scheduler;
+  readonly signals: Signals;
   readonly core: Core;
 
   constructor(memory: SharedMemory, core: Core) {
@@ -59,6 +60,7 @@ export class Kernel {
     this.objects = new MemoryObjects(this.memory, this.buddy);
     this.scheduler = new Scheduler(this.memory, this.control);
     this.files = new Files(this);
+    this.signals = new Signals(this.memory, this.control, this.scheduler);
   }
 
   /** Builds the tables of a machine that boots. Its memory is all zeros. */
@@ -100,7 +102,8 @@ export class Kernel {
   spawn(text: string, runner: Runner, options: { boot?: boolean } = {}): Process {
     this.#refuseWhileStopped();
     const slot = this.control.locked(() => {
-      refuseLongText(text);
+      if (Buffer.byteLength(text) > FRAME_BYTES)
+        throw new HibernaculumError("HIB_USAGE", `a program's text is at most ${FRAME_BYTES} bytes`);
       const free = this.#takeSlot();
       if (free === undefined) throw new HibernaculumError("HIB_USAGE", `the process table is full (${MAX_PROCESSES})`);
       const at = this.#at(free);
@@ -115,7 +118,7 @@ export class Kernel {
       this.control.locked(() => this.#destroy(slot));
       throw error;
     }
-    this.control.locked(() => this.scheduler.makeReady(this.#at(slot)));
+    this.control.locked(() => this.scheduler.begin(this.#at(slot)));
     this.control.ringDoorbell();
     return readProcess(this.memory, slot)!;
   }
@@ -203,7 +206,7 @@ export class Kernel {
       const state = this.memory.load32(this.#at(slot) + K.PROCESS_STATE);
       if (state === K.PROCESS_RUNNING) this.memory.store32(this.#at(slot) + K.PROCESS_STATE, K.PROCESS_ENDING);
       else if (state === K.PROCESS_ZOMBIE) this.#destroy(slot);
-      else if (state !== K.PROCESS_FREE && state !== K.PROCESS_ENDING) this.#exit(slot, ENDED_STATUS);
+      else if (state !== K.PROCESS_FREE && state !== K.PROCESS_ENDING) this.#exit(slot, SIGKILL);
     });
   }
 
@@ -223,25 +226,50 @@ export class Kernel {
   #letGo(slot: number): void {
     this.files.descriptions.closeAll(slot, "all");
     this.space(slot).release();
+    this.signals.cancelAlarm(this.#at(slot));
   }
 
-  /** A process has come to its end: its status waits for its parent, if that is there. Caller holds the kernel lock. */
+  /**
+   * A process has come to its end: its status waits for its parent, if there is one that does not ignore it. Caller holds the
+   * kernel lock.
+   */
   #exit(slot: number, status: number): void {
     const at = this.#at(slot);
-    const pid = this.memory.load32(at + K.PROCESS_PID);
-    for (const child of this.#childrenOf(pid)) {
+    this.#orphan(at);
+    const parent = this.#slotOf(this.memory.load32(at + K.PROCESS_PARENT));
+    if (parent === undefined || this.signals.disposition(this.#at(parent), SIGCHLD) === DISPOSITION_IGNORE) this.#destroy(slot);
+    else {
+      this.#letGo(slot);
+      this.memory.store32(at + K.PROCESS_STATE, K.PROCESS_ZOMBIE);
+    }
+    this.#tellParent(at, status);
+  }
+
+  /** A process has failed: its memory stays for whoever looks. Caller holds the kernel lock. */
+  #fail(slot: number, reason: string, status: number): void {
+    const at = this.#at(slot);
+    this.#orphan(at);
+    this.signals.cancelAlarm(at);
+    const text = new TextEncoder().encode(reason).subarray(0, K.PROCESS_FAILURE_BYTES - 1);
+    this.memory.write(at + K.PROCESS_FAILURE, text);
+    this.memory.store32(at + K.PROCESS_STATE, K.PROCESS_FAILED);
+    this.#tellParent(at, status);
+  }
+
+  /** The children of a process have no parent any more: nobody will ask how they ended. */
+  #orphan(at: PhysicalAddress): void {
+    for (const child of this.#childrenOf(this.memory.load32(at + K.PROCESS_PID))) {
       this.memory.store32(this.#at(child) + K.PROCESS_PARENT, 0);
       if (this.memory.load32(this.#at(child) + K.PROCESS_STATE) === K.PROCESS_ZOMBIE) this.#destroy(child);
     }
-    const parent = this.#slotOf(this.memory.load32(at + K.PROCESS_PARENT));
-    if (parent === undefined) {
-      this.#destroy(slot);
-      return;
-    }
-    this.#letGo(slot);
+  }
+
+  #tellParent(at: PhysicalAddress, status: number): void {
     this.memory.store32(at + K.PROCESS_STATUS, status);
-    this.memory.store32(at + K.PROCESS_STATE, K.PROCESS_ZOMBIE);
-    this.scheduler.wake(this.#at(parent));
+    const parent = this.#slotOf(this.memory.load32(at + K.PROCESS_PARENT));
+    if (parent === undefined) return;
+    this.signals.post(this.#at(parent), SIGCHLD);
+    this.scheduler.wake(this.#at(parent)); // it may wait for this child
   }
 
   #childrenOf(pid: number): number[] {
@@ -250,8 +278,9 @@ export class Kernel {
 
   /** Slot of a process that is alive, by its pid. */
   #slotOf(pid: number): number | undefined {
+    if (pid === 0) return undefined;
     return this.#slots(
-      (at) => this.memory.load32(at + K.PROCESS_PID) === pid && this.memory.load32(at + K.PROCESS_STATE) !== K.PROCESS_ZOMBIE,
+      (at) => this.memory.load32(at + K.PROCESS_PID) === pid && isAlive(this.memory.load32(at + K.PROCESS_STATE)),
     )[0];
   }
 
@@ -297,47 +326,119 @@ export class Kernel {
       }
       result(pid);
       this.memory.store32(from + K.PROCESS_REGISTERS + (A0 + 1) * 4, 0);
-      this.scheduler.makeReady(to);
+      this.scheduler.begin(to);
       this.control.ringDoorbell();
     });
   }
 
   /**
    * exec: another program in the same process, from its first step. The old one is gone before it is known that there is memory
-   * for the new one; without, the process fails.
+   * for the new one; without, the process fails. A text that is no program's leaves the old one with an error in A0.
+   *
+   * @param create - makes the runner of a text, or throws HIB_USAGE
+   * @returns whether there is another program now
+   * @throws HIB_NO_MEMORY
    */
-  exec(slot: number, text: string, runner: Runner): void {
-    refuseLongText(text);
+  exec(slot: number, text: string, create: (text: string) => Runner): boolean {
     const at = this.#at(slot);
+    const refuse = (error: number): boolean => {
+      this.memory.store32(at + K.PROCESS_REGISTERS + A0 * 4, -error);
+      return false;
+    };
+    if (Buffer.byteLength(text) > FRAME_BYTES) return refuse(E2BIG);
+    let runner: Runner;
+    try {
+      runner = create(text);
+    } catch (error) {
+      if (error instanceof HibernaculumError && error.code === "HIB_USAGE") return refuse(ENOENT);
+      throw error;
+    }
     this.control.locked(() => {
       this.files.descriptions.closeAll(slot, "cloexec");
       this.space(slot).release();
+      this.signals.forgetHandlers(at);
       this.memory.storeFloat64(at + K.PROCESS_STEPS, 0);
       for (let word = 0; word < 64; word++) this.memory.store32(at + K.PROCESS_REGISTERS + word * 4, 0);
     });
     this.#build(slot, text, runner);
+    return true;
   }
 
   /**
    * wait: the pid and status of a child that has exited, which is gone then; undefined if the process has to wait for one.
    *
-   * @param pid - of the child, or -1 for any
+   * @param pid - of the child; -1 for any, 0 for one of this process's group, -group for one of another
    */
   wait(slot: number, pid: number): { pid: number; status: number } | number | undefined {
     return this.control.locked(() => {
       const at = this.#at(slot);
       const children = this.#childrenOf(this.memory.load32(at + K.PROCESS_PID)).filter(
-        (child) => pid === -1 || this.memory.load32(this.#at(child) + K.PROCESS_PID) === pid,
+        (child) => pid === -1 || this.#isMeant(this.#at(child), pid, at),
       );
       if (children.length === 0) return -ECHILD;
-      const zombie = children.find((child) => this.memory.load32(this.#at(child) + K.PROCESS_STATE) === K.PROCESS_ZOMBIE);
-      if (zombie === undefined) {
+      const over = children.find((child) => !isAlive(this.memory.load32(this.#at(child) + K.PROCESS_STATE)));
+      if (over === undefined) {
         this.scheduler.waitFor(at, at);
         return undefined;
       }
-      const { pid: found, status } = readProcess(this.memory, zombie)!;
-      this.#destroy(zombie);
+      const { pid: found, status, state } = readProcess(this.memory, over)!;
+      if (state === "zombie") this.#destroy(over);
+      else this.memory.store32(this.#at(over) + K.PROCESS_PARENT, 0); // it failed, and stays for whoever looks
       return { pid: found, status };
+    });
+  }
+
+  /** Whether kill or wait by the process at `by` mean this one with a pid, a group (negative) or their own group (0). */
+  #isMeant(at: PhysicalAddress, pid: number, by: PhysicalAddress): boolean {
+    if (pid > 0) return this.memory.load32(at + K.PROCESS_PID) === pid;
+    return this.memory.load32(at + K.PROCESS_GROUP) === (pid === 0 ? this.memory.load32(by + K.PROCESS_GROUP) : -pid);
+  }
+
+  /**
+   * kill: sends a signal to a process, to a group (negative), to the own group (0), or to all others (-1). Signal 0 only looks
+   * whether there is one.
+   *
+   * @param slot - of the process that sends it; undefined from outside the machine
+   * @returns 0 or an error number, negated
+   * @throws HIB_BUSY from outside while the machine stands still
+   */
+  kill(slot: number | undefined, pid: number, signal: number): number {
+    if (slot === undefined) this.#refuseWhileStopped();
+    if (!Number.isInteger(pid) || (signal !== 0 && !isSignal(signal)) || (slot === undefined && pid === 0)) return -EINVAL;
+    return this.control.locked(() => {
+      const by = slot === undefined ? 0 : this.#at(slot);
+      const targets = this.#slots((at) => (pid === -1 ? at !== by : this.#isMeant(at, pid, by)));
+      if (targets.length === 0) return -ESRCH;
+      for (const target of targets) {
+        const at = this.#at(target);
+        if (signal !== 0 && isAlive(this.memory.load32(at + K.PROCESS_STATE))) this.signals.post(at, signal);
+      }
+      return 0;
+    });
+  }
+
+  getpgid(slot: number, pid: number): number {
+    return this.control.locked(() => {
+      const found = pid === 0 ? slot : this.#slotOf(pid);
+      return found === undefined ? -ESRCH : this.memory.load32(this.#at(found) + K.PROCESS_GROUP);
+    });
+  }
+
+  /** setpgid: puts a process or a child of it into a group that there is, or makes it the first of one. */
+  setpgid(slot: number, pid: number, group: number): number {
+    return this.control.locked(() => {
+      const own = this.memory.load32(this.#at(slot) + K.PROCESS_PID);
+      const found = pid === 0 ? slot : this.#slotOf(pid);
+      if (found === undefined) return -ESRCH;
+      const at = this.#at(found);
+      if (found !== slot && this.memory.load32(at + K.PROCESS_PARENT) !== own) return -ESRCH;
+      if (!Number.isInteger(group) || group < 0) return -EINVAL;
+      const leader = this.memory.load32(at + K.PROCESS_PID);
+      const wanted = group === 0 ? leader : group;
+      const there = this.#slots((other) => this.memory.load32(other + K.PROCESS_GROUP) === wanted).length > 0;
+      if (wanted !== leader && !there) return -EPERM;
+      this.memory.store32(at + K.PROCESS_GROUP, wanted);
+      return 0;
     });
   }
 
@@ -353,22 +454,35 @@ export class Kernel {
 
   // ---- on and off a vCPU ----
 
-  /** Takes a process off its vCPU. */
+  /** Puts the next process on a vCPU, and sends what alarms are due. -1 if none is ready. */
+  pick(vcpu: number): number {
+    return this.control.locked(() => {
+      this.signals.fireAlarms();
+      return this.scheduler.pick(vcpu);
+    });
+  }
+
+  /** Takes a process off its vCPU. One that has been sent a signal meanwhile does not rest. */
   putBack(slot: number, next: PutBack): void {
     this.control.locked(() => {
       const at = this.#at(slot);
       this.memory.store32(at + K.PROCESS_VCPU, -1);
       this.scheduler.charge(at, next.ran);
-      if (this.memory.load32(at + K.PROCESS_STATE) === K.PROCESS_ENDING) this.#exit(slot, ENDED_STATUS);
-      else if (next.status !== undefined) this.#exit(slot, next.status);
-      else if (next.failure !== undefined) {
-        const text = new TextEncoder().encode(next.failure).subarray(0, K.PROCESS_FAILURE_BYTES - 1);
-        this.memory.write(at + K.PROCESS_FAILURE, text);
-        this.memory.store32(at + K.PROCESS_STATE, K.PROCESS_FAILED);
-      } else if (next.blocked === true) this.scheduler.block(at);
+      if (this.memory.load32(at + K.PROCESS_STATE) === K.PROCESS_ENDING) return this.#exit(slot, SIGKILL);
+      if (next.failure !== undefined) return this.#fail(slot, next.failure, next.status ?? SIGABRT);
+      if (next.status !== undefined) return this.#exit(slot, next.status);
+      if (next.stop === true) this.#stop(at);
+      else if (next.blocked === true) this.scheduler.block(at);
       else if (next.wake !== undefined) this.scheduler.sleep(at, next.wake);
-      else this.memory.store32(at + K.PROCESS_STATE, K.PROCESS_READY);
+      else this.scheduler.makeReady(at);
+      this.signals.rouse(at);
     });
+  }
+
+  /** Stops a process, unless it was told to continue since it took the signal. What it has left to sleep stays noted. */
+  #stop(at: PhysicalAddress): void {
+    const stops = this.signals.takeStop(at);
+    this.memory.store32(at + K.PROCESS_STATE, stops ? K.PROCESS_STOPPED : K.PROCESS_READY);
   }
 
   /** After a restore: what ran on a vCPU of the saved machine is ready to run on one of this; what was to end ends. */
@@ -376,7 +490,7 @@ export class Kernel {
     for (let slot = 0; slot < this.memory.load32(K.KERNEL_SLOTS_USED); slot++) {
       const at = this.#at(slot);
       const state = this.memory.load32(at + K.PROCESS_STATE);
-      if (state === K.PROCESS_ENDING) this.#exit(slot, ENDED_STATUS);
+      if (state === K.PROCESS_ENDING) this.#exit(slot, SIGKILL);
       if (state === K.PROCESS_RUNNING) this.memory.store32(at + K.PROCESS_STATE, K.PROCESS_READY);
       this.memory.store32(at + K.PROCESS_VCPU, -1);
       this.core.dropContext(slot);
@@ -400,12 +514,9 @@ const COPIED_BY_FORK: readonly number[] = [
   K.PROCESS_NICE,
   K.PROCESS_VRUNTIME,
   K.PROCESS_VRUNTIME + 4,
+  K.PROCESS_MASK,
+  ...Array.from({ length: K.PROCESS_DISPOSITIONS_BYTES / 4 }, (_, word) => K.PROCESS_DISPOSITIONS + word * 4),
 ];
-
-/** A program's text has one page. */
-function refuseLongText(text: string): void {
-  if (Buffer.byteLength(text) > FRAME_BYTES) throw new HibernaculumError("HIB_USAGE", "a program's text is at most 4096 bytes");
-}
 
 function noMemory(frames: number): HibernaculumError {
   return new HibernaculumError(

@@ -13,7 +13,11 @@ import {
   PROCESS_FAILURE_BYTES,
   PROCESS_FLAGS,
   PROCESS_FREE,
+  PROCESS_GROUP,
+  PROCESS_MASK,
+  PROCESS_NICE,
   PROCESS_PARENT,
+  PROCESS_PENDING,
   PROCESS_PID,
   PROCESS_RATE,
   PROCESS_REGISTERS,
@@ -47,8 +51,13 @@ export interface Process {
   failure: string;
   /** pid of its parent, 0 for none. */
   parent: number;
-  /** Of a zombie: code << 8, or the signal that ended it. */
+  /** Of a zombie or one that failed: code << 8, or the signal that ended it. */
   status: number;
+  group: number;
+  nice: number;
+  /** Sets of signals: sent and not delivered, and not to be delivered now. */
+  pending: number;
+  mask: number;
 }
 
 export function processAddress(memory: ReadableMemory, slot: number): PhysicalAddress {
@@ -73,6 +82,10 @@ export function readProcess(memory: ReadableMemory, slot: number): Process | und
     text: readText(memory, at),
     parent: memory.load32(at + PROCESS_PARENT),
     status: memory.load32(at + PROCESS_STATUS),
+    group: memory.load32(at + PROCESS_GROUP),
+    nice: memory.load32(at + PROCESS_NICE),
+    pending: memory.load32(at + PROCESS_PENDING),
+    mask: memory.load32(at + PROCESS_MASK),
     failure: readString(memory.read(at + PROCESS_FAILURE, PROCESS_FAILURE_BYTES)),
   };
 }

@@ -15,8 +15,34 @@ export const HEAP_END = 0xf000_0000;
 export const STACK_TOP = 0xffff_f000;
 /** Mappings without an address go below HEAP_BASE, down to here. */
 export const MMAP_BASE: number = DATA_BASE;
+/** Word of the registers where the stack pointer (x2) lies; 0 is an empty stack. What is below it may be overwritten at any step. */
+export const SP = 4;
 /** Word of the registers where a0 (x10) lies: what a system call leaves for the next step. */
 export const A0 = 20;
+/**
+ * Word of the registers where x31 lies: the number of the handler that the program is to run, 0 for none. When it begins, x10 is the
+ * signal, x11 the address of the access that failed (SIGSEGV) or 0, x12 is 0, and x2 points at what it interrupted (SIGNAL_FRAME).
+ */
+export const HANDLER = 62;
+
+/**
+ * What lies at a handler's stack pointer: all that sigreturn restores. Byte offsets; a handler may change what it finds there.
+ *
+ *     +0    magic word
+ *     +4    signal
+ *     +8    mask
+ *     +16   when it would have woken, ms of the guest clock (float64); 0 if it did not sleep
+ *     +32   x0..x31, 64 words
+ */
+export const SIGNAL_FRAME = {
+  magic: 0,
+  signal: 4,
+  mask: 8,
+  wake: 16,
+  registers: 32,
+  bytes: 288,
+  magicWord: 0x4749_5348,
+} as const;
 
 /** The areas' largest sizes, in pages. */
 export const DATA_PAGES_MAX: number = (HEAP_BASE - DATA_BASE) / 4096;
@@ -154,8 +180,36 @@ export interface KernelCalls extends SystemCalls, FileCalls {
   exec(text: string): void;
   /** Once the step is over: the end, with a code of 0 to 255. */
   exit(code: number): void;
-  /** The end of a child: of this one, or of any (-1). */
+  /**
+   * The end of a child: of this one (its pid), of any (-1), of one in this process's group (0) or in another (-group). One that
+   * has failed is told of once, and stays for whoever looks.
+   */
   wait(pid: number): Exited | number | undefined;
+  /** Process group of a process; 0 for this one. */
+  getpgid(pid: number): number;
+  /** Puts this process (0) or a child into a group that there is, or begins one with it (group 0, or its pid). */
+  setpgid(pid: number, group: number): number;
+  /**
+   * What a signal does: "default", "ignore", or a number from 1 to 65,534 that the program finds in its HANDLER register when it is to
+   * handle the signal; A0 is then the signal, and `sigreturn` ends it. Returns what it was: 0 for default, 65,535 for ignored.
+   */
+  sigaction(signal: number, action: number | "ignore" | "default"): number;
+  /** Masks signals (a set: bit n for signal n) in addition, no longer, or only these. Returns the mask before. */
+  sigprocmask(how: "block" | "unblock" | "set", set: number): number;
+  /** Signals that were sent and wait because they are masked. */
+  sigpending(): number;
+  /** Sends a signal to a process (its pid), a group (-group), this process's group (0) or everyone else (-1). Signal 0: is it there? */
+  kill(pid: number, signal: number): number;
+  /** Once the step is over: back to what the handler interrupted, just as it was. */
+  sigreturn(): void;
+  /** Once the step is over: waits until a handler has run. */
+  pause(): void;
+  /** The same, with another mask until then. */
+  sigsuspend(mask: number): void;
+  /** Sends SIGALRM in `ms`, and then each `interval` ms if that is not 0; 0 ms: no more. Returns what was left of the one before. */
+  alarm(ms: number, interval?: number): number;
+  /** How far a save of the machine is, 0 to 1; undefined if none is under way. */
+  saving(): number | undefined;
   /** Adds to the nice value; returns what it is now. */
   nice(by: number): number;
 }

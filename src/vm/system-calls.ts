@@ -1,19 +1,24 @@
 /** System calls as a process's program sees them, on the vCPU that runs it. */
 import type { PhysicalAddress } from "../base/memory.js";
-import { FRAME_BYTES, PTE_W } from "../base/layout.js";
+import { FRAME_BYTES, MACHINE_SAVE_PERCENT, PTE_W } from "../base/layout.js";
 import type { BootSystemCalls } from "./boot-programs.js";
 import { printToConsole } from "./devices/console.js";
-import { ENOMEM } from "./errno.js";
+import { EINVAL, ENOMEM } from "./errno.js";
 import type { Kernel } from "./kernel.js";
-import { PROCESS_NICE, PROCESS_PARENT, PROCESS_PID } from "./kernel-layout.js";
+import { PROCESS_MASK, PROCESS_NICE, PROCESS_PARENT, PROCESS_PENDING, PROCESS_PID } from "./kernel-layout.js";
 import { processAddress } from "./process.js";
 import type { DeviceCalls } from "./program.js";
+import { DISPOSITION_DEFAULT, DISPOSITION_IGNORE, HANDLER_MAX } from "./signals.js";
 import { UserCopy } from "./user-copy.js";
 
 /** What a process asked for that is done once its step is over, before the next safepoint. */
 export type Afterwards =
   | { do: "sleep"; ms: number }
   | { do: "block" }
+  /** Nothing, but the batch is over: there may be a signal to deliver before the next step. */
+  | { do: "signals" }
+  | { do: "pause"; mask?: number }
+  | { do: "sigreturn" }
   | { do: "fork" }
   | { do: "exec"; text: string }
   | { do: "exit"; code: number };
@@ -35,7 +40,7 @@ export function createSystemCalls(
   devices: DeviceCalls,
   loaded: () => number | undefined,
 ): BootSystemCalls {
-  const { memory, control, files } = kernel;
+  const { memory, control, files, signals } = kernel;
   const user = new UserCopy(kernel.core);
   const at: PhysicalAddress = processAddress(memory, slot);
   const space = kernel.space(slot);
@@ -73,6 +78,36 @@ export function createSystemCalls(
     exec: (text) => afterwards({ do: "exec", text }),
     exit: (code) => afterwards({ do: "exit", code: code & 0xff }),
     wait: (pid) => orWait(kernel.wait(slot, pid)),
+
+    getpgid: (pid) => kernel.getpgid(slot, pid),
+    setpgid: (pid, group) => kernel.setpgid(slot, pid, group),
+    sigaction: (signal, action) => {
+      const disposition = action === "default" ? DISPOSITION_DEFAULT : action === "ignore" ? DISPOSITION_IGNORE : action;
+      if (typeof action === "number" && (action < 1 || action > HANDLER_MAX)) return -EINVAL;
+      return locked(() => signals.setDisposition(at, signal, disposition));
+    },
+    sigprocmask: (how, set) => {
+      const mask = memory.load32(at + PROCESS_MASK);
+      const changed = { block: mask | set, unblock: mask & ~set, set }[how];
+      afterwards({ do: "signals" });
+      return signals.setMask(at, changed);
+    },
+    sigpending: () => memory.load32(at + PROCESS_PENDING),
+    kill: (pid, signal) => {
+      afterwards({ do: "signals" });
+      return kernel.kill(slot, pid, signal);
+    },
+    sigreturn: () => afterwards({ do: "sigreturn" }),
+    pause: () => afterwards({ do: "pause" }),
+    sigsuspend: (mask) => afterwards({ do: "pause", mask }),
+    alarm: (ms, interval = 0) => {
+      if (!(ms >= 0) || !(interval >= 0)) return -EINVAL;
+      return locked(() => signals.setAlarm(at, ms, interval));
+    },
+    saving: () => {
+      const percent = control.load(MACHINE_SAVE_PERCENT);
+      return percent === 0 ? undefined : (percent - 1) / 100;
+    },
     nice: (by) =>
       locked(() => {
         const nice = Math.max(NICE_LEAST, Math.min(NICE_MOST, memory.load32(at + PROCESS_NICE) + by));

@@ -3,7 +3,8 @@
  * after each: there the process's registers are in memory and no lock is held.
  *
  * What must hold at a safepoint: write tracking may only tighten here (acknowledge), and the machine may only be
- * stopped here. Between two safepoints nothing that this thread does is seen half done by an image.
+ * stopped here. Between two safepoints nothing that this thread does is seen half done by an image. So a process that
+ * leaves its vCPU is put back before the next safepoint: its step and what it asked for (to sleep, to wait, to exit) are one.
  */
 import { type Control, hostNow } from "../base/control.js";
 import {
@@ -35,9 +36,10 @@ import { GuestFault } from "./address-space.js";
 import { createDeviceCalls } from "./devices/calls.js";
 import { instantiateCore, type Core } from "./core.js";
 import { Kernel, type PutBack } from "./kernel.js";
-import { PROCESS_REGISTERS, PROCESS_STEPS } from "./kernel-layout.js";
+import { PROCESS_REGISTERS, PROCESS_STEPS, PROCESS_WAKE } from "./kernel-layout.js";
 import { processAddress, readProcess, readRegisters } from "./process.js";
 import { type ProgramContext, type Runner, SelfCheckError } from "./program.js";
+import { SIGABRT, type Signals, SIGSEGV } from "./signals.js";
 import { type Afterwards, createSystemCalls } from "./system-calls.js";
 
 /** How long a process keeps its vCPU while others wait, ms. */
@@ -84,6 +86,8 @@ export class Vcpu {
   readonly #control: Control;
   readonly #processes = new Map<number, Running>();
   #slot = -1;
+  /** Address of the page fault that was looked at last. */
+  #faultAddress = 0;
   #bin = 0;
   #lastEnd = 0;
 
@@ -91,7 +95,10 @@ export class Vcpu {
     this.#options = options;
     this.#number = options.number;
     this.#core = instantiateCore(options.memory, {
-      pageFault: (address, access) => this.#control.locked(() => this.#kernel.space(this.#slot).fault(address >>> 0, access)),
+      pageFault: (address, access) => {
+        this.#faultAddress = address >>> 0;
+        this.#control.locked(() => this.#kernel.space(this.#slot).fault(address >>> 0, access));
+      },
       now: () => performance.now(),
     });
     this.#core.attach(options.number);
@@ -106,7 +113,7 @@ export class Vcpu {
     while (this.#control.load(MACHINE_POWER_OFF) === 0) {
       const doorbell = this.#control.load(MACHINE_DOORBELL);
       if (!this.#safepoint()) continue;
-      this.#slot = this.#kernel.scheduler.pick(this.#number);
+      this.#slot = this.#kernel.pick(this.#number);
       this.#control.storeVcpu(this.#number, VCPU_SLOT, this.#slot);
       if (this.#slot >= 0) {
         const began = hostNow();
@@ -136,6 +143,8 @@ export class Vcpu {
     this.#core.activate(slot, readProcess(this.#kernel.memory, slot)!.root);
     const end = hostNow() + SLICE_MS;
     while (true) {
+      const interrupted = this.#deliver(slot, running);
+      if (interrupted !== undefined) return interrupted;
       let fuel = running.fuel;
       if (running.rate > 0) {
         const allowance = this.#allowance(running);
@@ -144,28 +153,77 @@ export class Vcpu {
       }
       const began = hostNow();
       running.afterwards = undefined;
+      this.#faultAddress = 0;
       let done = 0;
       try {
         done = running.runner.run(running.context, fuel);
       } catch (error) {
         if (!(error instanceof GuestFault || error instanceof SelfCheckError || error instanceof RangeError)) throw error;
-        this.#processes.delete(slot);
-        return { failure: error.message };
+        const failed = this.#catch(slot, running, error);
+        if (failed !== undefined) return failed;
       }
       this.#writeBack(slot, running, done);
       const now = hostNow();
       this.#account(running, began, now, done);
-      const left = this.#afterwards(slot, running.afterwards);
-      if (left?.status !== undefined) return left; // its last step is over, and it must not be seen between that and its end
-      if (!this.#safepoint()) return undefined;
+      const left = this.#afterwards(slot, running);
       if (left !== undefined) return left;
-      if (done < fuel) return this.#sleepFor(1); // it waits for memory or for a device: that step is taken again
+      // It waits for memory or for a device: that step is taken again.
+      if (done < fuel && running.afterwards === undefined) return this.#sleepFor(1);
+      if (!this.#safepoint()) return undefined;
       if (now >= end || this.#control.load(MACHINE_POWER_OFF) !== 0) return {};
     }
   }
 
+  /**
+   * Delivers the signals of a process, between two steps. Returns how to put it back if it does not go on: it ends, stops, or
+   * sleeps and was not to handle anything.
+   */
+  #deliver(slot: number, running: Running): Omit<PutBack, "ran"> | undefined {
+    const { memory, signals } = this.#kernel;
+    const at = processAddress(memory, slot);
+    for (let signal = signals.take(at); signal !== undefined; signal = signals.take(at)) {
+      if (signal.do === "end") return { status: signal.signal };
+      if (signal.do === "stop") return { stop: true };
+      const failed = this.#enter(slot, running, signal);
+      if (failed !== undefined) return failed;
+    }
+    const wake = memory.loadFloat64(at + PROCESS_WAKE);
+    return wake > 0 ? { wake } : undefined;
+  }
+
+  #enter(slot: number, running: Running, call: Parameters<Signals["enter"]>[3]): Omit<PutBack, "ran"> | undefined {
+    const { memory, signals } = this.#kernel;
+    try {
+      signals.enter(processAddress(memory, slot), this.#core, running.context.registers, call);
+    } catch (error) {
+      if (!(error instanceof GuestFault)) throw error;
+      return { failure: `no room on its stack to handle signal ${call.signal}: ${error.message}`, status: SIGSEGV };
+    }
+    this.#writeBack(slot, running, 0);
+    return undefined;
+  }
+
+  /**
+   * A step that could not be taken: the process handles SIGSEGV, with its registers as the step left them, or fails. What it did in this
+   * batch before it is not counted.
+   */
+  #catch(slot: number, running: Running, error: Error): Omit<PutBack, "ran"> | undefined {
+    const { memory, signals } = this.#kernel;
+    const fault = error instanceof GuestFault;
+    const handler = fault ? signals.catcher(processAddress(memory, slot), SIGSEGV) : undefined;
+    if (handler === undefined) {
+      this.#processes.delete(slot);
+      return { failure: error.message, status: fault ? SIGSEGV : SIGABRT };
+    }
+    running.afterwards = { do: "signals" }; // whatever the step asked for, it has not been taken
+    return this.#enter(slot, running, { signal: SIGSEGV, handler, value: this.#faultAddress });
+  }
+
   /** Does what a process asked for at the end of a step, before the safepoint: step and call are one. */
-  #afterwards(slot: number, asked: Afterwards | undefined): Omit<PutBack, "ran"> | undefined {
+  #afterwards(slot: number, running: Running): Omit<PutBack, "ran"> | undefined {
+    const { signals } = this.#kernel;
+    const at = processAddress(this.#kernel.memory, slot);
+    const asked = running.afterwards;
     switch (asked?.do) {
       case "sleep":
         return this.#sleepFor(asked.ms);
@@ -177,15 +235,34 @@ export class Vcpu {
         this.#kernel.fork(slot);
         return {};
       case "exec":
-        this.#processes.delete(slot);
         try {
-          this.#kernel.exec(slot, asked.text, this.#options.createRunner(asked.text));
+          this.#kernel.exec(slot, asked.text, this.#options.createRunner);
         } catch (error) {
           return { failure: `exec: ${error instanceof Error ? error.message : String(error)}` };
         }
         return {};
+      case "pause":
+        if (asked.mask !== undefined) signals.suspend(at, asked.mask);
+        return { wake: Infinity };
+      case "sigreturn": {
+        const wake = this.#sigreturn(slot, running);
+        if (wake === undefined) return { failure: "sigreturn without a frame at its stack pointer", status: SIGSEGV };
+        return wake > 0 ? { wake } : undefined;
+      }
       default:
         return undefined;
+    }
+  }
+
+  #sigreturn(slot: number, running: Running): number | undefined {
+    const { memory, signals } = this.#kernel;
+    try {
+      return signals.leave(processAddress(memory, slot), this.#core, running.context.registers);
+    } catch (error) {
+      if (!(error instanceof GuestFault)) throw error;
+      return undefined;
+    } finally {
+      this.#writeBack(slot, running, 0);
     }
   }
 
@@ -239,7 +316,8 @@ export class Vcpu {
       this.#kernel,
       slot,
       (what) => {
-        running.afterwards = what;
+        // That signals are to be looked at is so after anything else that a step asks for.
+        if (what.do !== "signals" || running.afterwards === undefined) running.afterwards = what;
       },
       createDeviceCalls(this.#kernel, this.#core, pid, () => this.#options.notifyDevices()),
       () => this.#options.loaded(),

@@ -17,7 +17,7 @@ export interface ProcessCheck {
   pages: number;
   /** What differs, a line each, at most DIFFERENCES_MAX; empty if the process is exactly right. */
   differences: string[];
-  /** Why it could not be compared: a file that its first contents came from is gone, or it depends on what is outside of it. */
+  /** Why it could not be compared: it depends on what is outside of it, has exited, or a file that it began with is gone. */
   not_recomputed: string | null;
 }
 
@@ -41,6 +41,10 @@ export function checkProcess(memory: ReadableMemory, process: Process, replay?: 
   const differs = (what: string): void => {
     if (check.differences.length < DIFFERENCES_MAX) check.differences.push(what);
   };
+  if (process.state === "zombie") {
+    check.not_recomputed = "it has exited, and only its status is left";
+    return check;
+  }
   if (process.failure !== "") differs(`it failed: ${process.failure}`);
   try {
     replay ??= new Replay(process.text);

@@ -14,19 +14,22 @@ import { files } from "./files.js";
 import { heap } from "./heap.js";
 import { idle } from "./idle.js";
 import { incrementer } from "./incrementer.js";
+import { jobs } from "./jobs.js";
 import type { Program } from "./options.js";
 import { pipes } from "./pipes.js";
+import { progress } from "./progress.js";
 import { randomWrites } from "./random-writes.js";
 import { sequential } from "./sequential.js";
+import { signals } from "./signals.js";
+import { sleeper } from "./sleeper.js";
 import { stack } from "./stack.js";
+import { timers } from "./timers.js";
 import { zipf } from "./zipf.js";
 
-const programs: ReadonlyMap<string, Program> = new Map(
-  [zipf, randomWrites, sequential, incrementer, stack, heap, idle, files, pipes, chaos, disk, entropy].map((program) => [
-    program.name,
-    program,
-  ]),
-);
+/** Programs whose memory follows from their text, and those that work with others, with files or with devices. */
+const replayable = [zipf, randomWrites, sequential, incrementer, stack, heap, idle, disk];
+const interacting = [files, pipes, signals, jobs, sleeper, timers, progress, entropy, chaos];
+const programs: ReadonlyMap<string, Program> = new Map(replayable.concat(interacting).map((program) => [program.name, program]));
 
 /** Names of the programs, in the order of the help text. */
 export const programNames: readonly string[] = [...programs.keys()];

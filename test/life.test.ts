@@ -1,0 +1,239 @@
+/**
+ * Processes that signal, stop, start and end each other race with saves and resumes. Each image must be consistent and hold processes
+ * that have not failed, and whoever is resumed from it goes on, checking itself.
+ *
+ * HIB_SEED repeats a run's choices (not its interleaving). HIB_RACE_ROUNDS makes it longer.
+ */
+import { rm } from "node:fs/promises";
+import { join } from "node:path";
+import process from "node:process";
+import ava, { type ExecutionContext } from "ava";
+import { FRAME_BYTES, MACHINE_ARMED, PTE_PPN_SHIFT } from "../src/base/layout.js";
+import type { ReadableMemory } from "../src/base/memory.js";
+import { save } from "../src/hibernate.js";
+import { openImage } from "../src/image/directory.js";
+import type { Machine } from "../src/machine.js";
+import { resume } from "../src/resume.js";
+import { checkConsistency } from "../src/vm/consistency.js";
+import * as K from "../src/vm/kernel-layout.js";
+import { findLeaf } from "../src/vm/page-table.js";
+import { listProcesses, type Process, processAddress, readRegisters } from "../src/vm/process.js";
+import { HANDLER, SIGNAL_FRAME, SP } from "../src/vm/program.js";
+import { PROGRESS_DRAWN, PROGRESS_SAVES } from "../src/vm/programs/progress.js";
+import { SIGCONT, SIGKILL, SIGSTOP } from "../src/vm/signals.js";
+import { bootMachine, Draws, scratch, sleep, until } from "./support.js";
+
+/** One at a time: a live machine wants both cores. */
+const test = ava.serial;
+
+const ROUNDS = Number(process.env["HIB_RACE_ROUNDS"] ?? 20);
+
+function drawPrograms(draws: Draws): string[] {
+  const seed = () => draws.below(2 ** 31);
+  return [
+    ...[1, 2, 3].map(() => `signals:seed=${seed()}`),
+    ...[3, 10, 30].map((ms) => `jobs:ms=${ms},seed=${seed()}`),
+    `sleeper:ms=${draws.of([5, 50])},seed=${seed()}`,
+    `timers:ms=${draws.of([2, 10])},seed=${seed()}`,
+    "progress:ms=5",
+    `incrementer:pages=200,seed=${seed()}`,
+  ];
+}
+
+/** A word of a process's memory; 0 if it is not there. */
+function userWord(memory: ReadableMemory, { root }: Process, address: number): number {
+  const leaf = findLeaf(memory, root, address - (address % FRAME_BYTES));
+  return leaf === 0 ? 0 : memory.load32((memory.load32(leaf) >>> PTE_PPN_SHIFT) * FRAME_BYTES + (address % FRAME_BYTES));
+}
+
+/** Situations that the images are to show, by how many processes were in them. */
+const met = {
+  inHandler: 0,
+  nested: 0,
+  asleepInHandler: 0,
+  sleepInterrupted: 0,
+  pending: 0,
+  masked: 0,
+  blocked: 0,
+  stopped: 0,
+  zombie: 0,
+  orphan: 0,
+  intervalTimer: 0,
+};
+
+/** @param started - pids up to here are of processes that the test has started */
+function meet(memory: ReadableMemory, entry: Process, started: number): void {
+  const at = processAddress(memory, entry.slot);
+  if (entry.pending !== 0) met.pending++;
+  if (entry.mask !== 0) met.masked++;
+  if (entry.state === "blocked") met.blocked++;
+  if (entry.state === "stopped") met.stopped++;
+  if (entry.state === "zombie") met.zombie++;
+  if (entry.parent === 0 && entry.pid > started) met.orphan++;
+  if (memory.loadFloat64(at + K.PROCESS_ALARM_INTERVAL) > 0) met.intervalTimer++;
+  const registers = readRegisters(memory, entry.slot);
+  if (registers[HANDLER] === 0 || entry.state === "zombie") return;
+  met.inHandler++;
+  if (entry.state === "sleeping") met.asleepInHandler++;
+  const frame = registers[SP]! >>> 0;
+  if (userWord(memory, entry, frame + SIGNAL_FRAME.registers + HANDLER * 4) !== 0) met.nested++;
+  if (userWord(memory, entry, frame + SIGNAL_FRAME.wake + 4) !== 0) met.sleepInterrupted++;
+}
+
+const failures = (processes: readonly Process[]) =>
+  processes.filter(({ failure }) => failure !== "").map(({ pid, text, failure }) => `${pid} ${text}: ${failure}`);
+
+/** Looks at an image: it is consistent, nobody in it has failed. Returns its processes. */
+async function look(t: ExecutionContext, path: string, started: number): Promise<Process[]> {
+  const image = await openImage(path);
+  try {
+    const memory = image.memory();
+    const processes = listProcesses(memory);
+    t.deepEqual(checkConsistency(memory).problems, []);
+    t.deepEqual(failures(processes), []);
+    t.false(processes.some(({ state }) => state === "embryo"));
+    for (const entry of processes) meet(memory, entry, started);
+    return processes;
+  } finally {
+    image.close();
+  }
+}
+
+/** Everyone whom the test started has gone on. */
+async function goesOn(machine: Machine, before: readonly Process[], started: number): Promise<void> {
+  const steps = new Map(before.map((entry) => [entry.pid, entry.steps]));
+  const first = (entry: Process) => entry.pid <= started;
+  await until(
+    () =>
+      machine
+        .processes()
+        .filter(first)
+        .every((entry) => entry.steps > steps.get(entry.pid)!),
+    "all go on",
+  );
+}
+
+test("whatever signals, alarms, stops and ends race with a save, its image goes on", async (t) => {
+  t.timeout(2 ** 31 - 1);
+  const draws = new Draws(t);
+  const directory = scratch(t);
+  const programs = drawPrograms(draws);
+  let machine = await bootMachine(t);
+  for (const program of programs) machine.spawn(program);
+  let hibernations = 0;
+  for (let round = 1; round <= ROUNDS; round++) {
+    await sleep(draws.below(60));
+    const path = join(directory, `image-${round}`);
+    const keepRunning = draws.below(2) === 0;
+    await save(machine, path, { keepRunning, oracle: true });
+    const processes = await look(t, path, programs.length);
+    if (!keepRunning) {
+      hibernations++;
+      await sleep(draws.below(40)); // the wall clock goes on, the guest's does not
+      machine = await bootMachine(t, { vcpus: draws.between(1, 2) });
+      machine.spawn("boot-housekeeping:50");
+      await resume(machine, path);
+    }
+    t.is(processes.filter(({ pid }) => pid <= programs.length).length, programs.length, "none of them is gone");
+    await goesOn(machine, processes, programs.length);
+    t.deepEqual(failures(machine.processes()), [], `round ${round}`);
+    machine.check();
+    await rm(path, { recursive: true, force: true });
+  }
+  t.log({ rounds: ROUNDS, hibernations, ...met });
+  t.true(hibernations > 0);
+  for (const [what, times] of Object.entries(met)) t.true(times > 0, what);
+});
+
+test("an alarm and a sleep have left after a resume what they had left before, however long it lay", async (t) => {
+  const machine = await bootMachine(t);
+  machine.spawn("idle:ms=3600000");
+  machine.spawn("timers:ms=100000");
+  await until(() => machine.processes().every(({ steps }) => steps > 0), "both have begun");
+  const left = ({ kernel: { memory }, control }: Machine, clock = control.guestNow()) => [
+    memory.loadFloat64(processAddress(memory, 0) + K.PROCESS_WAKE) - clock,
+    memory.loadFloat64(processAddress(memory, 1) + K.PROCESS_ALARM) - clock,
+  ];
+  const path = join(scratch(t), "image");
+  await save(machine, path);
+  const before = left(machine, machine.kernel.memory.loadFloat64(K.KERNEL_CLOCK));
+  const wall = Date.now();
+  await sleep(300);
+  const fresh = await bootMachine(t);
+  await resume(fresh, path);
+  const after = left(fresh);
+  const ran = fresh.control.guestNow() - fresh.kernel.memory.loadFloat64(K.KERNEL_CLOCK);
+  t.true(before[0]! > 0 && before[1]! > 0);
+  for (const [i, ms] of after.entries()) t.true(Math.abs(ms + ran - before[i]!) < 5, `${before} ${after}, ran ${ran}`);
+  t.true(Date.now() - wall >= 300 + ran - 5, "the wall clock went on");
+});
+
+// ---- a helper of user space (S3.7) ----
+
+const drawn = ({ kernel: { memory } }: { kernel: { memory: ReadableMemory } }, entry: Process) =>
+  userWord(memory, entry, PROGRESS_DRAWN);
+const helper = (processes: readonly Process[]) => processes.find(({ text }) => text.startsWith("progress"))!;
+
+test("a helper draws while the machine is saved, is in the image, and goes on", async (t) => {
+  let shown = "";
+  const machine = await bootMachine(t, { onConsole: (text) => (shown += text) });
+  machine.spawn("progress:ms=1");
+  machine.spawn("zipf:pages=10000,content=random,rate=20000"); // so that there is something to save
+  await until(() => machine.processes().every(({ steps }) => steps > 0), "both run");
+  const before = drawn(machine, helper(machine.processes()));
+  t.is(before, 0);
+  let armed = 0;
+  const path = join(scratch(t), "image");
+  await save(machine, path, {
+    oracle: true,
+    onProgress: () => {
+      if (machine.control.load(MACHINE_ARMED) === 1) armed = Math.max(armed, drawn(machine, helper(machine.processes())));
+    },
+  });
+  t.true(armed > 0, "it ran while the machine was armed");
+  t.regex(shown, /save: \[#* *\] \d+ %/);
+  const image = await openImage(path);
+  const saved = helper(listProcesses(image.memory()));
+  const inImage = drawn({ kernel: { memory: image.memory() } }, saved);
+  t.deepEqual(checkConsistency(image.memory()).problems, []);
+  image.close();
+  t.true(inImage >= armed);
+
+  let later = "";
+  const fresh = await bootMachine(t, { onConsole: (text) => (later += text) });
+  await resume(fresh, path);
+  await until(() => later.includes("save 1: over"), "it finds the save over");
+  const now = helper(fresh.processes());
+  t.true(now.steps > saved.steps);
+  t.is(now.failure, "");
+  t.is(userWord(fresh.kernel.memory, now, PROGRESS_SAVES), 1);
+});
+
+for (const how of ["stopped", "dead", "hung"] as const) {
+  test(`a helper that is ${how} does not hold up a save`, async (t) => {
+    const machine = await bootMachine(t);
+    const { pid, slot } = machine.spawn(how === "hung" ? "incrementer:pages=1" : "progress:ms=1");
+    machine.spawn("incrementer:pages=300");
+    await until(() => machine.processes().every(({ steps }) => steps > 0), "both run");
+    if (how === "stopped") {
+      t.is(machine.kernel.kill(undefined, pid, SIGSTOP), 0);
+      await until(() => machine.processes()[slot]!.state === "stopped", "it stops");
+    }
+    if (how === "dead") {
+      machine.kernel.kill(undefined, pid, SIGKILL);
+      await until(() => machine.processes().length === 1, "it ends");
+    }
+    const path = join(scratch(t), "image");
+    await save(machine, path, { oracle: true });
+    const processes = await look(t, path, 2);
+    t.is(processes.length, how === "dead" ? 1 : 2);
+    const fresh = await bootMachine(t);
+    await resume(fresh, path);
+    if (how === "stopped") {
+      t.is(fresh.processes()[slot]!.state, "stopped");
+      fresh.kernel.kill(undefined, pid, SIGCONT);
+    }
+    await goesOn(fresh, processes, 2);
+    t.deepEqual(failures(fresh.processes()), []);
+  });
+}

@@ -2,6 +2,7 @@
  * The pool of page writers and page loaders: Piscina threads that are handed the machine's memory once, when they
  * start. A task runs as long as there is work to claim, so that a task's own cost does not matter.
  */
+import { setTimeout as sleep } from "node:timers/promises";
 import { Piscina } from "piscina";
 import { HibernaculumError } from "../base/errors.js";
 import { deserializeError, type SerializedError } from "../base/errors.js";
@@ -15,8 +16,13 @@ export type Answer<T> = { ok: true; value: T } | { ok: false; error: SerializedE
 
 const ROLES = { write: "page writer", load: "page loader", catalogue: "writer of the catalogue" } as const;
 
+/** A thread that has not loaded its code after so long never will. */
+const LOADED_MS = 5000;
+
 export class PagePool {
   readonly #piscina: Piscina;
+  /** Each of the first threads has loaded its code, or has ended. */
+  readonly #loaded: Promise<unknown>;
 
   /** @param threads - are started now */
   constructor(memory: SharedMemory, threads: number) {
@@ -30,6 +36,14 @@ export class PagePool {
       // Tasks are asynchronous and long; the synchronous mode would keep compressed buffers from being freed.
       atomics: "disabled",
     });
+    this.#loaded = Promise.all(
+      this.#piscina.threads.map(
+        (thread) =>
+          new Promise<void>((resolve) => {
+            for (const event of ["message", "error", "exit"]) thread.once(event, () => resolve()); // its first: ready
+          }),
+      ),
+    );
   }
 
   /**
@@ -63,6 +77,11 @@ export class PagePool {
   }
 
   async destroy(): Promise<void> {
+    // Node 20 aborts the whole process if a thread is terminated while it links its modules. The timer also keeps the process
+    // until then: the threads, being idle, would not.
+    const late = new AbortController();
+    await Promise.race([this.#loaded, sleep(LOADED_MS, undefined, { signal: late.signal })]);
+    late.abort();
     await this.#piscina.destroy();
   }
 }

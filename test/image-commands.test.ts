@@ -7,9 +7,11 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import test, { type ExecutionContext } from "ava";
 import { FRAME_BYTES } from "../src/base/layout.js";
-import { parseRange } from "../src/cli/inspect-process.js";
+import type { ExtentDescription } from "../src/cli/inspect.js";
+import { type Holdings, type MemoryDump, parseRange } from "../src/cli/inspect-process.js";
 import { claimUse, openImage } from "../src/image/directory.js";
 import { BLOB_NAME, CATALOGUE_NAME, FORMAT_VERSION, MACHINE_VERSION } from "../src/image/format.js";
+import type { ImageDiff } from "../src/image-diff.js";
 import { walkAreas } from "../src/vm/area.js";
 import { walkLeaves } from "../src/vm/page-table.js";
 import { listProcesses, readRegisters } from "../src/vm/process.js";
@@ -49,7 +51,7 @@ async function withImage(t: ExecutionContext): Promise<string> {
   return directory;
 }
 
-async function json(directory: string, line: string): Promise<any> {
+async function json<T>(directory: string, line: string): Promise<T> {
   const { code, stdout, stderr } = await shell(directory, `${line} --json`);
   if (code !== 0 || stderr !== "") throw new Error(`${line}: ${code}, ${stderr}`);
   return JSON.parse(stdout);
@@ -68,10 +70,10 @@ test("inspect: extents, and what a process holds", async (t) => {
   const image = await openImage(KEPT);
   t.teardown(() => image.close());
   const memory = image.memory();
-  const { extents } = await json(directory, "hib inspect kept.hib --extents");
+  const { extents } = await json<{ extents: ExtentDescription[] }>(directory, "hib inspect kept.hib --extents");
   t.is(extents.length, image.extents.length);
   t.is(
-    extents.reduce((sum: number, extent: { frames: number }) => sum + extent.frames, 0),
+    extents.reduce((sum, { frames }) => sum + frames, 0),
     image.header.frames,
   );
   t.regex(
@@ -79,21 +81,21 @@ test("inspect: extents, and what a process holds", async (t) => {
     /^ +frame +frames +chunk +place\n +0 .*\n[\s\S]* filled with 0{16}$/m,
   );
   for (const process of listProcesses(memory)) {
-    const held = await json(directory, `hib inspect kept.hib --pid ${process.pid}`);
+    const held = await json<Holdings>(directory, `hib inspect kept.hib --pid ${process.pid}`);
     t.is(held.process.text, process.text);
     t.is(held.process.root, process.root);
-    const areas = [...walkAreas(memory, process.areas)].reverse();
+    const areas = [...walkAreas(memory, process.areas)].toReversed();
     t.deepEqual(
-      held.areas.map(({ kind, start, end }: Record<string, unknown>) => ({ kind, start, end })),
+      held.areas.map(({ kind, start, end }) => ({ kind, start, end })),
       areas.map(({ kind, start, end }) => ({ kind, start, end })),
     );
     const pages = [...walkLeaves(memory, process.root)].length;
-    for (const list of [held.areas.map((area: any) => area.mapped_pages), held.mappings.map((mapping: any) => mapping.pages)])
+    for (const list of [held.areas.map((area) => area.mapped_pages), held.mappings.map((mapping) => mapping.pages)])
       t.is(
-        list.reduce((sum: number, count: number) => sum + count, 0),
+        list.reduce((sum, count) => sum + count, 0),
         pages,
       );
-    const words = Object.values(held.registers as Record<string, string>).flatMap((value) => [value.slice(8), value.slice(0, 8)]);
+    const words = Object.values(held.registers).flatMap((value) => [value.slice(8), value.slice(0, 8)]);
     t.deepEqual(
       words.map((word) => Number.parseInt(word, 16) | 0),
       [...readRegisters(memory, process.slot)],
@@ -112,9 +114,9 @@ test("inspect --read: the memory of a process, with what has no frame", async (t
   const memory = image.memory();
   const one = listProcesses(memory)[0]!;
   const text = Buffer.from(`${one.text}\0`);
-  const read = await json(directory, `hib inspect kept.hib --pid 1 --read 0x10000:${text.length}`);
+  const read = await json<MemoryDump>(directory, `hib inspect kept.hib --pid 1 --read 0x10000:${text.length}`);
   t.deepEqual(
-    read.parts.map(({ state, hex }: any) => [state, hex]),
+    read.parts.map(({ state, hex }) => [state, hex]),
     [["mapped", text.toString("hex")]],
   );
   const shown = (await shell(directory, "hib inspect kept.hib --pid 1 --read 0x10000:16")).stdout;
@@ -144,7 +146,7 @@ test("inspect --read: the memory of a process, with what has no frame", async (t
   const dump = (await shell(directory, `hib inspect kept.hib --pid 4 --read ${lowest.address - 8192}:8208`)).stdout;
   t.regex(
     dump,
-    /^[0-9a-f]{8} {2}8 KiB demand-zero: no frame yet, reads as zeros\n[0-9a-f]{8}  (?:[0-9a-f]{2} ){16} \|.{16}\|\n$/,
+    /^[0-9a-f]{8} {2}8 KiB demand-zero: no frame yet, reads as zeros\n[0-9a-f]{8} {2}(?:[0-9a-f]{2} ){16} \|.{16}\|\n$/,
   );
   t.regex((await shell(directory, "hib inspect kept.hib --pid 1 --read 16:4")).stdout, /^00000010 {2}4 B unmapped\n$/);
 });
@@ -185,7 +187,7 @@ test("inspect: addresses, lengths and pids are checked", async (t) => {
 test("diff: nothing differs between an image and its copy; errors name the image", async (t) => {
   const directory = await withImage(t);
   await cp(KEPT, join(directory, "copy.hib"), { recursive: true });
-  const diff = await json(directory, "hib diff kept.hib copy.hib");
+  const diff = await json<ImageDiff>(directory, "hib diff kept.hib copy.hib");
   t.true(diff.same);
   t.is(diff.frames.changed, 0);
   t.regex(
@@ -211,7 +213,7 @@ test("export | import: through a pipe, or a file, byte for byte; and it resumes"
     (await shell(directory, "hib export kept.hib kept.stream")).stdout,
     /^exported kept\.hib to kept\.stream: [\d.]+ KiB\n$/,
   );
-  const imported = await json(directory, "hib import kept.stream again.hib");
+  const imported = await json<{ used: boolean; bytes: number }>(directory, "hib import kept.stream again.hib");
   t.is(imported.used, false);
   t.is(imported.bytes, readFileSync(join(directory, "kept.stream")).length);
   for (const name of ["there.hib", "again.hib"])

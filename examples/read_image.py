@@ -98,7 +98,7 @@ class Image:
 
     def frame(self, pfn):
         need(0 <= pfn < self.ram, f"frame {pfn} is beyond RAM")
-        extent = self.sql("SELECT * FROM extent WHERE ? BETWEEN pfn AND pfn + frames - 1", (pfn,)).fetchone()
+        extent = self.sql("SELECT pfn, frames, chunk, first, fill FROM extent WHERE ? BETWEEN pfn AND pfn + frames - 1", (pfn,)).fetchone()
         if extent is None:
             return bytes(FRAME)  # it was free
         start, _, chunk, first, fill = extent

@@ -1,5 +1,5 @@
 /** The commands on images: inspect, diff, export, import. The image is the one that is kept in the tree. */
-import { execFile, spawnSync } from "node:child_process";
+import { execFile, spawn, spawnSync } from "node:child_process";
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { cp } from "node:fs/promises";
 import { join } from "node:path";
@@ -16,7 +16,7 @@ import { walkAreas } from "../src/vm/area.js";
 import { walkLeaves } from "../src/vm/page-table.js";
 import { listProcesses, readRegisters } from "../src/vm/process.js";
 import { readProcessMemory } from "../src/vm/process-memory.js";
-import { scratch } from "./support.js";
+import { scratch, until } from "./support.js";
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 const HIB = join(ROOT, "dist/src/cli/hib.js");
@@ -27,6 +27,9 @@ interface Result {
   stdout: string;
   stderr: string;
 }
+
+/** Without progress, which a slow machine shows. */
+const withoutProgress = (stderr: string): string => stderr.replaceAll(/^[a-z ]+: \d+ %.*\n/gm, "");
 
 /** Runs a line of the shell in a directory; `hib` is the command. */
 function shell(directory: string, line: string, env: Record<string, string> = {}): Promise<Result> {
@@ -39,7 +42,7 @@ function shell(directory: string, line: string, env: Record<string, string> = {}
       timeout: 180_000,
     };
     const child = execFile("bash", ["-c", script], options, (_, stdout, stderr) =>
-      resolve({ code: child.exitCode ?? -1, stdout, stderr }),
+      resolve({ code: child.exitCode ?? -1, stdout, stderr: withoutProgress(stderr) }),
     );
   });
 }
@@ -274,6 +277,22 @@ test("import: one that is killed leaves no image, and the next one removes what 
   t.regex(readdirSync(directory).join(" "), /^\.x\.partial-\S+ kept\.hib kept\.stream$/);
   t.is((await shell(directory, "hib import kept.stream x")).code, 0);
   t.deepEqual(readdirSync(directory).sort(), ["kept.hib", "kept.stream", "x"]);
+});
+
+test("import: Ctrl-C while it waits for more leaves nothing behind", async (t) => {
+  const directory = await withImage(t);
+  await shell(directory, "hib export kept.hib kept.stream");
+  const child = spawn(process.execPath, [HIB, "import", "-", "x"], { cwd: directory, stdio: ["pipe", "pipe", "pipe"] });
+  t.teardown(() => child.kill("SIGKILL"));
+  let stderr = "";
+  child.stderr.setEncoding("utf8").on("data", (text: string) => (stderr += text));
+  const ended = new Promise((resolve) => child.once("close", resolve));
+  child.stdin.write(readFileSync(join(directory, "kept.stream")).subarray(0, 50_000));
+  await until(() => readdirSync(directory).some((name) => name.startsWith(".x.partial-")), "it has begun");
+  child.kill("SIGINT");
+  t.is(await ended, 130);
+  t.regex(withoutProgress(stderr), /^hib: HIB_CANCELLED: [^\n]*\n$/);
+  t.deepEqual(readdirSync(directory).sort(), ["kept.hib", "kept.stream"]);
 });
 
 const terminal = spawnSync("script", ["-qec", "true", "/dev/null"]).status === 0;

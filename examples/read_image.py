@@ -12,7 +12,7 @@ import argparse, functools, json, os, pathlib, sqlite3, struct, sys
 
 FRAME = 4096
 M = (1 << 64) - 1
-P1, P2, P3, P4, P5 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5
+P1, P2, P3, P4 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63
 
 def need(condition, what):
     if not condition:
@@ -24,23 +24,17 @@ def rotl(x, r):
 def step(lane, word):
     return rotl((lane + word * P2) & M, 31) * P1 & M
 
-def xxh64(data):
-    whole, words, h = len(data) & -32, len(data) & -8, P5
-    if whole:
-        a, b, c, d = (P1 + P2) & M, P2, 0, -P1 & M
-        for w, x, y, z in struct.iter_unpack("<4Q", data[:whole]):
-            a, b, c, d = step(a, w), step(b, x), step(c, y), step(d, z)
-        h = (rotl(a, 1) + rotl(b, 7) + rotl(c, 12) + rotl(d, 18)) & M
-        for lane in (a, b, c, d):
-            h = ((h ^ step(0, lane)) * P1 + P4) & M
+def xxh64(data):  # of 32 bytes or more, a multiple of 8: all that is hashed here
+    whole = len(data) & -32
+    a, b, c, d = (P1 + P2) & M, P2, 0, -P1 & M
+    for w, x, y, z in struct.iter_unpack("<4Q", data[:whole]):
+        a, b, c, d = step(a, w), step(b, x), step(c, y), step(d, z)
+    h = (rotl(a, 1) + rotl(b, 7) + rotl(c, 12) + rotl(d, 18)) & M
+    for lane in (a, b, c, d):
+        h = ((h ^ step(0, lane)) * P1 + P4) & M
     h = (h + len(data)) & M
-    for word, in struct.iter_unpack("<Q", data[whole:words]):
+    for word, in struct.iter_unpack("<Q", data[whole:]):
         h = (rotl(h ^ step(0, word), 27) * P1 + P4) & M
-    if len(data) - words >= 4:
-        h = (rotl(h ^ struct.unpack_from("<I", data, words)[0] * P1 & M, 23) * P2 + P3) & M
-        words += 4
-    for byte in data[words:]:
-        h = rotl(h ^ byte * P5 & M, 11) * P1 & M
     h = (h ^ h >> 33) * P2 & M
     h = (h ^ h >> 29) * P3 & M
     return h ^ h >> 32
@@ -98,7 +92,7 @@ class Image:
 
     def frame(self, pfn):
         need(0 <= pfn < self.ram, f"frame {pfn} is beyond RAM")
-        extent = self.sql("SELECT * FROM extent WHERE ? BETWEEN pfn AND pfn + frames - 1", (pfn,)).fetchone()
+        extent = self.sql("SELECT pfn, frames, chunk, first, fill FROM extent WHERE ? BETWEEN pfn AND pfn + frames - 1", (pfn,)).fetchone()
         if extent is None:
             return bytes(FRAME)  # it was free
         start, _, chunk, first, fill = extent

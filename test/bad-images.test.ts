@@ -29,6 +29,7 @@ import { claimUse, isUsed } from "../src/image/markers.js";
 import {
   BLOB_NAME,
   CATALOGUE_NAME,
+  CODEC_LZ4,
   decodeHeader,
   encodeHeader,
   FORMAT_VERSION,
@@ -340,6 +341,59 @@ test("resume: refuses what ails an image, and the machine runs on, exact; then i
     ["incrementer", "random"],
   );
   t.true(await isUsed(good));
+});
+
+/** Sampled bytes of data that a resume reads up to; each takes a whole load. */
+const DATA_FLIPS = 200;
+
+test("resume: finds any flipped bit before it patches: all of header and catalogue, what chunks claim, a sample of data", async (t) => {
+  await loadChecksum();
+  const victim = await booted(t, RAM_BYTES);
+  const path = await copyOf(t);
+  const draws = new Draws(t);
+  const image = await openImage(path);
+  const claims = image.chunks
+    .filter(({ codec }) => codec === CODEC_LZ4)
+    .flatMap(({ offset }) => [offset, offset + 1, offset + 2, offset + 3]);
+  const paddings = image.chunks
+    .filter(({ payload, stored }) => payload < stored)
+    .map(({ offset, stored }) => offset + stored - 1);
+  const { blobBytes, catalogueBytes } = image.header;
+  image.close();
+  t.true(claims.length > 0 && paddings.length > 0);
+  const sample = Array.from({ length: DATA_FLIPS }, () => draws.between(HEADER_BYTES, blobBytes - 1));
+  const every = (bytes: number): number[] => Array.from({ length: bytes }, (_, byte) => byte);
+  const surprises: string[] = [];
+  const counts: Record<string, number> = {};
+  const sweep = async (file: string, bytes: number[], codeOf: (byte: number) => ErrorCode): Promise<void> => {
+    const good = readFileSync(join(path, file));
+    const descriptor = openSync(join(path, file), "r+");
+    for (const byte of bytes) {
+      const bit = draws.below(8);
+      writeSync(descriptor, Uint8Array.of(good[byte]! ^ (1 << bit)), 0, 1, byte);
+      const code = await resume(victim.machine, path).then(
+        () => "resumed",
+        (error: HibernaculumError) => error.code,
+      );
+      writeSync(descriptor, good, byte, 1, byte);
+      counts[code] = (counts[code] ?? 0) + 1;
+      if (code !== codeOf(byte)) surprises.push(`${file}: bit ${bit} of byte ${byte}: ${code}`);
+    }
+    closeSync(descriptor);
+  };
+  // One failure for all: what was there before the sweep must be there after it, and run on.
+  const failed = await victim.fails(async () => {
+    await sweep(BLOB_NAME, every(HEADER_BYTES), codeOfHeaderByte);
+    await sweep(CATALOGUE_NAME, every(catalogueBytes), () => "HIB_CORRUPT");
+    await sweep(BLOB_NAME, [...claims, ...paddings, ...sample], () => "HIB_CORRUPT");
+    throw new Error("the sweep is through");
+  });
+  t.log(counts);
+  t.deepEqual(surprises.slice(0, 10), []);
+  t.is((failed!.error as Error).message, "the sweep is through");
+  t.deepEqual(failed!.harm, []);
+  t.false(await isUsed(path));
+  t.true((await resume(victim.machine, path)).frames.patched > 0, "unharmed again, it resumes");
 });
 
 test("resume: refuses an image of a machine with other RAM, and says how much it had", async (t) => {

@@ -29,6 +29,7 @@ async function importFrom(file: string, image = defaultImage("imported"), { json
   try {
     const { header, bytes, used } = await interruptible((signal) => {
       const source = file === "-" ? process.stdin : createReadStream(file);
+      source.on("error", () => undefined); // whoever reads is told; until somebody does, it must not end the process
       const name = file === "-" ? "standard input" : file;
       return importImage(addAbortSignal(signal, source), image, { name, signal, onProgress: show(progress, "importing") });
     });

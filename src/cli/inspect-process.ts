@@ -48,7 +48,7 @@ export function findProcess(image: Image, pid: number): Process {
 }
 
 /** What a process holds. Its open files will stand here, too. */
-interface Holdings {
+export interface Holdings {
   schema: 1;
   path: string;
   process: Omit<ReturnType<typeof describeProcess>, "areas" | "registers"> & { name: string };

@@ -93,7 +93,7 @@ async function inspect(path: string, { extents, pid, read, json }: InspectOption
   }
 }
 
-interface ExtentDescription {
+export interface ExtentDescription {
   pfn: number;
   frames: number;
   /** Where the frames are, or else what fills them. */

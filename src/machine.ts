@@ -17,7 +17,7 @@ import type { SharedMemory } from "./base/wasm.js";
 import { Quiesce } from "./cow/quiesce.js";
 import { WriteTracking } from "./cow/tracking.js";
 import { type Core, instantiateCore } from "./vm/core.js";
-import type { DiskRequest } from "./vm/devices/block-ring.js";
+import type { DiskRequest } from "./vm/devices/block-requests.js";
 import { Devices } from "./vm/devices/index.js";
 import { Kernel } from "./vm/kernel.js";
 import { createMemory } from "./vm/physical.js";

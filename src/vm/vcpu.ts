@@ -215,7 +215,7 @@ export class Vcpu {
       },
       print: (line) => this.#control.locked(() => printToConsole(kernel.memory, line)),
       loaded: () => this.#options.loaded(),
-      ...createDeviceCalls(kernel, this.#core, pid, () => this.#options.notifyDevices()),
+      ...createDeviceCalls(kernel, this.#core, { slot, pid }, () => this.#options.notifyDevices()),
     };
     const running: Running = {
       pid,

@@ -28,7 +28,7 @@ import {
 } from "../src/vm/kernel-layout.js";
 import type { DiskOperation } from "../src/vm/program.js";
 import { blocksOfKind } from "../src/vm/walker.js";
-import { bootMachine, Draws, findWrong, MIB, scratch, sleep, until, whileStopped } from "./support.js";
+import { bootMachine, Draws, findWrong, MIB, type Replays, scratch, sleep, until, whileStopped } from "./support.js";
 
 /** One at a time: a live machine wants both cores. */
 const test = ava.serial;
@@ -77,7 +77,7 @@ async function bootWithDisk(
 }
 
 const steps = (machine: Machine) => machine.processes().map((process) => process.steps);
-const wrongIn = (machine: Machine) => whileStopped(machine, () => findWrong(machine.kernel.memory));
+const wrongIn = (machine: Machine, replays?: Replays) => whileStopped(machine, () => findWrong(machine.kernel.memory, replays));
 const submitted = (memory: ReadableMemory) => submittedRequests(memory).length;
 
 /** Entries of the request table that are in use, and their data. */
@@ -98,14 +98,14 @@ function diskEntries(memory: ReadableMemory) {
 }
 
 /** Every process gets on, by at least this many steps, and everything is right. */
-async function goesOn(t: ExecutionContext, machine: Machine, by = 200): Promise<void> {
+async function goesOn(t: ExecutionContext, machine: Machine, by = 200, replays?: Replays): Promise<void> {
   const before = steps(machine);
   const failures = () => machine.processes().filter(({ failure }) => failure !== "");
   await until(
     () => failures().length > 0 || steps(machine).every((count, i) => count >= before[i]! + by),
     "every process gets on",
   );
-  t.deepEqual(wrongIn(machine), []);
+  t.deepEqual(wrongIn(machine, replays), []);
   machine.check();
 }
 
@@ -488,12 +488,13 @@ test("devices at work through snapshots and hibernations of a machine with 2 vCP
     "disk:first=60,sectors=9,depth=9,seed=2",
     "disk:first=80,sectors=100,depth=16,seed=3",
     "entropy:rate=5000",
-    "zipf:pages=800",
-    "heap:slots=20",
+    "zipf:pages=800,rate=20000",
+    "heap:slots=20,rate=5000",
   ];
   for (const program of programs) machine.spawn(program);
+  const replays: Replays = new Map();
   let inFlight = 0;
-  for (let round = 1; round <= 20; round++) {
+  for (let round = 1; round <= 15; round++) {
     await sleep(draws.below(40));
     const path = join(directory, `image-${round}`);
     const keepRunning = draws.below(2) === 0;
@@ -504,7 +505,7 @@ test("devices at work through snapshots and hibernations of a machine with 2 vCP
     });
     const image = await openImage(path);
     inFlight += submitted(image.memory());
-    t.deepEqual(findWrong(image.memory()), [], `image ${round}`);
+    t.deepEqual(findWrong(image.memory(), replays), [], `image ${round}`);
     image.close();
     if (!keepRunning) {
       machine = await bootMachine(t, { vcpus: draws.between(1, 2), onDiskTransfer });
@@ -513,7 +514,7 @@ test("devices at work through snapshots and hibernations of a machine with 2 vCP
       t.is(machine.processes().length, programs.length);
     }
     await rm(path, { recursive: true });
-    await goesOn(t, machine, 30);
+    await goesOn(t, machine, 30, replays);
   }
   t.true(inFlight > 0);
   t.log(`${inFlight} requests were in flight at the stops`);

@@ -20,6 +20,7 @@ export { save, type SaveOptions, type SavePhase, type SaveProgress } from "./hib
 export type { BlockRow, Catalogue, MappingRow, Meta, ProcessRow } from "./image/catalogue.js";
 export { type Image, isUsed, openImage, type OpenOptions, removeStalePartials, setAside } from "./image/directory.js";
 export type { Chunk, Extent, ExtentTable, ImageHeader } from "./image/format.js";
+export type { FileRow } from "./image/host-files.js";
 export type { ImageMemory } from "./image/image-memory.js";
 export { type Verified, verifyChunks } from "./image/verify.js";
 export { Machine, type MachineOptions } from "./machine.js";
@@ -29,4 +30,5 @@ export { REPORT_SCHEMA, type SaveReport } from "./save-report.js";
 export { type Consistency, checkConsistency } from "./vm/consistency.js";
 export { listProcesses, type Process } from "./vm/process.js";
 export { checkProcess, type ProcessCheck } from "./vm/programs/check.js";
+export type { DiskRequest } from "./vm/devices/block-requests.js";
 export { type OptionHelp, programHelp, programNames, type ProgramHelp } from "./vm/programs/index.js";

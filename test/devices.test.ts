@@ -224,7 +224,7 @@ test("disk: what cannot be one is refused", async (t) => {
   const directory = scratch(t);
   await t.throwsAsync(Machine.boot({ ramBytes: 16 * MIB, vcpus: 1, disk: join(directory, "none") }), {
     code: "HIB_IO",
-    message: /opening the disk .*truncate -s 64M.*ENOENT/,
+    message: /the disk: ENOENT.*none'; give a file .*truncate -s 64M/,
   });
   await t.throwsAsync(Machine.boot({ ramBytes: 16 * MIB, vcpus: 1, disk: directory }), { code: "HIB_IO" });
   for (const bytes of [0, 100, FRAME_BYTES + 1]) {

@@ -18,7 +18,7 @@
 import { closeSync, fdatasync, fstatSync, openSync, read, write } from "node:fs";
 import { resolve } from "node:path";
 import { promisify } from "node:util";
-import { fromSystemError, HibernaculumError } from "../../base/errors.js";
+import { HibernaculumError } from "../../base/errors.js";
 import type { HostFile, WriteObserver } from "../../base/host-file.js";
 import { FRAME_BYTES, MACHINE_SABOTAGE, SABOTAGE_NO_QUIESCE } from "../../base/layout.js";
 import type { Kernel } from "../kernel.js";
@@ -233,7 +233,10 @@ export class BlockDevice implements Driver {
 
   resume(after: "stop" | "restore"): void {
     this.#gate.open();
-    if (after === "stop") return this.service();
+    if (after === "stop") {
+      this.service();
+      return;
+    }
     this.#awaitsOthers = true;
     void this.#replaceFile(this.#openSaved()).then(() => {
       this.#awaitsOthers = false;
@@ -271,7 +274,7 @@ function openDisk(kernel: Kernel, path: string): DiskFile {
   try {
     file = new DiskFile(kernel, path);
   } catch (error) {
-    throw fromSystemError(error, `opening the disk ${path} (${hint})`);
+    throw new HibernaculumError("HIB_IO", `the disk: ${(error as Error).message}; ${hint}`, { cause: error });
   }
   const stat = fstatSync(file.descriptor);
   const usable =

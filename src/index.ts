@@ -32,6 +32,7 @@ export {
   type Use,
 } from "./image/markers.js";
 export type { Chunk, Extent, ExtentTable, ImageHeader } from "./image/format.js";
+export type { FileRow } from "./image/host-files.js";
 export type { ImageMemory } from "./image/image-memory.js";
 export { type ExportOptions, exportImage, type Imported, type ImportOptions, importImage } from "./image/stream.js";
 export { type Verified, verifyChunks } from "./image/verify.js";
@@ -43,4 +44,5 @@ export { REPORT_SCHEMA, type SaveReport } from "./save-report.js";
 export { type Consistency, checkConsistency } from "./vm/consistency.js";
 export { listProcesses, type Process } from "./vm/process.js";
 export { checkProcess, type ProcessCheck } from "./vm/programs/check.js";
+export type { DiskRequest } from "./vm/devices/block-requests.js";
 export { type OptionHelp, programHelp, programNames, type ProgramHelp } from "./vm/programs/index.js";

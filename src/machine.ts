@@ -20,7 +20,7 @@ import { Quiesce } from "./cow/quiesce.js";
 import { WriteTracking } from "./cow/tracking.js";
 import { type Core, instantiateCore } from "./vm/core.js";
 import type { Mount } from "./vm/files/inode.js";
-import type { DiskRequest } from "./vm/devices/block-ring.js";
+import type { DiskRequest } from "./vm/devices/block-requests.js";
 import { Devices } from "./vm/devices/index.js";
 import { Kernel } from "./vm/kernel.js";
 import { createMemory } from "./vm/physical.js";

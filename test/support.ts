@@ -220,7 +220,7 @@ export function callsOf(machine: HandMachine, process: Process, vcpu = 0): Kerne
     kernel,
     process.slot,
     () => undefined,
-    createDeviceCalls(kernel, core, process.pid, () => undefined),
+    createDeviceCalls(kernel, core, process, () => undefined),
     () => undefined,
   );
 }

@@ -18,5 +18,5 @@ new Vcpu({
     const percent = control.load(MACHINE_LOAD_PERCENT);
     return percent === 0 ? undefined : (percent - 1) / 100;
   },
-  notifyDevices: () => parentPort!.postMessage(undefined),
+  notifyDevices: () => parentPort!.postMessage(undefined, []),
 }).run();

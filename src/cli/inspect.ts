@@ -49,6 +49,8 @@ interface Description {
     pages: number;
   }[];
   blocks: { kind: string; blocks: number; frames: number }[];
+  /** Files of the host that it had open. */
+  files: { path: string; mode: "r" | "rw"; size: number }[];
 }
 
 interface InspectOptions {
@@ -172,10 +174,11 @@ async function describeImage({ path, header, catalogue, chunks, extents }: Image
       return { pid, name, text, state, steps, failure, ...(mapped.get(pid) ?? { mappings: 0, pages: 0 }) };
     }),
     blocks: [...blocks.values()].sort((a, b) => b.frames - a.frames),
+    files: catalogue.files().map(({ path, mode, size }) => ({ path, mode, size: Number(size) })),
   };
 }
 
-function renderDescription({ path, used, header, chunks, extents, processes, blocks }: Description, view: View): string {
+function renderDescription({ path, used, header, chunks, extents, processes, blocks, files }: Description, view: View): string {
   return [
     section(view, "Image", [
       field(view, "path", path),
@@ -220,5 +223,16 @@ function renderDescription({ path, used, header, chunks, extents, processes, blo
         blocks.map((b) => [b.kind, formatCount(b.blocks), formatCount(b.frames)]),
       ),
     ]),
+    ...(files.length === 0
+      ? []
+      : [
+          section(view, "Files of the host", [
+            table(
+              view,
+              ["file", "open for", "size"],
+              files.map((f) => [f.path, f.mode === "r" ? "reading" : "writing", formatBytes(f.size)]),
+            ),
+          ]),
+        ]),
   ].join("\n");
 }

@@ -38,12 +38,14 @@ export const KERNEL_HOST_INODES = 0x68;
 export const KERNEL_HEAP_HEADS = 0x40;
 export const KERNEL_HEAP_CLASSES = 7;
 // 0x80 to 0xff: devices.
-/** Frame of the block device's ring; 0: the machine has no disk. */
+/** First frame of the block device's request table; 0: the machine has no disk. */
 export const KERNEL_BLOCK = 0x80;
 /** Frame of what the block device saved of its host's side, while a save is under way and in its image; else 0. */
 export const KERNEL_BLOCK_STATE = 0x84;
 /** Frame of the entropy device's pool. */
 export const KERNEL_ENTROPY = 0x88;
+/** Sectors of the disk. */
+export const KERNEL_BLOCK_SECTORS = 0x8c;
 /** Generation of the machine (float64): KERNEL_RESUMES * 2^32 + a random half. */
 export const KERNEL_GENERATION = 0x90;
 

@@ -71,9 +71,9 @@ export type DiskStatus = "ok" | "out of range" | "I/O error" | "no space";
 export interface DeviceCalls {
   /**
    * Submits a request to the disk, of one sector of 4,096 bytes. Several may be in flight; they are not ordered. False if
-   * there is no room for it now.
+   * there is no memory for it now.
    *
-   * @param tag - the process's own number for it; not one that is in flight
+   * @param tag - the process's own number for it, 0 to 15; not one that is in flight
    * @param sector - of a read or write
    * @param address - what to write (copied now)
    */

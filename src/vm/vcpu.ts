@@ -319,7 +319,7 @@ export class Vcpu {
         // That signals are to be looked at is so after anything else that a step asks for.
         if (what.do !== "signals" || running.afterwards === undefined) running.afterwards = what;
       },
-      createDeviceCalls(this.#kernel, this.#core, pid, () => this.#options.notifyDevices()),
+      createDeviceCalls(this.#kernel, this.#core, { slot, pid }, () => this.#options.notifyDevices()),
       () => this.#options.loaded(),
     );
     const running: Running = {

@@ -5,12 +5,12 @@
  * device store, made in a turn of that loop. So at the stop, which the coordinator makes, a transfer is done or has not
  * begun, and from `quiesce` on finished requests wait:
  *
- *     submitted -> in flight -> finished -> done           quiesced: finished requests stay so, and submitted in the ring
+ *     submitted -> in flight -> finished -> done           quiesced: finished requests stay so, and submitted in the table
  *                                 |
- *                                 +-> dropped              after a restore: the ring is another machine's
+ *                                 +-> dropped              after a restore: the table is another machine's
  *
- * What is saved: the ring and the data frames are guest memory. Only the host's side knows which file the disk is, so
- * `saveState` puts its path into a frame. After a restore the file of that path is opened and what the ring has as submitted
+ * What is saved: the table and the data frames are guest memory. Only the host's side knows which file the disk is, so
+ * `saveState` puts its path into a frame. After a restore the file of that path is opened and what the table has as submitted
  * is carried out. If it cannot be opened, every request ends with an I/O error: the machine lives on without its disk.
  *
  * What must hold: one request a sector is in flight. So what a sector holds is known once its write has ended.
@@ -18,20 +18,21 @@
 import { closeSync, fdatasync, fstatSync, openSync, read, write } from "node:fs";
 import { resolve } from "node:path";
 import { promisify } from "node:util";
-import { fromSystemError, HibernaculumError } from "../../base/errors.js";
+import { HibernaculumError } from "../../base/errors.js";
 import type { HostFile, WriteObserver } from "../../base/host-file.js";
 import { FRAME_BYTES, MACHINE_SABOTAGE, SABOTAGE_NO_QUIESCE } from "../../base/layout.js";
 import type { Kernel } from "../kernel.js";
 import { KERNEL_BLOCK_STATE, KIND_DMA } from "../kernel-layout.js";
 import {
   completeRequest,
-  createRing,
-  DATA_ORDER,
+  createTable,
   diskSectors,
   type DiskRequest,
+  freeOrphans,
   SECTOR_BYTES,
   submittedRequests,
-} from "./block-ring.js";
+  TABLE_ORDER,
+} from "./block-requests.js";
 import type { DiskStatus } from "../program.js";
 import { type Driver, littleEndian, StoreGate } from "./driver.js";
 
@@ -78,7 +79,7 @@ export class BlockDevice implements Driver {
   readonly #gate: StoreGate;
   readonly #onTransfer: ((request: DiskRequest) => Promise<void> | void) | undefined;
   #file: DiskFile | undefined;
-  /** Requests that this host process is at work on, by entry: from their begin until they are done in the ring. */
+  /** Requests that this host process is at work on, by entry: from their begin until they are done in the table. */
   readonly #inFlight = new Map<number, DiskRequest>();
   #finished: Finished[] = [];
   /** What the host's file system is doing. */
@@ -110,11 +111,9 @@ export class BlockDevice implements Driver {
     this.#file = file;
     const { buddy, control, memory } = this.#kernel;
     control.locked(() => {
-      const ring = buddy.allocate(0, 0, KIND_DMA);
-      const data = buddy.allocate(DATA_ORDER, 0, KIND_DMA);
-      if (ring === undefined || data === undefined)
-        throw new HibernaculumError("HIB_USAGE", "too little RAM for a disk; ask for 16M");
-      createRing(memory, ring, data, file.position / SECTOR_BYTES);
+      const table = buddy.allocate(TABLE_ORDER, 0, KIND_DMA);
+      if (table === undefined) throw new HibernaculumError("HIB_USAGE", "too little RAM for a disk; ask for 16M");
+      createTable(memory, table, file.position / SECTOR_BYTES);
     });
   }
 
@@ -128,6 +127,7 @@ export class BlockDevice implements Driver {
         completeRequest(memory, request, result);
         this.#inFlight.delete(request.entry);
       }
+      freeOrphans(this.#kernel);
       return submittedRequests(memory);
     });
     for (const request of submitted) if (!this.#isBusy(request)) this.#begin(request);
@@ -274,7 +274,7 @@ function openDisk(kernel: Kernel, path: string): DiskFile {
   try {
     file = new DiskFile(kernel, path);
   } catch (error) {
-    throw fromSystemError(error, `opening the disk ${path} (${hint})`);
+    throw new HibernaculumError("HIB_IO", `the disk: ${(error as Error).message}; ${hint}`, { cause: error });
   }
   const stat = fstatSync(file.descriptor);
   const usable =

@@ -10,11 +10,19 @@ import { GuestFault } from "../address-space.js";
 import type { Kernel } from "../kernel.js";
 import { KERNEL_GENERATION } from "../kernel-layout.js";
 import type { DeviceCalls } from "../program.js";
-import { SECTOR_BYTES, submitRequest, takeResult } from "./block-ring.js";
+import { SECTOR_BYTES, submitRequest, TAGS, takeResult } from "./block-requests.js";
 import { POOL_LOW, takeRandom } from "./entropy.js";
 
-/** @param notify - has the coordinator look at the devices */
-export function createDeviceCalls(kernel: Kernel, core: Core, pid: number, notify: () => void): DeviceCalls {
+/**
+ * @param process - who makes the calls
+ * @param notify - has the coordinator look at the devices
+ */
+export function createDeviceCalls(
+  kernel: Kernel,
+  core: Core,
+  process: { slot: number; pid: number },
+  notify: () => void,
+): DeviceCalls {
   const { control, memory } = kernel;
   // One message at a time: the bell is cleared before the devices are looked at, so what came before it is seen.
   const ring = (): void => {
@@ -22,17 +30,17 @@ export function createDeviceCalls(kernel: Kernel, core: Core, pid: number, notif
   };
   return {
     submitRequest(tag, operation, sector, address) {
+      if (!(tag >= 0 && tag < TAGS)) throw new GuestFault(`request ${tag}: a tag is a number from 0 to ${TAGS - 1}`);
       const words = { length: SECTOR_BYTES / 4 };
       const data = operation === "write" ? Int32Array.from(words, (_, i) => core.load32((address + i * 4) | 0)) : undefined;
-      const request = { pid, tag, operation, sector, ...(data === undefined ? {} : { data }) };
-      const answer = control.locked(() => submitRequest(memory, request));
+      const answer = control.locked(() => submitRequest(kernel, { ...process, tag }, { operation, sector, data }));
       if (answer === "no disk") throw new GuestFault("it uses a disk, and the machine has none: give it one with --disk");
       if (answer === "in flight") throw new GuestFault(`request ${tag} is in flight already`);
       if (answer === "submitted") ring();
       return answer === "submitted";
     },
     awaitRequest(tag, address) {
-      const result = control.locked(() => takeResult(memory, { pid, tag }));
+      const result = control.locked(() => takeResult(kernel, { ...process, tag }));
       if (result === "unknown") throw new GuestFault(`wait for request ${tag}, which was not submitted`);
       for (const [i, word] of result?.data?.entries() ?? []) core.store32((address + i * 4) | 0, word);
       return result?.status;

@@ -3,7 +3,7 @@ import type { HostFile } from "../../base/host-file.js";
 import { MACHINE_DEVICE_BELL } from "../../base/layout.js";
 import type { Kernel } from "../kernel.js";
 import { BlockDevice } from "./block.js";
-import type { DiskRequest } from "./block-ring.js";
+import type { DiskRequest } from "./block-requests.js";
 import { ConsoleDevice } from "./console.js";
 import type { Driver } from "./driver.js";
 import { EntropyDevice } from "./entropy.js";

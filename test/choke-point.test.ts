@@ -40,6 +40,7 @@ const BUFFERS: Record<string, [times: number, what: string]> = {
   "src/vm/physical.ts": [4, "RAM: the choke point"],
   "src/vm/programs/contents.ts": [2, "templates of initial contents"],
   "src/vm/programs/replay.ts": [1, "a replay's own memory"],
+  "src/vm/user-memory.ts": [1, "one float64"],
   "src/writer/page-writer.ts": [1, "the control area: as long as Control's view"],
 };
 

@@ -15,7 +15,7 @@ import { drainConsole, printToConsole } from "../src/vm/console.js";
 import { allocateObject, freeObject } from "../src/vm/kernel-heap.js";
 import { ARENA_FRAMES, isSaved, KIND_NAMES, KIND_RESERVE, KIND_USER, kernelLayout, MAX_ORDER } from "../src/vm/kernel-layout.js";
 import { GuestFault } from "../src/vm/address-space.js";
-import { type Kernel } from "../src/vm/kernel.js";
+import type { Kernel } from "../src/vm/kernel.js";
 import { findLeaf, mapPage, unmapPage, walkLeaves, walkTables } from "../src/vm/page-table.js";
 import { RAM_BYTES_MAX, RAM_BYTES_MIN } from "../src/vm/physical.js";
 import { CODE_BASE, DATA_BASE, HEAP_BASE, HEAP_END, STACK_TOP } from "../src/vm/program.js";

@@ -426,8 +426,9 @@ test("programHelp: lists every program, and its defaults are what it takes", (t)
     [...programNames],
   );
   for (const { name, options } of programHelp()) {
-    t.true(options.some((option) => option.name === "seed" && option.default === "1"));
-    t.true(options.some((option) => option.name === "rate" && option.default === "0"));
+    const has = (wanted: string, value: string) => options.some((option) => option.name === wanted && option.default === value);
+    // What interacts is driven by others and by clocks.
+    if (createRunner(name).interacts !== true) t.true(has("seed", "1") && has("rate", "0"));
     const text = `${name}:${options.map((option) => `${option.name}=${option.default}`).join(",")}`;
     t.notThrows(() => createRunner(text), text);
   }

@@ -107,7 +107,7 @@ test("what comes between the look and the lying down is not slept through: an ev
   const channel = 0x1234_0000;
   const begin = () => {
     t.is(kernel.pick(0), 0);
-    kernel.scheduler.waitFor(at, channel);
+    kernel.scheduler.waitFor(at, channel, 1e8);
   };
   begin();
   kernel.scheduler.wake(channel);
@@ -120,11 +120,12 @@ test("what comes between the look and the lying down is not slept through: an ev
   t.is(state(), K.PROCESS_BLOCKED, "another's event");
   kernel.scheduler.wake(channel);
   t.is(state(), K.PROCESS_READY, "woken after");
-  for (const rest of [{ blocked: true }, { wake: 1e9 }]) {
+  for (const rest of [{ blocked: true }, { wake: 1e9 }] satisfies { blocked?: true; wake?: number }[]) {
     begin();
     kernel.kill(undefined, 1, 15);
     kernel.putBack(0, { ran: 0, ...rest });
     t.is(state(), K.PROCESS_READY, "a signal came");
+    t.is(kernel.memory.loadFloat64(at + K.PROCESS_WAKE), rest.wake ?? 0, "who slept is still asleep but for the signal");
     kernel.memory.store32(at + K.PROCESS_PENDING, 0);
     kernel.memory.storeFloat64(at + K.PROCESS_WAKE, 0);
   }

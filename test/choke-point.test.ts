@@ -41,8 +41,7 @@ const BUFFERS: Record<string, [times: number, what: string]> = {
   "src/vm/physical.ts": [4, "RAM: the choke point"],
   "src/vm/programs/contents.ts": [2, "templates of initial contents"],
   "src/vm/programs/replay.ts": [1, "a replay's own memory"],
-  "src/vm/programs/states.ts": [1, "two words as a number"],
-  "src/vm/signals.ts": [1, "a signal frame"],
+  "src/vm/user-memory.ts": [1, "one float64"],
   "src/writer/page-writer.ts": [1, "the control area: as long as Control's view"],
 };
 

@@ -80,6 +80,25 @@ test("who sleeps much comes first when it wakes, and not for longer than the cre
   t.true(Math.abs(after[0]! - after[1]!) <= 2, `${after}`);
 });
 
+test("many who slept long and wake one after another have no more credit than one", (t) => {
+  const sleepers = 20;
+  const machine = machineOf(...Array.from({ length: sleepers }, () => 0));
+  const { kernel } = machine;
+  const wakes = (sleeper: number) => (sleeper + 1) * 1e6;
+  for (let sleeper = 0; sleeper < sleepers; sleeper++) {
+    t.is(kernel.pick(0), sleeper);
+    kernel.putBack(sleeper, { ran: 0, wake: wakes(sleeper) });
+  }
+  const hog = machine.spawn(1).slot;
+  slices(machine, 100);
+  for (let sleeper = 0; sleeper < sleepers; sleeper++) {
+    machine.control.setGuestClock(wakes(sleeper));
+    t.is(kernel.pick(0), sleeper);
+    kernel.putBack(sleeper, { ran: 0.001, ...(sleeper === sleepers - 1 ? {} : { wake: Infinity }) });
+  }
+  t.true(slices(machine, 10)[hog]! >= 4);
+});
+
 test("what comes between the look and the lying down is not slept through: an event, a signal", (t) => {
   const machine = machineOf(0, 0);
   const { kernel } = machine;
@@ -88,7 +107,7 @@ test("what comes between the look and the lying down is not slept through: an ev
   const channel = 0x1234_0000;
   const begin = () => {
     t.is(kernel.pick(0), 0);
-    kernel.scheduler.waitFor(at, channel);
+    kernel.scheduler.waitFor(at, channel, 1e8);
   };
   begin();
   kernel.scheduler.wake(channel);
@@ -101,11 +120,12 @@ test("what comes between the look and the lying down is not slept through: an ev
   t.is(state(), K.PROCESS_BLOCKED, "another's event");
   kernel.scheduler.wake(channel);
   t.is(state(), K.PROCESS_READY, "woken after");
-  for (const rest of [{ blocked: true }, { wake: 1e9 }]) {
+  for (const rest of [{ blocked: true }, { wake: 1e9 }] satisfies { blocked?: true; wake?: number }[]) {
     begin();
     kernel.kill(undefined, 1, 15);
     kernel.putBack(0, { ran: 0, ...rest });
     t.is(state(), K.PROCESS_READY, "a signal came");
+    t.is(kernel.memory.loadFloat64(at + K.PROCESS_WAKE), rest.wake ?? 0, "who slept is still asleep but for the signal");
     kernel.memory.store32(at + K.PROCESS_PENDING, 0);
     kernel.memory.storeFloat64(at + K.PROCESS_WAKE, 0);
   }

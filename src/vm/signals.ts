@@ -24,6 +24,7 @@ import type { PhysicalMemory } from "./physical.js";
 import { A0, HANDLER, SIGNAL_FRAME, SP, STACK_TOP, type UserMemory } from "./program.js";
 import { processAddress } from "./process.js";
 import type { Scheduler } from "./scheduler.js";
+import { loadUserFloat64, storeUserFloat64 } from "./user-memory.js";
 
 export const SIGHUP = 1;
 export const SIGINT = 2;
@@ -290,16 +291,12 @@ export function isAlive(state: number): boolean {
 
 // ---- the frame, on the process's own stack: drawn at SIGNAL_FRAME (program.ts) ----
 
-const float = new Float64Array(1);
-const halves = new Int32Array(float.buffer);
-
 function pushFrame(user: UserMemory, registers: Int32Array, { signal, mask, wake }: Interrupted): void {
   // Programs that never used their stack have an empty one. Frames are aligned to 16 bytes, as the RISC-V ABI wants.
   const top = registers[SP] === 0 ? STACK_TOP : registers[SP]! >>> 0;
   const frame: VirtualAddress = ((top - SIGNAL_FRAME.bytes) & ~15) >>> 0;
   for (const [word, value] of registers.entries()) user.store32(frame + SIGNAL_FRAME.registers + word * 4, value);
-  float[0] = wake;
-  user.store64(frame + SIGNAL_FRAME.wake, halves[0]!, halves[1]!);
+  storeUserFloat64(user, frame + SIGNAL_FRAME.wake, wake);
   user.store32(frame + SIGNAL_FRAME.mask, mask);
   user.store32(frame + SIGNAL_FRAME.signal, signal);
   user.store32(frame + SIGNAL_FRAME.magic, SIGNAL_FRAME.magicWord);
@@ -310,9 +307,8 @@ function pushFrame(user: UserMemory, registers: Int32Array, { signal, mask, wake
 function popFrame(user: UserMemory, registers: Int32Array): Interrupted | undefined {
   const frame = registers[SP]! >>> 0;
   if ((user.load32(frame + SIGNAL_FRAME.magic) | 0) !== SIGNAL_FRAME.magicWord) return undefined;
-  halves[0] = user.load32(frame + SIGNAL_FRAME.wake);
-  halves[1] = user.load32(frame + SIGNAL_FRAME.wake + 4);
-  const wake = float[0]! > 0 ? float[0]! : 0;
+  const noted = loadUserFloat64(user, frame + SIGNAL_FRAME.wake);
+  const wake = noted > 0 ? noted : 0; // whatever a program left there
   const mask = user.load32(frame + SIGNAL_FRAME.mask) | 0;
   const signal = user.load32(frame + SIGNAL_FRAME.signal) | 0;
   for (const word of registers.keys()) registers[word] = user.load32(frame + SIGNAL_FRAME.registers + word * 4);

@@ -11,9 +11,10 @@
 import { PTE_R, PTE_W } from "../../base/layout.js";
 import { A0, DATA_BASE, SelfCheckError } from "../program.js";
 import { SIGCHLD, SIGCONT, SIGSTOP, SIGUSR1, SIGUSR2, signalSet } from "../signals.js";
+import { loadUserFloat64, storeUserFloat64 } from "../user-memory.js";
 import { defineProgram, type Program, rate, seed } from "./options.js";
 import { hash, keyOf, mix } from "./random.js";
-import { count, loadFloat64, type Outcome, PHASE, STATE, StateProgram, type Step, storeFloat64 } from "./states.js";
+import { count, type Outcome, PHASE, STATE, StateProgram, type Step } from "./states.js";
 
 const SIGNALS = [SIGUSR1, SIGUSR2] as const;
 /** A signal that was not handled for so long is lost, ms. */
@@ -81,7 +82,7 @@ class Signals extends StateProgram {
       case SLEPT:
       case STOPPED_CHILD:
         checkPattern(registers);
-        if (system.monotonicTime() < loadFloat64(memory, UNTIL)) throw new SelfCheckError("signals: a sleep was cut short");
+        if (system.monotonicTime() < loadUserFloat64(memory, UNTIL)) throw new SelfCheckError("signals: a sleep was cut short");
         registers[STATE] = WORK;
         if (state === SLEPT) return "done";
         system.kill(registers[PEER]!, SIGCONT);
@@ -105,9 +106,9 @@ class Signals extends StateProgram {
     const signal = draw & 1;
     if (memory.load32(sent(side, signal)) === memory.load32(handled(side, signal))) {
       count(memory, sent(side, signal));
-      storeFloat64(memory, sentAt(signal), now);
+      storeUserFloat64(memory, sentAt(signal), now);
       system.kill(registers[PEER]!, SIGNALS[signal]!);
-    } else if (now - loadFloat64(memory, sentAt(signal)) > LOST_MS) {
+    } else if (now - loadUserFloat64(memory, sentAt(signal)) > LOST_MS) {
       throw new SelfCheckError(`signals: SIGUSR${signal + 1} to ${registers[PEER]} was lost`);
     }
     const what = (draw >>> 8) & 31;
@@ -115,7 +116,7 @@ class Signals extends StateProgram {
     const stops = what === 0 && side === 0;
     if (stops) system.kill(registers[PEER]!, SIGSTOP);
     const ms = ((draw >>> 16) & 3) + 0.5;
-    storeFloat64(memory, UNTIL, now + ms);
+    storeUserFloat64(memory, UNTIL, now + ms);
     registers[STATE] = stops ? STOPPED_CHILD : SLEPT;
     system.sleep(ms);
     return "asked";

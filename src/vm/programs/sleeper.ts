@@ -5,9 +5,10 @@
  * goes back.
  */
 import { DATA_BASE, SelfCheckError } from "../program.js";
+import { loadUserFloat64, storeUserFloat64 } from "../user-memory.js";
 import { defineProgram, integer, type Program, seed } from "./options.js";
 import { hash, keyOf } from "./random.js";
-import { count, loadFloat64, type Outcome, STATE, StateProgram, type Step, storeFloat64 } from "./states.js";
+import { count, type Outcome, STATE, StateProgram, type Step } from "./states.js";
 
 /** Words of the data page: sleeps begun, when the one under way is over, and the clock as it was seen last. */
 const SLEEPS = DATA_BASE;
@@ -26,16 +27,16 @@ class Sleeper extends StateProgram {
 
   protected override step(state: number, { memory, registers, system }: Step): Outcome {
     const now = system.monotonicTime();
-    if (now < loadFloat64(memory, SEEN)) throw new SelfCheckError(`sleeper: the clock went back to ${now}`);
-    storeFloat64(memory, SEEN, now);
+    if (now < loadUserFloat64(memory, SEEN)) throw new SelfCheckError(`sleeper: the clock went back to ${now}`);
+    storeUserFloat64(memory, SEEN, now);
     registers[STATE] = 1 - state;
     if (state === 1) {
-      const late = now - loadFloat64(memory, UNTIL);
+      const late = now - loadUserFloat64(memory, UNTIL);
       if (late < 0) throw new SelfCheckError(`sleeper: woke ${-late} ms too early`);
       return "done";
     }
     const ms = ((hash(this.#key, count(memory, SLEEPS)) >>> 0) / 2 ** 32) * this.#ms;
-    storeFloat64(memory, UNTIL, now + ms);
+    storeUserFloat64(memory, UNTIL, now + ms);
     system.sleep(ms);
     return "asked";
   }

@@ -53,21 +53,6 @@ export abstract class StateProgram implements Runner {
   }
 }
 
-const float = new Float64Array(1);
-const halves = new Int32Array(float.buffer);
-
-/** A float64 in user memory: times of the guest clock. */
-export function loadFloat64(memory: UserMemory, address: VirtualAddress): number {
-  halves[0] = memory.load32(address);
-  halves[1] = memory.load32(address + 4);
-  return float[0]!;
-}
-
-export function storeFloat64(memory: UserMemory, address: VirtualAddress, value: number): void {
-  float[0] = value;
-  memory.store64(address, halves[0]!, halves[1]!);
-}
-
 /** Adds one to a counter in user memory; returns what it is now. */
 export function count(memory: UserMemory, address: VirtualAddress): number {
   const counted = (memory.load32(address) + 1) >>> 0;

@@ -7,9 +7,10 @@
  */
 import { DATA_BASE, SelfCheckError } from "../program.js";
 import { SIGALRM, signalSet } from "../signals.js";
+import { loadUserFloat64, storeUserFloat64 } from "../user-memory.js";
 import { defineProgram, integer, type Program, seed } from "./options.js";
 import { hash, keyOf } from "./random.js";
-import { count, loadFloat64, type Outcome, STATE, StateProgram, type Step, storeFloat64 } from "./states.js";
+import { count, type Outcome, STATE, StateProgram, type Step } from "./states.js";
 
 /** Words of the data page. */
 const DRAWS = DATA_BASE;
@@ -48,7 +49,7 @@ class Timers extends StateProgram {
         const interval = 1 + Math.floor(draw() * this.#ms);
         memory.store32(TICKS, 0);
         memory.store32(INTERVAL, interval);
-        storeFloat64(memory, BEGAN, now);
+        storeUserFloat64(memory, BEGAN, now);
         system.sigaction(SIGALRM, 1);
         system.sigprocmask("set", 0);
         system.alarm(interval, interval);
@@ -68,13 +69,13 @@ class Timers extends StateProgram {
         }
         return this.#sleep(now, draw() * 3 * this.#ms, { memory, system });
       case SLEPT:
-        if (now < loadFloat64(memory, UNTIL)) throw new SelfCheckError(`timers: slept until ${now} only`);
+        if (now < loadUserFloat64(memory, UNTIL)) throw new SelfCheckError(`timers: slept until ${now} only`);
         registers[STATE] = TICKING;
         return "done";
       case SINGLE: {
         const ms = 1 + draw() * this.#ms;
         system.sigprocmask("block", signalSet(SIGALRM)); // else it could come before the wait for it
-        storeFloat64(memory, DUE, now + ms);
+        storeUserFloat64(memory, DUE, now + ms);
         system.alarm(ms);
         return "asked";
       }
@@ -82,7 +83,7 @@ class Timers extends StateProgram {
         system.sigsuspend(0);
         return "asked";
       case RUNG:
-        if (loadFloat64(memory, DUE) !== 0) throw new SelfCheckError("timers: the wait for an alarm ended without it");
+        if (loadUserFloat64(memory, DUE) !== 0) throw new SelfCheckError("timers: the wait for an alarm ended without it");
         registers[STATE] = BEGIN;
         return "done";
       default:
@@ -91,19 +92,19 @@ class Timers extends StateProgram {
   }
 
   #sleep(now: number, ms: number, { memory, system }: Pick<Step, "memory" | "system">): Outcome {
-    storeFloat64(memory, UNTIL, now + ms);
+    storeUserFloat64(memory, UNTIL, now + ms);
     system.sleep(ms);
     return "asked";
   }
 
   protected override handle(_handler: number, { memory, system }: Step): Outcome {
     const now = system.monotonicTime();
-    const due = loadFloat64(memory, DUE);
+    const due = loadUserFloat64(memory, DUE);
     if (due !== 0) {
       if (now < due) throw new SelfCheckError(`timers: an alarm came ${due - now} ms too early`);
-      storeFloat64(memory, DUE, 0);
+      storeUserFloat64(memory, DUE, 0);
     } else {
-      const gone = (now - loadFloat64(memory, BEGAN)) / memory.load32(INTERVAL);
+      const gone = (now - loadUserFloat64(memory, BEGAN)) / memory.load32(INTERVAL);
       const ticks = count(memory, TICKS);
       if (ticks > gone) throw new SelfCheckError(`timers: tick ${ticks} after ${gone} intervals`);
     }

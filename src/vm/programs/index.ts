@@ -7,17 +7,23 @@
  */
 import { HibernaculumError } from "../../base/errors.js";
 import type { Runner } from "../program.js";
+import { fork } from "./fork.js";
 import { heap } from "./heap.js";
 import { idle } from "./idle.js";
 import { incrementer } from "./incrementer.js";
+import { mapper } from "./mapper.js";
 import type { Program } from "./options.js";
 import { randomWrites } from "./random-writes.js";
 import { sequential } from "./sequential.js";
+import { shared } from "./shared.js";
 import { stack } from "./stack.js";
 import { zipf } from "./zipf.js";
 
 const programs: ReadonlyMap<string, Program> = new Map(
-  [zipf, randomWrites, sequential, incrementer, stack, heap, idle].map((program) => [program.name, program]),
+  [zipf, randomWrites, sequential, incrementer, stack, heap, idle, fork, shared, mapper].map((program) => [
+    program.name,
+    program,
+  ]),
 );
 
 /** Names of the programs, in the order of the help text. */

@@ -3,17 +3,28 @@
  * All of it together, against a model, is in memory-model.test.ts. No threads: the test takes every step of the vCPUs itself.
  */
 import ava, { type ExecutionContext } from "ava";
-import { FRAME_BYTES, PTE_R, PTE_W } from "../src/base/layout.js";
+import {
+  FRAME_BYTES,
+  MACHINE_SABOTAGE,
+  PTE_R,
+  PTE_W,
+  SABOTAGE_NO_ACK,
+  SABOTAGE_NO_KERNEL,
+  SABOTAGE_NO_SHOOTDOWN,
+  SABOTAGE_NONE,
+} from "../src/base/layout.js";
+import { readFaultStatistics } from "../src/cow/fault-statistics.js";
 import { GuestFault } from "../src/vm/address-space.js";
 import { AREA_BYTES } from "../src/vm/area.js";
 import { checkConsistency } from "../src/vm/consistency.js";
 import { EINVAL, ENOMEM } from "../src/vm/errno.js";
 import { allocateObject, freeObject } from "../src/vm/kernel-heap.js";
 import { KIND_RESERVE, MAX_ORDER } from "../src/vm/kernel-layout.js";
+import { findEntry, walkLeaves } from "../src/vm/page-table.js";
 import { listProcesses, type Process, readProcess, readRegisters } from "../src/vm/process.js";
 import { A0, DATA_BASE, HEAP_BASE, STACK_TOP } from "../src/vm/program.js";
 import { createRunner } from "../src/vm/programs/index.js";
-import { callsOf, HandMachine } from "./support.js";
+import { callsOf, HandMachine, MIB } from "./support.js";
 
 /** One at a time: they are short. */
 const test = ava.serial;
@@ -262,3 +273,231 @@ test("mmap over something needs no memory: what goes leaves its own", (t) => {
   });
   consistent(t, machine);
 });
+
+// ---- tracking ----
+
+/** A process with a 2 MiB mapping at WINDOW, of which some pages were stored to. */
+function spawnHuge(t: ExecutionContext, machine: HandMachine): Process {
+  const process = machine.spawn(2, 0xaa);
+  const calls = callsOf(machine, process);
+  calls.mmap({ address: WINDOW, pages: 600, flags: RW });
+  for (let page = 0; page < 600; page += 7) machine.run(process).store32(WINDOW + page * PAGE, page + 1);
+  t.is(calls.madviseHuge(WINDOW, 600), 1);
+  for (let page = 0; page < 600; page += 7) t.is(machine.run(process).load32(WINDOW + page * PAGE), page + 1);
+  return process;
+}
+
+const levelAt = ({ kernel }: HandMachine, { root }: Process, address: number) => findEntry(kernel.memory, root, address)?.level;
+
+test("a 2 MiB mapping is tracked at 4 KiB while armed, and is 2 MiB all the time", (t) => {
+  const machine = new HandMachine();
+  const process = spawnHuge(t, machine);
+  const core = machine.run(process);
+  const head = machine.frameOf(process, WINDOW);
+  machine.tracking.arm();
+  core.store32(WINDOW + 3 * PAGE, 1);
+  core.store64(WINDOW + 401 * PAGE - 4, 1, 2);
+  core.load32(WINDOW + 100 * PAGE);
+  const marked = Array.from({ length: 512 }, (_, page) => page).filter((page) => machine.isMarked(head + page));
+  t.deepEqual(marked, [3, 400, 401]);
+  machine.tracking.disarm();
+  t.is(levelAt(machine, process, WINDOW), 1);
+  t.is(levelAt(machine, process, WINDOW + 518 * PAGE), 0);
+  consistent(t, machine);
+});
+
+test("a frame that several processes map faults once, whoever stores first", (t) => {
+  const machine = new HandMachine({ vcpus: 2 });
+  const process = machine.spawn(1);
+  callsOf(machine, process).mmap({ address: WINDOW, pages: 1, flags: RW, shared: true });
+  machine.run(process).store32(WINDOW, 1);
+  const child = fork(machine, process);
+  machine.run(process, 0).store32(WINDOW, 2);
+  machine.run(child, 1).store32(WINDOW, 3);
+  t.is(machine.frameOf(child, WINDOW), machine.frameOf(process, WINDOW));
+  machine.tracking.arm();
+  const [parents, childs] = [machine.run(process, 0), machine.run(child, 1)];
+  for (let i = 0; i < 3; i++) {
+    childs.store32(WINDOW, i);
+    t.is(parents.load32(WINDOW), i);
+    parents.store32(WINDOW, i + 10);
+    t.is(childs.load32(WINDOW), i + 10);
+  }
+  t.is(readFaultStatistics(machine.control, 2, 0, 0).by_kind.user, 1);
+  consistent(t, machine);
+});
+
+interface Scenario {
+  name: string;
+  /** Mechanisms without which a change is lost. */
+  sabotages: readonly number[];
+  before: (t: ExecutionContext, machine: HandMachine) => Process;
+  after: (machine: HandMachine, process: Process) => void;
+}
+
+const scenarios: Scenario[] = [
+  {
+    name: "a copy on write",
+    sabotages: [SABOTAGE_NO_KERNEL],
+    before: (_t, machine) => {
+      const process = machine.spawn(4, 0xaa);
+      fork(machine, process);
+      return process;
+    },
+    after: (machine, process) => machine.run(process).store32(DATA_BASE + PAGE, 1),
+  },
+  {
+    name: "a copy of 2 MiB on write",
+    sabotages: [SABOTAGE_NO_KERNEL],
+    before: (t, machine) => {
+      const process = spawnHuge(t, machine);
+      fork(machine, process);
+      return process;
+    },
+    after: (machine, process) => machine.run(process).store32(WINDOW, 1),
+  },
+  {
+    name: "a store to 2 MiB with a tag from before",
+    sabotages: [SABOTAGE_NO_SHOOTDOWN, SABOTAGE_NO_ACK],
+    before: (t, machine) => {
+      const process = spawnHuge(t, machine);
+      machine.run(process).store32(WINDOW + 5 * PAGE, 1);
+      return process;
+    },
+    after: (machine) => machine.vcpus[0]!.core.store32(WINDOW + 5 * PAGE, 2),
+  },
+  {
+    name: "a fork, and the end of the child",
+    sabotages: [SABOTAGE_NO_KERNEL],
+    before: (t, machine) => spawnHuge(t, machine),
+    after: (machine, process) => machine.kernel.end(fork(machine, process).slot),
+  },
+  {
+    name: "2 MiB that munmap splits",
+    sabotages: [SABOTAGE_NO_KERNEL],
+    before: (t, machine) => spawnHuge(t, machine),
+    after: (machine, process) => void callsOf(machine, process).munmap(WINDOW + 9 * PAGE, 3),
+  },
+];
+
+for (const { name, sabotages, before, after } of scenarios) {
+  test(`${name} while armed marks all that it changes; with the mechanism broken that is seen`, (t) => {
+    const lost = (sabotage: number) => {
+      const machine = new HandMachine();
+      const process = before(t, machine);
+      machine.control.store(MACHINE_SABOTAGE, sabotage);
+      machine.tracking.arm();
+      const hashes = machine.hashes();
+      after(machine, process);
+      t.notDeepEqual(machine.hashes(), hashes);
+      consistent(t, machine);
+      return machine.lostSince(hashes).length;
+    };
+    t.is(lost(SABOTAGE_NONE), 0);
+    for (const sabotage of sabotages) t.true(lost(sabotage) > 0, `sabotage ${sabotage}`);
+  });
+}
+
+// ---- 2 MiB ----
+
+test("2 MiB that a fork shares: the first store copies a block, or frames if there is no block; the last holder takes it", (t) => {
+  for (const blocks of [true, false]) {
+    const machine = new HandMachine({ ramBytes: 24 * MIB });
+    const process = spawnHuge(t, machine);
+    const child = fork(machine, process);
+    const head = machine.frameOf(process, WINDOW);
+    t.is(machine.frameOf(child, WINDOW), head);
+    const store = () => machine.run(child).store32(WINDOW, 100);
+    if (blocks) store();
+    else withFrames(machine, 600, store);
+    t.is(levelAt(machine, child, WINDOW), blocks ? 1 : 0);
+    t.is(machine.run(process).load32(WINDOW), 1);
+    machine.run(process).store32(WINDOW, 200);
+    t.is(machine.frameOf(process, WINDOW), head, "the child let go of it");
+    t.is(levelAt(machine, process, WINDOW), 1);
+    t.deepEqual([machine.run(child).load32(WINDOW), machine.run(child).load32(WINDOW + 7 * PAGE)], [100, 8]);
+    consistent(t, machine);
+  }
+});
+
+test("2 MiB that is shared and closed is shared when it is opened again, in parent and child", (t) => {
+  const machine = new HandMachine({ ramBytes: 24 * MIB });
+  const process = spawnHuge(t, machine);
+  callsOf(machine, process).mprotect(WINDOW, 600, 0);
+  const child = fork(machine, process);
+  for (const one of [process, child]) {
+    t.throws(() => machine.run(one).load32(WINDOW), { instanceOf: GuestFault });
+    t.is(callsOf(machine, one).mprotect(WINDOW, 600, RW), 0);
+    consistent(t, machine);
+  }
+  machine.run(process).store32(WINDOW + 7 * PAGE, 77);
+  t.deepEqual(
+    [process, child].map((one) => machine.run(one).load32(WINDOW + 7 * PAGE)),
+    [77, 8],
+  );
+  consistent(t, machine);
+});
+
+// ---- want of memory, at every place ----
+
+/** What a process may ask for, and what it then sees. */
+const requests: { name: string; ask: (machine: HandMachine, process: Process) => boolean }[] = [
+  { name: "a store to a page that a fork shares", ask: stores(DATA_BASE) },
+  { name: "a store to a new page", ask: stores(DATA_BASE + 2 * 512 * PAGE) },
+  { name: "a store to 2 MiB that a fork shares", ask: stores(WINDOW) },
+  { name: "a store to a shared page", ask: stores(WINDOW + 1024 * PAGE) },
+  { name: "munmap in 2 MiB", ask: (machine, process) => done(callsOf(machine, process).munmap(WINDOW + PAGE, 1)) },
+  { name: "mprotect across 2 MiB", ask: (machine, process) => done(callsOf(machine, process).mprotect(WINDOW + PAGE, 530, 0)) },
+  { name: "mmap", ask: (machine, process) => done(callsOf(machine, process).mmap({ pages: 2, flags: RW, shared: true })) },
+  { name: "fork", ask: (machine, process) => fork(machine, process) !== undefined },
+];
+
+function done(result: number): boolean {
+  if (result < 0 && result !== -ENOMEM) throw new Error(`gave ${result}`);
+  return result >= 0;
+}
+
+function stores(address: number) {
+  return (machine: HandMachine, process: Process): boolean => {
+    try {
+      machine.run(process).store32(address, 0x5555);
+      return true;
+    } catch (error) {
+      if (!(error instanceof GuestFault && error.message.startsWith("out of memory"))) throw error;
+      return false;
+    }
+  };
+}
+
+for (const { name, ask } of requests) {
+  test(`${name}, with any number of free frames: done, or nothing has changed and nothing is lost`, (t) => {
+    let refused = 0;
+    for (const leave of [0, 1, 2, 3, 4, 5, 6, 8, 512, 513, 514, 520]) {
+      const machine = new HandMachine({ ramBytes: 24 * MIB });
+      const process = machine.spawn(1030, 0);
+      const calls = callsOf(machine, process);
+      machine.run(process).store32(DATA_BASE, 1);
+      calls.mmap({ address: WINDOW, pages: 600, flags: RW });
+      calls.mmap({ address: WINDOW + 1024 * PAGE, pages: 4, flags: RW, shared: true });
+      machine.run(process).store32(WINDOW, 2);
+      calls.madviseHuge(WINDOW, 600);
+      const child = fork(machine, process);
+      const image = () => [...walkLeaves(machine.kernel.memory, process.root)].map(({ address, frame }) => [address, frame]);
+      withFrames(machine, leave, () => {
+        const { freeFrames } = machine.kernel.buddy;
+        const before = image();
+        const result = ask(machine, process);
+        if (result) return;
+        refused++;
+        t.deepEqual(image(), before);
+        t.true(freeFrames - machine.kernel.buddy.freeFrames <= 5, "but for tables nothing was taken");
+      });
+      consistent(t, machine);
+      const kept = machine.run(child).load32(DATA_BASE);
+      t.deepEqual([kept, machine.run(child).load32(WINDOW)], [1, 2], "the child's are its own");
+      for (const { slot } of listProcesses(machine.kernel.memory)) machine.kernel.end(slot);
+      consistent(t, machine);
+    }
+    t.true(refused > 0 && refused < 12, `${refused} refused`);
+  });
+}

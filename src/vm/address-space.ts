@@ -402,16 +402,21 @@ export class AddressSpace {
     });
   }
 
-  /** Cuts areas and 2 MiB leaves at both ends of a range. False if there is no memory. */
+  /**
+   * Cuts areas and 2 MiB leaves at both ends of a range. False if there is no memory: the areas are then as they were, and what
+   * is cheap to undo comes first, so that little memory was taken in vain.
+   */
   #isolate(start: VirtualAddress, end: VirtualAddress): boolean {
-    for (const address of [start, end]) {
-      const entry = findEntry(this.#kernel.memory, this.#root, address);
-      if (entry?.level === 1 && address % HUGE_BYTES !== 0 && !this.#splitHuge(address - (address % HUGE_BYTES), entry))
-        return false;
-    }
-    if (this.#cut(start) && this.#cut(end)) return true;
+    if (this.#cut(start) && this.#cut(end) && this.#splitAt(start) && this.#splitAt(end)) return true;
     this.#join(start, end);
     return false;
+  }
+
+  /** Sees to it that no 2 MiB leaf lies across an address. */
+  #splitAt(address: VirtualAddress): boolean {
+    const entry = findEntry(this.#kernel.memory, this.#root, address);
+    const within = address % HUGE_BYTES;
+    return entry?.level !== 1 || within === 0 || this.#splitHuge(address - within, entry);
   }
 
   /** Makes a 2 MiB leaf 512 of 4 KiB: of the same frames, or of copies if others hold the block. False if there is no memory. */

@@ -11,15 +11,18 @@ import { chaos } from "./chaos.js";
 import { disk } from "./disk.js";
 import { entropy } from "./entropy.js";
 import { files } from "./files.js";
+import { fork } from "./fork.js";
 import { heap } from "./heap.js";
 import { idle } from "./idle.js";
 import { incrementer } from "./incrementer.js";
 import { jobs } from "./jobs.js";
+import { mapper } from "./mapper.js";
 import type { Program } from "./options.js";
 import { pipes } from "./pipes.js";
 import { progress } from "./progress.js";
 import { randomWrites } from "./random-writes.js";
 import { sequential } from "./sequential.js";
+import { shared } from "./shared.js";
 import { signals } from "./signals.js";
 import { sleeper } from "./sleeper.js";
 import { stack } from "./stack.js";
@@ -28,7 +31,7 @@ import { zipf } from "./zipf.js";
 
 /** Programs whose memory follows from their text, and those that work with others, with files or with devices. */
 const replayable = [zipf, randomWrites, sequential, incrementer, stack, heap, idle, disk];
-const interacting = [files, pipes, signals, jobs, sleeper, timers, progress, entropy, chaos];
+const interacting = [fork, shared, mapper, files, pipes, signals, jobs, sleeper, timers, progress, entropy, chaos];
 const programs: ReadonlyMap<string, Program> = new Map(replayable.concat(interacting).map((program) => [program.name, program]));
 
 /** Names of the programs, in the order of the help text. */

@@ -24,6 +24,8 @@ export const RESUME_STEPS = [
   "kernel heap",
   "process structures",
   "memory",
+  "file descriptors",
+  "signal handlers",
   "registers",
   "runnable",
   "scheduler",

@@ -88,7 +88,7 @@ test("design/image-format.md: every table, column and key of a process is in it"
   const database = new Database(join(CURRENT, CATALOGUE_NAME), { readonly: true });
   t.teardown(() => database.close());
   const tables = database.prepare("SELECT name FROM sqlite_schema WHERE type = 'table'").pluck().all() as string[];
-  t.deepEqual(tables.sort(), ["blocks", "chunk", "extent", "mapping", "meta", "process"]);
+  t.deepEqual(tables.sort(), ["blocks", "chunk", "extent", "file", "mapping", "meta", "process", "reference"]);
   for (const table of tables) {
     const section = document.split(new RegExp(`^\\*\\*\`${table}\`\\*\\*`, "m"))[1]?.split("\n\n")[0] ?? "";
     for (const column of database.prepare("SELECT name FROM pragma_table_info(?)").pluck().all(table))

@@ -363,7 +363,7 @@ export class MemoryModel {
   #ended(modelled: Modelled, status: number): void {
     modelled.status = status;
     modelled.pages.clear();
-    for (const child of [...this.#all]) {
+    for (const child of Array.from(this.#all)) {
       if (child.parent !== modelled) continue;
       child.parent = undefined;
       if (child.status !== undefined) this.#all.splice(this.#all.indexOf(child), 1);

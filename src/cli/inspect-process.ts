@@ -5,6 +5,7 @@ import { PTE_R, PTE_U, PTE_W, PTE_X } from "../base/layout.js";
 import type { Image } from "../image/directory.js";
 import { formatBytes, formatCount } from "../stats/format.js";
 import { field, section, table, type View } from "../stats/layout.js";
+import type { FdDescription } from "../vm/files/open-files.js";
 import { describeProcess } from "../vm/describe.js";
 import { listProcesses, type Process } from "../vm/process.js";
 import { type MemoryPart, readProcessMemory } from "../vm/process-memory.js";
@@ -47,18 +48,20 @@ export function findProcess(image: Image, pid: number): Process {
   );
 }
 
-/** What a process holds. Its open files will stand here, too. */
+/** What a process holds. */
 export interface Holdings {
   schema: 1;
   path: string;
-  process: Omit<ReturnType<typeof describeProcess>, "areas" | "registers"> & { name: string };
+  process: Omit<ReturnType<typeof describeProcess>, "areas" | "fds" | "handlers" | "registers"> & { name: string };
   areas: { kind: string; start: number; end: number; flags: string; demand_zero: boolean; mapped_pages: number }[];
   mappings: { address: number; pages: number; pfn: number; flags: string }[];
+  fds: FdDescription[];
+  handlers: Record<number, number>;
   registers: Record<string, string>;
 }
 
 export function describeHoldings(image: Image, process: Process): Holdings {
-  const { areas, registers, ...about } = describeProcess(image.memory(), process);
+  const { areas, fds, handlers, registers, ...about } = describeProcess(image.memory(), process);
   const mappings = [...image.catalogue.mappings()].filter(({ pid }) => pid === process.pid).sort((a, b) => a.vaddr - b.vaddr);
   const pagesIn = (start: number, end: number): number =>
     mappings.reduce((sum, { vaddr, pages }) => sum + (vaddr >= start && vaddr < end ? pages : 0), 0);
@@ -75,11 +78,13 @@ export function describeHoldings(image: Image, process: Process): Holdings {
       mapped_pages: pagesIn(start, end),
     })),
     mappings: mappings.map(({ vaddr, pages, pfn, flags }) => ({ address: vaddr, pages, pfn, flags: permissions(flags) })),
+    fds,
+    handlers,
     registers: Object.fromEntries(registers.map((value, x) => [`x${x}`, value])),
   };
 }
 
-export function renderHoldings({ process, areas, mappings, registers }: Holdings, view: View): string {
+export function renderHoldings({ process, areas, mappings, fds, handlers, registers }: Holdings, view: View): string {
   const set = Object.entries(registers).filter(([, value]) => /[^0]/.test(value));
   return [
     section(view, `Process ${process.pid}`, [
@@ -108,6 +113,32 @@ export function renderHoldings({ process, areas, mappings, registers }: Holdings
         ["address", "pages", "frame", "may"],
         mappings.map((m) => [hex(m.address), formatCount(m.pages), String(m.pfn), m.flags]),
       ),
+    ]),
+    section(view, "Open files", [
+      fds.length === 0
+        ? field(view, "none", "")
+        : table(
+            view,
+            ["fd", "what", "position", "flags", "of fds", "closed by exec"],
+            fds.map((f) => [
+              String(f.fd),
+              f.kind === "inode" ? (f.path ?? "a file without a name") : f.kind === "console" ? "console" : `pipe, ${f.kind}`,
+              f.filled === null ? formatCount(f.position) : `${formatCount(f.filled)} bytes in it`,
+              `0${f.flags.toString(8)}`,
+              String(f.shared_by),
+              f.cloexec ? "yes" : "no",
+            ]),
+          ),
+    ]),
+    section(view, "Signals", [
+      field(
+        view,
+        "handlers",
+        Object.entries(handlers)
+          .map(([signal, handler]) => `${signal}: ${handler}`)
+          .join(", ") || "none",
+      ),
+      field(view, "pending, masked", `0x${hex32(process.pending)}, 0x${hex32(process.mask)}`),
     ]),
     section(view, "Registers", [
       ...(set.length < Object.keys(registers).length ? [field(view, "all others", "0")] : []),
@@ -181,4 +212,8 @@ function digits(address: number): string {
 
 function hex(address: number): string {
   return `0x${digits(address)}`;
+}
+
+function hex32(word: number): string {
+  return (word >>> 0).toString(16).padStart(8, "0");
 }

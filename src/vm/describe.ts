@@ -5,9 +5,11 @@
 import { FRAME_BYTES } from "../base/layout.js";
 import type { Pfn, ReadableMemory, VirtualAddress } from "../base/memory.js";
 import { type Area, isDemandZero, walkAreas } from "./area.js";
+import { describeFds, type FdDescription } from "./files/open-files.js";
 import { KIND_NAMES, type KindName } from "./kernel-layout.js";
 import { walkLeaves } from "./page-table.js";
 import { type Process, readRegisters } from "./process.js";
+import { readHandlers } from "./signals.js";
 import { visitBlocks } from "./walker.js";
 
 /** An area; what is behind it is told by whether it is shared and whether its first access gives a zeroed frame. */
@@ -17,6 +19,10 @@ export type AreaDescription = Pick<Area, "start" | "end" | "flags" | "kind" | "s
 export interface ProcessDescription extends Omit<Process, "areas"> {
   /** By address. */
   areas: AreaDescription[];
+  /** Open files and pipes. */
+  fds: FdDescription[];
+  /** Signals with a handler, by number. */
+  handlers: Record<number, number>;
   /** x0 to x31, 16 hexadecimal digits each. */
   registers: string[];
 }
@@ -32,6 +38,8 @@ export function describeProcess(memory: ReadableMemory, process: Process): Proce
         return { start, end, flags, kind, shared, demandZero: isDemandZero(area) };
       })
       .sort((a, b) => a.start - b.start),
+    fds: describeFds(memory, process.slot),
+    handlers: readHandlers(memory, process.slot),
     registers: Array.from({ length: words.length / 2 }, (_, x) => half(2 * x + 1) + half(2 * x)),
   };
 }

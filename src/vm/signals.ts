@@ -17,7 +17,7 @@
  * Numbers and meanings are POSIX's (signal.h), as Linux has them.
  */
 import type { Control } from "../base/control.js";
-import type { PhysicalAddress, VirtualAddress } from "../base/memory.js";
+import type { PhysicalAddress, ReadableMemory, VirtualAddress } from "../base/memory.js";
 import { EINVAL } from "./errno.js";
 import * as K from "./kernel-layout.js";
 import type { PhysicalMemory } from "./physical.js";
@@ -215,8 +215,7 @@ export class Signals {
   // ---- what a process says of itself ----
 
   disposition(at: PhysicalAddress, signal: number): number {
-    const word = this.#load(at + K.PROCESS_DISPOSITIONS + (signal >>> 1) * 4);
-    return (signal & 1) === 0 ? word & 0xffff : word >>> 16;
+    return readDisposition(this.#memory, at, signal);
   }
 
   /** sigaction: what there was before, or an error. A signal that is now ignored is not pending any more. Under the lock. */
@@ -313,4 +312,19 @@ function popFrame(user: UserMemory, registers: Int32Array): Interrupted | undefi
   const signal = user.load32(frame + SIGNAL_FRAME.signal) | 0;
   for (const word of registers.keys()) registers[word] = user.load32(frame + SIGNAL_FRAME.registers + word * 4);
   return { signal, mask, wake };
+}
+
+function readDisposition(memory: ReadableMemory, at: PhysicalAddress, signal: number): number {
+  const word = memory.load32(at + K.PROCESS_DISPOSITIONS + (signal >>> 1) * 4);
+  return (signal & 1) === 0 ? word & 0xffff : word >>> 16;
+}
+
+/** Handlers of a process by signal, those of its dispositions that are neither the default nor to ignore it. */
+export function readHandlers(memory: ReadableMemory, slot: number): Record<number, number> {
+  const handlers: Record<number, number> = {};
+  for (let signal = 1; signal <= SIGNAL_MAX; signal++) {
+    const handler = readDisposition(memory, processAddress(memory, slot), signal);
+    if (handler !== DISPOSITION_DEFAULT && handler !== DISPOSITION_IGNORE) handlers[signal] = handler;
+  }
+  return handlers;
 }

@@ -1,13 +1,13 @@
 /** What a machine has open of the host's files, read from its memory: for the records of an image. */
-import type { Pfn, ReadableMemory } from "../../base/memory.js";
+import type { Pfn, PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 import { walkAreas } from "../area.js";
-import { FRAME_ENTRY_BYTES, FRAME_HEADER, KIND_FILE_CLEAN, kernelLayout } from "../kernel-layout.js";
+import { FRAME_ENTRY_BYTES, FRAME_HEADER, KERNEL_ROOT, KIND_FILE_CLEAN, kernelLayout } from "../kernel-layout.js";
 import { walkObject } from "../memory-object.js";
 import { listProcesses } from "../process.js";
 import { PTE_W } from "../../base/layout.js";
-import { walkFds } from "./descriptions.js";
+import { type DescriptionKind, readPipe, walkFds } from "./descriptions.js";
 import { ACCESS_MODE, O_RDONLY } from "./flags.js";
-import { type HostIdentity, walkHostInodes } from "./inode.js";
+import { type HostIdentity, readInode, walkDirectory, walkHostInodes } from "./inode.js";
 
 /** A file of the host that processes have open or mapped. */
 export interface OpenFile extends HostIdentity {
@@ -26,6 +26,45 @@ export function openFiles(memory: ReadableMemory): OpenFile[] {
     ...host!,
     mode: written.has(at) || written.has(object) ? "rw" : "r",
   }));
+}
+
+/** An fd of a process, with what is behind it. */
+export interface FdDescription {
+  fd: number;
+  kind: DescriptionKind;
+  /** Of a file: its path on the host, or in memory; null for one that has no name any more. */
+  path: string | null;
+  /** How it was opened: O_* bits. */
+  flags: number;
+  cloexec: boolean;
+  position: number;
+  /** fds that share the position, this one counted. */
+  shared_by: number;
+  /** Of a pipe: bytes in it. */
+  filled: number | null;
+}
+
+export function describeFds(memory: ReadableMemory, slot: number): FdDescription[] {
+  return Array.from(walkFds(memory, slot), ({ fd, cloexec, description: { kind, behind, flags, position, references } }) => {
+    const about = { fd, kind, flags, cloexec, position, shared_by: references };
+    if (kind === "inode") return { ...about, path: pathOf(memory, behind), filled: null };
+    return { ...about, path: null, filled: kind === "console" ? null : readPipe(memory, behind).filled };
+  });
+}
+
+/** Path of an inode; the first, if it has several. */
+function pathOf(memory: ReadableMemory, wanted: PhysicalAddress): string | null {
+  const { host } = readInode(memory, wanted);
+  if (host !== undefined) return host.path;
+  const search = (directory: PhysicalAddress, path: string): string | null => {
+    for (const { name, inode } of walkDirectory(memory, directory)) {
+      if (inode === wanted) return `${path}/${name}`;
+      const below = readInode(memory, inode).type === "directory" ? search(inode, `${path}/${name}`) : null;
+      if (below !== null) return below;
+    }
+    return null;
+  };
+  return search(memory.load32(KERNEL_ROOT) >>> 0, "");
 }
 
 /** Clean pages of files: what the host's file has there. */

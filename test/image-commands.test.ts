@@ -128,14 +128,14 @@ test("inspect --read: the memory of a process, with what has no frame", async (t
 
   // The stack of process 4: what it has not touched yet, what it has, and what is above it.
   const stack = listProcesses(memory)[3]!;
-  const { start, end } = [...walkAreas(memory, stack.areas)].find(({ kind }) => kind === "stack")!;
-  const lowest = [...walkLeaves(memory, stack.root)].find(({ address }) => address >= start)!;
-  const parts = readProcessMemory(memory, stack, start - 10, end - start + 20);
+  const { limit, end } = [...walkAreas(memory, stack.areas)].find(({ kind }) => kind === "stack")!;
+  const lowest = [...walkLeaves(memory, stack.root)].find(({ address }) => address >= limit)!;
+  const parts = readProcessMemory(memory, stack, limit - 10, end - limit + 20);
   t.deepEqual(
     [parts[0], parts[1], parts.at(-1)],
     [
-      { address: start - 10, length: 10, state: "unmapped" },
-      { address: start, length: lowest.address - start, state: "demand-zero" },
+      { address: limit - 10, length: 10, state: "unmapped" },
+      { address: limit, length: lowest.address - limit, state: "demand-zero" },
       { address: end, length: 10, state: "unmapped" },
     ],
   );
@@ -145,7 +145,7 @@ test("inspect --read: the memory of a process, with what has no frame", async (t
   }
   t.is(
     parts.reduce((sum, { length }) => sum + length, 0),
-    end - start + 20,
+    end - limit + 20,
   );
   const dump = (await shell(directory, `hib inspect kept.hib --pid 4 --read ${lowest.address - 8192}:8208`)).stdout;
   t.regex(

@@ -24,7 +24,8 @@ export function readProcessMemory(
   for (let at = address; at < address + length; ) {
     const offset = at % FRAME_BYTES;
     const bytes = Math.min(FRAME_BYTES - offset, address + length - at);
-    const area = areas.find(({ start, end }) => at >= start && at < end);
+    // A stack grows down to its limit.
+    const area = areas.find(({ start, end, limit }) => at >= (limit === 0 ? start : limit) && at < end);
     const pfn = findFrame(memory, root, at) ?? objectFrame(memory, area, at);
     const last = parts.at(-1);
     if (pfn !== undefined) {

@@ -1,6 +1,6 @@
 /**
  * Random system calls, whose outcome is defined all the same: a root forks workers, each does random things (maps, protects,
- * unmaps, writes files, forks leaves over pipes and shared memory, sleeps) and checks them, and exits with a digest of what it saw. The
+ * unmaps, writes files, handles signals, forks leaves over pipes and shared memory, sleeps) and checks them, and exits with a digest of what it saw. The
  * root folds the digests of a generation into one word and keeps it. So the words of generation after generation follow
  * from the seed, whoever ran when, and however often the machine was saved in between.
  *
@@ -16,6 +16,7 @@ import { O_CREAT, O_EXCL, O_RDWR, SEEK_SET } from "../files/flags.js";
 import {
   A0,
   DATA_BASE,
+  HANDLER,
   type KernelCalls,
   kernelCalls,
   type ProgramContext,
@@ -23,6 +24,7 @@ import {
   SelfCheckError,
   type UserMemory,
 } from "../program.js";
+import { SIGUSR1 } from "../signals.js";
 import { defineProgram, integer, type Program, rate, seed } from "./options.js";
 import { hash, keyOf, mix } from "./random.js";
 
@@ -44,6 +46,7 @@ const LEAF = 2;
 const TABLE = DATA_BASE;
 export const CHAOS_DIGESTS = 512;
 const RECORDS = DATA_BASE + 4096;
+const HANDLED = RECORDS + 4092;
 const BUFFER = DATA_BASE + 8192;
 const MAPPINGS = 6;
 const RW = PTE_R | PTE_W;
@@ -75,6 +78,11 @@ class Chaos implements Runner {
     const system = kernelCalls(context);
     const { memory, registers: r } = context;
     for (let done = 0; done < fuel; done++) {
+      if (r[HANDLER] !== 0) {
+        memory.store32(HANDLED, memory.load32(HANDLED) + r[A0]!);
+        system.sigreturn();
+        return done + 1;
+      }
       let last: "goes on" | "over" | "undone";
       try {
         last =
@@ -146,6 +154,7 @@ class Chaos implements Runner {
   #worker(memory: UserMemory, r: Int32Array, system: KernelCalls): "goes on" | "over" | "undone" {
     if (r[PHASE] === 1) return this.#forked(r, system);
     if (r[PHASE] === 2) return this.#collect(memory, r, system);
+    if (r[PHASE] === 3) return this.#handled(memory, r);
     if (r[OPERATION] === this.#operations) {
       for (let i = 0; i < MAPPINGS; i++) this.#checkMapping(memory, r, RECORDS + i * 16);
       system.exit(r[DIGEST]!);
@@ -154,7 +163,7 @@ class Chaos implements Runner {
     const draw = hash(r[KEY]!, r[OPERATION]!) >>> 0;
     const record = RECORDS + ((draw >>> 8) % MAPPINGS) * 16;
     let over: "goes on" | "over" = "goes on";
-    switch (draw % 8) {
+    switch (draw % 9) {
       case 0:
       case 1:
         this.#map(memory, system, record, draw);
@@ -172,6 +181,13 @@ class Chaos implements Runner {
         system.sleep(draw % 3);
         over = "over";
         break;
+      case 6:
+        // A handler runs before the next step.
+        memory.store32(HANDLED, 0);
+        system.sigaction(SIGUSR1, 1);
+        system.kill(system.getpid(), SIGUSR1);
+        r[PHASE] = 3;
+        return "over";
       default:
         // A leaf writes into a pipe and into shared memory.
         this.#openPipe(r, system);
@@ -182,6 +198,15 @@ class Chaos implements Runner {
     this.#fold(r, draw);
     r[OPERATION]!++;
     return over;
+  }
+
+  #handled(memory: UserMemory, r: Int32Array): "goes on" {
+    const handled = memory.load32(HANDLED);
+    if (handled !== SIGUSR1) throw new SelfCheckError(`chaos: a signal was handled as ${handled}`);
+    this.#fold(r, handled);
+    r[OPERATION]!++;
+    r[PHASE] = 0;
+    return "goes on";
   }
 
   #fold(r: Int32Array, value: number): void {

@@ -115,10 +115,18 @@ async function stuck(t: ExecutionContext, options: Partial<MachineOptions> = {})
   booted.machine.spawn("disk:sectors=16,depth=8");
   await until(() => booted.transfers.seen.some(({ operation }) => operation === "read"), "the disk is read");
   booted.transfers.holds = true;
-  for (let before = -1; before !== steps(booted.machine)[0]; await sleep(20)) before = steps(booted.machine)[0]!;
-  const inFlight = booted.transfers.waiting;
-  if (inFlight === 0) throw new Error("nothing is in flight");
-  return { ...booted, inFlight };
+  // Until the process waits for one of them, and none of the others is still to come.
+  const { memory } = booted.machine.kernel;
+  const state = () => [steps(booted.machine)[0], booted.transfers.waiting, submitted(memory)].join();
+  let before = "";
+  const isStuck = () => {
+    const settled = before === state() && booted.transfers.waiting > 0 && booted.transfers.waiting === submitted(memory);
+    before = state();
+    return settled;
+  };
+  do await sleep(30);
+  while (!isStuck());
+  return { ...booted, inFlight: booted.transfers.waiting };
 }
 
 // ---- the disk, without a save ----
@@ -191,6 +199,8 @@ test("disk: many requests of many processes, some of which end with theirs in fl
   const frames = () => whileStopped(machine, () => blocksOfKind(machine.kernel.memory, KIND_DMA).length);
   const slots = new Set<number>();
   for (let round = 0; round < 4; round++) {
+    const others = () => diskEntries(machine.kernel.memory).filter(({ entry }) => entry >= 16);
+    await until(() => others().length === 0, "nothing is left of an earlier round");
     transfers.holds = true;
     const doomed = [0, 1, 2].map((i) => machine.spawn(`disk:first=${i * 16},sectors=16,depth=16,seed=${round}`));
     await until(() => transfers.waiting >= 48, "theirs are in flight");
@@ -437,7 +447,14 @@ test("entropy: two resumes of one image have other random words and another gene
   await save(saved, snapshot, { keepRunning: true });
   const image = await openImage(snapshot);
   const memory = image.memory();
-  const pools = [pool(memory), whileStopped(saved, () => pool(saved.kernel.memory))];
+  t.true(
+    pool(memory).every((byte) => byte === 0),
+    "the image holds none that is still to be given",
+  );
+  const filled = (machine: Machine) =>
+    machine.kernel.memory.load32(machine.kernel.memory.load32(KERNEL_ENTROPY) * FRAME_BYTES) > 250;
+  await until(() => filled(saved), "who goes on has filled its pool");
+  const pools = [whileStopped(saved, () => pool(saved.kernel.memory))];
   const generations = [memory.loadFloat64(KERNEL_GENERATION)];
   image.close();
   t.is(callsOf(saved).generation(), generations[0]!, "who goes on is the same machine");

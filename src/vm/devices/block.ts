@@ -40,6 +40,9 @@ const readAt = promisify(read);
 const writeAt = promisify(write);
 const sync = promisify(fdatasync);
 
+/** Requests that are completed before the gate is asked again: two frames each. */
+const BATCH = 8;
+
 /** What saveState's frame holds: length of the path, the path. */
 const PATH_BYTES = 0;
 const PATH = 4;
@@ -121,16 +124,19 @@ export class BlockDevice implements Driver {
   service(): void {
     if (!this.#gate.isOpen || this.#awaitsOthers) return;
     const { control, memory } = this.#kernel;
-    const finished = this.#finished.splice(0);
+    while (this.#finished.length > 0 && this.#gate.isOpen) control.locked(() => this.#complete(this.#finished.splice(0, BATCH)));
     const submitted = control.locked(() => {
-      for (const { request, ...result } of finished) {
-        completeRequest(memory, request, result);
-        this.#inFlight.delete(request.entry);
-      }
       freeOrphans(this.#kernel);
       return submittedRequests(memory);
     });
     for (const request of submitted) if (!this.#isBusy(request)) this.#begin(request);
+  }
+
+  #complete(finished: readonly Finished[]): void {
+    for (const { request, ...result } of finished) {
+      completeRequest(this.#kernel.memory, request, result);
+      this.#inFlight.delete(request.entry);
+    }
   }
 
   #isBusy({ entry, operation, sector }: DiskRequest): boolean {
@@ -233,10 +239,7 @@ export class BlockDevice implements Driver {
 
   resume(after: "stop" | "restore"): void {
     this.#gate.open();
-    if (after === "stop") {
-      this.service();
-      return;
-    }
+    if (after === "stop") return;
     this.#awaitsOthers = true;
     void this.#replaceFile(this.#openSaved()).then(() => {
       this.#awaitsOthers = false;

@@ -10,7 +10,16 @@
  * rest: what only the host's side knows.
  */
 import type { Control } from "../../base/control.js";
-import { MACHINE_SABOTAGE, MACHINE_STOP, SABOTAGE_NO_QUIESCE } from "../../base/layout.js";
+import {
+  KEEP_FOR_TAIL,
+  MACHINE_KEEP_PREIMAGES,
+  MACHINE_QUEUE_CURSOR,
+  MACHINE_QUEUE_END,
+  MACHINE_SABOTAGE,
+  MACHINE_STOP,
+  QUEUE_SPARE,
+  SABOTAGE_NO_QUIESCE,
+} from "../../base/layout.js";
 
 export interface Driver {
   /**
@@ -30,7 +39,11 @@ export interface Driver {
   freeState(): void;
 }
 
-/** Whether a device may store: not from `close` to `open`, and not while anybody has stopped the machine. */
+/**
+ * Whether a device may store: not from `close` to `open`, and not while anybody has stopped the machine. Nor while a
+ * snapshot's tail has too little room for pre-images: the coordinator, which makes these stores, would have to give up the
+ * save. They can wait until the tail is written.
+ */
 export class StoreGate {
   readonly #control: Control;
   #closed = false;
@@ -41,7 +54,12 @@ export class StoreGate {
 
   get isOpen(): boolean {
     if (this.#control.load(MACHINE_SABOTAGE) === SABOTAGE_NO_QUIESCE) return true;
-    return !this.#closed && this.#control.load(MACHINE_STOP) === 0;
+    return !this.#closed && this.#control.load(MACHINE_STOP) === 0 && this.#hasRoom();
+  }
+
+  #hasRoom(): boolean {
+    if (this.#control.load(MACHINE_KEEP_PREIMAGES) !== KEEP_FOR_TAIL) return true;
+    return this.#control.load(MACHINE_QUEUE_END) - this.#control.load(MACHINE_QUEUE_CURSOR) >= QUEUE_SPARE / 2;
   }
 
   close(): void {

@@ -2,8 +2,8 @@
  * The entropy device: a pool of random words in one DMA frame, filled by the host.
  *
  * What must hold: no word is given twice, by one machine or by two that come from one image. A word that was given is
- * wiped; and whoever goes on after a consistency point, be it the machine itself or one resumed from the image, fills its
- * pool anew, since the image holds the same words. So nothing is saved. Guests that keep random state of their own
+ * wiped, and `quiesce` wipes the pool: no image holds a word that is still to be given, and whoever goes on after it, be it
+ * the machine itself or one that was resumed, fills a pool of its own. So nothing is saved. Guests that keep random state of their own
  * compare the generation number: it grows with each resume, and its low half is random, so that two resumes of one image
  * have different ones.
  *
@@ -77,15 +77,16 @@ export class EntropyDevice implements Driver {
   saveState(): void {}
 
   quiesce(): void {
+    const { memory } = this.#kernel;
+    memory.write(memory.load32(KERNEL_ENTROPY) * FRAME_BYTES, new Uint8Array(FRAME_BYTES), "device");
     this.#gate.close();
   }
 
   resume(after: "stop" | "restore"): void {
     this.#gate.open();
-    this.#kernel.control.locked(() => {
-      this.#fill();
-      if (after === "restore") this.#beginGeneration();
-    });
+    if (after === "stop") return;
+    this.#fill();
+    this.#beginGeneration();
   }
 
   freeState(): void {}

@@ -64,6 +64,8 @@ export class Devices implements Driver {
 
   resume(after: "stop" | "restore"): void {
     for (const driver of this.#drivers) driver.resume(after);
+    // Not now: a vCPU may hold the kernel lock and wait for a page writer that this thread has yet to start.
+    setImmediate(() => this.service());
   }
 
   freeState(): void {

@@ -479,7 +479,7 @@ test("image: one without frames is one, too", async (t) => {
   const { bytes, hash } = await catalogue.close();
   const header = {
     ...fc.sample(headers, 1)[0]!,
-    machineVersion: 1,
+    machineVersion: MACHINE_VERSION,
     chunks: 0,
     frames: 0,
     blobBytes: 4096,

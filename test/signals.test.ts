@@ -659,9 +659,10 @@ for (const [how, end, left] of [
     const machine = runScripts((scripted) => ({
       main: new Script([
         fork,
-        child(6),
-        fork,
         child(7),
+        fork,
+        child(8),
+        until(() => parents.length > 0), // one has looked
         until(({ system }) => scripted.processes().some(({ state, parent }) => state === "zombie" && parent === system.getpid())),
         end,
         exit(1),

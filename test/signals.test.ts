@@ -425,6 +425,56 @@ test("pause lasts until a handler has run; sigsuspend lets in what was masked, e
   t.deepEqual(log, ["child", "handled", "paused", "handled", "suspended, masked again: true"]);
 });
 
+test("a handler may wait, be interrupted meanwhile, and fork: parent and child both return from it", (t) => {
+  const log: string[] = [];
+  const machine = runScripts((scripted) => ({
+    main: new Script(
+      [
+        on(S.SIGUSR1, 1),
+        on(S.SIGUSR2, 2),
+        set(FREE, 77),
+        raise(S.SIGUSR1),
+        ({ registers, system }) => {
+          const isChild = system.getppid() !== 0;
+          log.push(`${isChild ? "child" : "parent"} returned with ${registers[FREE]}`);
+          if (isChild) system.exit(5);
+          else scripted.off();
+        },
+      ],
+      [
+        ({ registers, system }) => {
+          switch (registers[PHASE]) {
+            case 0:
+              registers[PHASE] = 1;
+              registers[FREE] = 1;
+              return system.fork() ?? "asked";
+            case 1:
+              registers[PHASE] = registers[A0] === 0 ? 2 : 3;
+              return "done";
+            case 2:
+              if (scripted.find(system.getppid())!.state !== "blocked") return "waits"; // looks again in a millisecond
+              registers[PHASE] = 4;
+              system.kill(system.getppid(), S.SIGUSR2);
+              return "asked";
+            case 3: {
+              const exited = system.wait(-1);
+              if (exited === undefined) return "waits";
+              log.push(`waited: ${(exited as Exited).status >> 8}`);
+              return undefined;
+            }
+            default:
+              return undefined;
+          }
+        },
+        () => void log.push("interrupted"),
+      ],
+    ),
+  }));
+  t.deepEqual(log.toSorted(), ["child returned with 77", "interrupted", "parent returned with 77", "waited: 5"]);
+  t.is(log.at(-1), "parent returned with 77");
+  t.deepEqual(machine.problems(), []);
+});
+
 // ---- SIGSEGV ----
 
 test("a program that handles SIGSEGV learns the address, mends it, and the step is taken again", (t) => {
@@ -609,9 +659,10 @@ for (const [how, end, left] of [
     const machine = runScripts((scripted) => ({
       main: new Script([
         fork,
-        child(6),
-        fork,
         child(7),
+        fork,
+        child(8),
+        until(() => parents.length > 0), // one has looked
         until(({ system }) => scripted.processes().some(({ state, parent }) => state === "zombie" && parent === system.getpid())),
         end,
         exit(1),

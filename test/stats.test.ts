@@ -2,6 +2,7 @@
 import test from "ava";
 import { bar, sparkline, sparklineMax } from "../src/stats/charts.js";
 import { formatBytes, formatCount, formatGbPerS, formatMs, formatNs, formatPercent, formatShort } from "../src/stats/format.js";
+import { renderProcesses } from "../src/stats/live-report.js";
 import { field, plainView, table, viewOf, wrap } from "../src/stats/layout.js";
 
 test("sparkline: scaled to the largest, averaged to the columns, zero apart from little", (t) => {
@@ -71,4 +72,25 @@ test("layout: fits the columns, colours only where they are wanted", (t) => {
   t.false(viewOf({ ...terminal, hasColors: () => false }).colors.isColorSupported);
   t.false(viewOf({ hasColors: () => true }).colors.isColorSupported);
   t.is(viewOf({ isTTY: true, columns: 200 }).columns, 80);
+});
+
+test("renderProcesses: parent, group, nice value, and how a zombie ended", (t) => {
+  const status = { name: "jobs", text: "jobs", boot: false, steps: 7, steps_per_s: null, pages: 1, failure: "" };
+  const shown = renderProcesses(
+    [
+      { ...status, pid: 1, state: "blocked", parent: 0, group: 1, nice: 5, ended: null },
+      { ...status, pid: 2, name: "", state: "zombie", parent: 1, group: 2, nice: 0, ended: 3 << 8 },
+      { ...status, pid: 3, name: "", state: "zombie", parent: 1, group: 2, nice: 0, ended: 15 },
+    ],
+    plainView,
+  );
+  t.deepEqual(
+    shown.split("\n").map((line) => line.trim().split(/ {2,}/)),
+    [
+      ["pid", "process", "state", "parent", "group", "nice", "steps", "steps/s", "pages"],
+      ["1", "jobs", "blocked", "-", "1", "5", "7", "-", "1"],
+      ["2", "-", "zombie: exit 3", "1", "2", "0", "7", "-", "1"],
+      ["3", "-", "zombie: signal 15", "1", "2", "0", "7", "-", "1"],
+    ],
+  );
 });

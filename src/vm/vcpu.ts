@@ -86,7 +86,7 @@ export class Vcpu {
   readonly #control: Control;
   readonly #processes = new Map<number, Running>();
   #slot = -1;
-  /** Address of the page fault that was looked at last. */
+  /** Address of the page fault that is looked at, or could not be resolved; else 0. */
   #faultAddress = 0;
   #bin = 0;
   #lastEnd = 0;
@@ -98,6 +98,7 @@ export class Vcpu {
       pageFault: (address, access) => {
         this.#faultAddress = address >>> 0;
         this.#control.locked(() => this.#kernel.space(this.#slot).fault(address >>> 0, access));
+        this.#faultAddress = 0;
       },
       now: () => performance.now(),
     });
@@ -153,7 +154,6 @@ export class Vcpu {
       }
       const began = hostNow();
       running.afterwards = undefined;
-      this.#faultAddress = 0;
       let done = 0;
       try {
         done = running.runner.run(running.context, fuel);
@@ -209,6 +209,8 @@ export class Vcpu {
    */
   #catch(slot: number, running: Running, error: Error): Omit<PutBack, "ran"> | undefined {
     const { memory, signals } = this.#kernel;
+    const address = this.#faultAddress;
+    this.#faultAddress = 0;
     const fault = error instanceof GuestFault;
     const handler = fault ? signals.catcher(processAddress(memory, slot), SIGSEGV) : undefined;
     if (handler === undefined) {
@@ -216,7 +218,7 @@ export class Vcpu {
       return { failure: error.message, status: fault ? SIGSEGV : SIGABRT };
     }
     running.afterwards = { do: "signals" }; // whatever the step asked for, it has not been taken
-    return this.#enter(slot, running, { signal: SIGSEGV, handler, value: this.#faultAddress });
+    return this.#enter(slot, running, { signal: SIGSEGV, handler, value: address });
   }
 
   /** Does what a process asked for at the end of a step, before the safepoint: step and call are one. */

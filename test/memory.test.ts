@@ -248,6 +248,7 @@ test("a private mapping of an object sees its pages until it stores, and keeps t
   const [shared, own] = [WINDOW, WINDOW + 16 * PAGE];
   space.map({ address: shared, pages: 4, flags: RW, shared: true, object });
   space.map({ address: own, pages: 4, flags: RW, shared: false, object });
+  kernel.objects.release(object);
   for (let page = 0; page < 4; page++) core.store32(shared + page * PAGE, page + 1);
   for (let page = 0; page < 3; page++) t.is(core.load32(own + page * PAGE), page + 1);
   core.store32(own, 100);
@@ -265,7 +266,6 @@ test("a private mapping of an object sees its pages until it stores, and keeps t
   core.store32(own + 2 * PAGE, 4); // the leaf was the frame's last holder: it is taken, not copied
   t.is(core.load32(own + 2 * PAGE), 4);
   consistent(t, machine);
-  kernel.objects.release(object);
   machine.kernel.end(process.slot);
   consistent(t, machine);
 });

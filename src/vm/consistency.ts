@@ -6,7 +6,7 @@ import { FRAME_BYTES, MAX_PROCESSES, PTE_COW, PTE_D, PTE_PARKED, PTE_R, PTE_U, P
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../base/memory.js";
 import { type StoredArea, walkAreas } from "./area.js";
 import * as K from "./kernel-layout.js";
-import { walkObject } from "./memory-object.js";
+import { OBJECT_REFERENCES, objectInode, walkObject } from "./memory-object.js";
 import { walkLeaves, walkTables } from "./page-table.js";
 import { listProcesses, type Process } from "./process.js";
 
@@ -147,7 +147,11 @@ function checkProcesses(memory: ReadableMemory, kinds: Kinds, result: Consistenc
     for (const { object } of areas) if (object !== 0) objects.set(object, (objects.get(object) ?? 0) + 1);
     result.mappedPages += checkMappings(memory, process, areas, kinds, holders.leaves, problem);
   }
-  for (const object of objects.keys()) {
+  for (const [object, mappings] of objects) {
+    const references = memory.load32(object + OBJECT_REFERENCES);
+    // A shared anonymous mapping's object is held by areas only; a file's by its inode, too.
+    if (objectInode(memory, object) === 0 ? references !== mappings : references <= mappings)
+      problem(`the memory object at ${object} has ${references} references and is held by ${mappings} areas`);
     for (const { frame } of walkObject(memory, object)) {
       if (frame < memory.frames) holders.objects[frame]!++;
       else problem(`a memory object holds frame ${frame}, which is beyond RAM`);
@@ -204,6 +208,7 @@ function checkMappings(
   problem: (text: string) => void,
 ): number {
   let pages = 0;
+  let before = { address: 0, frame: 0 };
   for (const { address, frame, flags, level } of walkLeaves(memory, process.root)) {
     const where = `page 0x${address.toString(16)} of process ${process.pid}`;
     const frames = 512 ** level;
@@ -218,6 +223,10 @@ function checkMappings(
     if (!K.isUserKind(kind) || (owner !== 0 && owner !== process.pid))
       problem(`${where} maps frame ${frame} of another kind or owner`);
     if (level === 1 && kinds.head[frame] !== frame) problem(`${where} maps 2 MiB that are no block`);
+    // Who takes a block's pages away relies on it: they lie one after another.
+    if (level === 0 && kinds.head[frame] !== frame && (before.frame !== frame - 1 || before.address !== address - FRAME_BYTES))
+      problem(`${where} maps frame ${frame} in the middle of a block, and the page before it another`);
+    before = { address, frame };
     if (address % (FRAME_BYTES * frames) !== 0) problem(`${where} is not aligned`);
     const area = areas.find(({ start, end }) => address >= start && address < end);
     if (area === undefined) problem(`${where} lies in no area`);

@@ -14,7 +14,8 @@ import { KIND_KERNEL_HEAP } from "./kernel-layout.js";
 import type { PhysicalMemory } from "./physical.js";
 
 export const OBJECT_BYTES = 64;
-const REFERENCES = 0;
+/** How many hold it: areas, and the inode whose pages it has. */
+export const OBJECT_REFERENCES = 0;
 const TABLE = 4;
 /** The inode whose pages these are, 0 for a shared anonymous mapping. */
 const INODE = 8;
@@ -36,20 +37,20 @@ export class MemoryObjects {
   create(inode: PhysicalAddress = 0): PhysicalAddress | undefined {
     const object = allocateObject(this.#memory, this.#buddy, OBJECT_BYTES);
     if (object === undefined) return undefined;
-    this.#memory.store32(object + REFERENCES, 1);
+    this.#memory.store32(object + OBJECT_REFERENCES, 1);
     this.#memory.store32(object + TABLE, 0);
     this.#memory.store32(object + INODE, inode);
     return object;
   }
 
   share(object: PhysicalAddress): void {
-    this.#memory.store32(object + REFERENCES, this.#memory.load32(object + REFERENCES) + 1);
+    this.#memory.store32(object + OBJECT_REFERENCES, this.#memory.load32(object + OBJECT_REFERENCES) + 1);
   }
 
   /** One fewer holds it; the last one gives back its pages. */
   release(object: PhysicalAddress): void {
-    const references = this.#memory.load32(object + REFERENCES) - 1;
-    this.#memory.store32(object + REFERENCES, references);
+    const references = this.#memory.load32(object + OBJECT_REFERENCES) - 1;
+    this.#memory.store32(object + OBJECT_REFERENCES, references);
     if (references > 0) return;
     this.truncate(object, 0);
     const table = this.#memory.load32(object + TABLE);

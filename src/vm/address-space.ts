@@ -285,7 +285,7 @@ export class AddressSpace {
     const old = memory.load32(entry.at) >>> PTE_PPN_SHIFT;
     const copy = buddy.allocate(0, this.#pid, KIND_USER);
     if (copy === undefined) return false;
-    memory.write(copy * FRAME_BYTES, memory.read(old * FRAME_BYTES, FRAME_BYTES));
+    memory.copy(copy, old);
     this.#setLeaf(page, entry, copy, flags);
     buddy.release(old);
     return true;
@@ -297,9 +297,7 @@ export class AddressSpace {
     const old = memory.load32(entry.at) >>> PTE_PPN_SHIFT;
     const copy = buddy.allocate(9, this.#pid, KIND_USER);
     if (copy === undefined) return this.#splitHuge(page, entry);
-    for (let i = 0; i < HUGE_PAGES; i++) {
-      memory.write((copy + i) * FRAME_BYTES, memory.read((old + i) * FRAME_BYTES, FRAME_BYTES));
-    }
+    memory.copy(copy, old, HUGE_PAGES);
     this.#setLeaf(page, entry, copy, flags);
     buddy.release(old);
     return true;
@@ -436,7 +434,7 @@ export class AddressSpace {
         return false;
       }
       frames.push(frame);
-      if (!alone) memory.write(frame * FRAME_BYTES, memory.read((head + i) * FRAME_BYTES, FRAME_BYTES));
+      if (!alone) memory.copy(frame, head + i);
     }
     if (alone) {
       buddy.split(head);
@@ -458,8 +456,7 @@ export class AddressSpace {
     if (block === undefined) return false;
     memory.zero(block, HUGE_PAGES);
     visitEntries(memory, this.#root, address, address + HUGE_BYTES, (at, pte) => {
-      const to = block + (at - address) / FRAME_BYTES;
-      memory.write(to * FRAME_BYTES, memory.read((pte >>> PTE_PPN_SHIFT) * FRAME_BYTES, FRAME_BYTES));
+      memory.copy(block + (at - address) / FRAME_BYTES, pte >>> PTE_PPN_SHIFT);
     });
     this.#clear(address, address + HUGE_BYTES);
     const table = this.#tableBelow(address);

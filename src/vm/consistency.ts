@@ -206,6 +206,7 @@ function checkMappings(
 ): number {
   let pages = 0;
   let area = areas[0];
+  let before = { address: 0, frame: 0 };
   for (const { address, frame, flags, level } of walkLeaves(memory, process.root)) {
     const where = (): string => `page 0x${address.toString(16)} of process ${process.pid}`;
     const frames = 512 ** level;
@@ -220,6 +221,10 @@ function checkMappings(
     if (!K.isUserKind(kind) || (owner !== 0 && owner !== process.pid))
       problem(`${where()} maps frame ${frame} of another kind or owner`);
     if (level === 1 && kinds.head[frame] !== frame) problem(`${where()} maps 2 MiB that are no block`);
+    // Who takes a block's pages away relies on it: they lie one after another.
+    if (level === 0 && kinds.head[frame] !== frame && (before.frame !== frame - 1 || before.address !== address - FRAME_BYTES))
+      problem(`${where()} maps frame ${frame} in the middle of a block, and the page before it another`);
+    before = { address, frame };
     if (address % (FRAME_BYTES * frames) !== 0) problem(`${where()} is not aligned`);
     // Leaves come in the order of their addresses: most lie in the area of the one before.
     if (area === undefined || address < area.start || address >= area.end)

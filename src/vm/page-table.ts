@@ -20,8 +20,7 @@ export interface Entry {
 }
 
 function entryAddress(table: Pfn, address: VirtualAddress, level: number): number {
-  const index = Math.floor(address / 2 ** (12 + 9 * level)) % 512;
-  return table * FRAME_BYTES + index * 8;
+  return table * FRAME_BYTES + ((address >>> (12 + 9 * level)) & 511) * 8;
 }
 
 /** Physical address of the leaf PTE for an address, or 0 if there is none. */

@@ -99,6 +99,12 @@ export class PhysicalMemory implements ReadableMemory {
     this.core.kernelZero(frame, count);
   }
 
+  /** Tracked copy of whole frames by the kernel. */
+  copy(to: Pfn, from: Pfn, count: number = 1): void {
+    this.core.beforeBulkStore(to * FRAME_BYTES, count * FRAME_BYTES, 0);
+    this.#bytes.copyWithin(frameAddress(to), frameAddress(from), frameAddress(from + count));
+  }
+
   /** Direct load (S1.6): stores `bytes` (whole frames) to frames that were allocated for it; not tracked. */
   loadFrame(frame: Pfn, bytes: Uint8Array): void {
     this.#bytes.set(bytes, RAM_BASE + frame * FRAME_BYTES);

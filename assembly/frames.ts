@@ -9,7 +9,7 @@
 import {
   BITMAP_BYTES, DIRTY_BITMAP, FAULT_DEVICE, FAULT_KERNEL, FRAME_BYTES, FRAME_SHIFT, KEEP_BITMAP, KERNEL_BITMAP, LIST_FRAMES, LIST_PLACES,
   MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_LIST_LENGTH, MACHINE_QUEUE_OVERFLOW, OPEN_BITMAP, PLANNED_BITMAP, VERDICT_SAME_FILLED, SAVEABLE_BITMAP,
-  VERDICT_SKIPPED, STAGE_PLACED, STAGE_TAIL, VERDICT_STAGED, STOP_BITMAP,
+  VERDICT_SKIPPED, STAGE_PLACED, STAGE_TAIL, VERDICT_STAGED, STOP_BITMAP, VCPU_AREA, VCPU_BYTES, VCPU_WANTED,
 } from "../src/base/layout";
 import { frameAt, physical, placeAt } from "./ram";
 import { beforeStore, clearBit, setBit, testBit, testBitAfterReads } from "./tracking";
@@ -212,6 +212,21 @@ function stageTail(frame: u32, to: usize, fill: usize): u32 {
     }
     atomic.wait<i32>(MACHINE_QUEUE_OVERFLOW, atomic.load<i32>(MACHINE_QUEUE_OVERFLOW), 20000);
   }
+}
+
+/**
+ * Stages the frame that a store on a vCPU waits for, if there is one that is not saved yet: out of turn, so that the store
+ * need not wait for all that is listed before. Returns the frame, its verdict and fill as of `stage`; or -1.
+ */
+export function stageWanted(vcpu: u32, to: usize, verdict: usize, fill: usize): i32 {
+  const word: usize = VCPU_AREA + vcpu * VCPU_BYTES + VCPU_WANTED;
+  const wanted = atomic.load<u32>(word);
+  if (wanted == 0 || atomic.cmpxchg<u32>(word, wanted, 0) != wanted) return -1;
+  const frame = wanted - 1;
+  if (!testBit(KEEP_BITMAP, frame)) return -1;
+  store<u8>(verdict, <u8>stageTail(frame, to, fill));
+  atomic.notify(MACHINE_QUEUE_OVERFLOW, -1);
+  return <i32>frame;
 }
 
 // ---- atomic copy and atomic restore ----

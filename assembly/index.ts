@@ -4,5 +4,5 @@ export { acknowledge, activate, attach, deactivate, dropContext, invalidate, loa
 export { claimQueueEntry, setTimelineBin } from "./tracking";
 export {
   beforeBulkStore, clearBitmap, copyBitmap, countBits, countResidual, gather, isSameFilled, keepResidual, kernelStore32,
-  kernelStore8, kernelStoreFloat64, kernelZero, listPlanned, listResidual, mark, scatter, setBits, stage, touch,
+  kernelStore8, kernelStoreFloat64, kernelZero, listPlanned, listResidual, mark, scatter, setBits, stage, stageWanted, touch,
 } from "./frames";

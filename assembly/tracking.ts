@@ -11,7 +11,7 @@ import {
   FRAME_BYTES, FRAME_SHIFT, LIST_FRAMES, LIST_PLACES, MACHINE_ARMED, MACHINE_CANCEL, MACHINE_KEEP_PREIMAGES, MACHINE_PREIMAGES,
   MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_END, MACHINE_QUEUE_OVERFLOW, MACHINE_QUEUE_ROOM, MACHINE_SABOTAGE, MAX_PROCESSES, MAX_VCPUS, OPEN_BITMAP,
   SABOTAGE_BITMAP_PROTECTED, SABOTAGE_NO_AD, SABOTAGE_NO_DEVICE, SABOTAGE_NO_KERNEL, SABOTAGE_NO_MARK, SABOTAGE_NO_PREIMAGE,
-  TIMELINE_BINS,
+  TIMELINE_BINS, VCPU_AREA, VCPU_BYTES, VCPU_WANTED,
 } from "../src/base/layout";
 import { frameAt, placeAt } from "./ram";
 
@@ -104,9 +104,11 @@ function writeProtectFault(frame: u32, kind: u32): void {
  */
 function openFrame(frame: u32, sabotage: u32): bool {
   let waits = 0;
+  const wanted: usize = VCPU_AREA + self * VCPU_BYTES + VCPU_WANTED;
   while (true) {
     if (setBit(DIRTY_BITMAP, frame)) {
       if (!testBitAtomically(KEEP_BITMAP, frame) || sabotage == SABOTAGE_NO_PREIMAGE || keepPreimage(frame)) {
+        if (waits > 0) atomic.store<u32>(wanted, 0);
         setBit(OPEN_BITMAP, frame);
         return true;
       }
@@ -116,8 +118,9 @@ function openFrame(frame: u32, sabotage: u32): bool {
         setBit(OPEN_BITMAP, frame);
         return true;
       }
-      // No room: unmark, so that a page writer may save the frame, and look again.
+      // No room: unmark, so that a page writer may save the frame, ask for that, and look again.
       clearBit(DIRTY_BITMAP, frame);
+      atomic.store<u32>(wanted, frame + 1);
       if (load<u32>(MACHINE_KEEP_PREIMAGES) == KEEP_NONE) return true;
       if (atomic.load<u32>(MACHINE_CANCEL) != 0) {
         // Nobody saves frames any more, and nobody needs this one: there will be no image.

@@ -31,6 +31,7 @@ import { KIND_FILE, KIND_FILE_CLEAN } from "../src/vm/kernel-layout.js";
 import { type Process, readProcess } from "../src/vm/process.js";
 import { DATA_BASE, type KernelCalls } from "../src/vm/program.js";
 import { createRunner } from "../src/vm/programs/index.js";
+import { SIGPIPE, signalSet } from "../src/vm/signals.js";
 import { bootMachine, callsOf, Draws, HandMachine, MIB, scratch, sleep, whileStopped } from "./support.js";
 
 const PAGES = 8;
@@ -255,6 +256,7 @@ test("pipes: contents in order, writers and readers that wait, the end, and nobo
   t.is(hand.read(other.reader, 1), -E.EAGAIN);
   calls.close(other.reader);
   t.is(hand.write(other.writer, "x"), -E.EPIPE);
+  t.is(readProcess(machine.kernel.memory, hand.process.slot)!.pending, signalSet(SIGPIPE));
   consistent(t, machine);
 });
 

@@ -136,6 +136,9 @@ export const VCPU_LONGEST_GAP = 0x18;
 /** Time spent running processes, ms (float64). */
 export const VCPU_BUSY = 0x28;
 
+/** Frame + 1 that a store on this vCPU waits to see saved, during a snapshot's tail; 0 for none. */
+export const VCPU_WANTED = 0x30;
+
 export const VCPU_STATE_RUNNING = 0;
 export const VCPU_STATE_STOPPED = 1;
 export const VCPU_STATE_OFF = 2;

@@ -3,12 +3,12 @@ import type { PhysicalAddress } from "../base/memory.js";
 import { FRAME_BYTES, MACHINE_SAVE_PERCENT, PTE_W } from "../base/layout.js";
 import type { BootSystemCalls } from "./boot-programs.js";
 import { printToConsole } from "./devices/console.js";
-import { EINVAL, ENOMEM } from "./errno.js";
+import { EINVAL, ENOMEM, EPIPE } from "./errno.js";
 import type { Kernel } from "./kernel.js";
 import { PROCESS_MASK, PROCESS_NICE, PROCESS_PARENT, PROCESS_PENDING, PROCESS_PID } from "./kernel-layout.js";
 import { processAddress } from "./process.js";
 import type { DeviceCalls } from "./program.js";
-import { DISPOSITION_DEFAULT, DISPOSITION_IGNORE, HANDLER_MAX } from "./signals.js";
+import { DISPOSITION_DEFAULT, DISPOSITION_IGNORE, HANDLER_MAX, SIGPIPE } from "./signals.js";
 import { UserCopy } from "./user-copy.js";
 
 /** What a process asked for that is done once its step is over, before the next safepoint. */
@@ -125,7 +125,12 @@ export function createSystemCalls(
     },
     write: (fd, address, bytes) => {
       const data = user.copyIn(address >>> 0, bytes);
-      return orWait(locked(() => files.write(slot, fd, data)));
+      const written = orWait(locked(() => files.write(slot, fd, data)));
+      if (written === -EPIPE) {
+        locked(() => signals.post(at, SIGPIPE));
+        afterwards({ do: "signals" });
+      }
+      return written;
     },
     lseek: (fd, offset, whence) => locked(() => files.seek(slot, fd, offset, whence)),
     ftruncate: (fd, size) => locked(() => files.ftruncate(slot, fd, size)),

@@ -24,6 +24,7 @@ import {
   MACHINE_PROGRESS,
   MACHINE_QUEUE_OVERFLOW,
   MACHINE_STORED,
+  MAX_VCPUS,
   POOL_BASE,
   VERDICT_SAME_FILLED,
   STAGE_LIVE,
@@ -222,11 +223,13 @@ class PageWriter {
     const began = hostNow();
     const verdicts = this.#base + VERDICTS_AT;
     const fills = verdicts + CLAIM;
+    const { words } = this.#control;
     const length = this.#control.load(MACHINE_LIST_LENGTH);
     let staged = 0;
     let more = true;
     failpoint("save.stream");
     while (staged < CHUNK_FRAMES - CLAIM_LEAST) {
+      staged += this.#fillWanted(to + staged * FRAME_BYTES, verdicts, fills);
       const claim = Math.min(CLAIM, CHUNK_FRAMES - staged);
       const first = this.#control.add(MACHINE_CURSOR, claim);
       if (first >= length || this.#control.load(MACHINE_CANCEL) !== 0) {
@@ -236,7 +239,7 @@ class PageWriter {
       const count = Math.min(claim, length - first);
       const at = to + staged * FRAME_BYTES;
       const n = this.#core.stage(first, count, STAGE_MODES[this.#task.source], at, verdicts, fills);
-      this.#record(first, count, verdicts, fills);
+      for (let i = 0; i < count; i++) this.#record(words[(LIST_FRAMES >>> 2) + first + i]!, verdicts + i, fills + i * 8);
       if (this.#oracle !== undefined) this.#hashFrames(this.#chunkFrames.length - n, n, at);
       staged += n;
       this.#control.add(MACHINE_PROGRESS, count);
@@ -245,22 +248,33 @@ class PageWriter {
     return more;
   }
 
-  #record(first: number, count: number, verdicts: number, fills: number): void {
-    const { words } = this.#control;
-    const list = (LIST_FRAMES >>> 2) + first;
-    for (let i = 0; i < count; i++) {
-      const verdict = this.#bytes[verdicts + i];
-      const frame = words[list + i]!;
-      if (verdict === VERDICT_STAGED) this.#chunkFrames.push(frame);
-      else if (verdict === VERDICT_SAME_FILLED) {
-        this.#filledFrames.push(frame);
-        const low = words[(fills >>> 2) + 2 * i]! >>> 0;
-        const high = words[(fills >>> 2) + 2 * i + 1]! >>> 0;
-        this.#fills.push(low === 0 && high === 0 ? 0n : (BigInt(high) << 32n) | BigInt(low));
-        if (this.#oracle !== undefined)
-          this.#oracle[frame] = sameFilledHash(this.#core, this.#base + ORACLE_AT, low, high, words);
-      } else this.#skipped++;
+  /** Stages what stores wait for; returns how many frames that were. */
+  #fillWanted(to: number, verdicts: number, fills: number): number {
+    if (this.#task.source !== "tail" || this.#control.load(MACHINE_QUEUE_OVERFLOW) === 0) return 0;
+    let staged = 0;
+    for (let vcpu = 0; vcpu < MAX_VCPUS; vcpu++) {
+      const frame = this.#core.stageWanted(vcpu, to + staged * FRAME_BYTES, verdicts, fills);
+      if (frame >= 0 && this.#record(frame, verdicts, fills)) staged++;
     }
+    return staged;
+  }
+
+  /** Notes what became of a frame; true if its bytes were staged. */
+  #record(frame: number, verdictAt: number, fillAt: number): boolean {
+    const verdict = this.#bytes[verdictAt];
+    if (verdict === VERDICT_STAGED) {
+      this.#chunkFrames.push(frame);
+      return true;
+    }
+    if (verdict === VERDICT_SAME_FILLED) {
+      const { words } = this.#control;
+      this.#filledFrames.push(frame);
+      const low = words[fillAt >>> 2]! >>> 0;
+      const high = words[(fillAt >>> 2) + 1]! >>> 0;
+      this.#fills.push(low === 0 && high === 0 ? 0n : (BigInt(high) << 32n) | BigInt(low));
+      if (this.#oracle !== undefined) this.#oracle[frame] = sameFilledHash(this.#core, this.#base + ORACLE_AT, low, high, words);
+    } else this.#skipped++;
+    return false;
   }
 
   #hashFrames(from: number, count: number, at: number): void {

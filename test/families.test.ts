@@ -8,6 +8,7 @@ import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import process from "node:process";
 import ava, { type ExecutionContext } from "ava";
+import { PTE_D } from "../src/base/layout.js";
 import type { ReadableMemory } from "../src/base/memory.js";
 import { save } from "../src/hibernate.js";
 import { openImage } from "../src/image/directory.js";
@@ -17,12 +18,13 @@ import { checkConsistency } from "../src/vm/consistency.js";
 import { FRAME_REFERENCES, FRAME_ENTRY_BYTES, kernelLayout } from "../src/vm/kernel-layout.js";
 import { walkLeaves } from "../src/vm/page-table.js";
 import { listProcesses } from "../src/vm/process.js";
+import { DATA_BASE } from "../src/vm/program.js";
 import { bootMachine, Draws, MIB, scratch, sleep, until, whileStopped } from "./support.js";
 
 /** One at a time: a live machine wants both cores. */
 const test = ava.serial;
 
-const ROUNDS = Number(process.env["HIB_RACE_ROUNDS"] ?? 20);
+const ROUNDS = Number(process.env["HIB_RACE_ROUNDS"] ?? 16);
 
 function drawProgram(draws: Draws): string {
   const seed = draws.below(2 ** 31);
@@ -154,3 +156,25 @@ test("a machine whose memory is nearly used up is saved, or says how much it lac
     await machine.powerOff();
   }
 });
+
+for (const text of ["fork:children=1,depth=1,pages=1", "shared:slots=1", "mapper:slots=1,maxpages=1"]) {
+  test(`${text} notices that its memory is not what it left there`, async (t) => {
+    const machine = await bootMachine(t, { vcpus: 1 });
+    machine.spawn(text);
+    const failed = () => machine.processes().some(({ failure }) => failure !== "");
+    await until(() => machine.processes().some(({ steps }) => steps > 100), "it has run");
+    t.false(failed());
+    const { memory } = machine.kernel;
+    // A page may be written anew before it is looked at: until then there is more damage.
+    await until(() => {
+      whileStopped(machine, () => {
+        for (const { root } of listProcesses(memory))
+          for (const { address, frame, flags } of walkLeaves(memory, root))
+            if (address >= DATA_BASE && (flags & PTE_D) !== 0)
+              for (let at = 0; at < 4096; at += 4) memory.store32(frame * 4096 + at, memory.load32(frame * 4096 + at) ^ 0x10);
+      });
+      return failed();
+    }, "it notices");
+    t.regex(machine.processes().find(({ failure }) => failure !== "")!.failure, new RegExp(`^${text.split(":")[0]}: `));
+  });
+}

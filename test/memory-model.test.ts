@@ -18,8 +18,8 @@ const kinds = Object.entries(ACTIONS).flatMap(([what, often]) => Array<string>(o
 
 const action = fc.record<Action>({
   what: fc.constantFrom(...kinds),
-  process: fc.nat(7),
-  vcpu: fc.nat(2),
+  process: fc.oneof(fc.nat(1), fc.nat(7)),
+  vcpu: fc.nat(11),
   region: fc.nat(7),
   page: fc.nat(2000),
   far: fc.boolean(),
@@ -58,7 +58,7 @@ test("whatever processes do with their memory, they see what a plain model says,
   const numRuns = Number(process.env["HIB_MEMORY_RUNS"] ?? 60);
   t.log(`HIB_SEED=${seed}`);
   const met = new Map<string, number>();
-  const property = fc.property(fc.array(action, { minLength: 1, maxLength: 200, size: "max" }), (actions) => {
+  const property = fc.property(fc.array(action, { minLength: 1, maxLength: 300, size: "max" }), (actions) => {
     const model = new MemoryModel();
     model.run(actions);
     for (const [what, count] of model.met) met.set(what, (met.get(what) ?? 0) + count);

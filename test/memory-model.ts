@@ -25,7 +25,7 @@ const END = STACK_TOP / PAGE;
 /** An aligned 2 MiB begins 8 pages after this. */
 const WINDOW = (0x4000_0000 - 8 * PAGE) / PAGE;
 /** So many pages are remembered, for others to go there too. */
-const HOT = 12;
+const HOT = 6;
 const VCPUS = 3;
 const PROCESSES_MAX = 8;
 /** With fewer free frames than this a call may fail for want of memory: a 2 MiB page is copied into so many. */
@@ -59,22 +59,22 @@ export interface Action {
 
 /** How often each is drawn. */
 export const ACTIONS = {
-  load8: 2,
-  load32: 3,
-  store8: 2,
-  store32: 4,
-  store64: 6,
+  load8: 4,
+  load32: 10,
+  store8: 4,
+  store32: 12,
+  store64: 16,
   mmap: 3,
   share: 2,
   anywhere: 1,
   munmap: 3,
   mprotect: 4,
   advise: 2,
-  fork: 3,
+  fork: 4,
   exit: 1,
-  wait: 1,
+  wait: 2,
   map: 2,
-  unmap: 1,
+  unmap: 5,
   shrink: 1,
   squeeze: 1,
   relax: 1,
@@ -95,6 +95,7 @@ const HEAP_PAGE: Page = { kind: "heap", flags: RW, mapped: false, bytes: ZERO };
 
 interface Modelled {
   process: Process;
+  vcpu: number;
   parent: Modelled | undefined;
   /** Undefined of a zombie. */
   status: number | undefined;
@@ -129,7 +130,7 @@ export class MemoryModel {
     for (const [i, action] of actions.entries()) {
       try {
         this.#act(action);
-        if (i % 4 === 3) this.check();
+        if (i % 8 === 7) this.check();
       } catch (error) {
         throw new Error(`action ${i}, ${JSON.stringify(action)}: ${(error as Error).message}`, { cause: error });
       }
@@ -151,13 +152,16 @@ export class MemoryModel {
       this.#relax();
       return this.#spawn(0x33);
     }
-    const vcpu = action.vcpu % VCPUS;
+    // Mostly where it ran before: its tags are there.
+    const vcpu = (modelled.vcpu = action.vcpu < VCPUS ? action.vcpu : modelled.vcpu);
     const region = REGIONS[action.region % REGIONS.length]!;
-    const hot = this.#hot[action.value % (2 * this.#hot.length)];
+    const hot = this.#hot[action.value % Math.ceil(1.5 * this.#hot.length)];
     const first = within(
       0,
       END,
-      hot === undefined ? region.first + (action.page % (action.far ? region.pages : 4)) : hot + (action.page % 3) - 1,
+      hot === undefined
+        ? region.first + (action.page % (action.far ? region.pages : 4))
+        : hot + (action.page % 8 === 0 ? (action.page % 3) - 1 : 0),
     );
     const pages = action.large ? 1 + (action.pages % 1100) : 1 + (action.pages % 6);
     this.#hot.push(first, first + pages - 1);
@@ -168,8 +172,12 @@ export class MemoryModel {
       case "load32":
       case "store8":
       case "store32":
-      case "store64":
-        return this.#access(modelled, vcpu, action.what, first * PAGE + action.offset, action.value);
+      case "store64": {
+        // Most go where they are allowed: to few pages, so that tags of before are met.
+        const denied = (pageOf(modelled, first)?.flags ?? 0) !== RW && action.value % 8 > 0;
+        const page = denied ? (action.pages % 2 === 0 ? DATA_BASE / PAGE : WINDOW) + (action.page % 3) : first;
+        return this.#access(modelled, vcpu, action.what, page * PAGE + action.offset, action.value);
+      }
       case "mmap":
       case "share": {
         const shared = action.what === "share";
@@ -340,7 +348,14 @@ export class MemoryModel {
     if (pid === -EAGAIN || process === undefined) throw new Error(`fork gave ${pid}`);
     if (readRegisters(kernel.memory, process.slot)[A0] !== 0) throw new Error("A0 of the child");
     const pages = new Map([...modelled.pages].map(([vpn, page]) => [vpn, page && { ...page }]));
-    this.#all.push({ process, parent: modelled, status: undefined, pages, blocks: [...modelled.blocks] });
+    this.#all.push({
+      process,
+      vcpu: (vcpu + 1) % VCPUS,
+      parent: modelled,
+      status: undefined,
+      pages,
+      blocks: [...modelled.blocks],
+    });
     this.#count("fork");
   }
 
@@ -389,7 +404,7 @@ export class MemoryModel {
     for (let page = 0; page < DATA_PAGES; page++)
       pages.set(DATA_BASE / PAGE + page, { kind: "data", flags: RW, mapped: true, bytes: page === 3 ? ZERO : full });
     pages.set(END - 1, { kind: "stack", flags: RW, mapped: true, bytes: ZERO });
-    const modelled: Modelled = { process, parent: undefined, status: undefined, pages, blocks: [] };
+    const modelled: Modelled = { process, vcpu: 0, parent: undefined, status: undefined, pages, blocks: [] };
     this.#all.push(modelled);
     this.#systemOf(modelled, 0).mmap({ address: WINDOW * PAGE, pages: 1100, flags: RW });
     this.#place(modelled, WINDOW, 1100, RW, false);

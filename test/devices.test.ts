@@ -365,6 +365,7 @@ test("DMA in flight at the stop of a snapshot is carried out once, and the machi
     await rm(path, { recursive: true });
   }
   machine.kernel.end(machine.processes()[0]!.slot);
+  await until(() => machine.processes().length === 0, "nobody submits more");
   transfers.release();
   await until(() => submitted(machine.kernel.memory) === 0, "all are done");
   t.is(transfers.seen.length, before);

@@ -183,6 +183,7 @@ test("disk: what goes wrong with the file is the guest's to see, and the machine
   await until(() => find().failure !== "", "a process that did not expect it ends");
   t.is(find().failure, "disk: write of sector 100: no space");
   fails = undefined;
+  await until(() => submitted(machine.kernel.memory) === 0, "what it had in flight is over");
   t.is((await carryOut(machine, "read", SECTORS)).status, "out of range");
   t.is((await carryOut(machine, "write", 2 ** 32 - 1)).status, "out of range");
   truncateSync(disk, FRAME_BYTES * 7 + 100);

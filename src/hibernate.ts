@@ -15,7 +15,6 @@
 import { randomUUID } from "node:crypto";
 import { dirname, resolve } from "node:path";
 import { bit, hostNow } from "./base/control.js";
-import type { Reference } from "./base/host-file.js";
 import { fromSystemError, HibernaculumError, isSystemError } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
 import {
@@ -148,8 +147,8 @@ class Save {
   readonly #locations: Locations;
   readonly #files = new FilesOfSave();
   readonly #cleanPages: CleanPages;
-  /** Frames that files of the host have, as of the stop. */
-  #references: Reference[] = [];
+  /** Files of the host that somebody else had changed by the time of the stop. */
+  #changedFiles: string[] = [];
   readonly #oracle: SharedArrayBuffer | undefined;
   readonly #totals: WriteTotals[] = [];
   #phase: SavePhase = "prepare";
@@ -198,7 +197,7 @@ class Save {
     this.#options.signal?.addEventListener("abort", this.#cancel);
     this.#machine.devices.saveState();
     await this.#files.prepare(this.#machine.devices.hostFiles, this.#options.signal);
-    if (this.#options.saveClean === true) control.locked(() => this.#cleanPages.makeSaved());
+    control.locked(() => this.#cleanPages.makeSaved(this.#whichPages));
     this.#estimate = this.#options.reserveFrames ?? this.#estimateReserve();
     this.#reserve.grow(this.#estimate);
     resetFaultStatistics(control);
@@ -242,8 +241,8 @@ class Save {
     this.#machine.check();
     const reached = hostNow();
     devices.quiesce();
-    if (this.#options.saveClean === true) this.#cleanPages.makeSaved();
-    this.#references = this.#cleanPages.references();
+    this.#changedFiles = this.#cleanPages.makeSaved(this.#whichPages);
+    this.#cleanPages.freeze();
     this.#files.freeze(openFiles(this.#machine.kernel.memory).map(describeFile));
     this.#time = Date.now();
     const drained = hostNow();
@@ -289,21 +288,22 @@ class Save {
   async publish(): Promise<SaveReport> {
     this.#enter("publish", 0);
     const { control, pool } = this.#machine;
-    const byReference = this.#references.reduce((sum, { frames }) => sum + frames, 0);
+    const references = this.#cleanPages.references();
+    const byReference = references.reduce((sum, { frames }) => sum + frames, 0);
     const { table, ...stored } = this.#locations.extents((frame) => bit(control.words, STOP_BITMAP, frame) === 1);
     failpoint("save.catalogue");
     if (!this.#keepRunning) {
       // Whoever resumes carries out again what is in flight: this host must not do it later than that.
       await this.#machine.devices.settle();
-      await this.#files.sync();
     }
+    await this.#files.sync();
     const task: CatalogueTask = {
       path: this.#image.cataloguePath,
       blob: this.#image.blobPath,
       facts: this.#facts({ ...stored, byReference }, this.#locations.totals(table)),
       extents: table.columns,
       files: await this.#files.rows(),
-      references: this.#references,
+      references,
     };
     const results = await pool.runOn<CatalogueTask, CatalogueResult>(
       1,
@@ -355,6 +355,10 @@ class Save {
   }
 
   // ---- parts ----
+
+  get #whichPages(): "all" | "changed" {
+    return this.#options.saveClean === true ? "all" : "changed";
+  }
 
   /** Has the page writers write what is listed and claimable, and notes where it went. */
   async #write(source: WriteTask["source"]): Promise<void> {
@@ -503,6 +507,7 @@ class Save {
       reserve: { estimated: this.#estimate, reserved: this.#reserve.frames },
       tail: this.#tail,
       oracleFrames: this.#oracleFrames,
+      changedFiles: this.#changedFiles,
     };
   }
 }

@@ -45,9 +45,7 @@ import { ComingMemory, countRestored, countRunnable, type Examined, examine } fr
 import { type LateFrame, readLateFrames } from "./restore/late-frames.js";
 import type { LoadResult, LoadTask } from "./restore/page-loader.js";
 import { makeResumeReport, type ResumeReport, type ResumeStep, ResumeSteps } from "./resume-report.js";
-import { describeProcess } from "./vm/describe.js";
 import { KERNEL_RESUMES } from "./vm/kernel-layout.js";
-import { listProcesses } from "./vm/process.js";
 
 export interface ResumeProgress {
   /** Frames of the image that are loaded, and all of them. */
@@ -402,17 +400,12 @@ class Resume {
 
   /** What came back is what was examined: counted anew, in the machine's own memory. */
   #countRestored(): void {
-    const { blocks, areas, mappedPages } = this.#examined!;
+    const { blocks, areas, mappedPages, fds, pipeBytes, handlers, pending } = this.#examined!;
     const { freeByArena, freeFrames, processes } = countRestored(this.#machine.kernel.memory, this.#examined!);
     this.#steps.passed("kernel heap", `arenas: ${freeByArena.length}, blocks: ${blocks}, frames free: ${freeFrames}`);
     this.#steps.passed("process structures", `processes: ${processes}, areas: ${areas}`);
     this.#steps.passed("memory", `frames: ${this.#image.header.frames}, patched: ${this.#patched}, pages mapped: ${mappedPages}`);
-    const described = listProcesses(this.#machine.kernel.memory).map((one) => describeProcess(this.#machine.kernel.memory, one));
-    const fds = described.flatMap((one) => one.fds);
-    const bytes = fds.reduce((sum, { kind, filled }) => sum + (kind === "reader" ? (filled ?? 0) : 0), 0);
-    this.#steps.passed("file descriptors", `open: ${fds.length}, bytes in pipes: ${bytes}`);
-    const handlers = described.reduce((sum, one) => sum + Object.keys(one.handlers).length, 0);
-    const pending = described.filter((one) => one.pending !== 0).length;
+    this.#steps.passed("file descriptors", `open: ${fds}, bytes in pipes: ${pipeBytes}`);
     this.#steps.passed("signal handlers", `handlers: ${handlers}, processes with pending signals: ${pending}`);
     this.#steps.passed("registers", `of processes: ${processes}, x0 is 0 in each`);
   }
@@ -423,6 +416,7 @@ class Resume {
     kernel.buddy.rebuildSaveable();
     kernel.releaseRunning();
     freeOldReserves(kernel);
+    if (this.#options.acceptChangedFiles === true) kernel.files.acceptHost();
     kernel.memory.store32(KERNEL_RESUMES, kernel.memory.load32(KERNEL_RESUMES) + 1);
     devices.resume("restore");
   }

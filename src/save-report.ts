@@ -105,6 +105,8 @@ export interface SaveReport {
     speed: number | null;
     longest_gap_ms: number;
   };
+  /** Files of the host that somebody else had changed under the machine: a resume will ask whether to go on with them. */
+  changed_files: string[];
   /** Test runs: frames that the oracle hashed again. */
   oracle_frames: number | null;
 }
@@ -135,6 +137,7 @@ export interface SaveFacts {
   reserve: { estimated: number; reserved: number };
   tail: { preimages: number; refused: number };
   oracleFrames: number | null;
+  changedFiles: string[];
   /** In the image: all frames, and those without data. */
   saved: { frames: number; sameFilled: number; byReference: number };
   /** The blob's chunks: their bytes, and decoded bytes in them that no extent needs. */
@@ -232,6 +235,7 @@ export function saveReport(
       speed: mean(before) === 0 ? null : mean(during) / mean(before),
       longest_gap_ms: longestGap(control, vcpus),
     },
+    changed_files: facts.changedFiles,
     oracle_frames: facts.oracleFrames,
   };
 }

@@ -95,6 +95,7 @@ const LAYERS: Record<string, string[]> = {
     "src/vm/area.ts",
     "src/vm/consistency.ts",
     "src/vm/core.ts",
+    "src/vm/files/descriptions.ts",
     "src/vm/physical.ts",
     "src/vm/process.ts",
     "src/vm/kernel.ts",

@@ -1,6 +1,7 @@
 /** Files, fds, pipes, and mappings of files; in memory and of the host. */
 import { randomBytes } from "node:crypto";
-import { mkdirSync, readFileSync, rmSync, statSync, symlinkSync, utimesSync, writeFileSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import { mkdirSync, readFileSync, rmSync, statSync, symlinkSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import test, { type ExecutionContext } from "ava";
 import { FRAME_BYTES, PTE_R, PTE_W } from "../src/base/layout.js";
@@ -460,4 +461,115 @@ test("clean pages: saved by reference, read from their files again, and refused 
   utimesSync(file, atime, mtime);
   rmSync(file);
   await t.throwsAsync(wake(path), { code: "HIB_FILES_CHANGED", message: /data is gone/ });
+});
+
+test("files end at 4 GiB, and mappings within them: nothing reaches beside a file's tables", (t) => {
+  const machine = new HandMachine();
+  const directory = scratch(t);
+  writeFileSync(join(directory, "large"), "");
+  truncateSync(join(directory, "large"), 5 * 2 ** 30);
+  mount(machine, "/ro", directory, true);
+  const hand = new Hand(machine);
+  const { calls } = hand;
+  const fd = calls.open("/f", O_CREAT | O_RDWR);
+  for (const size of [2 ** 45, 2 ** 32 + 1]) t.is(calls.ftruncate(fd, size), -E.EFBIG);
+  t.is(calls.ftruncate(fd, 2 ** 32), 0);
+  const request = { pages: 1, flags: PTE_R | PTE_W, shared: true };
+  for (const offset of [2 ** 20, 2 ** 20 - 0.5, -1, Number.NaN]) t.is(calls.mmapFile(fd, offset, request), -E.EINVAL);
+  t.true(calls.mmapFile(fd, 2 ** 20 - 1, request) > 0);
+  calls.lseek(fd, 2 ** 32 - 2, SEEK_SET);
+  t.is(hand.write(fd, "abc"), -E.EFBIG);
+  const large = calls.open("/ro/large", O_RDONLY);
+  calls.lseek(large, 4.5 * 2 ** 30, SEEK_SET);
+  t.true((hand.read(large, 10) as number) < 0);
+  consistent(t, machine);
+});
+
+test("what is stored to a shared mapping of a host's file is the host's once it is unmapped, or synchronised", (t) => {
+  const directory = scratch(t);
+  const path = join(directory, "f");
+  writeFileSync(path, "x".repeat(5000));
+  const machine = new HandMachine();
+  mount(machine, "/h", directory);
+  const hand = new Hand(machine);
+  const { calls } = hand;
+  const fd = calls.open("/h/f", O_RDWR);
+  const at = calls.mmapFile(fd, 0, { pages: 2, flags: PTE_R | PTE_W, shared: true });
+  hand.put("first", at);
+  t.is(readFileSync(path, "latin1").slice(0, 5), "xxxxx");
+  t.is(calls.msync(at, 2), 0);
+  t.is(readFileSync(path, "latin1").slice(0, 6), "firstx");
+  hand.put("later", at + FRAME_BYTES);
+  t.is(calls.munmap(at, 2), 0);
+  t.is(readFileSync(path, "latin1").slice(4095, 4102), "xlaterx");
+  t.is(readFileSync(path).length, 5000);
+  const readOnly = calls.open("/h/f", O_RDONLY);
+  const shared = calls.mmapFile(readOnly, 0, { pages: 1, flags: PTE_R, shared: true });
+  t.is(calls.mprotect(shared, 1, PTE_R | PTE_W), -E.EACCES);
+  t.is(calls.mprotect(shared, 1, 0), 0);
+  consistent(t, machine);
+});
+
+test("names on the host: a link is removed and not what it leads to; what is no file is not opened; open files keep their path", (t) => {
+  const directory = scratch(t);
+  mkdirSync(join(directory, "d"));
+  writeFileSync(join(directory, "d/f"), "f");
+  symlinkSync("d/f", join(directory, "link"));
+  execFileSync("mkfifo", [join(directory, "fifo")]);
+  const machine = new HandMachine();
+  mount(machine, "/h", directory);
+  const { calls } = new Hand(machine);
+  t.is(calls.unlink("/h/link"), 0);
+  t.is(readFileSync(join(directory, "d/f"), "latin1"), "f");
+  for (const flags of [O_RDONLY, O_RDWR]) t.is(calls.open("/h/fifo", flags), -E.EACCES);
+  const fd = calls.open("/h/d/f", O_RDONLY);
+  t.is(calls.rename("/h/d", "/h/e"), -E.EBUSY);
+  calls.close(fd);
+  t.is(calls.rename("/h/d", "/h/e"), 0);
+});
+
+test("a process that fails lets go of its files: the other end of its pipe sees the end", (t) => {
+  const machine = new HandMachine({ vcpus: 2 });
+  const hand = new Hand(machine);
+  const { reader, writer } = hand.calls.pipe() as { reader: number; writer: number };
+  machine.kernel.fork(hand.process.slot);
+  hand.calls.close(writer);
+  t.is(hand.read(reader, 1), undefined);
+  machine.kernel.putBack(1, { ran: 0, failure: "it did something wrong" });
+  t.is(readProcess(machine.kernel.memory, 1)!.state, "failed");
+  t.is(hand.read(reader, 1), "");
+  consistent(t, machine);
+});
+
+test("pages of a file that somebody else changed before the save are in the image", async (t) => {
+  const host = scratch(t);
+  const path = join(scratch(t), "image");
+  const file = join(host, "data");
+  writeFileSync(file, "a".repeat(3 * FRAME_BYTES));
+  const options = { ramBytes: 32 * MIB, vcpus: 1 };
+  const machine = await bootMachine(t, { ...options, mounts: [{ path: "/host", host, readOnly: true }] });
+  const { control, files } = machine.kernel;
+  const { slot } = machine.spawn("idle:ms=1000");
+  const fd = control.locked(() => files.open(slot, "/host/data", O_RDONLY));
+  control.locked(() => files.read(slot, fd, 2 * FRAME_BYTES));
+  writeFileSync(file, "b".repeat(3 * FRAME_BYTES));
+  const report = await save(machine, path);
+  t.deepEqual([report.frames.by_reference, report.changed_files], [0, [file]]);
+  const refused = await bootMachine(t, options);
+  await t.throwsAsync(resume(refused, path), { code: "HIB_FILES_CHANGED" });
+  const woken = await bootMachine(t, options);
+  await resume(woken, path, { acceptChangedFiles: true });
+  const { kernel } = woken;
+  kernel.control.locked(() => {
+    kernel.files.seek(slot, fd, 0, SEEK_SET);
+    t.is(
+      Buffer.from(kernel.files.read(slot, fd, 3 * FRAME_BYTES) as Uint8Array).toString(),
+      "a".repeat(2 * FRAME_BYTES) + "b".repeat(FRAME_BYTES),
+    );
+  });
+  // What was accepted is what the next image is compared with.
+  const again = `${path}-again`;
+  await save(woken, again);
+  const last = await bootMachine(t, options);
+  await t.notThrowsAsync(resume(last, again));
 });

@@ -67,6 +67,7 @@ export class Image implements ImageContents {
   readonly extents: ExtentTable;
   readonly references: readonly Reference[];
   readonly blob: BlobReader;
+  readonly #memories: ImageMemory[] = [];
 
   constructor(path: string, { header, catalogue, chunks, extents, references, blob }: ImageContents) {
     this.path = path;
@@ -80,7 +81,7 @@ export class Image implements ImageContents {
 
   /** The stored machine's memory. */
   memory(options: Pick<ImageMemoryOptions, "cachedChunks" | "acceptChangedFiles"> = {}): ImageMemory {
-    return new ImageMemory({
+    const memory = new ImageMemory({
       frames: this.header.ramFrames,
       chunks: this.chunks,
       extents: this.extents,
@@ -88,10 +89,13 @@ export class Image implements ImageContents {
       blob: this.blob,
       ...options,
     });
+    this.#memories.push(memory);
+    return memory;
   }
 
   /** Await all reads first. May be called again. */
   close(): void {
+    for (const memory of this.#memories.splice(0)) memory.close();
     this.blob.close();
     this.catalogue.close();
   }

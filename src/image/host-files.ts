@@ -167,6 +167,7 @@ export class FilesOfSave {
   async sync(): Promise<void> {
     for (const { file } of this.#files)
       if (file.mode === "rw") await naming(file.path, () => promisify(fdatasync)(file.descriptor));
+    for (const { path, mode } of this.#open) if (mode === "rw") await syncFile(path);
   }
 
   /** The files as they were at the stop. */
@@ -190,6 +191,16 @@ export class FilesOfSave {
   /** The save is over, whichever way. */
   finish(): void {
     for (const { contents } of this.#files) contents?.release();
+  }
+}
+
+/** One that is gone has nothing to be synced, and its resume will say so. */
+async function syncFile(path: string): Promise<void> {
+  const file = await open(path, "r+").catch(() => undefined);
+  try {
+    await naming(path, async () => file?.datasync());
+  } finally {
+    await file?.close();
   }
 }
 

@@ -66,6 +66,11 @@ export class ImageMemory implements ReadableMemory {
     return this.#extents.find(pfn) >= 0;
   }
 
+  /** Closes files of the host that it has read from. May be called again; what is read later opens them anew. */
+  close(): void {
+    this.#references.close();
+  }
+
   /**
    * The frame's 4096 bytes. They may be shared with the cache: for reading only.
    *

@@ -9,9 +9,11 @@ import { FRAME_BYTES, FRAME_SHIFT, LIST_FRAMES, LIST_PLACES } from "../base/layo
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../base/memory.js";
 import { walkAreas } from "../vm/area.js";
 import { checkConsistency } from "../vm/consistency.js";
+import { readPipe, walkFds } from "../vm/files/descriptions.js";
 import { ARENA_BYTES, ARENA_FREE_FRAMES, KERNEL_FREE_FRAMES, kernelLayout } from "../vm/kernel-layout.js";
 import type { PhysicalMemory } from "../vm/physical.js";
 import { listProcesses, readRegisters } from "../vm/process.js";
+import { readHandlers } from "../vm/signals.js";
 import type { LateFrame } from "./late-frames.js";
 
 /** What was found in a machine that is consistent. */
@@ -22,6 +24,11 @@ export interface Examined {
   processes: number;
   areas: number;
   mappedPages: number;
+  fds: number;
+  pipeBytes: number;
+  /** Signals with a handler, of all processes; and processes that have signals pending. */
+  handlers: number;
+  pending: number;
 }
 
 /** Memory as the atomic restore of `queued` entries and `late` frames will make it. Nothing may move meanwhile. */
@@ -92,7 +99,15 @@ export function examine(memory: ReadableMemory): Examined {
     if (low !== 0 || high !== 0) problems.push(`x0 of process ${pid} is not zero`);
   }
   if (problems.length > 0) throw inconsistent(problems[0]!);
+  const fds = processes.flatMap(({ slot }) => [...walkFds(memory, slot)]);
+  const pipes = new Set(
+    fds.flatMap(({ description: { kind, behind } }) => (kind === "reader" || kind === "writer" ? [behind] : [])),
+  );
   return {
+    fds: fds.length,
+    pipeBytes: [...pipes].reduce((sum, pipe) => sum + readPipe(memory, pipe).filled, 0),
+    handlers: processes.reduce((sum, { slot }) => sum + Object.keys(readHandlers(memory, slot)).length, 0),
+    pending: processes.filter(({ pending }) => pending !== 0).length,
     arenas: kernelLayout(memory.frames).arenas,
     blocks,
     freeFrames,

@@ -35,15 +35,23 @@ export function renderSaveSummary(report: SaveReport, view: View): string {
     field(view, "write faults", formatCount(faults.total)),
     field(view, "size", `${formatBytes(blob.stored_bytes)} for ${formatBytes(throughput.saved_bytes)} of memory`),
     field(view, "time", `${formatMs(phases_ms.total)} (${formatGbPerS(throughput.gb_per_s)})`),
+    ...changedFiles(report, view),
   ].join("\n");
 }
 
-function head({ image, machine }: SaveReport, view: View): string {
+function changedFiles({ changed_files }: SaveReport, view: View): string[] {
+  if (changed_files.length === 0) return [];
+  return [field(view, "changed files", `${changed_files.join(", ")}: by somebody else; a resume wants --accept-changed-files`)];
+}
+
+function head(report: SaveReport, view: View): string {
+  const { image, machine } = report;
   return section(view, "Save", [
     field(view, "image", image.path),
     field(view, "id", image.id),
     field(view, "consistency point", image.time),
     field(view, "ending", image.ending),
+    ...changedFiles(report, view),
     field(
       view,
       "machine",

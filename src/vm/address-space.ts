@@ -24,18 +24,11 @@ import {
   storeArea,
   walkAreas,
 } from "./area.js";
-import { EINVAL, ENOMEM } from "./errno.js";
+import { EACCES, EINVAL, ENOMEM } from "./errno.js";
 import { allocateObject, freeObject } from "./kernel-heap.js";
-import {
-  KIND_FILE,
-  KIND_FILE_CLEAN,
-  KIND_PAGE_TABLE,
-  KIND_USER,
-  PROCESS_AREAS,
-  PROCESS_PID,
-  PROCESS_ROOT,
-} from "./kernel-layout.js";
+import { KIND_FILE_CLEAN, KIND_PAGE_TABLE, KIND_USER, PROCESS_AREAS, PROCESS_PID, PROCESS_ROOT } from "./kernel-layout.js";
 import type { Kernel } from "./kernel.js";
+import { OBJECT_PAGES_MAX } from "./memory-object.js";
 import { type Entry, findEntry, findLeaf, HUGE_BYTES, HUGE_PAGES, mapPage, visitEntries, walkTables } from "./page-table.js";
 import { HEAP_BASE, HEAP_END, MMAP_BASE } from "./program.js";
 import { processAddress } from "./process.js";
@@ -62,6 +55,8 @@ export interface Mapping {
   object: PhysicalAddress;
   /** First page of the object. */
   offset?: number;
+  /** Shared, and of a file that was opened for reading: it never becomes writable. */
+  readOnly?: boolean;
 }
 
 export class AddressSpace {
@@ -115,7 +110,10 @@ export class AddressSpace {
       }
       if (before === undefined) memory.store32(this.#at + PROCESS_AREAS, area.next);
       else linkArea(memory, before.at, area.next);
-      if (area.object !== 0) objects.release(area.object);
+      if (area.object !== 0) {
+        if (area.shared) this.#kernel.files.writeBack(area.object, area.offset, (area.end - area.start) / FRAME_BYTES);
+        objects.release(area.object);
+      }
       freeObject(memory, at, AREA_BYTES);
     }
   }
@@ -171,15 +169,16 @@ export class AddressSpace {
   // ---- system calls: an address or 0, or an error number, negated ----
 
   /** mmap: makes an area. Frames come with the first access. */
-  map({ address, pages, flags, shared, object, offset = 0 }: Mapping): number {
+  map({ address, pages, flags, shared, object, offset = 0, readOnly = false }: Mapping): number {
     if (!Number.isInteger(pages) || pages < 1 || pages > USER_END / FRAME_BYTES) return -EINVAL;
+    if (object !== 0 && !(Number.isInteger(offset) && offset >= 0 && offset + pages <= OBJECT_PAGES_MAX)) return -EINVAL;
     const start = address ?? this.#findHole(pages);
     if (start === undefined) return -ENOMEM;
     const end = start + pages * FRAME_BYTES;
     if (!isRange(start, end)) return -EINVAL;
     const done = this.unmap(start, end);
     if (done < 0) return done;
-    const area: Area = { start, end, flags: allowed(flags), kind: "mapping", limit: 0, object, offset, shared };
+    const area: Area = { start, end, flags: allowed(flags), kind: "mapping", limit: 0, object, offset, shared, readOnly };
     if (!this.addArea(area)) return -ENOMEM; // if anything is gone, it left its area's memory: then this does not fail
     this.#join(start, end);
     return start;
@@ -198,6 +197,7 @@ export class AddressSpace {
   protect(start: VirtualAddress, end: VirtualAddress, flags: number): number {
     if (!isRange(start, end)) return -EINVAL;
     const inside = () => [...this.areas()].filter((area) => area.end > start && area.start < end);
+    if ((flags & PTE_W) !== 0 && inside().some((area) => area.readOnly)) return -EACCES;
     const covered = inside().reduce((sum, area) => sum + Math.min(end, area.end) - Math.max(start, area.start), 0);
     if (covered !== end - start || !this.#isolate(start, end)) return -ENOMEM;
     for (const area of inside()) {
@@ -209,6 +209,19 @@ export class AddressSpace {
     }
     this.#join(start, end);
     return 0;
+  }
+
+  /** msync: what was stored to shared mappings of files of the host goes to the host. */
+  synchronise(start: VirtualAddress, end: VirtualAddress): number {
+    if (!isRange(start, end)) return -EINVAL;
+    let failed = 0;
+    for (const area of Array.from(this.areas())) {
+      const [from, to] = [Math.max(start, area.start), Math.min(end, area.end)];
+      if (!area.shared || area.object === 0 || from >= to) continue;
+      const first = area.offset + (from - area.start) / FRAME_BYTES;
+      failed = this.#kernel.files.writeBack(area.object, first, (to - from) / FRAME_BYTES) || failed;
+    }
+    return failed;
   }
 
   /**
@@ -258,7 +271,7 @@ export class AddressSpace {
     if (frame === undefined) return false;
     if (frame < 0) throw new GuestFault(`${where}: the file behind it ends before, or cannot be read`);
     if (write && !area.shared) return this.mapNew(page, 0, area.flags, memory.read(frame * FRAME_BYTES, FRAME_BYTES));
-    if (write && buddy.kindOf(frame) === KIND_FILE_CLEAN) buddy.setKind(frame, KIND_FILE);
+    if (write) objects.makeDirty(area.object, frame);
     buddy.share(frame);
     if (this.#mapLeaf(page, frame, 0, this.#leafFlags(area, 0, 0, frame))) return true;
     buddy.release(frame);
@@ -267,12 +280,12 @@ export class AddressSpace {
 
   /** A store to a leaf without W: a first store to a clean page of a file, or a copy on write. */
   #unshare(area: Area, address: VirtualAddress, entry: Entry): boolean {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy, objects } = this.#kernel;
     const pte = memory.load32(entry.at);
     const frame = pte >>> PTE_PPN_SHIFT;
     const page = address - (address % (entry.level === 0 ? FRAME_BYTES : HUGE_BYTES));
     if (area.shared) {
-      if (buddy.kindOf(frame) === KIND_FILE_CLEAN) buddy.setKind(frame, KIND_FILE);
+      objects.makeDirty(area.object, frame);
     } else if (buddy.references(frame) > 1) {
       return entry.level === 0 ? this.#copyFrame(page, entry, area.flags) : this.#copyHuge(page, entry, area.flags);
     } // else the others let go of it

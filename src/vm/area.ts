@@ -16,6 +16,7 @@ const LIMIT = 20;
 const OBJECT = 24;
 const OFFSET = 28;
 const SHARED = 32;
+const READ_ONLY = 36;
 
 export const AREA_KIND_NAMES = ["none", "code", "data", "heap", "stack", "mapping"] as const;
 export type AreaKind = "code" | "data" | "heap" | "stack" | "mapping";
@@ -36,6 +37,8 @@ export interface Area {
   offset: number;
   /** Stores are seen by all who map the object, and not this process's own. */
   shared: boolean;
+  /** It shares a file that was opened for reading: it never becomes writable. */
+  readOnly: boolean;
 }
 
 /** An area and where it lies. */
@@ -59,6 +62,7 @@ export function storeArea(memory: PhysicalMemory, at: PhysicalAddress, area: Are
   memory.store32(at + OBJECT, area.object);
   memory.store32(at + OFFSET, area.offset);
   memory.store32(at + SHARED, area.shared ? 1 : 0);
+  memory.store32(at + READ_ONLY, area.readOnly ? 1 : 0);
 }
 
 /** Says which area follows one in its list. */
@@ -75,6 +79,7 @@ export function continues(lower: Area, upper: Area): boolean {
     lower.limit === upper.limit &&
     lower.object === upper.object &&
     lower.shared === upper.shared &&
+    lower.readOnly === upper.readOnly &&
     (lower.object === 0 || lower.offset + (lower.end - lower.start) / FRAME_BYTES === upper.offset)
   );
 }
@@ -108,5 +113,6 @@ function loadArea(memory: ReadableMemory, at: PhysicalAddress): StoredArea {
     object: memory.load32(at + OBJECT) >>> 0,
     offset: memory.load32(at + OFFSET),
     shared: memory.load32(at + SHARED) !== 0,
+    readOnly: memory.load32(at + READ_ONLY) !== 0,
   };
 }

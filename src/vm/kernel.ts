@@ -162,7 +162,7 @@ export class Kernel {
         flags: number,
         limit: VirtualAddress = 0,
       ): void => {
-        const area = { start, end, flags, kind, limit, object: 0, offset: 0, shared: false };
+        const area = { start, end, flags, kind, limit, object: 0, offset: 0, shared: false, readOnly: false };
         if (start < end && !space.addArea(area)) throw noMemory(1);
       };
       add("code", CODE_BASE, CODE_BASE + FRAME_BYTES, CODE_FLAGS);
@@ -250,6 +250,7 @@ export class Kernel {
     const at = this.#at(slot);
     this.#orphan(at);
     this.signals.cancelAlarm(at);
+    this.files.descriptions.closeAll(slot, "all"); // who waits at the other end of a pipe need not wait for it
     const text = new TextEncoder().encode(reason).subarray(0, K.PROCESS_FAILURE_BYTES - 1);
     this.memory.write(at + K.PROCESS_FAILURE, text);
     this.memory.store32(at + K.PROCESS_STATE, K.PROCESS_FAILED);

@@ -10,7 +10,7 @@ import { FRAME_BYTES } from "../base/layout.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../base/memory.js";
 import type { BuddyAllocator } from "./buddy.js";
 import { allocateObject, freeObject } from "./kernel-heap.js";
-import { KIND_KERNEL_HEAP } from "./kernel-layout.js";
+import { KIND_FILE, KIND_FILE_CLEAN, KIND_KERNEL_HEAP } from "./kernel-layout.js";
 import type { PhysicalMemory } from "./physical.js";
 
 export const OBJECT_BYTES = 64;
@@ -19,6 +19,8 @@ const REFERENCES = 0;
 const TABLE = 4;
 /** The inode whose pages these are, 0 for a shared anonymous mapping. Who maps the object holds the inode, too. */
 const INODE = 8;
+/** Raised by every change of which frames its pages have, and of what kind those are. */
+const CHANGES = 12;
 
 const WORDS = FRAME_BYTES / 4;
 /** 4 GiB. */
@@ -42,6 +44,7 @@ export class MemoryObjects {
     this.#memory.store32(object + REFERENCES, 1);
     this.#memory.store32(object + TABLE, 0);
     this.#memory.store32(object + INODE, inode);
+    this.#memory.store32(object + CHANGES, 0);
     return object;
   }
 
@@ -58,6 +61,18 @@ export class MemoryObjects {
     const inode = objectInode(this.#memory, object);
     if (inode !== 0) this.inodes!.release(inode);
     else if (references === 0) this.destroy(object);
+  }
+
+  /** A page is about to be stored to by who maps it: it is not what the file has any more. */
+  makeDirty(object: PhysicalAddress, frame: Pfn): void {
+    if (this.#buddy.kindOf(frame) !== KIND_FILE_CLEAN) return;
+    this.#buddy.setKind(frame, KIND_FILE);
+    this.note(object);
+  }
+
+  /** Its pages are of other frames now, or of another kind. */
+  note(object: PhysicalAddress): void {
+    this.#memory.store32(object + CHANGES, this.#memory.load32(object + CHANGES) + 1);
   }
 
   /** Whether an inode's object is mapped. */
@@ -78,8 +93,13 @@ export class MemoryObjects {
     return findObjectPage(this.#memory, object, page);
   }
 
-  /** Gives a page a frame, whose one reference becomes the object's. False if there is no memory for its table. */
+  /**
+   * Gives a page a frame, whose one reference becomes the object's. False if there is no memory for its table, or no such page
+   * (OBJECT_PAGES_MAX).
+   */
   insert(object: PhysicalAddress, page: number, frame: Pfn): boolean {
+    if (!isPage(page)) return false;
+    this.note(object);
     const table = this.#tableAt(object + TABLE);
     if (table === undefined) return false;
     const leaf = this.#tableAt(table * FRAME_BYTES + Math.floor(page / WORDS) * 4);
@@ -92,6 +112,7 @@ export class MemoryObjects {
   truncate(object: PhysicalAddress, from: number): void {
     const table = this.#memory.load32(object + TABLE);
     if (table === 0) return;
+    this.note(object);
     for (let index = Math.floor(from / WORDS); index < WORDS; index++) {
       const at = (table - 1) * FRAME_BYTES + index * 4;
       const leaf = this.#memory.load32(at);
@@ -134,9 +155,18 @@ export function objectReferences(
   return { references: memory.load32(object + REFERENCES), inode: objectInode(memory, object) };
 }
 
+function isPage(page: number): boolean {
+  return Number.isInteger(page) && page >= 0 && page < OBJECT_PAGES_MAX;
+}
+
+/** What changed so far of an object's pages: two equal numbers, and nothing has in between. */
+export function objectChanges(memory: ReadableMemory, object: PhysicalAddress): number {
+  return memory.load32(object + CHANGES);
+}
+
 /** The frame of an object's page, undefined if it has none. */
 export function findObjectPage(memory: ReadableMemory, object: PhysicalAddress, page: number): Pfn | undefined {
-  const table = memory.load32(object + TABLE);
+  const table = isPage(page) ? memory.load32(object + TABLE) : 0;
   const leaf = table === 0 ? 0 : memory.load32((table - 1) * FRAME_BYTES + Math.floor(page / WORDS) * 4);
   const frame = leaf === 0 ? 0 : memory.load32((leaf - 1) * FRAME_BYTES + (page % WORDS) * 4);
   return frame === 0 ? undefined : frame - 1;

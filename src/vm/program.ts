@@ -171,6 +171,8 @@ export interface KernelCalls extends SystemCalls, FileCalls {
   /** Maps zeroed pages; returns the address. */
   mmap(request: MmapRequest): number;
   munmap(address: VirtualAddress, pages: number): number;
+  /** What was stored to shared mappings of files of the host goes to the host; so it does when they are unmapped. */
+  msync(address: VirtualAddress, pages: number): number;
   mprotect(address: VirtualAddress, pages: number, flags: number): number;
   /** Asks for 2 MiB mappings; returns how many there are. */
   madviseHuge(address: VirtualAddress, pages: number): number;

@@ -55,7 +55,7 @@ export function createSystemCalls(
     map: (address, order) => locked(() => space.mapBlock(address >>> 0, order)),
     unmap: (address, order) => locked(() => space.unmapBlock(address >>> 0, order)),
     shrinkStack: (address) => locked(() => space.shrinkStack(address >>> 0)),
-    sleep: (ms) => afterwards({ do: "sleep", ms }),
+    sleep: (ms) => afterwards({ do: "sleep", ms: Math.max(0, ms) || 0 }),
     print: (line) => locked(() => printToConsole(memory, line)),
     loaded,
 
@@ -71,6 +71,7 @@ export function createSystemCalls(
         kernel.objects.release(object); // the area holds it now
         return result;
       }),
+    msync: (address, pages) => locked(() => space.synchronise(address >>> 0, end(address, pages))),
     munmap: (address, pages) => locked(() => space.unmap(address >>> 0, end(address, pages))),
     mprotect: (address, pages, flags) => locked(() => space.protect(address >>> 0, end(address, pages), flags)),
     madviseHuge: (address, pages) => locked(() => space.adviseHuge(address >>> 0, end(address, pages))),
@@ -148,8 +149,9 @@ export function createSystemCalls(
     console: () => locked(() => files.openConsole(slot)),
     mmapFile: (fd, offset, { shared = false, ...request }) =>
       locked(() => {
-        const object = files.objectOf(slot, fd, shared && (request.flags & PTE_W) !== 0);
-        return object < 0 ? object : space.map({ ...request, shared, object, offset });
+        const found = files.objectOf(slot, fd, shared && (request.flags & PTE_W) !== 0);
+        if (typeof found === "number") return found;
+        return space.map({ ...request, shared, object: found.object, offset, readOnly: shared && !found.writable });
       }),
     ...devices,
   };

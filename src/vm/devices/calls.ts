@@ -10,6 +10,7 @@ import { GuestFault } from "../address-space.js";
 import type { Kernel } from "../kernel.js";
 import { KERNEL_GENERATION } from "../kernel-layout.js";
 import type { DeviceCalls } from "../program.js";
+import { UserCopy } from "../user-copy.js";
 import { SECTOR_BYTES, submitRequest, TAGS, takeResult } from "./block-requests.js";
 import { POOL_LOW, takeRandom } from "./entropy.js";
 
@@ -24,6 +25,7 @@ export function createDeviceCalls(
   notify: () => void,
 ): DeviceCalls {
   const { control, memory } = kernel;
+  const user = new UserCopy(core);
   // One message at a time: the bell is cleared before the devices are looked at, so what came before it is seen.
   const ring = (): void => {
     if (control.add(MACHINE_DEVICE_BELL, 1) === 0) notify();
@@ -40,6 +42,7 @@ export function createDeviceCalls(
       return answer === "submitted";
     },
     awaitRequest(tag, address) {
+      user.prepare(address >>> 0, SECTOR_BYTES); // the result is taken away: where it goes must be known to be there
       const result = control.locked(() => takeResult(kernel, { ...process, tag }));
       if (result === "unknown") throw new GuestFault(`wait for request ${tag}, which was not submitted`);
       for (const [i, word] of result?.data?.entries() ?? []) core.store32((address + i * 4) | 0, word);

@@ -5,7 +5,7 @@
  * What must hold: a description is held by the fds that name it; the last one gives back what is behind it. Callers hold the
  * kernel lock. What is negative is an error number.
  */
-import { FRAME_BYTES, MAX_PROCESSES } from "../../base/layout.js";
+import { FRAME_BYTES } from "../../base/layout.js";
 import type { PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 import { EBADF, EMFILE, ENOMEM, EPIPE } from "../errno.js";
 import { allocateObject, freeObject } from "../kernel-heap.js";
@@ -295,12 +295,4 @@ export class Descriptions {
     scheduler.wake(pipe);
     return count;
   }
-}
-
-/** Every description that some process has open, once. */
-export function allDescriptions(memory: ReadableMemory): Map<PhysicalAddress, Description> {
-  const found = new Map<PhysicalAddress, Description>();
-  for (let slot = 0; slot < MAX_PROCESSES; slot++)
-    for (const { description } of walkFds(memory, slot)) found.set(description.at, description);
-  return found;
 }

@@ -5,20 +5,22 @@
  * A file of the host is read through the page cache and written through to the host, so a page of the cache that nobody
  * mapped and stored to is what the host's file has there.
  */
-import { statSync } from "node:fs";
+import { lstatSync } from "node:fs";
+import { sep } from "node:path";
 import { FRAME_BYTES } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress } from "../../base/memory.js";
 import * as E from "../errno.js";
 import { printToConsole } from "../devices/console.js";
-import { KIND_FILE_CLEAN } from "../kernel-layout.js";
+import { KIND_FILE, KIND_FILE_CLEAN } from "../kernel-layout.js";
 import type { Kernel } from "../kernel.js";
-import { objectInode } from "../memory-object.js";
+import { OBJECT_PAGES_MAX, objectInode } from "../memory-object.js";
 import { processAddress } from "../process.js";
 import { type Description, Descriptions } from "./descriptions.js";
 import {
   createHost,
   HostHandles,
   type HostStat,
+  hostName,
   hostPath,
   listHost,
   makeDirectoryHost,
@@ -36,6 +38,7 @@ import {
   O_EXCL,
   O_NONBLOCK,
   O_RDONLY,
+  O_RDWR,
   O_TRUNC,
   O_WRONLY,
   SEEK_CUR,
@@ -45,6 +48,9 @@ import {
 import { type Inode, InodeTree, type Mount, readInode, splitPath, walkDirectory, walkHostInodes } from "./inode.js";
 
 export type Stat = HostStat;
+
+/** One call reads or writes no more: it holds the kernel lock, and perhaps waits for the host's disk. */
+export const CALL_BYTES_MAX: number = 1 << 20;
 
 export class Files {
   readonly tree: InodeTree;
@@ -99,6 +105,7 @@ export class Files {
   }
 
   #openHost(mount: Mount, rest: readonly string[], flags: number, writes: boolean): number {
+    this.#host.forgetOthers(walkHostInodes(this.#kernel.memory));
     if (mount.readOnly && (writes || (flags & O_CREAT) !== 0)) return -E.EROFS;
     const opened = tryHost(() => {
       const path = hostPath(mount, rest);
@@ -153,11 +160,12 @@ export class Files {
     );
   }
 
-  /** @throws EBUSY if there is a file at this path of the host that some process has open */
+  /** @throws EBUSY if at this path of the host, or below it, there is a file that some process has open */
   #refuseOpen(path: string): void {
-    const there = statSync(path, { bigint: true, throwIfNoEntry: false });
+    const there = lstatSync(path, { bigint: true, throwIfNoEntry: false });
     for (const { host } of walkHostInodes(this.#kernel.memory)) {
-      if (host?.device !== there?.dev || host?.number !== there?.ino) continue;
+      const same = host!.device === there?.dev && host!.number === there.ino;
+      if (!same && !host!.path.startsWith(path + sep)) continue;
       throw Object.assign(new Error(`${path} is open`), { code: "EBUSY" });
     }
   }
@@ -169,7 +177,7 @@ export class Files {
     if (mounted.rest.length === 0) return -E.EBUSY;
     if (mounted.mount.readOnly) return -E.EROFS;
     return tryHost(() => {
-      onHost(hostPath(mounted.mount, mounted.rest));
+      onHost(hostName(mounted.mount, mounted.rest));
       return 0;
     });
   }
@@ -182,7 +190,7 @@ export class Files {
     if (a.rest.length === 0 || b.rest.length === 0) return -E.EBUSY;
     if (a.mount.readOnly) return -E.EROFS;
     return tryHost(() => {
-      const paths = [hostPath(a.mount, a.rest), hostPath(b.mount, b.rest)] as const;
+      const paths = [hostName(a.mount, a.rest), hostName(b.mount, b.rest)] as const;
       for (const path of paths) this.#refuseOpen(path);
       renameHost(...paths);
       return 0;
@@ -209,7 +217,8 @@ export class Files {
   }
 
   /** Bytes from where the fd stands, at most `most`. */
-  read(slot: number, fd: number, most: number): Uint8Array | number | undefined {
+  read(slot: number, fd: number, wanted: number): Uint8Array | number | undefined {
+    const most = Math.min(wanted, CALL_BYTES_MAX);
     const open = this.descriptions.find(slot, fd);
     if (open === undefined || (open.flags & ACCESS_MODE) === O_WRONLY || open.kind === "writer" || open.kind === "console")
       return -E.EBADF;
@@ -221,7 +230,8 @@ export class Files {
   }
 
   /** Puts bytes where the fd stands, or at the end (O_APPEND); returns how many. */
-  write(slot: number, fd: number, bytes: Uint8Array): number | undefined {
+  write(slot: number, fd: number, all: Uint8Array): number | undefined {
+    const bytes = all.subarray(0, CALL_BYTES_MAX);
     const open = this.descriptions.find(slot, fd);
     if (open === undefined || open.kind === "reader") return -E.EBADF;
     if (open.kind === "writer") return this.#orWait(slot, open, this.descriptions.putIntoPipe(open.behind, bytes));
@@ -269,19 +279,20 @@ export class Files {
     return this.#truncate(readInode(this.#kernel.memory, open.behind), size);
   }
 
-  /** The memory object of an open file, to be mapped. */
-  objectOf(slot: number, fd: number, writable: boolean): number {
+  /** The memory object of an open file, to be mapped, and whether the fd may write. */
+  objectOf(slot: number, fd: number, writable: boolean): { object: PhysicalAddress; writable: boolean } | number {
     const open = this.descriptions.find(slot, fd);
     if (open === undefined) return -E.EBADF;
     if (open.kind !== "inode") return -E.EINVAL;
     const mode = open.flags & ACCESS_MODE;
     if (mode === O_WRONLY || (writable && mode === O_RDONLY)) return -E.EACCES;
-    return readInode(this.#kernel.memory, open.behind).object;
+    return { object: readInode(this.#kernel.memory, open.behind).object, writable: mode === O_RDWR };
   }
 
   // ---- contents ----
 
   #truncate(inode: Inode, size: number): number {
+    if (size / FRAME_BYTES > OBJECT_PAGES_MAX) return -E.EFBIG;
     if (inode.type !== "host") return this.tree.truncate(inode, size);
     if (size < inode.size && this.#kernel.objects.isMapped(inode.object)) return -E.EBUSY;
     const now = tryHost(() => this.#host.truncate(inode, size));
@@ -316,9 +327,12 @@ export class Files {
     return undefined;
   }
 
-  #writeHost(inode: Inode, position: number, bytes: Uint8Array): number {
-    const now = tryHost(() => this.#host.write(inode, position, bytes));
-    if (typeof now === "number") return now;
+  /** Writes through to the host; what the host has of it then, the page cache has, too. */
+  #writeHost(inode: Inode, position: number, all: Uint8Array): number {
+    if ((position + all.length) / FRAME_BYTES > OBJECT_PAGES_MAX) return -E.EFBIG;
+    const done = tryHost(() => this.#host.write(inode, position, all));
+    if (typeof done === "number") return done;
+    const bytes = all.subarray(0, done.written);
     for (let page = Math.floor(position / FRAME_BYTES); page * FRAME_BYTES < position + bytes.length; page++) {
       const frame = this.#kernel.objects.find(inode.object, page);
       if (frame === undefined) continue;
@@ -326,8 +340,38 @@ export class Files {
       const at = Math.max(0, position - page * FRAME_BYTES);
       this.#kernel.memory.write(frame * FRAME_BYTES + at, bytes.subarray(from, from + FRAME_BYTES - at));
     }
-    this.tree.note(inode.at, now);
-    return bytes.length;
+    this.tree.note(inode.at, done.now);
+    return bytes.length > 0 || all.length === 0 ? bytes.length : -done.error;
+  }
+
+  /** The user has accepted files of the host that are others than they were: they are what they are now. */
+  acceptHost(): void {
+    for (const { at, host } of Array.from(walkHostInodes(this.#kernel.memory))) {
+      const now = tryHost(() => this.#host.identify(host!.path));
+      if (typeof now !== "number") this.tree.note(at, now);
+    }
+  }
+
+  /** Writes pages of a file of the host that were stored to by who maps them. Returns 0 or an error. */
+  writeBack(object: PhysicalAddress, first: number, pages: number): number {
+    const { memory, buddy, objects } = this.#kernel;
+    const at = objectInode(memory, object);
+    const inode = at === 0 ? undefined : readInode(memory, at);
+    if (inode?.type !== "host" || inode.readOnly) return 0;
+    let failed = 0;
+    for (let page = first; page < Math.min(first + pages, Math.ceil(inode.size / FRAME_BYTES)); page++) {
+      const frame = objects.find(object, page);
+      if (frame === undefined || buddy.kindOf(frame) !== KIND_FILE) continue;
+      const length = Math.min(FRAME_BYTES, inode.size - page * FRAME_BYTES);
+      const bytes = memory.read(frame * FRAME_BYTES, length);
+      const done = tryHost(() => this.#host.write(inode, page * FRAME_BYTES, bytes));
+      if (typeof done === "number") failed = done;
+      else {
+        this.tree.note(inode.at, done.now);
+        if (done.written < length) failed = -done.error;
+      }
+    }
+    return failed;
   }
 
   /** A page of an object that has no frame yet: of a file of the host what is there, else zeros. */

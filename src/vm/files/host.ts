@@ -34,6 +34,7 @@ const BY_CODE: Readonly<Record<string, number>> = {
   ENOENT: E.ENOENT,
   ENOSPC: E.ENOSPC,
   EDQUOT: E.ENOSPC,
+  EFBIG: E.EFBIG,
   ENOTDIR: E.ENOTDIR,
   ENOTEMPTY: E.ENOTEMPTY,
   EPERM: E.EPERM,
@@ -51,23 +52,34 @@ export function tryHost<T>(call: () => T): T | number {
   }
 }
 
+/** Where a name of a mount is on the host; if it is a symbolic link's, the link. Links above it must not lead out. */
+export function hostName(mount: Mount, rest: readonly string[]): string {
+  const root = realpathSync(mount.host);
+  if (rest.length === 0) return root;
+  const path = join(root, ...rest);
+  const parent = realpathSync(dirname(path));
+  refuseOutside(mount, root, parent);
+  return join(parent, basename(path));
+}
+
 /** Path on the host of what a mount shows; symbolic links must not lead out of it. */
 export function hostPath(mount: Mount, rest: readonly string[]): string {
   const root = realpathSync(mount.host);
-  const path = join(root, ...rest);
-  if (rest.length === 0) return root;
-  const parent = realpathSync(dirname(path));
-  const leaf = join(parent, basename(path));
+  const leaf = hostName(mount, rest);
   let real = leaf;
   try {
     real = realpathSync(leaf);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
   }
-  if (real !== root && !real.startsWith(root.endsWith(sep) ? root : root + sep)) {
-    throw Object.assign(new Error(`${path} leads out of ${mount.host}`), { code: "EACCES" });
-  }
+  refuseOutside(mount, root, real);
   return real;
+}
+
+function refuseOutside(mount: Mount, root: string, path: string): void {
+  if (path !== root && !path.startsWith(root.endsWith(sep) ? root : root + sep)) {
+    throw Object.assign(new Error(`${path} is not in ${mount.host}`), { code: "EACCES" });
+  }
 }
 
 export function identityOf(path: string, stats: BigIntStats): HostIdentity {
@@ -112,6 +124,7 @@ export class HostHandles {
   identify(path: string): HostIdentity {
     const stats = statSync(path, { bigint: true });
     if (stats.isDirectory()) throw Object.assign(new Error(`${path} is a directory`), { code: "EISDIR" });
+    if (!stats.isFile()) throw Object.assign(new Error(`${path} is no regular file`), { code: "EACCES" });
     return identityOf(path, stats);
   }
 
@@ -127,11 +140,17 @@ export class HostHandles {
     return bytes.subarray(0, done);
   }
 
-  /** Writes all of it; returns what the file is then. */
-  write(inode: Inode, position: number, bytes: Uint8Array): HostIdentity {
+  /** Writes all of it, or what it can; returns how much, why not more, and what the file is then. */
+  write(inode: Inode, position: number, bytes: Uint8Array): { written: number; error: number; now: HostIdentity } {
     const descriptor = this.#descriptor(inode, true);
-    for (let done = 0; done < bytes.length; ) done += writeSync(descriptor, bytes, done, bytes.length - done, position + done);
-    return identityOf(inode.host!.path, fstatSync(descriptor, { bigint: true }));
+    let written = 0;
+    let error = 0;
+    while (written < bytes.length && error === 0) {
+      const count = tryHost(() => writeSync(descriptor, bytes, written, bytes.length - written, position + written));
+      if (count < 0) error = -count;
+      else written += count;
+    }
+    return { written, error, now: identityOf(inode.host!.path, fstatSync(descriptor, { bigint: true })) };
   }
 
   truncate(inode: Inode, size: number): HostIdentity {
@@ -165,9 +184,14 @@ export class HostHandles {
     this.#open.delete(path);
   }
 
-  close(): void {
-    for (const { descriptor } of this.#open.values()) closeSync(descriptor);
-    this.#open.clear();
+  /** Closes what no inode is open of any more. */
+  forgetOthers(inodes: Iterable<Inode>): void {
+    const open = new Set(Array.from(inodes, ({ host }) => host?.path));
+    for (const [path, { descriptor }] of this.#open) {
+      if (open.has(path)) continue;
+      closeSync(descriptor);
+      this.#open.delete(path);
+    }
   }
 }
 

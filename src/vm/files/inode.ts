@@ -7,7 +7,20 @@
  */
 import { FRAME_BYTES } from "../../base/layout.js";
 import type { PhysicalAddress, ReadableMemory } from "../../base/memory.js";
-import { EEXIST, EINVAL, EISDIR, ENAMETOOLONG, ENOENT, ENOMEM, ENOSPC, ENOTDIR, ENOTEMPTY, EROFS, EBUSY } from "../errno.js";
+import {
+  EEXIST,
+  EFBIG,
+  EINVAL,
+  EISDIR,
+  ENAMETOOLONG,
+  ENOENT,
+  ENOMEM,
+  ENOSPC,
+  ENOTDIR,
+  ENOTEMPTY,
+  EROFS,
+  EBUSY,
+} from "../errno.js";
 import { allocateObject, freeObject } from "../kernel-heap.js";
 import { KERNEL_HOST_INODES, KERNEL_MOUNTS, KERNEL_ROOT } from "../kernel-layout.js";
 import type { Kernel } from "../kernel.js";
@@ -38,6 +51,8 @@ const TYPES: readonly InodeType[] = ["file", "directory", "host"];
 const ENTRY_HEAD = 12;
 const NAME_BYTES_MAX = 255;
 const PATH_BYTES_MAX = 2000;
+/** Directories in directories: who walks the tree goes as deep. */
+const DEPTH_MAX = 64;
 
 /** An inode, as read at one moment. */
 export interface Inode {
@@ -218,6 +233,7 @@ export class InodeTree {
 
   #directoryOf(parts: readonly string[]): number {
     if (parts.length === 0) return -EEXIST; // the root
+    if (parts.length > DEPTH_MAX) return -ENAMETOOLONG;
     const directory = this.lookup(parts.slice(0, -1));
     if (directory < 0) return directory;
     return readInode(this.#kernel.memory, directory).type === "directory" ? directory : -ENOTDIR;
@@ -307,9 +323,11 @@ export class InodeTree {
     this.#kernel.memory.storeFloat64(inode + MODIFIED, modified);
   }
 
-  /** A file of the host has changed by this machine's doing. */
-  note(inode: PhysicalAddress, { size, modified }: HostIdentity): void {
+  /** A file of the host is this now: by this machine's doing, or because the user says that it may be. */
+  note(inode: PhysicalAddress, { device, number, size, modified }: Omit<HostIdentity, "path">): void {
     this.setSize(inode, size, Number(modified / 1_000_000n));
+    store64(this.#kernel, inode + HOST_DEVICE, device);
+    store64(this.#kernel, inode + HOST_NUMBER, number);
     store64(this.#kernel, inode + HOST_MODIFIED, modified);
   }
 
@@ -326,7 +344,7 @@ export class InodeTree {
 
   /** Stores bytes into a file in memory; returns how many, fewer if there is no more memory. */
   write(inode: Inode, position: number, bytes: Uint8Array): number {
-    if ((position + bytes.length) / FRAME_BYTES > OBJECT_PAGES_MAX) return -ENOSPC;
+    if ((position + bytes.length) / FRAME_BYTES > OBJECT_PAGES_MAX) return -EFBIG;
     let written = 0;
     this.#visitPages(position, bytes.length, (page, at, done, count) => {
       const frame = this.#kernel.objects.find(inode.object, page) ?? this.#kernel.fillObjectPage(inode.object, page);
@@ -352,6 +370,7 @@ export class InodeTree {
   /** Cuts a file in memory, or lengthens it with zeros. One that is mapped is not cut: its pages are in use. */
   truncate(inode: Inode, size: number): number {
     const { memory, objects } = this.#kernel;
+    if (size / FRAME_BYTES > OBJECT_PAGES_MAX) return -EFBIG;
     if (size < inode.size) {
       if (objects.isMapped(inode.object)) return -EBUSY;
       objects.truncate(inode.object, Math.ceil(size / FRAME_BYTES));
@@ -411,8 +430,6 @@ export class InodeTree {
       return -ENOMEM;
     }
     memory.store32(inode + HOST_PATH, path);
-    store64(this.#kernel, inode + HOST_DEVICE, identity.device);
-    store64(this.#kernel, inode + HOST_NUMBER, identity.number);
     memory.store32(inode + READ_ONLY, readOnly ? 1 : 0);
     memory.store32(inode + NEXT_HOST, memory.load32(KERNEL_HOST_INODES));
     memory.store32(KERNEL_HOST_INODES, inode);

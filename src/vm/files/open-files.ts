@@ -67,13 +67,10 @@ function pathOf(memory: ReadableMemory, wanted: PhysicalAddress): string | null 
   return search(memory.load32(KERNEL_ROOT) >>> 0, "");
 }
 
-/** Clean pages of files: what the host's file has there. */
-export function* walkCleanPages(memory: ReadableMemory): Generator<{ path: string; page: number; frame: Pfn }> {
+/** Clean pages of a file: what the host's file has there. */
+export function* walkCleanPages(memory: ReadableMemory, object: PhysicalAddress): Generator<{ page: number; frame: Pfn }> {
   const { frameTable } = kernelLayout(memory.frames);
-  for (const { object, host } of walkHostInodes(memory)) {
-    for (const { page, frame } of walkObject(memory, object)) {
-      if (memory.load32(frameTable + frame * FRAME_ENTRY_BYTES + FRAME_HEADER) >>> 16 === KIND_FILE_CLEAN)
-        yield { path: host!.path, page, frame };
-    }
+  for (const found of walkObject(memory, object)) {
+    if (memory.load32(frameTable + found.frame * FRAME_ENTRY_BYTES + FRAME_HEADER) >>> 16 === KIND_FILE_CLEAN) yield found;
   }
 }

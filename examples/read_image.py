@@ -8,7 +8,7 @@
 
 Hashing a megabyte takes half a second here: without --check only chunks that are looked into are hashed.
 """
-import argparse, functools, json, os, pathlib, sqlite3, struct, sys
+import argparse, functools, json, os, pathlib, re, signal, sqlite3, struct, sys
 
 FRAME = 4096
 M = (1 << 64) - 1
@@ -119,9 +119,11 @@ def main():
         parser.add_argument(name, type=kind)
     args = parser.parse_args()
     image = Image(args.image)
-    for number in image.chunks if args.check == "all" else map(int, args.check.split(",") if args.check else ()):
+    checked = list(image.chunks if args.check == "all" else map(int, args.check.split(",") if args.check else ()))
+    for number in checked:
         image.chunk(number)
-        print(f"chunk {number}: ok")
+    if checked:
+        print(f"{len(checked)} of {len(image.chunks)} chunks checked: ok")
     processes = {row[0]: row[1:] for row in image.sql("SELECT pid, name, state, steps, detail FROM process ORDER BY pid")}
     if args.frame is not None:
         dump(image.frame(args.frame), args.frame * FRAME)
@@ -130,12 +132,14 @@ def main():
             print(pid, name, state, int(steps))
     else:
         need(args.pid in processes, f"there is no process {args.pid}")
+        need(re.fullmatch(r"(\d+|0x[0-9a-f]+):(\d+|0x[0-9a-f]+)", args.read), "give --read ADDRESS:LENGTH, such as 0x10000:64")
         address, length = (int(number, 0) for number in args.read.split(":"))
         root = json.loads(processes[args.pid][3])["root"]
         for at in range(address & -FRAME, address + length, FRAME):
             page, start, end = image.page(root, at), max(at, address), min(at + FRAME, address + length)
             print(f"{start:08x}  not mapped") if page is None else dump(page[start - at:end - at], start)
 
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads may stop
 try:
     main()
 except (OSError, ValueError, sqlite3.Error) as error:

@@ -327,9 +327,10 @@ class Save {
     this.#checkCancelled();
     await this.#image.publish();
     const published = hostNow();
-    const { phases_ms } = report;
+    const { phases_ms, throughput } = report;
     return {
       ...report,
+      throughput: { ...throughput, gb_per_s: throughput.saved_bytes / (published - this.#began) / 1e6 },
       phases_ms: { ...phases_ms, publish: published - this.#began - phases_ms.total, total: published - this.#began },
     };
   }

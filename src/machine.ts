@@ -20,11 +20,12 @@ import { Quiesce } from "./cow/quiesce.js";
 import { WriteTracking } from "./cow/tracking.js";
 import { type Core, instantiateCore } from "./vm/core.js";
 import type { Mount } from "./vm/files/inode.js";
-import type { DiskRequest } from "./vm/devices/block-requests.js";
+import { diskSectors, type DiskRequest } from "./vm/devices/block-requests.js";
 import { Devices } from "./vm/devices/index.js";
 import { Kernel } from "./vm/kernel.js";
 import { createMemory } from "./vm/physical.js";
 import { listProcesses, type Process } from "./vm/process.js";
+import type { Runner } from "./vm/program.js";
 import { createRunner } from "./vm/programs/index.js";
 import { createBootRunner } from "./vm/boot-programs.js";
 import { WRITERS_MAX } from "./writer/page-writer.js";
@@ -106,6 +107,9 @@ export class Machine {
    * @throws HIB_USAGE, HIB_RAM_TOO_LARGE, HIB_IO if the disk cannot be opened
    */
   static async boot(options: MachineOptions): Promise<Machine> {
+    if (!Number.isInteger(options?.ramBytes) || !Number.isInteger(options.vcpus)) {
+      throw new HibernaculumError("HIB_USAGE", "give ramBytes and vcpus, whole numbers");
+    }
     const machine = new Machine(options);
     machine.kernel.boot();
     for (const mount of options.mounts ?? []) machine.#mount(mount);
@@ -150,8 +154,26 @@ export class Machine {
    * @throws HIB_USAGE, HIB_NO_MEMORY, HIB_BUSY while the machine stands still
    */
   spawn(text: string): Process {
+    if (this.isOff) throw new HibernaculumError("HIB_NO_MACHINE", "the machine is powered off");
     const boot = createBootRunner(text);
-    return this.kernel.spawn(text, boot ?? createRunner(text), { boot: boot !== undefined });
+    const runner = boot ?? createRunner(text);
+    if (runner.needs !== undefined) this.#checkNeeds(text, runner.needs);
+    return this.kernel.spawn(text, runner, { boot: boot !== undefined });
+  }
+
+  #checkNeeds(text: string, { sectors = 0, directory = "/" }: NonNullable<Runner["needs"]>): void {
+    const has = diskSectors(this.kernel.memory);
+    if (sectors > has) {
+      const disk = has === 0 ? "the machine has none: give it one with --disk" : `the machine's has ${has}`;
+      throw new HibernaculumError("HIB_USAGE", `${text} uses ${sectors} sectors of the disk, and ${disk}`);
+    }
+    const stat = this.control.locked(() => this.kernel.files.stat(directory));
+    if (typeof stat === "number" || stat.type !== "directory") {
+      throw new HibernaculumError(
+        "HIB_USAGE",
+        `${text}: there is no directory ${directory} in the machine; --mount HOST:PATH makes one`,
+      );
+    }
   }
 
   /** All processes, as the process table has them now. */

@@ -124,7 +124,7 @@ async function find(machine: Machine, path: string, options: ResumeOptions, step
     if (ramFrames !== frames) {
       throw new HibernaculumError(
         "HIB_RAM_MISMATCH",
-        `${path} is of a machine with ${ramFrames * FRAME_BYTES} bytes of RAM, and this one has ${frames * FRAME_BYTES}; boot with --ram ${ramFrames * FRAME_BYTES}`,
+        `${path} is of a machine with ${ramFrames * FRAME_BYTES} bytes of RAM, and this one has ${frames * FRAME_BYTES}; boot with --ram ${(ramFrames * FRAME_BYTES) / 2 ** 20}M`,
       );
     }
     steps.passed("RAM size", `${frames * FRAME_BYTES} bytes`);
@@ -356,7 +356,7 @@ class Resume {
 
   #checkCancelled(): void {
     if (this.#options.signal?.aborted === true) {
-      throw new HibernaculumError("HIB_CANCELLED", "the resume was cancelled; the boot goes on and the image is as it was");
+      throw new HibernaculumError("HIB_CANCELLED", "the resume was cancelled, and the image can be resumed still");
     }
   }
 

@@ -98,6 +98,7 @@ const LAYERS: Record<string, string[]> = {
     "src/vm/files/descriptions.ts",
     "src/vm/physical.ts",
     "src/vm/process.ts",
+    "src/vm/signals.ts",
     "src/vm/kernel.ts",
     "src/vm/kernel-layout.ts",
     "src/vm/walker.ts",

@@ -27,6 +27,7 @@ import {
   KIND_DMA,
 } from "../src/vm/kernel-layout.js";
 import type { DiskOperation } from "../src/vm/program.js";
+import { createRunner } from "../src/vm/programs/index.js";
 import { blocksOfKind } from "../src/vm/walker.js";
 import { bootMachine, Draws, findWrong, MIB, type Replays, scratch, sleep, until, whileStopped } from "./support.js";
 
@@ -224,9 +225,11 @@ test("disk: many requests of many processes, some of which end with theirs in fl
   t.is(frames(), 3, "the console, the pool, the table");
 });
 
-test("disk: a process that asks for one where there is none fails", async (t) => {
+test("disk: a process that asks for one where there is none is not started, or fails", async (t) => {
   const machine = await bootMachine(t);
-  machine.spawn("disk");
+  t.throws(() => machine.spawn("disk"), { code: "HIB_USAGE", message: /the machine has none: give it one with --disk/ });
+  t.throws(() => machine.spawn("files:dir=/nowhere"), { code: "HIB_USAGE", message: /there is no directory \/nowhere/ });
+  machine.kernel.spawn("disk", createRunner("disk"), { boot: false }); // as by exec
   await until(() => machine.processes()[0]!.failure !== "", "it fails");
   t.regex(machine.processes()[0]!.failure, /the machine has none: give it one with --disk/);
 });

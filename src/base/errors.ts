@@ -1,6 +1,6 @@
 /**
  * Errors that leave the program: one class, told apart by a literal code. The message is one line: what happened and
- * what to do. Codes are part of the interface and are listed in the README.
+ * what to do. Codes are part of the interface; these are all.
  */
 export type ErrorCode =
   | "HIB_USAGE" // options or arguments out of range

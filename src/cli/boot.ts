@@ -3,6 +3,7 @@
  * fails ends in a normal boot (S2.1, S2.5). The console tells every step.
  */
 import type { Command } from "commander";
+import { serializeError } from "../base/errors.js";
 import { bootOrResume, type BootResult } from "../boot.js";
 import type { ResumeStep } from "../resume-report.js";
 import { renderResumeSummary } from "../stats/resume-report.js";
@@ -48,6 +49,7 @@ async function boot(workloads: string[], options: BootOptions): Promise<void> {
     for (const text of BOOT_PROCESSES) host.machine.spawn(text);
     const resumed =
       commandLine.hibernate !== undefined && (await lookForImage(host, commandLine.hibernate, commandLine.noresume, options));
+    if (host.signal.aborted) return; // Ctrl-C
     if (!resumed) {
       host.print("kernel: booting normally");
       await spawnAll(host, workloads);
@@ -81,7 +83,8 @@ async function lookForImage(host: Host, path: string, noresume: boolean, options
 }
 
 function describeStep(step: ResumeStep): string {
-  return "error" in step ? `${step.name}: FAILED` : `${step.name}: ${step.found}`;
+  if (!("error" in step)) return `${step.name}: ${step.found}`;
+  return `${step.name}: ${serializeError(step.error).code === "HIB_CANCELLED" ? "cancelled" : "FAILED"}`;
 }
 
 /** Why it was not resumed, and where the image is now. */

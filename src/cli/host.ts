@@ -96,7 +96,7 @@ export function introduce({ service, socket }: Host): string {
   return [
     `${name}: pid ${pid}, ${formatBytes(ram_bytes)} of RAM, vCPUs: ${vcpus}`,
     `${name}: socket ${socket}`,
-    ...processes.map((entry) => `${name}: process ${entry.pid}: ${entry.text}`),
+    ...processes.map((entry) => `${name}: process ${entry.pid}: ${entry.text || entry.state}`),
   ].join("\n");
 }
 

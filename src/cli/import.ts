@@ -22,6 +22,7 @@ export function addImport(program: Command): void {
 }
 
 async function importFrom(file: string, image = defaultImage("imported"), { json }: { json?: boolean } = {}): Promise<void> {
+  if (image === "") throw new HibernaculumError("HIB_USAGE", "the path of the image is empty");
   if (file === "-" && process.stdin.isTTY) {
     throw new HibernaculumError("HIB_USAGE", "standard input is a terminal: pipe a stream of hib export into it, or give a file");
   }

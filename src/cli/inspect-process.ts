@@ -15,6 +15,8 @@ const ADDRESSES_END = 2 ** 32;
 /** More would be a dump, which is not for people. */
 const READ_BYTES_MAX = 2 ** 20;
 const LINE_BYTES = 16;
+/** Lines of a table for people. */
+const MAPPINGS_SHOWN = 16;
 
 /** Addresses of a process. */
 export interface Range {
@@ -111,8 +113,11 @@ export function renderHoldings({ process, areas, mappings, fds, handlers, regist
       table(
         view,
         ["address", "pages", "frame", "may"],
-        mappings.map((m) => [hex(m.address), formatCount(m.pages), String(m.pfn), m.flags]),
+        mappings.slice(0, MAPPINGS_SHOWN).map((m) => [hex(m.address), formatCount(m.pages), String(m.pfn), m.flags]),
       ),
+      ...(mappings.length > MAPPINGS_SHOWN
+        ? [field(view, "", `${formatCount(mappings.length - MAPPINGS_SHOWN)} more; --json has all`)]
+        : []),
     ]),
     section(view, "Open files", [
       fds.length === 0

@@ -35,7 +35,7 @@ export function createMachineCommand(program: Command, name: string, description
     .addHelpText("after", () => `\nWorkloads:\n${renderPrograms(stdoutView())}`)
     .addHelpText(
       "after",
-      "\nCtrl-C powers the machine off, and exits with 0; while a save is under way it cancels that instead.",
+      "\nCtrl-C powers the machine off, and exits with 0, or 3 if a process has failed; while a save is under way it cancels that instead.",
     );
 }
 
@@ -55,6 +55,7 @@ export function hostOptions(options: MachineCommandOptions): HostOptions {
 function mountOption(text: string, earlier: Mount[] = []): Mount[] {
   const match = /^(.+?):(\/[^:]*)(:ro)?$/.exec(text);
   if (match === null) throw new InvalidArgumentError("give HOST:PATH or HOST:PATH:ro, such as ./data:/data:ro");
+  if (earlier.some(({ path }) => path === match[2])) throw new InvalidArgumentError(`${match[2]} is mounted already`);
   return [...earlier, { host: match[1]!, path: match[2]!, readOnly: match[3] !== undefined }];
 }
 

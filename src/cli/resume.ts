@@ -34,7 +34,7 @@ export function addResume(program: Command): void {
     .addHelpText(
       "after",
       "\nAn image that cannot be resumed stays where it is; hib boot sets it aside, and goes on without it." +
-        "\nCtrl-C powers the machine off, and exits with 0; while it is being resumed: 130, and the image is as it was.",
+        "\nCtrl-C powers the machine off, and exits with 0, or 3 if a process has failed; while it is being resumed: 130, and the image can\nbe resumed still.",
     )
     .action(resumeImage);
 }

@@ -1,6 +1,7 @@
 /** `hib save`: saves a running machine, from another terminal. */
 import { resolve } from "node:path";
 import { type Command, Option } from "commander";
+import { HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import type { SaveProgress } from "../hibernate.js";
 import { Client } from "../server/client.js";
@@ -38,6 +39,7 @@ export function addSave(program: Command): void {
 }
 
 async function saveMachine(name: string, image: string | undefined, options: SaveCommandOptions): Promise<void> {
+  if (image === "") throw new HibernaculumError("HIB_USAGE", "the path of the image is empty");
   const client = await Client.connect(name);
   const progress = createProgress();
   try {

@@ -24,7 +24,7 @@ export interface Verification {
 export function addVerify(program: Command): void {
   createCommand(program, "verify", "check all of an image: every checksum, every count, allocator and page tables")
     .argument("<image>", "where the machine was saved")
-    .option("--replay", "also recompute every process from its beginning, and compare every page and register")
+    .option("--replay", "also recompute the processes from their beginning, all that can be, and compare every page and register")
     .option("--json", "for programs")
     .action(verify);
 }
@@ -39,7 +39,7 @@ async function verify(path: string, { replay, json }: { replay?: boolean; json?:
       if (json === true) printJson({ schema: 1, image: image.path, ...result } as { schema: number });
       else print(renderVerification(path, result, stdoutView()));
       if (!result.ok) {
-        note(`hib: HIB_INCONSISTENT: ${path} is not what it must be`);
+        note(`hib: HIB_INCONSISTENT: ${path} is not what it must be (above); do not resume it`);
         process.exitCode = EXIT_MISMATCH;
       }
     } finally {
@@ -99,6 +99,17 @@ export function renderVerification(path: string, result: Verification, view: Vie
     field(view, "page tables", `${formatCount(consistency.mappedPages)} pages of processes: ${consistency.processes}`),
     ...consistency.problems.map((problem) => `  ${bad} ${problem}`),
   ];
+  if (processes !== null) {
+    const recomputed = processes.filter(({ not_recomputed }) => not_recomputed === null);
+    const exact = recomputed.filter(({ differences }) => differences.length === 0).length;
+    lines.push(
+      field(
+        view,
+        "recomputed",
+        `${recomputed.length} processes, ${exact} of them exact; ${processes.length - recomputed.length} cannot be recomputed`,
+      ),
+    );
+  }
   for (const { pid, name, steps, pages, differences, not_recomputed } of processes ?? []) {
     if (not_recomputed !== null) {
       lines.push(field(view, `process ${pid}`, `${name}: cannot be recomputed: ${not_recomputed}`));

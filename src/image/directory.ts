@@ -199,7 +199,7 @@ export async function holdsImage(path: string): Promise<boolean> {
  * @throws HIB_IO
  */
 export async function removeStalePartials(parent: string): Promise<string[]> {
-  return attemptTo(`sweeping ${parent}`, async () => {
+  return attemptTo(`looking into ${parent}, which must be a directory that can be written to`, async () => {
     const removed: string[] = [];
     for (const name of await readdir(parent)) {
       const partial = partialOf(name);

@@ -196,7 +196,11 @@ function blob({ blob: b, throughput: t }: SaveReport, view: View): string {
 
 function times({ phases_ms: p, throughput, writers: w }: SaveReport, view: View): string {
   return section(view, "Time", [
-    field(view, "total", `${formatMs(p.total)} (${formatGbPerS(throughput.gb_per_s)} of memory)`),
+    field(
+      view,
+      "total",
+      `${formatMs(p.total)} (${formatGbPerS(throughput.gb_per_s)} of memory)${p.publish === 0 ? ", before it was published" : ""}`,
+    ),
     field(
       view,
       "phases",

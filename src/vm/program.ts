@@ -247,6 +247,8 @@ export interface Runner {
   readonly rate: number;
   /** Why its memory does not follow from its text alone; if given, it checks its memory only by itself. */
   readonly unpredictable?: string;
+  /** Without these in the machine it is not started: a disk of so many sectors, a directory. */
+  readonly needs?: { sectors?: number; directory?: string };
   /**
    * Writes the initial contents of a data page into `out` (4,096 bytes). False: the page is to stay absent and is
    * read as zeros (demand-zero). A page that is present but zero returns true and a zero page.

@@ -11,7 +11,7 @@
  *     data page 2   buffer
  */
 import { PTE_R, PTE_W } from "../../base/layout.js";
-import { EAGAIN, ENOMEM } from "../errno.js";
+import { describeResult, EAGAIN, ENOMEM } from "../errno.js";
 import { O_CREAT, O_EXCL, O_RDWR, SEEK_SET } from "../files/flags.js";
 import {
   A0,
@@ -139,7 +139,7 @@ class Chaos implements Runner {
     }
     const end = system.wait(memory.load32(RECORDS + r[INDEX]! * 4) | 0);
     if (end === undefined) return "undone";
-    if (typeof end === "number") throw new SelfCheckError(`chaos: wait gave ${end}`);
+    if (typeof end === "number") throw new SelfCheckError(`chaos: wait gave ${describeResult(end)}`);
     r[DIGEST] = mix(r[DIGEST]! ^ Math.imul(end.status + 1, 0x9e3779b1) ^ r[INDEX]!);
     if (++r[INDEX]! < this.#workers) return "goes on";
     memory.store32(TABLE + 4 + (generation % CHAOS_DIGESTS) * 4, r[DIGEST]);
@@ -382,7 +382,7 @@ class Chaos implements Runner {
 /** The result of a call that may find no memory. */
 function enough(result: number): number {
   if (result === -ENOMEM) throw new NotNow();
-  if (result < 0) throw new SelfCheckError(`chaos: a call gave ${result}`);
+  if (result < 0) throw new SelfCheckError(`chaos: a call gave ${describeResult(result)}`);
   return result;
 }
 

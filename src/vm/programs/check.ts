@@ -17,7 +17,7 @@ export interface ProcessCheck {
   pages: number;
   /** What differs, a line each, at most DIFFERENCES_MAX; empty if the process is exactly right. */
   differences: string[];
-  /** Why it could not be compared: it depends on what is outside of it, has exited, or a file that it began with is gone. */
+  /** Why it could not be compared: it depends on what is outside of it, has failed or exited, or a file that it began with is gone. */
   not_recomputed: string | null;
 }
 
@@ -45,7 +45,10 @@ export function checkProcess(memory: ReadableMemory, process: Process, replay?: 
     check.not_recomputed = "it has exited, and only its status is left";
     return check;
   }
-  if (process.failure !== "") differs(`it failed: ${process.failure}`);
+  if (process.failure !== "") {
+    check.not_recomputed = `it failed, in the middle of a step: ${process.failure}`;
+    return check;
+  }
   try {
     replay ??= new Replay(process.text);
   } catch (error) {

@@ -29,6 +29,7 @@ class Disk implements Runner {
   readonly dataPages: number;
   readonly stackPages = 0;
   readonly rate: number;
+  readonly needs: { sectors: number };
   readonly #first: number;
   readonly #sectors: number;
   readonly #depth: number;
@@ -41,6 +42,7 @@ class Disk implements Runner {
     this.#key = keyOf(options.seed);
     this.dataPages = this.#depth;
     this.rate = options.rate;
+    this.needs = { sectors: options.first + options.sectors };
   }
 
   initialPage(): boolean {

@@ -13,7 +13,7 @@ import {
   SelfCheckError,
   type UserMemory,
 } from "../program.js";
-import { EBUSY, ENOENT } from "../errno.js";
+import { describeResult, EBUSY, ENOENT } from "../errno.js";
 import { O_APPEND, O_CREAT, O_EXCL, O_RDWR, SEEK_CUR, SEEK_SET } from "../files/flags.js";
 import { PTE_R } from "../../base/layout.js";
 import { defineProgram, integer, type Program, rate, seed, text } from "./options.js";
@@ -38,12 +38,14 @@ class FilesProgram implements Runner {
   readonly stackPages = 0;
   readonly unpredictable = "its memory follows from files; it checks them itself";
   readonly rate: number;
+  readonly needs: { directory: string };
   readonly #directory: string;
   readonly #size: number;
   readonly #key: number;
 
   constructor(options: { dir: string; kilobytes: number; seed: number; rate: number }) {
     this.rate = options.rate;
+    this.needs = { directory: options.dir };
     this.#directory = options.dir.replace(/\/$/, "");
     this.#size = options.kilobytes * 1024;
     this.#key = keyOf(options.seed);
@@ -141,7 +143,9 @@ class FilesProgram implements Runner {
     } else this.#readBack(memory, r, system, at, Math.min(count, size - at));
     const stat = system.fstat(r[FD]!);
     if (typeof stat === "number" || stat.size !== r[SIZE])
-      throw new SelfCheckError(`files: size ${JSON.stringify(stat)}, expected ${r[SIZE]}`);
+      throw new SelfCheckError(
+        `files: ${typeof stat === "number" ? `fstat gave ${describeResult(stat)}` : `size ${stat.size}`}, expected ${r[SIZE]}`,
+      );
   }
 
   #readBack(memory: UserMemory, r: Int32Array, system: KernelCalls, at: number, count: number): void {
@@ -164,7 +168,7 @@ class FilesProgram implements Runner {
 }
 
 function expect(what: string, found: number, right: (found: number) => boolean): number {
-  if (!right(found)) throw new SelfCheckError(`files: ${what} gave ${found}`);
+  if (!right(found)) throw new SelfCheckError(`files: ${what} gave ${describeResult(found)}`);
   return found;
 }
 

@@ -10,6 +10,7 @@
  */
 import { FRAME_BYTES, PTE_R, PTE_W } from "../../base/layout.js";
 import { A0, kernelCalls, type ProgramContext, type Runner, SelfCheckError } from "../program.js";
+import { describeResult } from "../errno.js";
 import { defineProgram, integer, type Program, rate, seed } from "./options.js";
 import { hash, keyOf, lowWord } from "./random.js";
 
@@ -125,7 +126,7 @@ class Shared implements Runner {
       for (const party of [0, 1]) this.#checkSum(context, party, this.#turns);
     }
     const result = calls.munmap(registers[BASE]!, 2 * this.#slots);
-    if (result < 0) throw new SelfCheckError(`shared: munmap gave ${result}`);
+    if (result < 0) throw new SelfCheckError(`shared: munmap gave ${describeResult(result)}`);
     registers[STATE] = MAP;
     return true;
   }

@@ -17,7 +17,7 @@ export interface ProcessCheck {
   pages: number;
   /** What differs, a line each, at most DIFFERENCES_MAX; empty if the process is exactly right. */
   differences: string[];
-  /** Why it could not be compared: it depends on what is outside of it, has failed or exited, or a file that it began with is gone. */
+  /** Why it could not be compared: it depends on what is outside of it, has exited, or a file that it began with is gone. */
   not_recomputed: string | null;
 }
 
@@ -46,7 +46,8 @@ export function checkProcess(memory: ReadableMemory, process: Process, replay?: 
     return check;
   }
   if (process.failure !== "") {
-    check.not_recomputed = `it failed, in the middle of a step: ${process.failure}`;
+    // Its pages are those of the middle of a step: nothing to compare, and it should not have come to that.
+    differs(`it failed: ${process.failure}`);
     return check;
   }
   try {

@@ -15,11 +15,12 @@ import {
 } from "../src/base/layout.js";
 import { readFaultStatistics } from "../src/cow/fault-statistics.js";
 import { GuestFault } from "../src/vm/address-space.js";
-import { AREA_BYTES } from "../src/vm/area.js";
+import { AREA_BYTES, walkAreas } from "../src/vm/area.js";
 import { checkConsistency } from "../src/vm/consistency.js";
 import { EINVAL, ENOMEM } from "../src/vm/errno.js";
 import { allocateObject, freeObject } from "../src/vm/kernel-heap.js";
 import { KIND_RESERVE, MAX_ORDER } from "../src/vm/kernel-layout.js";
+import { walkObjectTables } from "../src/vm/memory-object.js";
 import { findEntry, walkLeaves } from "../src/vm/page-table.js";
 import { listProcesses, type Process, readProcess, readRegisters } from "../src/vm/process.js";
 import { A0, DATA_BASE, HEAP_BASE, STACK_TOP } from "../src/vm/program.js";
@@ -501,3 +502,20 @@ for (const { name, ask } of requests) {
     t.true(refused > 0 && refused < 12, `${refused} refused`);
   });
 }
+
+test("a memory object whose table is another's frame, or lies beyond RAM, is seen", (t) => {
+  const machine = new HandMachine();
+  const process = machine.spawn(1);
+  const { memory } = machine.kernel;
+  callsOf(machine, process).mmap({ address: WINDOW, pages: 4, flags: RW, shared: true });
+  machine.run(process).store32(WINDOW, 1);
+  consistent(t, machine);
+  const { object } = [...walkAreas(memory, readProcess(memory, process.slot)!.areas)].find((area) => area.object !== 0)!;
+  const [upper, lower] = [...walkObjectTables(memory, object)] as [number, number];
+  for (const frame of [machine.frameOf(process, WINDOW), upper, memory.frames + 5]) {
+    memory.store32(upper * FRAME_BYTES, frame + 1);
+    t.regex(checkConsistency(memory).problems.join("\n"), /a memory object has a table in frame|is a table of two/, `${frame}`);
+  }
+  memory.store32(upper * FRAME_BYTES, lower + 1);
+  consistent(t, machine);
+});

@@ -7,7 +7,7 @@ import type { Pfn, PhysicalAddress, ReadableMemory } from "../base/memory.js";
 import { type StoredArea, walkAreas } from "./area.js";
 import { checkFiles } from "./files/check.js";
 import * as K from "./kernel-layout.js";
-import { walkObject } from "./memory-object.js";
+import { walkObject, walkObjectTables } from "./memory-object.js";
 import { walkLeaves, walkTables } from "./page-table.js";
 import { listProcesses, type Process } from "./process.js";
 
@@ -149,12 +149,33 @@ function checkProcesses(memory: ReadableMemory, kinds: Kinds, result: Consistenc
     result.mappedPages += checkMappings(memory, process, areas, kinds, holders.leaves, problem);
   }
   for (const object of checkFiles(memory, objects, problem)) {
+    if (!checkObjectTables(memory, object, kinds, tables, problem)) continue;
     for (const { frame } of walkObject(memory, object)) {
       if (frame < memory.frames) holders.objects[frame]!++;
       else problem(`a memory object holds frame ${frame}, which is beyond RAM`);
     }
   }
   checkHolders(memory, kinds, holders, tables, pids, problem);
+}
+
+/** False if a memory object's pages cannot be told. */
+function checkObjectTables(
+  memory: ReadableMemory,
+  object: PhysicalAddress,
+  kinds: Kinds,
+  tables: Uint32Array,
+  problem: (text: string) => void,
+): boolean {
+  for (const table of walkObjectTables(memory, object)) {
+    if (kinds.kind[table] !== K.KIND_KERNEL_HEAP) {
+      problem(`a memory object has a table in frame ${table}, which is of another kind`);
+      return false;
+    }
+    if (tables[table]!++ === 0) continue;
+    problem(`frame ${table} is a table of two memory objects`);
+    return false;
+  }
+  return true;
 }
 
 /** Every frame of a user's kind is held as often as its block says, and every page table is used. */

@@ -172,6 +172,17 @@ export function findObjectPage(memory: ReadableMemory, object: PhysicalAddress, 
   return frame === 0 ? undefined : frame - 1;
 }
 
+/** The frames of an object's own tables, the upper one first; none is looked into before it has been given. */
+export function* walkObjectTables(memory: ReadableMemory, object: PhysicalAddress): Generator<Pfn> {
+  const table = memory.load32(object + TABLE);
+  if (table === 0) return;
+  yield table - 1;
+  for (let index = 0; index < WORDS; index++) {
+    const leaf = memory.load32((table - 1) * FRAME_BYTES + index * 4);
+    if (leaf !== 0) yield leaf - 1;
+  }
+}
+
 /** Every page of an object that has a frame. */
 export function* walkObject(memory: ReadableMemory, object: PhysicalAddress): Generator<{ page: number; frame: Pfn }> {
   const table = memory.load32(object + TABLE);

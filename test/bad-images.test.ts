@@ -400,7 +400,7 @@ test("resume: refuses an image of a machine with other RAM, and says how much it
   const victim = await booted(t, 2 * RAM_BYTES);
   const failed = await victim.fails(() => resume(victim.machine, original));
   t.deepEqual([...judge(failed?.error, "HIB_RAM_MISMATCH"), ...failed!.harm], []);
-  t.regex((failed!.error as Error).message, new RegExp(`--ram ${RAM_BYTES}`));
+  t.regex((failed!.error as Error).message, new RegExp(`--ram ${RAM_BYTES / 2 ** 20}M`));
 });
 
 test("save: refuses a path that is taken, by whatever, and leaves that alone", async (t) => {

@@ -74,7 +74,7 @@ class Image:
         need(xxh64(data) == hash_, "the catalogue is damaged")
         self.sql = sqlite3.connect(f"{catalogue.as_uri()}?immutable=1", uri=True).execute
         self.chunks = {row[0]: row[1:] for row in self.sql("SELECT id, offset, stored, payload, frames, codec, hash FROM chunk")}
-        total, = self.sql("SELECT total(frames) FROM extent").fetchone()
+        total, = self.sql("SELECT (SELECT total(frames) FROM extent) + (SELECT total(frames) FROM reference)").fetchone()
         need(len(self.chunks) == chunks and total == frames, "the catalogue does not agree with the header")
 
     @functools.cache
@@ -94,10 +94,22 @@ class Image:
         need(0 <= pfn < self.ram, f"frame {pfn} is beyond RAM")
         extent = self.sql("SELECT pfn, frames, chunk, first, fill FROM extent WHERE ? BETWEEN pfn AND pfn + frames - 1", (pfn,)).fetchone()
         if extent is None:
-            return bytes(FRAME)  # it was free
+            return self.referenced(pfn)
         start, _, chunk, first, fill = extent
         at = 0 if chunk is None else (first + pfn - start) * FRAME
         return struct.pack("<q", fill) * (FRAME // 8) if chunk is None else self.chunk(chunk)[at:at + FRAME]
+
+    def referenced(self, pfn):
+        """A frame that is a page of a file of the host; zeros if it is none: it was free."""
+        row = self.sql("SELECT pfn, path, page, hashes FROM reference WHERE ? BETWEEN pfn AND pfn + frames - 1", (pfn,)).fetchone()
+        if row is None:
+            return bytes(FRAME)
+        start, path, page, hashes = row
+        with open(path, "rb") as file:
+            file.seek((page + pfn - start) * FRAME)
+            data = file.read(FRAME).ljust(FRAME, b"\0")
+        need(xxh64(data) == struct.unpack_from("<Q", hashes, (pfn - start) * 8)[0], f"page {page + pfn - start} of {path} has changed")
+        return data
 
     def page(self, table, address):
         """The page that an address is in, by Sv39 page tables from the root, or None."""

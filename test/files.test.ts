@@ -1,12 +1,13 @@
 /** Files, fds, pipes, and mappings of files; in memory and of the host. */
 import { randomBytes } from "node:crypto";
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawnSync } from "node:child_process";
 import { mkdirSync, readFileSync, rmSync, statSync, symlinkSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import test, { type ExecutionContext } from "ava";
 import { FRAME_BYTES, PTE_R, PTE_W } from "../src/base/layout.js";
 import { save } from "../src/hibernate.js";
 import { openImage } from "../src/image/directory.js";
+import { exportImage, importImage } from "../src/image/stream.js";
 import { verifyChunks } from "../src/image/verify.js";
 import type { Machine } from "../src/machine.js";
 import { resume, type ResumeOptions } from "../src/resume.js";
@@ -409,6 +410,19 @@ test("clean pages: saved by reference, read from their files again, and refused 
   };
   const { path, report } = await take("by-reference", false);
   t.is(report.frames.by_reference, 301);
+  // As a stream it says the same; the pages stay where they are.
+  const imported = await importImage(exportImage(path), join(images, "imported"));
+  t.is(imported.header.frames, report.frames.saved + 301);
+  const copy = await openImage(imported.path);
+  t.is((await verifyChunks(copy)).referencedFrames, 301);
+  const { pfn } = copy.references[0]!;
+  const referenced = copy.memory().readFrame(pfn);
+  copy.close();
+  if (spawnSync("python3", ["-c", "import sqlite3"]).status === 0) {
+    const dump = execFileSync("python3", ["examples/read_image.py", path, "--frame", String(pfn)], { encoding: "utf8" });
+    const hex = dump.replaceAll(/^[0-9a-f]{8} {2}/gm, "").replaceAll(/\s/g, "");
+    t.true(Buffer.from(hex, "hex").equals(referenced));
+  }
   const stored = await take("stored", true);
   t.is(stored.report.frames.by_reference, 0);
   t.is(stored.report.frames.saved, report.frames.saved + 301);

@@ -34,7 +34,7 @@ import {
 import { ImageMemory, type ImageMemoryOptions } from "./image-memory.js";
 import { claimUse } from "./markers.js";
 import type { Reference } from "../base/host-file.js";
-import { checkCounts, type ImageContents } from "./verify.js";
+import { type ImageContents, readTables } from "./verify.js";
 
 /** An image that is being written. */
 export interface PartialImage {
@@ -167,12 +167,9 @@ export async function openImage(path: string, { machineVersion, onCheck = () => 
     }
     onCheck("catalogue checksum", "agrees");
     catalogue = Catalogue.open(directory);
-    const references = catalogue.references();
-    const extents = catalogue.extents().withReferences(references);
-    const contents = { header, catalogue, chunks: catalogue.chunks(), extents, references, blob };
-    checkCounts(contents);
-    onCheck("counts", `chunks: ${header.chunks}, extents: ${contents.extents.length}, frames: ${header.frames}`);
-    return new Image(directory, contents);
+    const tables = readTables(header, catalogue);
+    onCheck("counts", `chunks: ${header.chunks}, extents: ${tables.extents.length}, frames: ${header.frames}`);
+    return new Image(directory, { header, catalogue, ...tables, blob });
   } catch (error) {
     catalogue?.close();
     blob.close();

@@ -19,7 +19,7 @@ import { createPartial, openImage, type PartialImage, removeStalePartials } from
 import { claimUse, isUsed } from "./markers.js";
 import { CATALOGUE_NAME, CHUNK_BYTES, type Chunk, decodeHeader, HEADER_BYTES, type ImageHeader } from "./format.js";
 import { sealBlob } from "./seal.js";
-import { checkCounts } from "./verify.js";
+import { readTables } from "./verify.js";
 
 /** Version of the stream; what is in it has the image's own. */
 export const STREAM_VERSION = 1;
@@ -190,9 +190,7 @@ async function receiveCatalogue(input: Input, header: ImageHeader, path: string,
 function chunksOf(header: ImageHeader, { cataloguePath }: PartialImage): Chunk[] {
   const catalogue = Catalogue.open(dirname(cataloguePath));
   try {
-    const chunks = catalogue.chunks();
-    checkCounts({ header, chunks, extents: catalogue.extents() });
-    return inOrder(chunks);
+    return inOrder(readTables(header, catalogue).chunks);
   } finally {
     catalogue.close();
   }

@@ -37,6 +37,18 @@ export interface ImageContents {
 }
 
 /**
+ * What a catalogue says of frames and where they are, once it agrees with the header.
+ *
+ * @throws HIB_CORRUPT
+ */
+export function readTables(header: ImageHeader, catalogue: Catalogue): Pick<ImageContents, "chunks" | "extents" | "references"> {
+  const references = catalogue.references();
+  const tables = { chunks: catalogue.chunks(), extents: catalogue.extents().withReferences(references), references };
+  checkCounts({ header, ...tables });
+  return tables;
+}
+
+/**
  * Header, chunks and extents agree: the chunks tile the blob, no frame is in two extents, each has a place in a chunk,
  * and there are as many as the header says.
  *

@@ -331,3 +331,18 @@ test.serial("a machine that is off holds no lock: its processes can still be lis
     t.is(machine.processes().length, 3);
   }
 });
+
+test.serial("check: a process that cannot be recomputed is told from one that is exact", async (t) => {
+  const machine = await Machine.boot({ ramBytes: 32 * 2 ** 20, vcpus: 1 });
+  t.teardown(() => machine.powerOff());
+  const service = new MachineService("m", machine, { onHibernated: () => t.fail("nobody asked for it") });
+  for (const text of ["fork", "incrementer:pages=4"]) machine.spawn(text);
+  const { processes } = await service.handlers.check({}, { signal: new AbortController().signal, progress: () => undefined });
+  const of = (name: string) => processes.filter((process) => process.name === name);
+  for (const { not_recomputed } of of("fork")) t.regex(not_recomputed!, /depends on other processes/);
+  t.true(of("fork").length > 0);
+  t.deepEqual(
+    of("incrementer").map(({ differences, not_recomputed }) => [differences, not_recomputed]),
+    [[[], null]],
+  );
+});

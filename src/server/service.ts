@@ -19,7 +19,7 @@ import { countBlocks } from "../vm/describe.js";
 import { KERNEL_FREE_FRAMES, KERNEL_RESUMES } from "../vm/kernel-layout.js";
 import type { Process } from "../vm/process.js";
 import { checkProcess, type ProcessCheck } from "../vm/programs/check.js";
-import { Replay } from "../vm/programs/replay.js";
+import { createReplay } from "../vm/programs/replay.js";
 import type { CheckResult, Commands, LiveReport, MachineStatus } from "./protocol.js";
 import type { Handlers, RequestContext } from "./server.js";
 
@@ -168,7 +168,7 @@ export class MachineService {
       for (const { slot, pid, text, steps } of processes) {
         progress({ done: checks.length, total: processes.length });
         const replay = createReplay(text);
-        while (replay !== undefined && replay.steps < steps && !signal.aborted) {
+        while (typeof replay !== "string" && replay.steps < steps && !signal.aborted) {
           replay.advanceTo(Math.min(steps, replay.steps + REPLAY_STEPS));
           await setImmediate();
         }
@@ -193,15 +193,5 @@ export class MachineService {
     } finally {
       this.machine.quiesce.go();
     }
-  }
-}
-
-/** A replay of a program; undefined if it cannot be recomputed, which checkProcess says in its own words. */
-function createReplay(text: string): Replay | undefined {
-  try {
-    return new Replay(text);
-  } catch (error) {
-    if (error instanceof HibernaculumError && error.code === "HIB_USAGE") return undefined;
-    throw error;
   }
 }

@@ -2,13 +2,12 @@
  * Is a process's memory what its program must have made of it? Compares registers and every page with the exact
  * recomputation at the process's step count. Works on live memory that is stopped, and on an image.
  */
-import { HibernaculumError } from "../../base/errors.js";
 import { FRAME_BYTES, FRAME_SHIFT } from "../../base/layout.js";
 import type { ReadableMemory } from "../../base/memory.js";
 import { walkLeaves } from "../page-table.js";
 import { type Process, readRegisters } from "../process.js";
 import { CODE_BASE } from "../program.js";
-import { Replay } from "./replay.js";
+import { createReplay, type Replay } from "./replay.js";
 
 export interface ProcessCheck {
   pid: number;
@@ -27,9 +26,9 @@ const ZERO = new Uint8Array(FRAME_BYTES);
 /**
  * Compares a process with its replay.
  *
- * @param replay - an earlier replay of the same process to go on from; made new if not given
+ * @param earlier - what createReplay gave for this process: it is gone on from; made new if not given
  */
-export function checkProcess(memory: ReadableMemory, process: Process, replay?: Replay): ProcessCheck {
+export function checkProcess(memory: ReadableMemory, process: Process, earlier?: Replay | string): ProcessCheck {
   const check: ProcessCheck = {
     pid: process.pid,
     name: process.text.split(":")[0]!,
@@ -50,16 +49,9 @@ export function checkProcess(memory: ReadableMemory, process: Process, replay?: 
     differs(`it failed: ${process.failure}`);
     return check;
   }
-  try {
-    replay ??= new Replay(process.text);
-  } catch (error) {
-    // The kernel took this program once: it can be run, and not be replayed.
-    if (!(error instanceof HibernaculumError) || error.code !== "HIB_USAGE") throw error;
-    check.not_recomputed = error.message;
-    return check;
-  }
-  if (replay.unpredictable !== undefined) {
-    check.not_recomputed = replay.unpredictable;
+  const replay = earlier ?? createReplay(process.text);
+  if (typeof replay === "string") {
+    check.not_recomputed = replay;
     return check;
   }
   replay.advanceTo(process.steps);

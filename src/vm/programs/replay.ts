@@ -5,7 +5,7 @@
  * What must hold: nothing here shares code with the machine's MMU, allocator or kernel. Absent pages read as zeros; a
  * page is present once it has initial contents, has been stored to, or was mapped.
  */
-import { assert } from "../../base/errors.js";
+import { assert, HibernaculumError } from "../../base/errors.js";
 import { FRAME_BYTES, FRAME_SHIFT } from "../../base/layout.js";
 import type { VirtualAddress } from "../../base/memory.js";
 import {
@@ -265,5 +265,17 @@ export class Replay {
   /** The present pages in order of address. */
   pages(): Iterable<[vpn: number, bytes: Uint8Array]> {
     return this.memory.pages();
+  }
+}
+
+/** A replay of a program that runs in a machine; or why it cannot be recomputed, one line. */
+export function createReplay(text: string): Replay | string {
+  try {
+    const replay = new Replay(text);
+    return replay.unpredictable ?? replay;
+  } catch (error) {
+    // The kernel took this program once: it can be run, and not be replayed.
+    if (error instanceof HibernaculumError && error.code === "HIB_USAGE") return error.message;
+    throw error;
   }
 }

@@ -2,8 +2,33 @@
  * A file of the host that a machine has open. It is no part of the machine's memory, so an image can only say what it was
  * like (S3.6). Whoever opens one for a machine describes it by this.
  */
-
+import { read, readSync } from "node:fs";
+import { promisify } from "node:util";
 import type { Pfn } from "./memory.js";
+
+const readSome = promisify(read);
+
+/** Fills `bytes` from a position of a file; returns how many there were, fewer if it ends before. */
+export function readUpTo(descriptor: number, bytes: Uint8Array, position: number): number {
+  let done = 0;
+  while (done < bytes.length) {
+    const count = readSync(descriptor, bytes, done, bytes.length - done, position + done);
+    if (count === 0) break;
+    done += count;
+  }
+  return done;
+}
+
+/** The same, without blocking. */
+export async function readUpToAsync(descriptor: number, bytes: Uint8Array, position: number): Promise<number> {
+  let done = 0;
+  while (done < bytes.length) {
+    const { bytesRead } = await readSome(descriptor, bytes, done, bytes.length - done, position + done);
+    if (bytesRead === 0) break;
+    done += bytesRead;
+  }
+  return done;
+}
 
 /** Content checksums are made of blocks of so many bytes; a disk's sector is one. */
 export const FILE_BLOCK_BYTES = 4096;

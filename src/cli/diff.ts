@@ -8,7 +8,7 @@ import { formatCount } from "../stats/format.js";
 import { field, section, table, type View } from "../stats/layout.js";
 import { createCommand } from "./command.js";
 import { print, printJson, stdoutView } from "./output.js";
-import { createProgress } from "./progress.js";
+import { createProgress, showBytes } from "./progress.js";
 
 /** Ranges of a process that people are shown; programs get all. */
 const RANGES_SHOWN = 20;
@@ -27,7 +27,7 @@ async function diff(pathA: string, pathB: string, { json }: { json?: boolean }):
   try {
     for (const path of [pathA, pathB]) images.push(await openImage(path, { machineVersion: MACHINE_VERSION }));
     const result = await diffImages(images[0]!, images[1]!, {
-      onProgress: (done, total) => progress.update({ label: "comparing", done, total, unitBytes: 1 }),
+      onProgress: showBytes(progress, "comparing"),
     });
     progress.stop();
     if (json === true) printJson(result);

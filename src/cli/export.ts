@@ -10,7 +10,7 @@ import { exportImage } from "../image/stream.js";
 import { formatBytes } from "../stats/format.js";
 import { createCommand, interruptible } from "./command.js";
 import { outliveReader, print } from "./output.js";
-import { createProgress, type ProgressDisplay } from "./progress.js";
+import { createProgress, showBytes } from "./progress.js";
 
 export function addExport(program: Command): void {
   createCommand(program, "export", "write an image as one stream, for hib import: through a pipe, to another host, to a tape")
@@ -26,7 +26,7 @@ async function exportTo(path: string, file: string, { again = false }: { again?:
   }
   const progress = createProgress();
   const stream = (signal?: AbortSignal): AsyncGenerator<Uint8Array> =>
-    exportImage(path, { again, signal, onProgress: show(progress, "exporting") });
+    exportImage(path, { again, signal, onProgress: showBytes(progress, "exporting") });
   try {
     if (file === "-") {
       outliveReader(); // whoever stops reading has half an image, and is told
@@ -76,9 +76,4 @@ async function create(path: string): Promise<void> {
     if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
     throw new HibernaculumError("HIB_IMAGE_EXISTS", `${path} exists already: remove it or choose another path`);
   }
-}
-
-/** Shows how much of a stream has gone through. */
-export function show(progress: ProgressDisplay, label: string): (done: number, total: number) => void {
-  return (done, total) => progress.update({ label, done, total, unitBytes: 1 });
 }

@@ -7,10 +7,9 @@ import { HibernaculumError } from "../base/errors.js";
 import { importImage } from "../image/stream.js";
 import { formatBytes } from "../stats/format.js";
 import { createCommand, interruptible } from "./command.js";
-import { show } from "./export.js";
 import { print, printJson } from "./output.js";
-import { createProgress } from "./progress.js";
-import { defaultImage } from "./save.js";
+import { createProgress, showBytes } from "./progress.js";
+import { newImage } from "./save.js";
 
 export function addImport(program: Command): void {
   createCommand(program, "import", "make an image of a stream that hib export wrote; every byte is checked")
@@ -21,8 +20,8 @@ export function addImport(program: Command): void {
     .action(importFrom);
 }
 
-async function importFrom(file: string, image = defaultImage("imported"), { json }: { json?: boolean } = {}): Promise<void> {
-  if (image === "") throw new HibernaculumError("HIB_USAGE", "the path of the image is empty");
+async function importFrom(file: string, given: string | undefined, { json }: { json?: boolean }): Promise<void> {
+  const image = newImage(given, "imported");
   if (file === "-" && process.stdin.isTTY) {
     throw new HibernaculumError("HIB_USAGE", "standard input is a terminal: pipe a stream of hib export into it, or give a file");
   }
@@ -32,7 +31,7 @@ async function importFrom(file: string, image = defaultImage("imported"), { json
       const source = file === "-" ? process.stdin : createReadStream(file);
       source.on("error", () => undefined); // whoever reads is told; until somebody does, it must not end the process
       const name = file === "-" ? "standard input" : file;
-      return importImage(addAbortSignal(signal, source), image, { name, signal, onProgress: show(progress, "importing") });
+      return importImage(addAbortSignal(signal, source), image, { name, signal, onProgress: showBytes(progress, "importing") });
     });
     progress.stop();
     if (json === true)

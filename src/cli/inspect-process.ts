@@ -143,7 +143,7 @@ export function renderHoldings({ process, areas, mappings, fds, handlers, regist
           .map(([signal, handler]) => `${signal}: ${handler}`)
           .join(", ") || "none",
       ),
-      field(view, "pending, masked", `0x${hex32(process.pending)}, 0x${hex32(process.mask)}`),
+      field(view, "pending, masked", `${hex(process.pending >>> 0)}, ${hex(process.mask >>> 0)}`),
     ]),
     section(view, "Registers", [
       ...(set.length < Object.keys(registers).length ? [field(view, "all others", "0")] : []),
@@ -217,8 +217,4 @@ function digits(address: number): string {
 
 function hex(address: number): string {
   return `0x${digits(address)}`;
-}
-
-function hex32(word: number): string {
-  return (word >>> 0).toString(16).padStart(8, "0");
 }

@@ -20,6 +20,11 @@ export interface ProgressDisplay {
   stop(): void;
 }
 
+/** Shows how many bytes of something are done. */
+export function showBytes(progress: ProgressDisplay, label: string): (done: number, total: number) => void {
+  return (done, total) => progress.update({ label, done, total, unitBytes: 1 });
+}
+
 const LINE_MS = 1000;
 /** Rates over less than this are noise. */
 const RATE_MS = 200;

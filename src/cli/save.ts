@@ -39,7 +39,7 @@ export function addSave(program: Command): void {
 }
 
 async function saveMachine(name: string, image: string | undefined, options: SaveCommandOptions): Promise<void> {
-  if (image === "") throw new HibernaculumError("HIB_USAGE", "the path of the image is empty");
+  const path = resolve(newImage(image, name));
   const client = await Client.connect(name);
   const progress = createProgress();
   try {
@@ -47,7 +47,7 @@ async function saveMachine(name: string, image: string | undefined, options: Sav
       client.request(
         "save",
         {
-          path: resolve(image ?? defaultImage(name)),
+          path,
           keepRunning: options.keepRunning === true,
           compression: options.compression,
           pauseTarget_ms: options.pauseTarget,
@@ -77,8 +77,10 @@ export function saveStep({ phase, done, total }: SaveProgress): ProgressStep {
   return { label: PHASE_LABELS[phase], done, total, unitBytes: FRAME_BYTES };
 }
 
-/** NAME-TIME.hib, local time to the second: m1-20240131-235959.hib. */
-export function defaultImage(name: string): string {
+/** Where a new image is to be: as given, else NAME-TIME.hib, local time to the second: m1-20240131-235959.hib. @throws HIB_USAGE */
+export function newImage(given: string | undefined, name: string): string {
+  if (given === "") throw new HibernaculumError("HIB_USAGE", "the path of the image is empty");
+  if (given !== undefined) return given;
   const now = new Date(Date.now() - new Date().getTimezoneOffset() * 60_000);
   return `${name}-${now.toISOString().slice(0, 19).replaceAll(/[-:]/g, "").replace("T", "-")}.hib`;
 }

@@ -10,7 +10,7 @@ import { listProcesses } from "../vm/process.js";
 import { checkProcess, type ProcessCheck } from "../vm/programs/check.js";
 import { createCommand, EXIT_MISMATCH, reportError } from "./command.js";
 import { note, print, printJson, stdoutView } from "./output.js";
-import { createProgress, type ProgressDisplay } from "./progress.js";
+import { createProgress, type ProgressDisplay, showBytes } from "./progress.js";
 
 /** Everything that `hib verify` looks at. */
 export interface Verification {
@@ -61,9 +61,7 @@ async function verify(path: string, { replay, json }: { replay?: boolean; json?:
  */
 export async function verifyImage(image: Image, options: { replay: boolean; progress: ProgressDisplay }): Promise<Verification> {
   const { replay, progress } = options;
-  const chunks = await verifyChunks(image, (done, total) =>
-    progress.update({ label: "checksums", done, total, unitBytes: 1 }),
-  ).catch((error: unknown) => {
+  const chunks = await verifyChunks(image, showBytes(progress, "checksums")).catch((error: unknown) => {
     throw naming(error, image.path);
   });
   const memory = image.memory();

@@ -13,11 +13,11 @@
  * What must hold: a block's sum is that of its bytes, or it is not known. Blocks that are not known at the stop (a write is in
  * flight, or failed) and those of writes that whoever resumes carries out again are left out, and listed as such.
  */
-import { fdatasync, fstatSync, read } from "node:fs";
+import { fdatasync, fstatSync } from "node:fs";
 import { open, stat } from "node:fs/promises";
 import { promisify } from "node:util";
-import { fromSystemError } from "../base/errors.js";
-import { FILE_BLOCK_BYTES, type HostFile, type WriteObserver } from "../base/host-file.js";
+import { attemptTo } from "../base/errors.js";
+import { FILE_BLOCK_BYTES, type HostFile, readUpToAsync, type WriteObserver } from "../base/host-file.js";
 import { checksum, loadChecksum } from "./checksum.js";
 
 /** A file of the host, as it was at the consistency point. */
@@ -37,7 +37,6 @@ export interface FileRow {
   except: number[];
 }
 
-const readAt = promisify(read);
 const WINDOW_BLOCKS = 256;
 const WINDOW_BYTES: number = WINDOW_BLOCKS * FILE_BLOCK_BYTES;
 
@@ -149,7 +148,7 @@ export class FilesOfSave {
       file.observer = contents; // and it stays, so that the next save need not read the file again
       return { file, contents };
     });
-    for (const { file, contents } of this.#files) await naming(file.path, async () => contents?.learn(signal));
+    for (const { file, contents } of this.#files) await attemptTo(`reading ${file.path}`, async () => contents?.learn(signal));
   }
 
   /** At the stop. Reads nothing: a few microseconds a file. */
@@ -166,7 +165,7 @@ export class FilesOfSave {
   /** Waits until what was written is on the disk: an image that is there after a crash of the host wants its files. */
   async sync(): Promise<void> {
     for (const { file } of this.#files)
-      if (file.mode === "rw") await naming(file.path, () => promisify(fdatasync)(file.descriptor));
+      if (file.mode === "rw") await attemptTo(`reading ${file.path}`, () => promisify(fdatasync)(file.descriptor));
     for (const { path, mode } of this.#open) if (mode === "rw") await syncFile(path);
   }
 
@@ -198,7 +197,7 @@ export class FilesOfSave {
 async function syncFile(path: string): Promise<void> {
   const file = await open(path, "r+").catch(() => undefined);
   try {
-    await naming(path, async () => file?.datasync());
+    await attemptTo(`reading ${path}`, async () => file?.datasync());
   } finally {
     await file?.close();
   }
@@ -225,7 +224,7 @@ export async function findChangedFiles(rows: Iterable<FileRow>): Promise<{ path:
   await loadChecksum();
   const changed = [];
   for (const row of rows) {
-    const how = await naming(row.path, () => compare(row));
+    const how = await attemptTo(`reading ${row.path}`, () => compare(row));
     if (how !== undefined) changed.push({ path: row.path, how });
   }
   return changed;
@@ -271,19 +270,5 @@ function blocksOf(bytes: Uint8Array): Uint8Array[] {
 
 /** Bytes `from` to `end`; fewer if the file ends before that. */
 async function readRange(descriptor: number, buffer: Uint8Array, from: number, end: number): Promise<Uint8Array> {
-  let done = 0;
-  while (from + done < end) {
-    const { bytesRead } = await readAt(descriptor, buffer, done, end - from - done, from + done);
-    if (bytesRead === 0) break;
-    done += bytesRead;
-  }
-  return buffer.subarray(0, done);
-}
-
-async function naming<T>(path: string, work: () => Promise<T>): Promise<T> {
-  try {
-    return await work();
-  } catch (error) {
-    throw fromSystemError(error, `reading ${path}`);
-  }
+  return buffer.subarray(0, await readUpToAsync(descriptor, buffer.subarray(0, end - from), from));
 }

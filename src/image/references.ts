@@ -5,9 +5,9 @@
  * What must hold: no byte of a file is used before it has agreed with the checksum, unless the user has said that the files
  * may be others.
  */
-import { closeSync, openSync, readSync } from "node:fs";
+import { closeSync, openSync } from "node:fs";
 import { HibernaculumError } from "../base/errors.js";
-import type { Reference } from "../base/host-file.js";
+import { type Reference, readUpTo } from "../base/host-file.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import { checksum } from "./checksum.js";
 
@@ -33,12 +33,7 @@ export class ReferenceReader {
     const { path, page, hashes } = this.#references[index]!;
     const bytes = new Uint8Array(FRAME_BYTES);
     try {
-      const descriptor = this.#open(path);
-      for (let done = 0; done < FRAME_BYTES; ) {
-        const count = readSync(descriptor, bytes, done, FRAME_BYTES - done, (page + frame) * FRAME_BYTES + done);
-        if (count === 0) break;
-        done += count;
-      }
+      readUpTo(this.#open(path), bytes, (page + frame) * FRAME_BYTES);
     } catch (cause) {
       const why = cause instanceof Error ? cause.message : String(cause);
       throw new HibernaculumError("HIB_FILES_CHANGED", `pages of the machine are in ${path}, which cannot be read: ${why}`, {

@@ -29,7 +29,17 @@ import { allocateObject, freeObject } from "./kernel-heap.js";
 import { KIND_FILE_CLEAN, KIND_PAGE_TABLE, KIND_USER, PROCESS_AREAS, PROCESS_PID, PROCESS_ROOT } from "./kernel-layout.js";
 import type { Kernel } from "./kernel.js";
 import { OBJECT_PAGES_MAX } from "./memory-object.js";
-import { type Entry, findEntry, findLeaf, HUGE_BYTES, HUGE_PAGES, mapPage, visitEntries, walkTables } from "./page-table.js";
+import {
+  type Entry,
+  findEntry,
+  findTable,
+  HUGE_BYTES,
+  HUGE_PAGES,
+  mapPage,
+  unmapPage,
+  visitEntries,
+  walkTables,
+} from "./page-table.js";
 import { HEAP_BASE, HEAP_END, MMAP_BASE } from "./program.js";
 import { processAddress } from "./process.js";
 
@@ -378,7 +388,7 @@ export class AddressSpace {
     for (let i = 0; i < 1 << order; i++) {
       if (this.#mapLeaf(address + i * FRAME_BYTES, frame + i, 0, flags)) continue;
       for (let done = 0; done < i; done++) {
-        memory.store32(findLeaf(memory, this.#root, address + done * FRAME_BYTES), 0);
+        unmapPage(memory, this.#root, address + done * FRAME_BYTES);
         this.#invalidate(address + done * FRAME_BYTES, 1);
       }
       buddy.free(frame);
@@ -472,25 +482,13 @@ export class AddressSpace {
       memory.copy(block + (at - address) / FRAME_BYTES, pte >>> PTE_PPN_SHIFT);
     });
     this.#clear(address, address + HUGE_BYTES);
-    const table = this.#tableBelow(address);
+    const table = findTable(memory, this.#root, address);
     if (!this.#mapLeaf(address, block, 1, flags)) {
       buddy.free(block); // the zeros that were there are lost with nothing: no leaf, no page
       return false;
     }
     if (table !== undefined) buddy.free(table);
     return true;
-  }
-
-  /** The table of 4 KiB leaves for an address, if there is one. */
-  #tableBelow(address: VirtualAddress): Pfn | undefined {
-    const { memory } = this.#kernel;
-    let table = this.#root;
-    for (let level = 2; level > 0; level--) {
-      const pte = memory.load32(table * FRAME_BYTES + (Math.floor(address / 2 ** (12 + 9 * level)) % 512) * 8);
-      if (pte === 0) return undefined;
-      table = pte >>> PTE_PPN_SHIFT;
-    }
-    return table;
   }
 
   // ---- the heap area: blocks of the buddy allocator, by the call `map` ----

@@ -25,38 +25,3 @@ export const EROFS = 30;
 export const EPIPE = 32;
 export const ENAMETOOLONG = 36;
 export const ENOTEMPTY = 39;
-
-const NAMES: Readonly<Record<string, number>> = {
-  EPERM,
-  ENOENT,
-  ESRCH,
-  EINTR,
-  EIO,
-  E2BIG,
-  EBADF,
-  ECHILD,
-  EAGAIN,
-  ENOMEM,
-  EACCES,
-  EFAULT,
-  EBUSY,
-  EEXIST,
-  EXDEV,
-  ENOTDIR,
-  EISDIR,
-  EINVAL,
-  EMFILE,
-  EFBIG,
-  ENOSPC,
-  ESPIPE,
-  EROFS,
-  EPIPE,
-  ENAMETOOLONG,
-  ENOTEMPTY,
-};
-
-/** What a call gave, for people: the name of its error, or the number. */
-export function describeResult(result: number): string {
-  const [name] = Object.entries(NAMES).find(([, number]) => number === -result) ?? [];
-  return name ?? String(result);
-}

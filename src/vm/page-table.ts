@@ -49,6 +49,17 @@ export function findEntry(memory: ReadableMemory, root: Pfn, address: VirtualAdd
   return undefined;
 }
 
+/** The table of 4 KiB leaves for an address; undefined if there is none. No 2 MiB leaf is above it. */
+export function findTable(memory: ReadableMemory, root: Pfn, address: VirtualAddress): Pfn | undefined {
+  let table = root;
+  for (let level = 2; level > 0; level--) {
+    const pte = memory.load32(entryAddress(table, address, level));
+    if (pte === 0) return undefined;
+    table = pte >>> PTE_PPN_SHIFT;
+  }
+  return table;
+}
+
 /** The frame that an address is in, also if no access is allowed now; undefined if there is none. */
 export function findFrame(memory: ReadableMemory, root: Pfn, address: VirtualAddress): Pfn | undefined {
   const entry = findEntry(memory, root, address);

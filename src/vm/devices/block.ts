@@ -15,11 +15,11 @@
  *
  * What must hold: one request a sector is in flight. So what a sector holds is known once its write has ended.
  */
-import { closeSync, fdatasync, fstatSync, openSync, read, write } from "node:fs";
+import { closeSync, fdatasync, fstatSync, openSync, write } from "node:fs";
 import { resolve } from "node:path";
 import { promisify } from "node:util";
 import { HibernaculumError } from "../../base/errors.js";
-import type { HostFile, WriteObserver } from "../../base/host-file.js";
+import { type HostFile, readUpToAsync, type WriteObserver } from "../../base/host-file.js";
 import { FRAME_BYTES, MACHINE_SABOTAGE, SABOTAGE_NO_QUIESCE } from "../../base/layout.js";
 import type { Kernel } from "../kernel.js";
 import { KERNEL_BLOCK_STATE, KIND_DMA } from "../kernel-layout.js";
@@ -36,7 +36,6 @@ import {
 import type { DiskStatus } from "../program.js";
 import { type Driver, littleEndian, StoreGate } from "./driver.js";
 
-const readAt = promisify(read);
 const writeAt = promisify(write);
 const sync = promisify(fdatasync);
 
@@ -288,11 +287,8 @@ function openDisk(kernel: Kernel, path: string): DiskFile {
 }
 
 async function readSector(descriptor: number, buffer: Uint8Array, at: number): Promise<void> {
-  for (let done = 0; done < buffer.length; ) {
-    const { bytesRead } = await readAt(descriptor, buffer, done, buffer.length - done, at + done);
-    if (bytesRead === 0) throw Object.assign(new Error("the file has become shorter"), { code: "EIO" });
-    done += bytesRead;
-  }
+  if ((await readUpToAsync(descriptor, buffer, at)) < buffer.length)
+    throw Object.assign(new Error("the file has become shorter"), { code: "EIO" });
 }
 
 async function writeSector(descriptor: number, buffer: Uint8Array, at: number): Promise<void> {

@@ -10,7 +10,6 @@ import {
   mkdirSync,
   openSync,
   readdirSync,
-  readSync,
   realpathSync,
   renameSync,
   rmdirSync,
@@ -20,6 +19,7 @@ import {
   writeSync,
 } from "node:fs";
 import { basename, dirname, join, sep } from "node:path";
+import { readUpTo } from "../../base/host-file.js";
 import * as E from "../errno.js";
 import type { HostIdentity, Inode, Mount } from "./inode.js";
 
@@ -54,7 +54,10 @@ export function tryHost<T>(call: () => T): T | number {
 
 /** Where a name of a mount is on the host; if it is a symbolic link's, the link. Links above it must not lead out. */
 export function hostName(mount: Mount, rest: readonly string[]): string {
-  const root = realpathSync(mount.host);
+  return nameBelow(mount, realpathSync(mount.host), rest);
+}
+
+function nameBelow(mount: Mount, root: string, rest: readonly string[]): string {
   if (rest.length === 0) return root;
   const path = join(root, ...rest);
   const parent = realpathSync(dirname(path));
@@ -65,7 +68,7 @@ export function hostName(mount: Mount, rest: readonly string[]): string {
 /** Path on the host of what a mount shows; symbolic links must not lead out of it. */
 export function hostPath(mount: Mount, rest: readonly string[]): string {
   const root = realpathSync(mount.host);
-  const leaf = hostName(mount, rest);
+  const leaf = nameBelow(mount, root, rest);
   let real = leaf;
   try {
     real = realpathSync(leaf);
@@ -129,15 +132,8 @@ export class HostHandles {
   }
 
   read(inode: Inode, position: number, length: number): Uint8Array {
-    const descriptor = this.#descriptor(inode, false);
     const bytes = new Uint8Array(length);
-    let done = 0;
-    while (done < length) {
-      const count = readSync(descriptor, bytes, done, length - done, position + done);
-      if (count === 0) break;
-      done += count;
-    }
-    return bytes.subarray(0, done);
+    return bytes.subarray(0, readUpTo(this.#descriptor(inode, false), bytes, position));
   }
 
   /** Writes all of it, or what it can; returns how much, why not more, and what the file is then. */

@@ -11,7 +11,7 @@
  *     data page 2   buffer
  */
 import { PTE_R, PTE_W } from "../../base/layout.js";
-import { describeResult, EAGAIN, ENOMEM } from "../errno.js";
+import { EAGAIN, ENOMEM } from "../errno.js";
 import { O_CREAT, O_EXCL, O_RDWR, SEEK_SET } from "../files/flags.js";
 import {
   A0,
@@ -27,6 +27,7 @@ import {
 import { SIGUSR1 } from "../signals.js";
 import { defineProgram, integer, type Program, rate, seed } from "./options.js";
 import { hash, keyOf, mix } from "./random.js";
+import { describeResult } from "./results.js";
 
 // Words of the registers.
 const ROLE = 10;

@@ -13,11 +13,12 @@ import {
   SelfCheckError,
   type UserMemory,
 } from "../program.js";
-import { describeResult, EBUSY, ENOENT } from "../errno.js";
+import { EBUSY, ENOENT } from "../errno.js";
 import { O_APPEND, O_CREAT, O_EXCL, O_RDWR, SEEK_CUR, SEEK_SET } from "../files/flags.js";
 import { PTE_R } from "../../base/layout.js";
 import { defineProgram, integer, type Program, rate, seed, text } from "./options.js";
 import { hash, keyOf } from "./random.js";
+import { describeResult } from "./results.js";
 
 // Words of the registers.
 const PHASE = 10;

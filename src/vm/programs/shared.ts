@@ -10,9 +10,9 @@
  */
 import { FRAME_BYTES, PTE_R, PTE_W } from "../../base/layout.js";
 import { A0, kernelCalls, type ProgramContext, type Runner, SelfCheckError } from "../program.js";
-import { describeResult } from "../errno.js";
 import { defineProgram, integer, type Program, rate, seed } from "./options.js";
 import { hash, keyOf, lowWord } from "./random.js";
+import { describeResult } from "./results.js";
 
 /** What the next step does. */
 const MAP = 0;

@@ -26,22 +26,13 @@ import { save } from "../src/hibernate.js";
 import { loadChecksum } from "../src/image/checksum.js";
 import { openImage } from "../src/image/directory.js";
 import { claimUse, isUsed } from "../src/image/markers.js";
-import {
-  BLOB_NAME,
-  CATALOGUE_NAME,
-  CODEC_LZ4,
-  decodeHeader,
-  encodeHeader,
-  FORMAT_VERSION,
-  HEADER_BYTES,
-  type ImageHeader,
-  MACHINE_VERSION,
-} from "../src/image/format.js";
+import { BLOB_NAME, CATALOGUE_NAME, CODEC_LZ4, FORMAT_VERSION, HEADER_BYTES, MACHINE_VERSION } from "../src/image/format.js";
 import { verifyChunks } from "../src/image/verify.js";
 import { Machine } from "../src/machine.js";
 import { resume } from "../src/resume.js";
 import { judge, Victim } from "./fixtures/victim.js";
 import { Draws, MIB, scratch, until } from "./support.js";
+import { edit, reheader } from "./damage.js";
 
 const RAM_BYTES = 8 * MIB;
 /** Bytes of the header that mean something; behind them are zeros and the checksum. */
@@ -179,11 +170,6 @@ for (const file of [BLOB_NAME, CATALOGUE_NAME]) {
     }));
 }
 
-/** Changes bytes of a file. */
-function edit(path: string, file: string, change: (bytes: Buffer) => Uint8Array): void {
-  writeFileSync(join(path, file), change(readFileSync(join(path, file))));
-}
-
 /** Changes the highest bit of a byte. */
 function flipped(bytes: Buffer, at: number): Buffer {
   bytes[at]! ^= 0x80;
@@ -195,15 +181,6 @@ async function replace(path: string, put: () => void): Promise<void> {
   await rm(path, { recursive: true });
   put();
 }
-
-/** A header that agrees with its checksum and says something else. */
-const reheader =
-  (change: Partial<ImageHeader>) =>
-  (path: string): void =>
-    edit(path, BLOB_NAME, (blob) => {
-      blob.set(encodeHeader({ ...decodeHeader(blob.subarray(0, HEADER_BYTES), path), ...change }));
-      return blob;
-    });
 
 interface Ailment {
   what: string;

@@ -4,7 +4,7 @@
  * an image that was not damaged can still be resumed by hand, exact. Commands are run as a user runs them.
  */
 import { execFile, spawn, type ChildProcess } from "node:child_process";
-import { closeSync, existsSync, ftruncateSync, mkdirSync, mkdtempSync, openSync, readFileSync, writeFileSync } from "node:fs";
+import { closeSync, existsSync, ftruncateSync, mkdirSync, mkdtempSync, openSync, writeFileSync } from "node:fs";
 import { cp, rm } from "node:fs/promises";
 import { hostname, tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
@@ -16,7 +16,7 @@ import { type Failpoint, FAILPOINTS } from "../src/base/failpoints.js";
 import { thisProcess } from "../src/base/host-process.js";
 import { save } from "../src/hibernate.js";
 import { loadChecksum } from "../src/image/checksum.js";
-import { BLOB_NAME, CATALOGUE_NAME, decodeHeader, encodeHeader, HEADER_BYTES, type ImageHeader } from "../src/image/format.js";
+import { BLOB_NAME, CATALOGUE_NAME, HEADER_BYTES } from "../src/image/format.js";
 import type { ImageEntry } from "../src/image/list.js";
 import { claimUse, deaths, readHistory, recordAttempt, recordOutcome } from "../src/image/markers.js";
 import type { Machine } from "../src/machine.js";
@@ -27,6 +27,7 @@ import type { MachineStatus } from "../src/server/protocol.js";
 import { KERNEL_FREE_FRAMES } from "../src/vm/kernel-layout.js";
 import { boot as bootMachine, BOOT_PROGRAMS, PROGRAMS, RAM_BYTES, runsOn } from "./fixtures/doomed.js";
 import { findWrong, scratch, until, whileStopped } from "./support.js";
+import { edit, reheader, RESUME_KILLS } from "./damage.js";
 
 /** One at a time: a live machine wants both cores. */
 const test = ava.serial;
@@ -181,26 +182,12 @@ async function isNotLost(t: ExecutionContext, path: string, what: string, option
   }
 }
 
-/** Changes bytes of a file of an image. */
-function edit(path: string, file: string, change: (bytes: Buffer) => Uint8Array): void {
-  writeFileSync(join(path, file), change(readFileSync(join(path, file))));
-}
-
 const flip =
   (file: string, at: (length: number) => number) =>
   (path: string): void =>
     edit(path, file, (bytes) => {
       bytes[at(bytes.length)]! ^= 0x80;
       return bytes;
-    });
-
-/** A header that agrees with its checksum and says something else. */
-const reheader =
-  (change: Partial<ImageHeader>) =>
-  (path: string): void =>
-    edit(path, BLOB_NAME, (blob) => {
-      blob.set(encodeHeader({ ...decodeHeader(blob.subarray(0, HEADER_BYTES), path), ...change }));
-      return blob;
     });
 
 const cut =
@@ -330,21 +317,8 @@ test("where no image is, nothing is renamed", async (t) => {
   t.true(existsSync(join(directory, "home", "letter")));
 });
 
-/** Points of a resume at which its process is killed, and what is known of the image then. */
-const KILLS: { point: Failpoint; pass?: number; leaves: "unused" | "used" }[] = [
-  { point: "resume.attempt", leaves: "unused" },
-  { point: "resume.allocate", leaves: "unused" },
-  { point: "resume.verify", leaves: "unused" },
-  { point: "resume.load", leaves: "unused" },
-  { point: "resume.load", pass: 2, leaves: "unused" },
-  { point: "resume.stopped", leaves: "unused" },
-  { point: "resume.consume", leaves: "used" },
-  { point: "resume.patched", leaves: "used" },
-  { point: "resume.running", leaves: "used" },
-];
-
 test("killed at any point of a resume: after one death the next boot tries again, after two it sets the image aside", async (t) => {
-  for (const { point, pass = 1, leaves } of KILLS) {
+  for (const { point, pass = 1, leaves } of RESUME_KILLS) {
     const what = `${point}@${pass}`;
     const path = await copyOf(t);
     const kill = async (): Promise<void> => {

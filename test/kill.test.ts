@@ -21,6 +21,7 @@ import type { Machine } from "../src/machine.js";
 import { resume } from "../src/resume.js";
 import { boot, BOOT_PROGRAMS, PROGRAMS, runsOn } from "./fixtures/doomed.js";
 import { Draws, findWrong, scratch, sleep, whileStopped } from "./support.js";
+import { RESUME_KILLS } from "./damage.js";
 
 interface Kill {
   point: Failpoint;
@@ -51,22 +52,6 @@ const SAVE_KILLS: SaveKill[] = [
   { point: "save.before-rename", leaves: "nothing" },
   { point: "save.after-rename", leaves: "an image" },
   { point: "save.published", leaves: "an image" },
-];
-
-interface ResumeKill extends Kill {
-  leaves: "unused" | "used";
-}
-
-const RESUME_KILLS: ResumeKill[] = [
-  { point: "resume.attempt", leaves: "unused" },
-  { point: "resume.allocate", leaves: "unused" },
-  { point: "resume.verify", leaves: "unused" },
-  { point: "resume.load", leaves: "unused" },
-  { point: "resume.load", pass: 2, leaves: "unused" },
-  { point: "resume.stopped", leaves: "unused" },
-  { point: "resume.consume", leaves: "used" },
-  { point: "resume.patched", leaves: "used" },
-  { point: "resume.running", leaves: "used" },
 ];
 
 const RANDOM_KILLS = 8;

@@ -1,0 +1,38 @@
+/** What tests do to images, and where they kill those who resume them. */
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import type { Failpoint } from "../src/base/failpoints.js";
+import { BLOB_NAME, decodeHeader, encodeHeader, HEADER_BYTES, type ImageHeader } from "../src/image/format.js";
+
+export interface ResumeKill {
+  point: Failpoint;
+  pass?: number;
+  leaves: "unused" | "used";
+}
+
+/** Points of a resume at which its process is killed, and what is known of the image then. */
+export const RESUME_KILLS: readonly ResumeKill[] = [
+  { point: "resume.attempt", leaves: "unused" },
+  { point: "resume.allocate", leaves: "unused" },
+  { point: "resume.verify", leaves: "unused" },
+  { point: "resume.load", leaves: "unused" },
+  { point: "resume.load", pass: 2, leaves: "unused" },
+  { point: "resume.stopped", leaves: "unused" },
+  { point: "resume.consume", leaves: "used" },
+  { point: "resume.patched", leaves: "used" },
+  { point: "resume.running", leaves: "used" },
+];
+
+/** Changes a file of an image. */
+export function edit(path: string, file: string, change: (bytes: Buffer) => Uint8Array): void {
+  writeFileSync(join(path, file), change(readFileSync(join(path, file))));
+}
+
+/** A header that agrees with its checksum and says something else. */
+export const reheader =
+  (change: Partial<ImageHeader>): ((path: string) => void) =>
+  (path) =>
+    edit(path, BLOB_NAME, (blob) => {
+      blob.set(encodeHeader({ ...decodeHeader(blob.subarray(0, HEADER_BYTES), path), ...change }));
+      return blob;
+    });

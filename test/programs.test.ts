@@ -436,7 +436,7 @@ test("contents: a file that is missing or empty is HIB_USAGE when the first page
   writeFileSync(join(directory, "empty"), "");
   for (const name of ["missing", "empty"]) {
     const runner = createRunner(`zipf:content=file:${join(directory, name)}`);
-    isUsage(t, () => runner.initialPage(0, new Uint8Array(PAGE)), new RegExp(`file:PATH.*${name}`));
+    isUsage(t, () => runner.initialPage!(0, new Uint8Array(PAGE)), new RegExp(`file:PATH.*${name}`));
   }
 });
 

@@ -19,10 +19,6 @@ class Progress implements Runner {
   readonly stackPages = 4;
   readonly rate = 0;
 
-  initialPage(): boolean {
-    return false;
-  }
-
   run(context: ProgramContext, fuel: number): number {
     const { memory, system } = context;
     const percent = Math.floor(((system as BootSystemCalls).loaded() ?? 0) * 100);

@@ -181,7 +181,8 @@ export class Kernel {
     let run = 0;
     for (let page = 0; page <= runner.dataPages; page++) {
       const present =
-        page < runner.dataPages && runner.initialPage(page, contents.subarray(run * FRAME_BYTES, (run + 1) * FRAME_BYTES));
+        page < runner.dataPages &&
+        runner.initialPage?.(page, contents.subarray(run * FRAME_BYTES, (run + 1) * FRAME_BYTES)) === true;
       if (present && run === 0) first = page;
       if (present) run++;
       if (run > 0 && (!present || run === 1 << POPULATE_ORDER)) {

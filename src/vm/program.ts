@@ -251,9 +251,9 @@ export interface Runner {
   readonly needs?: { sectors?: number; directory?: string };
   /**
    * Writes the initial contents of a data page into `out` (4,096 bytes). False: the page is to stay absent and is
-   * read as zeros (demand-zero). A page that is present but zero returns true and a zero page.
+   * read as zeros (demand-zero). A page that is present but zero returns true and a zero page. Without it all are absent.
    */
-  initialPage(page: number, out: Uint8Array): boolean;
+  initialPage?(page: number, out: Uint8Array): boolean;
   /**
    * Runs up to `fuel` steps and returns how many it completed; fewer if it sleeps or waits for memory. Registers and
    * memory are those between two steps whenever it returns. Throws SelfCheckError.

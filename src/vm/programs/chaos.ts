@@ -71,10 +71,6 @@ class Chaos implements Runner {
     this.#key = keyOf(options.seed);
   }
 
-  initialPage(): boolean {
-    return false;
-  }
-
   run(context: ProgramContext, fuel: number): number {
     const system = kernelCalls(context);
     const { memory, registers: r } = context;

@@ -45,10 +45,6 @@ class Disk implements Runner {
     this.needs = { sectors: options.first + options.sectors };
   }
 
-  initialPage(): boolean {
-    return false;
-  }
-
   run(context: ProgramContext, fuel: number): number {
     for (let done = 0; done < fuel; done++) if (!this.#step(context, context.steps + done)) return done;
     return fuel;

@@ -30,10 +30,6 @@ class Entropy implements Runner {
     this.rate = options.rate;
   }
 
-  initialPage(): boolean {
-    return false;
-  }
-
   run(context: ProgramContext, fuel: number): number {
     for (let done = 0; done < fuel; done++) if (!step(context, context.steps + done)) return done;
     return fuel;

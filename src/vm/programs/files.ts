@@ -52,10 +52,6 @@ class FilesProgram implements Runner {
     this.#key = keyOf(options.seed);
   }
 
-  initialPage(): boolean {
-    return false;
-  }
-
   run(context: ProgramContext, fuel: number): number {
     const system = kernelCalls(context);
     for (let done = 0; done < fuel; done++) this.#step(context.memory, context.registers, system);

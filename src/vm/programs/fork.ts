@@ -48,10 +48,6 @@ class Fork implements Runner {
     this.#key = keyOf(options.seed);
   }
 
-  initialPage(): boolean {
-    return false;
-  }
-
   run(context: ProgramContext, fuel: number): number {
     const { registers } = context;
     const calls = kernelCalls(context);

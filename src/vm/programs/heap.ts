@@ -45,10 +45,6 @@ class Heap implements Runner {
     this.#key = keyOf(options.seed);
   }
 
-  initialPage(): boolean {
-    return false;
-  }
-
   run(context: ProgramContext, fuel: number): number {
     const { memory, system } = context;
     const key = this.#key;

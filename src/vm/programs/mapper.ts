@@ -45,10 +45,6 @@ class Mapper implements Runner {
     this.#key = keyOf(options.seed);
   }
 
-  initialPage(): boolean {
-    return false;
-  }
-
   run(context: ProgramContext, fuel: number): number {
     let step = lowWord(context.steps);
     for (let done = 0; done < fuel; done++, step = (step + 1) | 0) this.#step(context, step);

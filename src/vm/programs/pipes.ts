@@ -52,10 +52,6 @@ class Pipes implements Runner {
     this.#key = keyOf(options.seed);
   }
 
-  initialPage(): boolean {
-    return false;
-  }
-
   run(context: ProgramContext, fuel: number): number {
     const system = kernelCalls(context);
     const { memory, registers } = context;

@@ -229,7 +229,7 @@ export class Replay {
     this.#runner = createRunner(text);
     const scratch = new Uint8Array(FRAME_BYTES);
     for (let page = 0; page < this.#runner.dataPages; page++) {
-      if (this.#runner.initialPage(page, scratch)) this.memory.add((DATA_BASE >>> FRAME_SHIFT) + page).set(scratch);
+      if (this.#runner.initialPage?.(page, scratch) === true) this.memory.add((DATA_BASE >>> FRAME_SHIFT) + page).set(scratch);
     }
   }
 

@@ -35,10 +35,6 @@ class Stack implements Runner {
     this.#key = keyOf(options.seed);
   }
 
-  initialPage(): boolean {
-    return false;
-  }
-
   run(context: ProgramContext, fuel: number): number {
     const { memory, system, registers } = context;
     for (let done = 0; done < fuel; done++) {

@@ -27,10 +27,6 @@ export abstract class StateProgram implements Runner {
   readonly rate: number = 0;
   readonly unpredictable: string = "what it does depends on other processes and on time; it checks itself";
 
-  initialPage(): boolean {
-    return false;
-  }
-
   /** A step outside of handlers. */
   protected abstract step(state: number, step: Step): Outcome;
 

@@ -8,7 +8,7 @@ import { openImage } from "../src/image/directory.js";
 import { BLOB_NAME, CHUNK_BYTES, CODEC_LZ4 } from "../src/image/format.js";
 import { Machine } from "../src/machine.js";
 import { resume } from "../src/resume.js";
-import { createMemory } from "../src/vm/physical.js";
+import { createMemory } from "../src/vm/memory/physical.js";
 import { type Figure, machineWith, median, timed, withImage } from "./measure.js";
 
 export async function resumeFigures(megabytes: number, rounds: number): Promise<Figure[]> {

@@ -10,10 +10,10 @@ import {
   RAM_BASE,
 } from "../src/base/layout.js";
 import { Control } from "../src/base/control.js";
-import { instantiateCore, type Core } from "../src/vm/core.js";
-import { mapPage } from "../src/vm/page-table.js";
-import { createMemory, PhysicalMemory } from "../src/vm/physical.js";
-import { DATA_BASE } from "../src/vm/program.js";
+import { instantiateCore, type Core } from "../src/vm/memory/core.js";
+import { mapPage } from "../src/vm/memory/page-table.js";
+import { createMemory, PhysicalMemory } from "../src/vm/memory/physical.js";
+import { DATA_BASE } from "../src/vm/personality/step/program.js";
 import { type Figure, median } from "./measure.js";
 
 const PAGES = 2048;

@@ -17,7 +17,7 @@ import { holdsImage } from "./image/directory.js";
 import { deaths, holderOf, readHistory, setAside } from "./image/markers.js";
 import type { Machine } from "./machine.js";
 import { resume, type ResumeOptions } from "./resume.js";
-import type { ResumeReport } from "./resume-report.js";
+import type { ResumeReport } from "./reports/resume-report.js";
 
 export type BootOptions = Pick<
   ResumeOptions,

@@ -18,16 +18,16 @@ import { MACHINE_POWER_OFF, MACHINE_TIMELINE_BASE, MAX_VCPUS, VCPU_BUSY, VCPU_ST
 import type { SharedMemory } from "./base/wasm.js";
 import { Quiesce } from "./cow/quiesce.js";
 import { WriteTracking } from "./cow/tracking.js";
-import { type Core, instantiateCore } from "./vm/core.js";
+import { type Core, instantiateCore } from "./vm/memory/core.js";
 import type { Mount } from "./vm/files/inode.js";
 import { diskSectors, type DiskRequest } from "./vm/devices/block-requests.js";
 import { Devices } from "./vm/devices/index.js";
 import { Kernel } from "./vm/kernel.js";
-import { createMemory } from "./vm/physical.js";
-import { listProcesses, type Process } from "./vm/process.js";
-import type { Runner } from "./vm/program.js";
-import { createRunner } from "./vm/programs/index.js";
-import { createBootRunner } from "./vm/boot-programs.js";
+import { createMemory } from "./vm/memory/physical.js";
+import { listProcesses, type Process } from "./vm/tasks/process.js";
+import type { Runner } from "./vm/personality/step/program.js";
+import { createRunner } from "./vm/personality/step/programs/index.js";
+import { createBootRunner } from "./vm/personality/step/boot-programs.js";
 import { WRITERS_MAX } from "./writer/page-writer.js";
 import { PagePool, WORKER_LIMITS } from "./writer/pool.js";
 

@@ -44,8 +44,8 @@ import { classify, declassify } from "./restore/classify.js";
 import { ComingMemory, countRestored, countRunnable, type Examined, examine } from "./restore/examine.js";
 import { type LateFrame, readLateFrames } from "./restore/late-frames.js";
 import type { LoadResult, LoadTask } from "./restore/page-loader.js";
-import { makeResumeReport, type ResumeReport, type ResumeStep, ResumeSteps } from "./resume-report.js";
-import { KERNEL_RESUMES } from "./vm/kernel-layout.js";
+import { makeResumeReport, type ResumeReport, type ResumeStep, ResumeSteps } from "./reports/resume-report.js";
+import { KERNEL_RESUMES } from "./vm/memory/kernel-layout.js";
 
 export interface ResumeProgress {
   /** Frames of the image that are loaded, and all of them. */

@@ -10,10 +10,10 @@ import { FRAME_BYTES } from "../src/base/layout.js";
 import { save } from "../src/hibernate.js";
 import type { Machine } from "../src/machine.js";
 import { resume } from "../src/resume.js";
-import { checkConsistency } from "../src/vm/consistency.js";
-import { findFrame } from "../src/vm/page-table.js";
-import { DATA_BASE } from "../src/vm/program.js";
-import { CHAOS_DIGESTS } from "../src/vm/programs/chaos.js";
+import { checkConsistency } from "../src/vm/views/consistency.js";
+import { findFrame } from "../src/vm/memory/page-table.js";
+import { DATA_BASE } from "../src/vm/personality/step/program.js";
+import { CHAOS_DIGESTS } from "../src/vm/personality/step/programs/chaos.js";
 import { bootMachine, Draws, MIB, scratch, sleep, whileStopped } from "./support.js";
 
 /** One at a time: a live machine wants both cores. */

@@ -9,7 +9,7 @@ import test from "ava";
 import { Control } from "../src/base/control.js";
 import * as layout from "../src/base/layout.js";
 import { FRAME_BYTES, MAX_FRAMES, MAX_PROCESSES, MAX_VCPUS, RAM_BASE, TLB_ENTRIES } from "../src/base/layout.js";
-import { createMemory, RAM_BYTES_MAX, RAM_BYTES_MIN } from "../src/vm/physical.js";
+import { createMemory, RAM_BYTES_MAX, RAM_BYTES_MIN } from "../src/vm/memory/physical.js";
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 
@@ -38,10 +38,10 @@ const BUFFERS: Record<string, [times: number, what: string]> = {
   "src/image/image-memory.ts": [2, "a frame that was read from a file"],
   "src/restore/examine.ts": [2, "copies of frames"],
   "src/restore/page-loader.ts": [1, "a same-filled page"],
-  "src/vm/physical.ts": [4, "RAM: the choke point"],
-  "src/vm/programs/contents.ts": [2, "templates of initial contents"],
-  "src/vm/programs/replay.ts": [1, "a replay's own memory"],
-  "src/vm/user-memory.ts": [1, "one float64"],
+  "src/vm/memory/physical.ts": [4, "RAM: the choke point"],
+  "src/vm/personality/step/programs/contents.ts": [2, "templates of initial contents"],
+  "src/vm/personality/step/programs/replay.ts": [1, "a replay's own memory"],
+  "src/vm/personality/step/user-memory.ts": [1, "one float64"],
   "src/writer/page-writer.ts": [1, "the control area: as long as Control's view"],
 };
 
@@ -49,7 +49,7 @@ test("only physical.ts has a view of RAM", (t) => {
   t.deepEqual(count(/\.buffer\b/g), Object.fromEntries(Object.entries(BUFFERS).map(([path, [times]]) => [path, times])));
   t.deepEqual(count(/memory\.buffer\b/g), {
     "src/base/control.ts": 2, // bounded
-    "src/vm/physical.ts": 4,
+    "src/vm/memory/physical.ts": 4,
     "src/writer/page-writer.ts": 1, // bounded
   });
   t.regex(sources.get("src/writer/page-writer.ts")!, /new Uint8Array\(memory\.buffer, 0, this\.#control\.words\.byteLength\)/);
@@ -62,15 +62,15 @@ test("the control area's views end where RAM begins", (t) => {
 });
 
 test("only physical.ts makes the memory, only core.ts an instance over it", (t) => {
-  t.deepEqual(Object.keys(count(/wasm\.Memory|WebAssembly\.Memory/g)), ["src/vm/physical.ts"]);
-  t.deepEqual(Object.keys(count(/wasm\.Instance|WebAssembly\.Instance/g)), ["src/vm/core.ts"]);
+  t.deepEqual(Object.keys(count(/wasm\.Memory|WebAssembly\.Memory/g)), ["src/vm/memory/physical.ts"]);
+  t.deepEqual(Object.keys(count(/wasm\.Instance|WebAssembly\.Instance/g)), ["src/vm/memory/core.ts"]);
 });
 
 test("what stores to RAM is called where it may be", (t) => {
   const callers = (name: string) => Object.keys(count(new RegExp(`\\.${name}\\(`, "g")));
   for (const name of ["kernelStore8", "kernelStore32", "kernelStoreFloat64", "kernelZero", "beforeBulkStore"]) {
     t.true(
-      callers(name).every((path) => path === "src/vm/physical.ts"),
+      callers(name).every((path) => path === "src/vm/memory/physical.ts"),
       `${name}: ${callers(name)}`,
     );
   }
@@ -78,8 +78,8 @@ test("what stores to RAM is called where it may be", (t) => {
   t.deepEqual(callers("loadFrame"), ["src/restore/page-loader.ts", "src/resume.ts"]);
   t.deepEqual(callers("loadPlace"), ["src/restore/page-loader.ts"]);
   t.deepEqual(callers("touch"), ["src/cow/reserve.ts"]);
-  t.deepEqual(callers("scatter"), ["src/cow/atomic-copy.ts", "src/vm/vcpu.ts"]);
-  t.deepEqual(callers("gather"), ["src/cow/atomic-copy.ts", "src/vm/vcpu.ts"]);
+  t.deepEqual(callers("scatter"), ["src/cow/atomic-copy.ts", "src/vm/engines/vcpu.ts"]);
+  t.deepEqual(callers("gather"), ["src/cow/atomic-copy.ts", "src/vm/engines/vcpu.ts"]);
 });
 
 /** What each layer may import: a folder, or a file by its path. Node's own modules are everybody's. */
@@ -88,25 +88,25 @@ const LAYERS: Record<string, string[]> = {
   "src/image": ["src/base", "better-sqlite3", "lz4-napi", "xxhash-wasm"],
   "src/vm": ["src/base"],
   "src/cow": ["src/base", "src/vm"],
-  "src/writer": ["src/base", "src/image", "src/vm/core.ts", "piscina"],
+  "src/writer": ["src/base", "src/image", "src/vm/memory/core.ts", "piscina"],
   "src/restore": [
     "src/base",
     "src/image",
-    "src/vm/area.ts",
-    "src/vm/consistency.ts",
-    "src/vm/core.ts",
+    "src/vm/memory/area.ts",
+    "src/vm/views/consistency.ts",
+    "src/vm/memory/core.ts",
     "src/vm/files/descriptions.ts",
-    "src/vm/physical.ts",
-    "src/vm/process.ts",
-    "src/vm/signals.ts",
+    "src/vm/memory/physical.ts",
+    "src/vm/tasks/process.ts",
+    "src/vm/tasks/signals.ts",
     "src/vm/kernel.ts",
-    "src/vm/kernel-layout.ts",
-    "src/vm/walker.ts",
+    "src/vm/memory/kernel-layout.ts",
+    "src/vm/views/walker.ts",
   ],
-  "src/save-report.ts": ["src/base", "src/vm", "src/cow", "src/image", "src/writer", "src/machine.ts"],
-  "src/resume-report.ts": ["src/base", "src/image", "src/restore"],
-  "src/image-catalogue.ts": ["src/base", "src/image", "src/vm", "src/save-report.ts"],
-  "src/image-diff.ts": ["src/base", "src/image", "src/vm"],
+  "src/reports/save-report.ts": ["src/base", "src/vm", "src/cow", "src/image", "src/writer", "src/machine.ts"],
+  "src/reports/resume-report.ts": ["src/base", "src/image", "src/restore"],
+  "src/reports/image-catalogue.ts": ["src/base", "src/image", "src/vm", "src/reports/save-report.ts"],
+  "src/reports/image-diff.ts": ["src/base", "src/image", "src/vm"],
   "src/machine.ts": ["src/base", "src/vm", "src/cow", "src/writer"],
   "src/hibernate.ts": [
     "src/base",
@@ -115,24 +115,39 @@ const LAYERS: Record<string, string[]> = {
     "src/image",
     "src/writer",
     "src/machine.ts",
-    "src/image-catalogue.ts",
-    "src/save-report.ts",
+    "src/reports/image-catalogue.ts",
+    "src/reports/save-report.ts",
   ],
-  "src/resume.ts": ["src/base", "src/vm", "src/cow", "src/image", "src/restore", "src/machine.ts", "src/resume-report.ts"],
-  "src/boot.ts": ["src/base", "src/image", "src/machine.ts", "src/resume.ts", "src/resume-report.ts"],
+  "src/resume.ts": [
+    "src/base",
+    "src/vm",
+    "src/cow",
+    "src/image",
+    "src/restore",
+    "src/machine.ts",
+    "src/reports/resume-report.ts",
+  ],
+  "src/boot.ts": ["src/base", "src/image", "src/machine.ts", "src/resume.ts", "src/reports/resume-report.ts"],
   "src/server": [
     "src/base",
     "src/vm",
     "src/machine.ts",
     "src/hibernate.ts",
     "src/resume.ts",
-    "src/save-report.ts",
-    "src/resume-report.ts",
+    "src/reports/save-report.ts",
+    "src/reports/resume-report.ts",
   ],
-  "src/stats": ["src/base", "src/server", "src/save-report.ts", "src/resume-report.ts", "cli-table3", "picocolors"],
+  "src/stats": [
+    "src/base",
+    "src/server",
+    "src/reports/save-report.ts",
+    "src/reports/resume-report.ts",
+    "cli-table3",
+    "picocolors",
+  ],
   "src/cli": ["src", "cli-progress", "commander", "picocolors"],
   "src/index.ts": ["src"],
-  workers: ["src/base", "src/vm", "src/writer", "src/restore", "src/image-catalogue.ts"],
+  workers: ["src/base", "src/vm", "src/writer", "src/restore", "src/reports/image-catalogue.ts"],
 };
 
 test("imports only point down", (t) => {

@@ -16,9 +16,9 @@ import { parseKernelCommandLine } from "../src/cli/kernel-command-line.js";
 import { parseSize } from "../src/cli/size.js";
 import { HibernaculumError, Machine, save } from "../src/index.js";
 import { Client } from "../src/server/client.js";
-import { walkLeaves } from "../src/vm/page-table.js";
-import { CODE_BASE } from "../src/vm/program.js";
-import { INCREMENTER_OFFSET } from "../src/vm/programs/incrementer.js";
+import { walkLeaves } from "../src/vm/memory/page-table.js";
+import { CODE_BASE } from "../src/vm/personality/step/program.js";
+import { INCREMENTER_OFFSET } from "../src/vm/personality/step/programs/incrementer.js";
 
 const RUNTIME = mkdtempSync(join(tmpdir(), "hib-cli-"));
 process.env["HIB_RUNTIME_DIR"] = RUNTIME;

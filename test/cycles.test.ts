@@ -10,7 +10,7 @@ import ava, { type ExecutionContext } from "ava";
 import { save } from "../src/hibernate.js";
 import { Machine } from "../src/machine.js";
 import { resume } from "../src/resume.js";
-import { checkConsistency } from "../src/vm/consistency.js";
+import { checkConsistency } from "../src/vm/views/consistency.js";
 import { findWrong, MIB, type Replays, scratch, until, whileStopped } from "./support.js";
 
 /** One at a time: a live machine wants both cores. */

@@ -25,10 +25,10 @@ import {
   KERNEL_ENTROPY,
   KERNEL_GENERATION,
   KIND_DMA,
-} from "../src/vm/kernel-layout.js";
-import type { DiskOperation } from "../src/vm/program.js";
-import { createRunner } from "../src/vm/programs/index.js";
-import { blocksOfKind } from "../src/vm/walker.js";
+} from "../src/vm/memory/kernel-layout.js";
+import type { DiskOperation } from "../src/vm/personality/step/program.js";
+import { createRunner } from "../src/vm/personality/step/programs/index.js";
+import { blocksOfKind } from "../src/vm/views/walker.js";
 import { bootMachine, Draws, findWrong, MIB, type Replays, scratch, sleep, until, whileStopped } from "./support.js";
 
 /** One at a time: a live machine wants both cores. */

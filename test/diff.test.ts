@@ -4,10 +4,10 @@ import test, { type ExecutionContext } from "ava";
 import { FRAME_BYTES } from "../src/base/layout.js";
 import { save } from "../src/hibernate.js";
 import { type Image, openImage } from "../src/image/directory.js";
-import { type Change, diffImages, type ImageDiff } from "../src/image-diff.js";
+import { type Change, diffImages, type ImageDiff } from "../src/reports/image-diff.js";
 import type { Machine } from "../src/machine.js";
-import { walkLeaves } from "../src/vm/page-table.js";
-import { listProcesses, readRegisters } from "../src/vm/process.js";
+import { walkLeaves } from "../src/vm/memory/page-table.js";
+import { listProcesses, readRegisters } from "../src/vm/tasks/process.js";
 import { bootMachine, MIB, scratch, until } from "./support.js";
 
 async function opened(t: ExecutionContext, path: string): Promise<Image> {

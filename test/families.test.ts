@@ -14,11 +14,11 @@ import { save } from "../src/hibernate.js";
 import { openImage } from "../src/image/directory.js";
 import type { Machine } from "../src/machine.js";
 import { resume } from "../src/resume.js";
-import { checkConsistency } from "../src/vm/consistency.js";
-import { FRAME_REFERENCES, FRAME_ENTRY_BYTES, kernelLayout } from "../src/vm/kernel-layout.js";
-import { walkLeaves } from "../src/vm/page-table.js";
-import { listProcesses } from "../src/vm/process.js";
-import { DATA_BASE } from "../src/vm/program.js";
+import { checkConsistency } from "../src/vm/views/consistency.js";
+import { FRAME_REFERENCES, FRAME_ENTRY_BYTES, kernelLayout } from "../src/vm/memory/kernel-layout.js";
+import { walkLeaves } from "../src/vm/memory/page-table.js";
+import { listProcesses } from "../src/vm/tasks/process.js";
+import { DATA_BASE } from "../src/vm/personality/step/program.js";
 import { bootMachine, Draws, MIB, scratch, sleep, until, whileStopped } from "./support.js";
 
 /** One at a time: a live machine wants both cores. */

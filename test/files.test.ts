@@ -11,9 +11,9 @@ import { exportImage, importImage } from "../src/image/stream.js";
 import { verifyChunks } from "../src/image/verify.js";
 import type { Machine } from "../src/machine.js";
 import { resume, type ResumeOptions } from "../src/resume.js";
-import { GuestFault } from "../src/vm/address-space.js";
-import { checkConsistency } from "../src/vm/consistency.js";
-import * as E from "../src/vm/errno.js";
+import { GuestFault } from "../src/vm/memory/address-space.js";
+import { checkConsistency } from "../src/vm/views/consistency.js";
+import * as E from "../src/vm/memory/errno.js";
 import {
   O_APPEND,
   O_CLOEXEC,
@@ -29,11 +29,11 @@ import {
   SEEK_SET,
 } from "../src/vm/files/flags.js";
 import { readInode } from "../src/vm/files/inode.js";
-import { KIND_FILE, KIND_FILE_CLEAN } from "../src/vm/kernel-layout.js";
-import { type Process, readProcess } from "../src/vm/process.js";
-import { DATA_BASE, type KernelCalls } from "../src/vm/program.js";
-import { createRunner } from "../src/vm/programs/index.js";
-import { SIGPIPE, signalSet } from "../src/vm/signals.js";
+import { KIND_FILE, KIND_FILE_CLEAN } from "../src/vm/memory/kernel-layout.js";
+import { type Process, readProcess } from "../src/vm/tasks/process.js";
+import { DATA_BASE, type KernelCalls } from "../src/vm/personality/step/program.js";
+import { createRunner } from "../src/vm/personality/step/programs/index.js";
+import { SIGPIPE, signalSet } from "../src/vm/tasks/signals.js";
 import { bootMachine, callsOf, Draws, HandMachine, MIB, scratch, sleep, whileStopped } from "./support.js";
 
 const PAGES = 8;

@@ -16,8 +16,8 @@ import { type Image, openImage } from "../src/image/directory.js";
 import { BLOB_NAME, CATALOGUE_NAME, CODEC_LZ4, FORMAT_VERSION, MACHINE_VERSION } from "../src/image/format.js";
 import { verifyChunks } from "../src/image/verify.js";
 import { resume } from "../src/resume.js";
-import { walkLeaves } from "../src/vm/page-table.js";
-import { listProcesses } from "../src/vm/process.js";
+import { walkLeaves } from "../src/vm/memory/page-table.js";
+import { listProcesses } from "../src/vm/tasks/process.js";
 import { bootMachine, findWrong, MIB, scratch, until, whileStopped } from "./support.js";
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));

@@ -12,11 +12,11 @@ import { type Holdings, type MemoryDump, parseRange } from "../src/cli/inspect-p
 import { openImage } from "../src/image/directory.js";
 import { claimUse } from "../src/image/markers.js";
 import { BLOB_NAME, CATALOGUE_NAME, FORMAT_VERSION, MACHINE_VERSION } from "../src/image/format.js";
-import type { ImageDiff } from "../src/image-diff.js";
-import { walkAreas } from "../src/vm/area.js";
-import { walkLeaves } from "../src/vm/page-table.js";
-import { listProcesses, readRegisters } from "../src/vm/process.js";
-import { readProcessMemory } from "../src/vm/process-memory.js";
+import type { ImageDiff } from "../src/reports/image-diff.js";
+import { walkAreas } from "../src/vm/memory/area.js";
+import { walkLeaves } from "../src/vm/memory/page-table.js";
+import { listProcesses, readRegisters } from "../src/vm/tasks/process.js";
+import { readProcessMemory } from "../src/vm/views/process-memory.js";
 import { scratch, until } from "./support.js";
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));

@@ -15,13 +15,13 @@ import { save } from "../src/hibernate.js";
 import { openImage } from "../src/image/directory.js";
 import type { Machine } from "../src/machine.js";
 import { resume } from "../src/resume.js";
-import { checkConsistency } from "../src/vm/consistency.js";
-import * as K from "../src/vm/kernel-layout.js";
-import { findLeaf } from "../src/vm/page-table.js";
-import { listProcesses, type Process, processAddress, readRegisters } from "../src/vm/process.js";
-import { HANDLER, SIGNAL_FRAME, SP } from "../src/vm/program.js";
-import { PROGRESS_DRAWN, PROGRESS_SAVES } from "../src/vm/programs/progress.js";
-import { SIGCONT, SIGKILL, SIGSTOP } from "../src/vm/signals.js";
+import { checkConsistency } from "../src/vm/views/consistency.js";
+import * as K from "../src/vm/memory/kernel-layout.js";
+import { findLeaf } from "../src/vm/memory/page-table.js";
+import { listProcesses, type Process, processAddress, readRegisters } from "../src/vm/tasks/process.js";
+import { HANDLER, SIGNAL_FRAME, SP } from "../src/vm/personality/step/program.js";
+import { PROGRESS_DRAWN, PROGRESS_SAVES } from "../src/vm/personality/step/programs/progress.js";
+import { SIGCONT, SIGKILL, SIGSTOP } from "../src/vm/tasks/signals.js";
 import { bootMachine, Draws, scratch, sleep, until } from "./support.js";
 
 /** One at a time: a live machine wants both cores. */

@@ -8,18 +8,26 @@ import { PTE_D, PTE_R, PTE_U, PTE_W, SAVEABLE_BITMAP } from "../src/base/layout.
 import { hostNow } from "../src/base/control.js";
 import { Machine } from "../src/machine.js";
 import { bit } from "../src/base/control.js";
-import { createRunner } from "../src/vm/programs/index.js";
-import { tile } from "../src/vm/buddy.js";
-import { checkConsistency } from "../src/vm/consistency.js";
+import { createRunner } from "../src/vm/personality/step/programs/index.js";
+import { tile } from "../src/vm/memory/buddy.js";
+import { checkConsistency } from "../src/vm/views/consistency.js";
 import { drainConsole, printToConsole } from "../src/vm/devices/console.js";
-import { allocateObject, freeObject } from "../src/vm/kernel-heap.js";
-import { ARENA_FRAMES, isSaved, KIND_NAMES, KIND_RESERVE, KIND_USER, kernelLayout, MAX_ORDER } from "../src/vm/kernel-layout.js";
-import { GuestFault } from "../src/vm/address-space.js";
+import { allocateObject, freeObject } from "../src/vm/memory/kernel-heap.js";
+import {
+  ARENA_FRAMES,
+  isSaved,
+  KIND_NAMES,
+  KIND_RESERVE,
+  KIND_USER,
+  kernelLayout,
+  MAX_ORDER,
+} from "../src/vm/memory/kernel-layout.js";
+import { GuestFault } from "../src/vm/memory/address-space.js";
 import type { Kernel } from "../src/vm/kernel.js";
-import { findLeaf, mapPage, unmapPage, walkLeaves, walkTables } from "../src/vm/page-table.js";
-import { RAM_BYTES_MAX, RAM_BYTES_MIN } from "../src/vm/physical.js";
-import { CODE_BASE, DATA_BASE, HEAP_BASE, HEAP_END, STACK_TOP } from "../src/vm/program.js";
-import { visitBlocks } from "../src/vm/walker.js";
+import { findLeaf, mapPage, unmapPage, walkLeaves, walkTables } from "../src/vm/memory/page-table.js";
+import { RAM_BYTES_MAX, RAM_BYTES_MIN } from "../src/vm/memory/physical.js";
+import { CODE_BASE, DATA_BASE, HEAP_BASE, HEAP_END, STACK_TOP } from "../src/vm/personality/step/program.js";
+import { visitBlocks } from "../src/vm/views/walker.js";
 import { bootMachine, findWrong, HandMachine, MIB, sleep, until, whileStopped } from "./support.js";
 
 /** One at a time: a live machine wants both cores. */

@@ -3,16 +3,25 @@
  * of frames, leaves, areas or tags. Runs the same actions on a machine and on itself and says where they differ.
  */
 import { FRAME_BYTES, PTE_R, PTE_W, PTE_X } from "../src/base/layout.js";
-import { GuestFault } from "../src/vm/address-space.js";
-import { AREA_BYTES } from "../src/vm/area.js";
-import { checkConsistency } from "../src/vm/consistency.js";
-import { EAGAIN, ECHILD, EINVAL, ENOMEM } from "../src/vm/errno.js";
-import { allocateObject, freeObject } from "../src/vm/kernel-heap.js";
-import { KERNEL_HEAP_HEADS, KIND_KERNEL_HEAP, KIND_RESERVE } from "../src/vm/kernel-layout.js";
-import { walkLeaves } from "../src/vm/page-table.js";
-import { listProcesses, type Process, readProcess, readRegisters } from "../src/vm/process.js";
-import { A0, CODE_BASE, DATA_BASE, HEAP_BASE, HEAP_END, MMAP_BASE, STACK_TOP, type KernelCalls } from "../src/vm/program.js";
-import { blocksOfKind } from "../src/vm/walker.js";
+import { GuestFault } from "../src/vm/memory/address-space.js";
+import { AREA_BYTES } from "../src/vm/memory/area.js";
+import { checkConsistency } from "../src/vm/views/consistency.js";
+import { EAGAIN, ECHILD, EINVAL, ENOMEM } from "../src/vm/memory/errno.js";
+import { allocateObject, freeObject } from "../src/vm/memory/kernel-heap.js";
+import { KERNEL_HEAP_HEADS, KIND_KERNEL_HEAP, KIND_RESERVE } from "../src/vm/memory/kernel-layout.js";
+import { walkLeaves } from "../src/vm/memory/page-table.js";
+import { listProcesses, type Process, readProcess, readRegisters } from "../src/vm/tasks/process.js";
+import {
+  A0,
+  CODE_BASE,
+  DATA_BASE,
+  HEAP_BASE,
+  HEAP_END,
+  MMAP_BASE,
+  STACK_TOP,
+  type KernelCalls,
+} from "../src/vm/personality/step/program.js";
+import { blocksOfKind } from "../src/vm/views/walker.js";
 import { callsOf, HandMachine, MIB } from "./support.js";
 
 const PAGE = FRAME_BYTES;

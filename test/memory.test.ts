@@ -14,17 +14,17 @@ import {
   SABOTAGE_NONE,
 } from "../src/base/layout.js";
 import { readFaultStatistics } from "../src/cow/fault-statistics.js";
-import { GuestFault } from "../src/vm/address-space.js";
-import { AREA_BYTES, walkAreas } from "../src/vm/area.js";
-import { checkConsistency } from "../src/vm/consistency.js";
-import { EINVAL, ENOMEM } from "../src/vm/errno.js";
-import { allocateObject, freeObject } from "../src/vm/kernel-heap.js";
-import { KIND_RESERVE, MAX_ORDER } from "../src/vm/kernel-layout.js";
-import { walkObjectTables } from "../src/vm/memory-object.js";
-import { findEntry, walkLeaves } from "../src/vm/page-table.js";
-import { listProcesses, type Process, readProcess, readRegisters } from "../src/vm/process.js";
-import { A0, DATA_BASE, HEAP_BASE, STACK_TOP } from "../src/vm/program.js";
-import { createRunner } from "../src/vm/programs/index.js";
+import { GuestFault } from "../src/vm/memory/address-space.js";
+import { AREA_BYTES, walkAreas } from "../src/vm/memory/area.js";
+import { checkConsistency } from "../src/vm/views/consistency.js";
+import { EINVAL, ENOMEM } from "../src/vm/memory/errno.js";
+import { allocateObject, freeObject } from "../src/vm/memory/kernel-heap.js";
+import { KIND_RESERVE, MAX_ORDER } from "../src/vm/memory/kernel-layout.js";
+import { walkObjectTables } from "../src/vm/memory/memory-object.js";
+import { findEntry, walkLeaves } from "../src/vm/memory/page-table.js";
+import { listProcesses, type Process, readProcess, readRegisters } from "../src/vm/tasks/process.js";
+import { A0, DATA_BASE, HEAP_BASE, STACK_TOP } from "../src/vm/personality/step/program.js";
+import { createRunner } from "../src/vm/personality/step/programs/index.js";
 import { callsOf, HandMachine, MIB } from "./support.js";
 
 /** One at a time: they are short. */

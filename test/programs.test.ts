@@ -8,13 +8,20 @@ import { join } from "node:path";
 import test, { type ExecutionContext } from "ava";
 import { compressSync } from "lz4-napi";
 import { HibernaculumError } from "../src/base/errors.js";
-import { DATA_BASE, HEAP_BASE, type ProgramContext, SelfCheckError, STACK_TOP, type SystemCalls } from "../src/vm/program.js";
-import { checkProcess } from "../src/vm/programs/check.js";
-import { createContents } from "../src/vm/programs/contents.js";
-import { INCREMENTER_OFFSET, incrementerEdge } from "../src/vm/programs/incrementer.js";
-import { createRunner, programHelp, programNames } from "../src/vm/programs/index.js";
-import { hash, keyOf } from "../src/vm/programs/random.js";
-import { FlatMemory, FlatSystem, Replay } from "../src/vm/programs/replay.js";
+import {
+  DATA_BASE,
+  HEAP_BASE,
+  type ProgramContext,
+  SelfCheckError,
+  STACK_TOP,
+  type SystemCalls,
+} from "../src/vm/personality/step/program.js";
+import { checkProcess } from "../src/vm/personality/step/programs/check.js";
+import { createContents } from "../src/vm/personality/step/programs/contents.js";
+import { INCREMENTER_OFFSET, incrementerEdge } from "../src/vm/personality/step/programs/incrementer.js";
+import { createRunner, programHelp, programNames } from "../src/vm/personality/step/programs/index.js";
+import { hash, keyOf } from "../src/vm/personality/step/programs/random.js";
+import { FlatMemory, FlatSystem, Replay } from "../src/vm/personality/step/programs/replay.js";
 import { HandMachine } from "./support.js";
 
 const PAGE = 4096;

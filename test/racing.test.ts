@@ -12,7 +12,7 @@ import ava, { type ExecutionContext } from "ava";
 import { save, type SaveOptions } from "../src/hibernate.js";
 import { openImage } from "../src/image/directory.js";
 import type { Machine } from "../src/machine.js";
-import type { SaveReport } from "../src/save-report.js";
+import type { SaveReport } from "../src/reports/save-report.js";
 import { bootMachine, Draws, findWrong, MIB, type Replays, scratch, sleep, whileStopped } from "./support.js";
 
 /** One at a time: a live machine wants both cores. */

@@ -24,9 +24,9 @@ import { type Image, openImage } from "../src/image/directory.js";
 import { BLOB_NAME } from "../src/image/format.js";
 import type { Machine, MachineOptions } from "../src/machine.js";
 import { resume, type ResumeOptions } from "../src/resume.js";
-import type { ResumeReport } from "../src/resume-report.js";
+import type { ResumeReport } from "../src/reports/resume-report.js";
 import { bit } from "../src/base/control.js";
-import { placeOfFrame } from "../src/vm/physical.js";
+import { placeOfFrame } from "../src/vm/memory/physical.js";
 import { classify, declassify } from "../src/restore/classify.js";
 import {
   KERNEL_CLOCK,
@@ -35,8 +35,8 @@ import {
   kernelLayout,
   PROCESS_BYTES,
   PROCESS_WAKE,
-} from "../src/vm/kernel-layout.js";
-import { processAddress } from "../src/vm/process.js";
+} from "../src/vm/memory/kernel-layout.js";
+import { processAddress } from "../src/vm/tasks/process.js";
 import { bootMachine, Draws, findWrong, scratch, sleep, until, whileStopped } from "./support.js";
 
 /** One at a time: a live machine wants both cores. */

@@ -4,11 +4,11 @@
  */
 import { MACHINE_POWER_OFF, MACHINE_STOP } from "../src/base/layout.js";
 import { HibernaculumError } from "../src/base/errors.js";
-import { checkConsistency } from "../src/vm/consistency.js";
-import { listProcesses, type Process } from "../src/vm/process.js";
-import type { Runner } from "../src/vm/program.js";
-import { type Outcome, STATE, StateProgram, type Step } from "../src/vm/programs/states.js";
-import { Vcpu } from "../src/vm/vcpu.js";
+import { checkConsistency } from "../src/vm/views/consistency.js";
+import { listProcesses, type Process } from "../src/vm/tasks/process.js";
+import type { Runner } from "../src/vm/personality/step/program.js";
+import { type Outcome, STATE, StateProgram, type Step } from "../src/vm/personality/step/programs/states.js";
+import { Vcpu } from "../src/vm/engines/vcpu.js";
 import { HandMachine } from "./support.js";
 
 /** A step; the next one follows unless it waits or sets STATE itself. Its result is an Outcome; anything else: it asked the kernel for something. */

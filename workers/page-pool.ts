@@ -2,9 +2,9 @@
 import { workerData } from "node:worker_threads";
 import { serializeError } from "../src/base/errors.js";
 import type { SharedMemory } from "../src/base/wasm.js";
-import { type CatalogueResult, type CatalogueTask, writeCatalogue } from "../src/image-catalogue.js";
+import { type CatalogueResult, type CatalogueTask, writeCatalogue } from "../src/reports/image-catalogue.js";
 import { type LoadResult, type LoadTask, loadPages } from "../src/restore/page-loader.js";
-import { instantiateCore } from "../src/vm/core.js";
+import { instantiateCore } from "../src/vm/memory/core.js";
 import { type WriteResult, type WriteTask, writePages } from "../src/writer/page-writer.js";
 import type { Answer } from "../src/writer/pool.js";
 

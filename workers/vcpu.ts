@@ -3,9 +3,9 @@ import { parentPort, workerData } from "node:worker_threads";
 import type { SharedMemory } from "../src/base/wasm.js";
 import { Control } from "../src/base/control.js";
 import { MACHINE_LOAD_PERCENT } from "../src/base/layout.js";
-import { createBootRunner } from "../src/vm/boot-programs.js";
-import { createRunner } from "../src/vm/programs/index.js";
-import { Vcpu } from "../src/vm/vcpu.js";
+import { createBootRunner } from "../src/vm/personality/step/boot-programs.js";
+import { createRunner } from "../src/vm/personality/step/programs/index.js";
+import { Vcpu } from "../src/vm/engines/vcpu.js";
 
 const { memory, number } = workerData as { memory: SharedMemory; number: number };
 const control = new Control(memory);

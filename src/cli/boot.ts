@@ -5,7 +5,7 @@
 import type { Command } from "commander";
 import { serializeError } from "../base/errors.js";
 import { bootOrResume, type BootResult } from "../boot.js";
-import type { ResumeStep } from "../resume-report.js";
+import type { ResumeStep } from "../reports/resume-report.js";
 import { renderResumeSummary } from "../stats/resume-report.js";
 import { ACCEPT_CHANGED_FILES, describeError } from "./command.js";
 import { type Host, hostMachine, introduce } from "./host.js";

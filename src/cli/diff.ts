@@ -3,7 +3,7 @@ import type { Command } from "commander";
 import { FRAME_BYTES } from "../base/layout.js";
 import { type Image, openImage } from "../image/directory.js";
 import { MACHINE_VERSION } from "../image/format.js";
-import { diffImages, type ImageDiff, type ProcessDiff } from "../image-diff.js";
+import { diffImages, type ImageDiff, type ProcessDiff } from "../reports/image-diff.js";
 import { formatCount } from "../stats/format.js";
 import { field, section, table, type View } from "../stats/layout.js";
 import { createCommand } from "./command.js";

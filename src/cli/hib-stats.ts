@@ -3,7 +3,7 @@
 import { existsSync } from "node:fs";
 import { HibernaculumError } from "../base/errors.js";
 import { openImage } from "../image/directory.js";
-import type { SaveReport } from "../save-report.js";
+import type { SaveReport } from "../reports/save-report.js";
 import { Client } from "../server/client.js";
 import { renderLiveReport } from "../stats/live-report.js";
 import { renderSaveReport } from "../stats/save-report.js";

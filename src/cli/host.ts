@@ -13,7 +13,7 @@
 import process from "node:process";
 import { type ErrorCode, HibernaculumError } from "../base/errors.js";
 import { Machine, type MachineOptions } from "../machine.js";
-import type { SaveReport } from "../save-report.js";
+import type { SaveReport } from "../reports/save-report.js";
 import { ControlServer, refuseLive } from "../server/server.js";
 import { MachineService } from "../server/service.js";
 import { formatBytes, formatMs, formatShort } from "../stats/format.js";

@@ -6,9 +6,9 @@ import type { Image } from "../image/directory.js";
 import { formatBytes, formatCount } from "../stats/format.js";
 import { field, section, table, type View } from "../stats/layout.js";
 import type { FdDescription } from "../vm/files/open-files.js";
-import { describeProcess } from "../vm/describe.js";
-import { listProcesses, type Process } from "../vm/process.js";
-import { type MemoryPart, readProcessMemory } from "../vm/process-memory.js";
+import { describeProcess } from "../vm/views/describe.js";
+import { listProcesses, type Process } from "../vm/tasks/process.js";
+import { type MemoryPart, readProcessMemory } from "../vm/views/process-memory.js";
 
 /** Addresses of a process end here. */
 const ADDRESSES_END = 2 ** 32;

@@ -3,7 +3,7 @@ import { setImmediate } from "node:timers/promises";
 import { type Command, InvalidArgumentError } from "commander";
 import { MAX_VCPUS } from "../base/layout.js";
 import type { Mount } from "../vm/files/inode.js";
-import { createRunner } from "../vm/programs/index.js";
+import { createRunner } from "../vm/personality/step/programs/index.js";
 import { WRITERS_MAX } from "../writer/page-writer.js";
 import { createCommand, ramOption, wholeNumber } from "./command.js";
 import { defaultName, type Host, type HostOptions } from "./host.js";

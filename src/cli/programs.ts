@@ -1,7 +1,7 @@
 /** `hib programs`: the workloads there are. */
 import type { Command } from "commander";
 import type { View } from "../stats/layout.js";
-import { programHelp } from "../vm/programs/index.js";
+import { programHelp } from "../vm/personality/step/programs/index.js";
 import { createCommand } from "./command.js";
 import { print, printJson, stdoutView } from "./output.js";
 

@@ -17,8 +17,8 @@ import {
   SAVEABLE_BITMAP,
   STOP_BITMAP,
 } from "../base/layout.js";
-import type { Core } from "../vm/core.js";
-import { placeOfFrame } from "../vm/physical.js";
+import type { Core } from "../vm/memory/core.js";
+import { placeOfFrame } from "../vm/memory/physical.js";
 import type { Quiesce } from "./quiesce.js";
 
 export interface AtomicCopy {

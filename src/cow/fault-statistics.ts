@@ -12,7 +12,7 @@ import {
   TIMELINE_BIN_MS,
   TIMELINE_BINS,
 } from "../base/layout.js";
-import { readTimeline } from "../vm/activity.js";
+import { readTimeline } from "../vm/tasks/activity.js";
 
 /** Threads that can take a fault: the vCPUs and the coordinator. */
 const THREADS = MAX_VCPUS + 1;

@@ -5,7 +5,7 @@
 import { HibernaculumError } from "../base/errors.js";
 import { DIRTY_BITMAP, FRAME_BYTES, PLANNED_BITMAP, RAM_BASE, STOP_BITMAP } from "../base/layout.js";
 import { bit, type Control } from "../base/control.js";
-import type { Core } from "../vm/core.js";
+import type { Core } from "../vm/memory/core.js";
 
 /** Hashes by frame, as page writers leave them here. 0 stands for "not streamed". */
 export function createOracle(frames: number): SharedArrayBuffer {

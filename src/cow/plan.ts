@@ -4,10 +4,10 @@
  */
 import type { Control } from "../base/control.js";
 import { KERNEL_BITMAP, PLANNED_BITMAP } from "../base/layout.js";
-import type { Core } from "../vm/core.js";
-import { isSaved, isUserKind } from "../vm/kernel-layout.js";
-import type { PhysicalMemory } from "../vm/physical.js";
-import { visitBlocks } from "../vm/walker.js";
+import type { Core } from "../vm/memory/core.js";
+import { isSaved, isUserKind } from "../vm/memory/kernel-layout.js";
+import type { PhysicalMemory } from "../vm/memory/physical.js";
+import { visitBlocks } from "../vm/views/walker.js";
 import { claimable } from "./atomic-copy.js";
 
 /** Lists the frames to stream and opens them to claims; returns their number. */

@@ -10,10 +10,10 @@
  */
 import { FRAME_SHIFT, POOL_BASE, POOL_BYTES } from "../base/layout.js";
 import type { Pfn } from "../base/memory.js";
-import { KIND_RESERVE } from "../vm/kernel-layout.js";
+import { KIND_RESERVE } from "../vm/memory/kernel-layout.js";
 import type { Kernel } from "../vm/kernel.js";
-import { placeOfFrame } from "../vm/physical.js";
-import { blocksOfKind } from "../vm/walker.js";
+import { placeOfFrame } from "../vm/memory/physical.js";
+import { blocksOfKind } from "../vm/views/walker.js";
 
 const LARGEST_ORDER = 9;
 

@@ -23,7 +23,7 @@ import {
   VCPU_STATE,
   VCPU_STATE_RUNNING,
 } from "../base/layout.js";
-import type { Core } from "../vm/core.js";
+import type { Core } from "../vm/memory/core.js";
 
 const ANSWER_MS = 10_000;
 

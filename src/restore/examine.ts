@@ -7,13 +7,13 @@ import type { Control } from "../base/control.js";
 import { HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES, FRAME_SHIFT, LIST_FRAMES, LIST_PLACES } from "../base/layout.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../base/memory.js";
-import { walkAreas } from "../vm/area.js";
-import { checkConsistency } from "../vm/consistency.js";
+import { walkAreas } from "../vm/memory/area.js";
+import { checkConsistency } from "../vm/views/consistency.js";
 import { readPipe, walkFds } from "../vm/files/descriptions.js";
-import { ARENA_BYTES, ARENA_FREE_FRAMES, KERNEL_FREE_FRAMES, kernelLayout } from "../vm/kernel-layout.js";
-import type { PhysicalMemory } from "../vm/physical.js";
-import { listProcesses, readRegisters } from "../vm/process.js";
-import { readHandlers } from "../vm/signals.js";
+import { ARENA_BYTES, ARENA_FREE_FRAMES, KERNEL_FREE_FRAMES, kernelLayout } from "../vm/memory/kernel-layout.js";
+import type { PhysicalMemory } from "../vm/memory/physical.js";
+import { listProcesses, readRegisters } from "../vm/tasks/process.js";
+import { readHandlers } from "../vm/tasks/signals.js";
 import type { LateFrame } from "./late-frames.js";
 
 /** What was found in a machine that is consistent. */

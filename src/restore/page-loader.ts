@@ -34,8 +34,8 @@ import { decodeChunk } from "../image/codec.js";
 import { CHUNK_BYTES, type Chunk, type ExtentColumns } from "../image/format.js";
 import type { Reference } from "../base/host-file.js";
 import { ReferenceReader } from "../image/references.js";
-import type { Core } from "../vm/core.js";
-import { PhysicalMemory } from "../vm/physical.js";
+import type { Core } from "../vm/memory/core.js";
+import { PhysicalMemory } from "../vm/memory/physical.js";
 
 /** Chunks and extents of an image, as columns that threads share. */
 export interface LoadTask {

@@ -14,9 +14,9 @@
  */
 import { HibernaculumError, type SerializedError } from "../base/errors.js";
 import type { SaveProgress } from "../hibernate.js";
-import type { ResumeReport } from "../resume-report.js";
-import type { SaveReport } from "../save-report.js";
-import type { ProcessCheck } from "../vm/programs/check.js";
+import type { ResumeReport } from "../reports/resume-report.js";
+import type { SaveReport } from "../reports/save-report.js";
+import type { ProcessCheck } from "../vm/personality/step/programs/check.js";
 
 /** Longest request, bytes. Answers may be longer: reports are. */
 export const REQUEST_BYTES_MAX = 65536;

@@ -1,5 +1,5 @@
 /** The report of a resume, as text. Everything in it is defined in src/resume-report.ts. */
-import type { ResumeReport } from "../resume-report.js";
+import type { ResumeReport } from "../reports/resume-report.js";
 import { formatBytes, formatCount, formatGbPerS, formatMs } from "./format.js";
 import { field, section, type View } from "./layout.js";
 

@@ -1,6 +1,6 @@
 /** The fault and atomic-copy report of a save, as text. Everything in it is defined in src/save-report.ts. */
 import { FRAME_BYTES } from "../base/layout.js";
-import type { SaveReport } from "../save-report.js";
+import type { SaveReport } from "../reports/save-report.js";
 import { bar, sparkline, sparklineMax } from "./charts.js";
 import {
   formatBytes,

@@ -36,7 +36,7 @@ import type { SharedMemory } from "../base/wasm.js";
 import { BlobWriter } from "../image/blob.js";
 import { compressChunk } from "../image/codec.js";
 import { type Chunk, CHUNK_BYTES, CHUNK_FRAMES, CODEC_LZ4, CODEC_RAW, padded } from "../image/format.js";
-import type { Core } from "../vm/core.js";
+import type { Core } from "../vm/memory/core.js";
 
 /** List entries claimed at once; fewer when a chunk has room for fewer, and none when it has hardly any. */
 const CLAIM = 64;

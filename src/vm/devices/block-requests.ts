@@ -17,7 +17,7 @@
  */
 import { FRAME_BYTES, MAX_PROCESSES } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../../base/memory.js";
-import type { BuddyAllocator } from "../buddy.js";
+import type { BuddyAllocator } from "../memory/buddy.js";
 import {
   KERNEL_BLOCK,
   KERNEL_BLOCK_SECTORS,
@@ -26,10 +26,10 @@ import {
   PROCESS_FREE,
   PROCESS_PID,
   PROCESS_STATE,
-} from "../kernel-layout.js";
-import type { PhysicalMemory } from "../physical.js";
-import { processAddress } from "../process.js";
-import type { DiskOperation, DiskStatus } from "../program.js";
+} from "../memory/kernel-layout.js";
+import type { PhysicalMemory } from "../memory/physical.js";
+import { processAddress } from "../tasks/process.js";
+import type { DiskOperation, DiskStatus } from "../personality/step/program.js";
 import { littleEndian } from "./driver.js";
 
 /** A sector is as large as a frame ("4K native"). */

@@ -22,7 +22,7 @@ import { HibernaculumError } from "../../base/errors.js";
 import { type HostFile, readUpToAsync, type WriteObserver } from "../../base/host-file.js";
 import { FRAME_BYTES, MACHINE_SABOTAGE, SABOTAGE_NO_QUIESCE } from "../../base/layout.js";
 import type { Kernel } from "../kernel.js";
-import { KERNEL_BLOCK_STATE, KIND_DMA } from "../kernel-layout.js";
+import { KERNEL_BLOCK_STATE, KIND_DMA } from "../memory/kernel-layout.js";
 import {
   completeRequest,
   createTable,
@@ -33,7 +33,7 @@ import {
   submittedRequests,
   TABLE_ORDER,
 } from "./block-requests.js";
-import type { DiskStatus } from "../program.js";
+import type { DiskStatus } from "../personality/step/program.js";
 import { type Driver, littleEndian, StoreGate } from "./driver.js";
 
 const writeAt = promisify(write);

@@ -5,12 +5,12 @@
  * takes the lock), and a call that would have to wait returns before it has changed anything.
  */
 import { MACHINE_DEVICE_BELL } from "../../base/layout.js";
-import type { Core } from "../core.js";
-import { GuestFault } from "../address-space.js";
+import type { Core } from "../memory/core.js";
+import { GuestFault } from "../memory/address-space.js";
 import type { Kernel } from "../kernel.js";
-import { KERNEL_GENERATION } from "../kernel-layout.js";
-import type { DeviceCalls } from "../program.js";
-import { UserCopy } from "../user-copy.js";
+import { KERNEL_GENERATION } from "../memory/kernel-layout.js";
+import type { DeviceCalls } from "../personality/step/program.js";
+import { UserCopy } from "../memory/user-copy.js";
 import { SECTOR_BYTES, submitRequest, TAGS, takeResult } from "./block-requests.js";
 import { POOL_LOW, takeRandom } from "./entropy.js";
 

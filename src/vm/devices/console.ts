@@ -7,8 +7,8 @@
  */
 import { FRAME_BYTES } from "../../base/layout.js";
 import type { Kernel } from "../kernel.js";
-import { KERNEL_CONSOLE } from "../kernel-layout.js";
-import type { PhysicalMemory } from "../physical.js";
+import { KERNEL_CONSOLE } from "../memory/kernel-layout.js";
+import type { PhysicalMemory } from "../memory/physical.js";
 import { type Driver, littleEndian, StoreGate } from "./driver.js";
 
 const HEAD = 0;

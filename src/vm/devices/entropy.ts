@@ -14,8 +14,8 @@ import { randomBytes } from "node:crypto";
 import { HibernaculumError } from "../../base/errors.js";
 import { FRAME_BYTES } from "../../base/layout.js";
 import type { Kernel } from "../kernel.js";
-import { KERNEL_ENTROPY, KERNEL_GENERATION, KERNEL_RESUMES, KIND_DMA } from "../kernel-layout.js";
-import type { PhysicalMemory } from "../physical.js";
+import { KERNEL_ENTROPY, KERNEL_GENERATION, KERNEL_RESUMES, KIND_DMA } from "../memory/kernel-layout.js";
+import type { PhysicalMemory } from "../memory/physical.js";
 import { type Driver, littleEndian, StoreGate } from "./driver.js";
 
 export const POOL_WORDS: number = FRAME_BYTES / 4 - 1;

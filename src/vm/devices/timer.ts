@@ -6,7 +6,7 @@
  * an image, and the base is set anew. So what was left to sleep is slept. The wall clock is the host's, and jumps.
  */
 import type { Kernel } from "../kernel.js";
-import { KERNEL_CLOCK } from "../kernel-layout.js";
+import { KERNEL_CLOCK } from "../memory/kernel-layout.js";
 import type { Driver } from "./driver.js";
 
 export class TimerDevice implements Driver {

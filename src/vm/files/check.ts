@@ -1,8 +1,8 @@
 /** Are the files of a machine consistent: is everything held as often as it says? See consistency.ts. */
 import type { PhysicalAddress, ReadableMemory } from "../../base/memory.js";
-import { KERNEL_ROOT } from "../kernel-layout.js";
-import { objectReferences } from "../memory-object.js";
-import { listProcesses } from "../process.js";
+import { KERNEL_ROOT } from "../memory/kernel-layout.js";
+import { objectReferences } from "../memory/memory-object.js";
+import { listProcesses } from "../tasks/process.js";
 import { type Description, readPipe, walkFds } from "./descriptions.js";
 import { type Inode, readInode, walkDirectory, walkHostInodes } from "./inode.js";
 

@@ -13,10 +13,10 @@ import { bit } from "../../base/control.js";
 import type { Reference } from "../../base/host-file.js";
 import { DIRTY_BITMAP, FRAME_BYTES } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress } from "../../base/memory.js";
-import { KIND_FILE } from "../kernel-layout.js";
+import { KIND_FILE } from "../memory/kernel-layout.js";
 import type { Kernel } from "../kernel.js";
-import { objectChanges } from "../memory-object.js";
-import { frameAddress } from "../physical.js";
+import { objectChanges } from "../memory/memory-object.js";
+import { frameAddress } from "../memory/physical.js";
 import { type HostIdentity, walkHostInodes } from "./inode.js";
 import { walkCleanPages } from "./open-files.js";
 

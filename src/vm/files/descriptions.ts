@@ -7,11 +7,11 @@
  */
 import { FRAME_BYTES } from "../../base/layout.js";
 import type { PhysicalAddress, ReadableMemory } from "../../base/memory.js";
-import { EBADF, EMFILE, ENOMEM, EPIPE } from "../errno.js";
-import { allocateObject, freeObject } from "../kernel-heap.js";
-import { KIND_KERNEL_HEAP, PROCESS_FDS } from "../kernel-layout.js";
+import { EBADF, EMFILE, ENOMEM, EPIPE } from "../memory/errno.js";
+import { allocateObject, freeObject } from "../memory/kernel-heap.js";
+import { KIND_KERNEL_HEAP, PROCESS_FDS } from "../memory/kernel-layout.js";
 import type { Kernel } from "../kernel.js";
-import { processAddress } from "../process.js";
+import { processAddress } from "../tasks/process.js";
 
 export const FDS_MAX = 256;
 const FD_BYTES = 8;

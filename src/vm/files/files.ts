@@ -9,12 +9,12 @@ import { lstatSync } from "node:fs";
 import { sep } from "node:path";
 import { FRAME_BYTES } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress } from "../../base/memory.js";
-import * as E from "../errno.js";
+import * as E from "../memory/errno.js";
 import { printToConsole } from "../devices/console.js";
-import { KIND_FILE, KIND_FILE_CLEAN } from "../kernel-layout.js";
+import { KIND_FILE, KIND_FILE_CLEAN } from "../memory/kernel-layout.js";
 import type { Kernel } from "../kernel.js";
-import { OBJECT_PAGES_MAX, objectInode } from "../memory-object.js";
-import { processAddress } from "../process.js";
+import { OBJECT_PAGES_MAX, objectInode } from "../memory/memory-object.js";
+import { processAddress } from "../tasks/process.js";
 import { type Description, Descriptions } from "./descriptions.js";
 import {
   createHost,

@@ -20,7 +20,7 @@ import {
 } from "node:fs";
 import { basename, dirname, join, sep } from "node:path";
 import { readUpTo } from "../../base/host-file.js";
-import * as E from "../errno.js";
+import * as E from "../memory/errno.js";
 import type { HostIdentity, Inode, Mount } from "./inode.js";
 
 const BY_CODE: Readonly<Record<string, number>> = {

@@ -20,11 +20,11 @@ import {
   ENOTEMPTY,
   EROFS,
   EBUSY,
-} from "../errno.js";
-import { allocateObject, freeObject } from "../kernel-heap.js";
-import { KERNEL_HOST_INODES, KERNEL_MOUNTS, KERNEL_ROOT } from "../kernel-layout.js";
+} from "../memory/errno.js";
+import { allocateObject, freeObject } from "../memory/kernel-heap.js";
+import { KERNEL_HOST_INODES, KERNEL_MOUNTS, KERNEL_ROOT } from "../memory/kernel-layout.js";
 import type { Kernel } from "../kernel.js";
-import { OBJECT_PAGES_MAX } from "../memory-object.js";
+import { OBJECT_PAGES_MAX } from "../memory/memory-object.js";
 
 export const INODE_BYTES = 128;
 const REFERENCES = 0;

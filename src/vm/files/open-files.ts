@@ -1,9 +1,9 @@
 /** What a machine has open of the host's files, read from its memory: for the records of an image. */
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../../base/memory.js";
-import { walkAreas } from "../area.js";
-import { FRAME_ENTRY_BYTES, FRAME_HEADER, KERNEL_ROOT, KIND_FILE_CLEAN, kernelLayout } from "../kernel-layout.js";
-import { walkObject } from "../memory-object.js";
-import { listProcesses } from "../process.js";
+import { walkAreas } from "../memory/area.js";
+import { FRAME_ENTRY_BYTES, FRAME_HEADER, KERNEL_ROOT, KIND_FILE_CLEAN, kernelLayout } from "../memory/kernel-layout.js";
+import { walkObject } from "../memory/memory-object.js";
+import { listProcesses } from "../tasks/process.js";
 import { PTE_W } from "../../base/layout.js";
 import { type DescriptionKind, readPipe, walkFds } from "./descriptions.js";
 import { ACCESS_MODE, O_RDONLY } from "./flags.js";

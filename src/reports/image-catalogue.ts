@@ -1,0 +1,89 @@
+/**
+ * What an image's catalogue says of the machine in it and of its save: processes, mappings, blocks and the report, read
+ * from the image itself by the reader that a resume uses. Live memory is no source: a snapshot's machine has moved on. A
+ * task of the pool, so that whoever talks to the machine meanwhile is answered.
+ */
+import { Control } from "../base/control.js";
+import type { SharedMemory } from "../base/wasm.js";
+import { BlobReader } from "../image/blob.js";
+import { CatalogueWriter } from "../image/catalogue.js";
+import { loadChecksum } from "../image/checksum.js";
+import { type ExtentColumns, ExtentTable } from "../image/format.js";
+import type { FileRow } from "../image/host-files.js";
+import type { Reference } from "../base/host-file.js";
+import { ImageMemory } from "../image/image-memory.js";
+import { countBlocks, describeMappings, describeProcess } from "../vm/views/describe.js";
+import { type SaveFacts, type SaveReport, saveReport } from "./save-report.js";
+import { listProcesses } from "../vm/tasks/process.js";
+
+/** Decoded chunks to keep: the kernel's frames are in the first few. */
+const CACHED_CHUNKS = 8;
+
+export interface CatalogueTask {
+  /** Where the catalogue is to be. */
+  path: string;
+  blob: string;
+  facts: SaveFacts;
+  extents: ExtentColumns;
+  files: FileRow[];
+  /** Frames that are in files of the host, and not in the blob. */
+  references: Reference[];
+}
+
+export interface CatalogueResult {
+  /** Length and XXH64 of the catalogue, for the header. */
+  bytes: number;
+  hash: bigint;
+  report: SaveReport;
+}
+
+/**
+ * Writes a catalogue and waits until it is on the disk.
+ *
+ * @throws HIB_NO_SPACE, HIB_IO, HIB_DEPENDENCY
+ */
+export async function writeCatalogue(
+  machine: SharedMemory,
+  { path, blob, facts, extents: columns, files, references }: CatalogueTask,
+): Promise<CatalogueResult> {
+  await loadChecksum();
+  const { frames, chunks, vcpus, saved } = facts;
+  const extents = ExtentTable.of(columns);
+  const reader = new BlobReader(blob);
+  try {
+    const memory = new ImageMemory({ frames, chunks, extents, blob: reader, cachedChunks: CACHED_CHUNKS });
+    const blobOffset = (pfn: number): number | null => {
+      const extent = extents.find(pfn);
+      return extent < 0 ? null : (chunks[extents.chunk[extent]!]?.offset ?? null);
+    };
+    const orders = new Uint8Array(frames);
+    const blocks = countBlocks(memory, orders);
+    const processes = listProcesses(memory);
+    const report = saveReport(facts, new Control(machine), blocks, processes);
+    const writer = CatalogueWriter.create(path);
+    writer.write({
+      meta: { report, sameFilledFrames: saved.sameFilled, vcpus },
+      chunks,
+      extents,
+      processes: processes.map((process) => ({
+        pid: process.pid,
+        slot: process.slot,
+        name: process.text.split(":")[0]!,
+        state: process.state,
+        steps: process.steps,
+        detail: describeProcess(memory, process),
+      })),
+      mappings: (function* () {
+        // Field by field: rest and spread leave a hidden class a row behind, tens of megabytes of them.
+        for (const { pid, address, order, pfn, pages, flags } of describeMappings(memory, processes, orders))
+          yield { pid, vaddr: address, order, pfn, pages, flags, blobOffset: blobOffset(pfn) };
+      })(),
+      blocks,
+      files,
+      references,
+    });
+    return { ...(await writer.close()), report };
+  } finally {
+    reader.close();
+  }
+}

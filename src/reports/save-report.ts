@@ -1,0 +1,261 @@
+/**
+ * The fault and atomic-copy report of a save: what `hib-stats` shows and what lies in the image's catalogue. Data with
+ * definitions; units are in the names. Times are of the host's clock.
+ */
+import { resolve } from "node:path";
+import { type Control, hostNow } from "../base/control.js";
+import { FRAME_BYTES, TIMELINE_BIN_MS } from "../base/layout.js";
+import type { AtomicCopy } from "../cow/atomic-copy.js";
+import type { FaultStatistics } from "../cow/fault-statistics.js";
+import { type Chunk, CODEC_RAW } from "../image/format.js";
+import { longestGap, stepsPerBin } from "../vm/tasks/activity.js";
+import type { BlockCount } from "../vm/views/describe.js";
+import { isSaved, KIND_NAMES, type KindName } from "../vm/memory/kernel-layout.js";
+import type { Process } from "../vm/tasks/process.js";
+import type { WriteTotals } from "../writer/page-writer.js";
+
+export const REPORT_SCHEMA = 1;
+
+export interface SaveReport {
+  schema: typeof REPORT_SCHEMA;
+  image: { path: string; id: string; ending: "hibernate" | "keep-running" /** Consistency point, ISO 8601. */; time: string };
+  machine: { ram_frames: number; vcpus: number; page_writers: number };
+  frames: {
+    /** In the image. */
+    saved: number;
+    /** In the image, by kind of their block. */
+    by_kind: Record<string, number>;
+    /** In the plan, so meant to be streamed while the machine ran. */
+    planned: number;
+    /** Read while the machine ran. */
+    streamed: number;
+    /** Not read because a mark was there already. */
+    skipped: number;
+    /** In the image without data. */
+    same_filled: number;
+    /** In files of the host, and not in the image. */
+    by_reference: number;
+  };
+  faults: FaultStatistics & {
+    by_process: { pid: number; name: string; user: number; kernel: number; page_table: number; device: number }[];
+  };
+  /** Residual set at the stop: marked, or allocated since the plan. */
+  residual_frames: number;
+  atomic_copy: {
+    /** Frames of the residual set that were copied while all was stopped. */
+    frames: number;
+    bytes: number;
+    /** Making the list, and copying. */
+    list_ms: number;
+    copy_ms: number;
+    gb_per_s: number;
+  };
+  /** Parts of the machine's stop; `total_ms` is from the request to the last vCPU going on (hibernate: to the copy's end). */
+  pause: {
+    safepoint_ms: number;
+    devices_ms: number;
+    list_ms: number;
+    copy_ms: number;
+    overflow_ms: number;
+    resume_ms: number;
+    total_ms: number;
+  };
+  /** Arm: until every vCPU had acknowledged the TLB shootdown. */
+  arm_ms: number;
+  reserve: {
+    estimated_frames: number;
+    reserved_frames: number;
+    used_frames: number /** Written from their places while stopped. */;
+    overflow_frames: number;
+  };
+  /** Snapshot: residual frames that were protected again instead of copied, pre-images kept of them, and stores that waited for room. */
+  tail: { frames: number; preimages: number; waits: number };
+  blob: {
+    compression: "lz4" | "none";
+    chunks: number;
+    raw_chunks: number;
+    /** Frames staged for chunks, bytes before and after. */
+    plain_bytes: number;
+    stored_bytes: number;
+    ratio: number;
+    /** Decoded bytes in the blob that a later copy superseded, or that were freed before the stop. */
+    stale_bytes: number;
+  };
+  /** Of the machine's memory in the image, per second of the whole save. */
+  throughput: { saved_bytes: number; gb_per_s: number };
+  /** In the report that lies in the image, `publish` (syncs, header, rename) is still 0 and not part of the total. */
+  phases_ms: {
+    prepare: number /** With the plan. */;
+    arm: number;
+    stream: number;
+    stop: number;
+    residual: number;
+    catalogue: number;
+    publish: number;
+    total: number;
+  };
+  writers: { stage_ms: number; compress_ms: number; hash_ms: number; write_wait_ms: number };
+  workload: {
+    bin_ms: number;
+    /** Steps of all processes per bin: in the second before, while armed, and after the stop until publication. */
+    before: number[];
+    during: number[];
+    after: number[];
+    /** Steps a second while armed over steps a second before. */
+    speed: number | null;
+    longest_gap_ms: number;
+  };
+  /** Files of the host that somebody else had changed under the machine: a resume will ask whether to go on with them. */
+  changed_files: string[];
+  /** Test runs: frames that the oracle hashed again. */
+  oracle_frames: number | null;
+}
+
+/** What a save knows when all that it saves is in the blob. */
+export interface SaveFacts {
+  /** Frames of RAM. */
+  frames: number;
+  vcpus: number;
+  /** Page writers. */
+  writers: number;
+  path: string;
+  id: string;
+  /** Consistency point, ms since 1970. */
+  time: number;
+  keepRunning: boolean;
+  compression: "lz4" | "none";
+  /** Host times: the beginning, and when phases ended. */
+  began: number;
+  at: { prepared: number; armed: number; planned: number; streamed: number; stopped: number; residual: number };
+  planned: number;
+  chunks: readonly Chunk[];
+  /** Of all tasks of page writers; those of the stream come first, one a page thread. */
+  totals: readonly WriteTotals[];
+  faults: FaultStatistics;
+  copy: AtomicCopy;
+  pause: SaveReport["pause"];
+  reserve: { estimated: number; reserved: number };
+  tail: { preimages: number; refused: number };
+  oracleFrames: number | null;
+  changedFiles: string[];
+  /** In the image: all frames, and those without data. */
+  saved: { frames: number; sameFilled: number; byReference: number };
+  /** The blob's chunks: their bytes, and decoded bytes in them that no extent needs. */
+  stored: { bytes: number; staleBytes: number };
+}
+
+/** How far back "before" goes, ms. */
+const BEFORE_MS = 1000;
+
+/** Makes the report of a save, with the image's blocks and processes. */
+export function saveReport(
+  facts: SaveFacts,
+  control: Control,
+  blocks: readonly BlockCount[],
+  processes: readonly Process[],
+): SaveReport {
+  const { vcpus, at, copy, saved, stored } = facts;
+  const now = hostNow();
+  const sum = (of: readonly WriteTotals[], pick: (result: WriteTotals) => number) =>
+    of.reduce((all, result) => all + pick(result), 0);
+  const streaming = facts.totals.slice(0, facts.writers);
+  const plainBytes = facts.chunks.reduce((all, chunk) => all + chunk.frames, 0) * FRAME_BYTES;
+  const savedBytes = saved.frames * FRAME_BYTES;
+  const copiedBytes = copy.copied * FRAME_BYTES;
+  const left = copy.frames - copy.copied;
+  const before = stepsPerBin(control, vcpus, facts.began - BEFORE_MS, facts.began);
+  const during = stepsPerBin(control, vcpus, at.armed, at.streamed);
+  return {
+    schema: REPORT_SCHEMA,
+    image: {
+      path: resolve(facts.path),
+      id: facts.id,
+      ending: facts.keepRunning ? "keep-running" : "hibernate",
+      time: new Date(facts.time).toISOString(),
+    },
+    machine: { ram_frames: facts.frames, vcpus, page_writers: facts.writers },
+    frames: {
+      saved: saved.frames,
+      by_kind: framesByKind(blocks),
+      planned: facts.planned,
+      streamed: sum(streaming, (result) => result.written),
+      skipped: sum(streaming, (result) => result.skipped),
+      same_filled: saved.sameFilled,
+      by_reference: saved.byReference,
+    },
+    faults: { ...facts.faults, by_process: faultsByProcess(facts.faults, processes) },
+    residual_frames: copy.frames,
+    atomic_copy: {
+      frames: copy.copied,
+      bytes: copiedBytes,
+      list_ms: copy.list_ms,
+      copy_ms: copy.copy_ms,
+      gb_per_s: copy.copy_ms === 0 ? 0 : copiedBytes / copy.copy_ms / 1e6,
+    },
+    pause: facts.pause,
+    arm_ms: at.armed - at.prepared,
+    reserve: {
+      estimated_frames: facts.reserve.estimated,
+      reserved_frames: facts.reserve.reserved,
+      used_frames: copy.copied + facts.tail.preimages,
+      overflow_frames: facts.keepRunning ? 0 : left,
+    },
+    tail: { frames: facts.keepRunning ? left : 0, preimages: facts.tail.preimages, waits: facts.tail.refused },
+    blob: {
+      compression: facts.compression,
+      chunks: facts.chunks.length,
+      raw_chunks: facts.chunks.filter((chunk) => chunk.codec === CODEC_RAW).length,
+      plain_bytes: plainBytes,
+      stored_bytes: stored.bytes,
+      ratio: plainBytes === 0 ? 1 : stored.bytes / plainBytes,
+      stale_bytes: stored.staleBytes,
+    },
+    throughput: { saved_bytes: savedBytes, gb_per_s: savedBytes / (now - facts.began) / 1e6 },
+    phases_ms: {
+      prepare: at.prepared - facts.began,
+      arm: at.planned - at.prepared,
+      stream: at.streamed - at.planned,
+      stop: at.stopped - at.streamed,
+      residual: at.residual - at.stopped,
+      catalogue: now - at.residual,
+      publish: 0,
+      total: now - facts.began,
+    },
+    writers: {
+      stage_ms: sum(facts.totals, (result) => result.stage_ms),
+      compress_ms: sum(facts.totals, (result) => result.compress_ms),
+      hash_ms: sum(facts.totals, (result) => result.hash_ms),
+      write_wait_ms: sum(facts.totals, (result) => result.write_wait_ms),
+    },
+    workload: {
+      bin_ms: TIMELINE_BIN_MS,
+      before,
+      during,
+      after: facts.keepRunning ? stepsPerBin(control, vcpus, at.stopped, now) : [],
+      speed: mean(before) === 0 ? null : mean(during) / mean(before),
+      longest_gap_ms: longestGap(control, vcpus),
+    },
+    changed_files: facts.changedFiles,
+    oracle_frames: facts.oracleFrames,
+  };
+}
+
+function framesByKind(blocks: readonly BlockCount[]): Record<string, number> {
+  const counts: Record<string, number> = {};
+  for (const { kind, frames } of blocks) {
+    if (isSaved(KIND_NAMES.indexOf(kind as KindName))) counts[kind] = (counts[kind] ?? 0) + frames;
+  }
+  return counts;
+}
+
+function faultsByProcess(faults: FaultStatistics, processes: readonly Process[]): SaveReport["faults"]["by_process"] {
+  const bySlot = new Map(processes.map((process) => [process.slot, process]));
+  return faults.by_slot.map(({ slot, ...counts }) => {
+    const process = bySlot.get(slot);
+    return { pid: process?.pid ?? 0, name: process?.text.split(":")[0] ?? "kernel", ...counts };
+  });
+}
+
+function mean(values: number[]): number {
+  return values.length === 0 ? 0 : values.reduce((all, value) => all + value, 0) / values.length;
+}

@@ -1,0 +1,584 @@
+/**
+ * The address space of one process: its areas, its leaves, and the frames behind them.
+ *
+ * What must hold:
+ * - A user frame's references are the leaves that map it and the memory object that has it. A block of order > 0 below a
+ *   leaf of level 0 has one holder, this process, and is split into frames before a part of it is given away or shared.
+ * - A leaf has W only if a store to it is nobody else's business: the frame is this process's alone, or shared is what it is
+ *   meant to be, and not a clean page of a file. All other leaves of a writable area lack W, private ones have COW.
+ * - A leaf of an area without permissions is parked: it keeps its frame and has no V.
+ *
+ * Callers hold the kernel lock. They are on the vCPU that runs the process, whose TLB is the only one that knows it, or nobody
+ * runs it.
+ */
+import { ACCESS_WRITE, FRAME_BYTES, PTE_COW, PTE_PARKED, PTE_PPN_SHIFT, PTE_R, PTE_U, PTE_W, PTE_X } from "../../base/layout.js";
+import type { Pfn, PhysicalAddress, VirtualAddress } from "../../base/memory.js";
+import {
+  type Area,
+  AREA_BYTES,
+  continues,
+  findArea,
+  isDemandZero,
+  linkArea,
+  type StoredArea,
+  storeArea,
+  walkAreas,
+} from "./area.js";
+import { EACCES, EINVAL, ENOMEM } from "./errno.js";
+import { allocateObject, freeObject } from "./kernel-heap.js";
+import { KIND_FILE_CLEAN, KIND_PAGE_TABLE, KIND_USER, PROCESS_AREAS, PROCESS_PID, PROCESS_ROOT } from "./kernel-layout.js";
+import type { Kernel } from "../kernel.js";
+import { OBJECT_PAGES_MAX } from "./memory-object.js";
+import {
+  type Entry,
+  findEntry,
+  findTable,
+  HUGE_BYTES,
+  HUGE_PAGES,
+  mapPage,
+  unmapPage,
+  visitEntries,
+  walkTables,
+} from "./page-table.js";
+import { HEAP_BASE, HEAP_END, MMAP_BASE } from "../personality/step/program.js";
+import { processAddress } from "../tasks/process.js";
+
+const PERMISSIONS = PTE_R | PTE_W | PTE_X;
+const USER_END = 2 ** 32 - FRAME_BYTES;
+/** A stack does not grow up to another area: so many bytes below it stay empty. */
+const STACK_GUARD = 16 * FRAME_BYTES;
+
+/** A process's access that cannot be resolved: the process ends with this reason. */
+export class GuestFault extends Error {
+  override readonly name = "GuestFault";
+}
+
+/** What to map. */
+export interface Mapping {
+  /** Where; anywhere if not given. What is there already is replaced. */
+  address?: VirtualAddress | undefined;
+  pages: number;
+  /** PTE bits R, W, X. */
+  flags: number;
+  shared: boolean;
+  /** The object behind it, of which the area takes a reference of its own; 0 for zeros. */
+  object: PhysicalAddress;
+  /** First page of the object. */
+  offset?: number;
+  /** Shared, and of a file that was opened for reading: it never becomes writable. */
+  readOnly?: boolean;
+}
+
+export class AddressSpace {
+  readonly #kernel: Kernel;
+  readonly #slot: number;
+  readonly #at: PhysicalAddress;
+
+  constructor(kernel: Kernel, slot: number) {
+    this.#kernel = kernel;
+    this.#slot = slot;
+    this.#at = processAddress(kernel.memory, slot);
+  }
+
+  get #root(): Pfn {
+    return this.#kernel.memory.load32(this.#at + PROCESS_ROOT);
+  }
+
+  get #pid(): number {
+    return this.#kernel.memory.load32(this.#at + PROCESS_PID);
+  }
+
+  // ---- areas ----
+
+  areas(): Generator<StoredArea> {
+    return walkAreas(this.#kernel.memory, this.#kernel.memory.load32(this.#at + PROCESS_AREAS));
+  }
+
+  /** Adds an area; its object gets one more holder. False if there is no memory. */
+  addArea(area: Area): boolean {
+    const { memory, buddy, objects } = this.#kernel;
+    const at = allocateObject(memory, buddy, AREA_BYTES);
+    if (at === undefined) return false;
+    if (area.object !== 0) objects.share(area.object);
+    storeArea(memory, at, area);
+    linkArea(memory, at, memory.load32(this.#at + PROCESS_AREAS));
+    memory.store32(this.#at + PROCESS_AREAS, at);
+    return true;
+  }
+
+  #changeArea(area: StoredArea, change: Partial<Area>): void {
+    storeArea(this.#kernel.memory, area.at, { ...area, ...change });
+  }
+
+  #removeArea(at: PhysicalAddress): void {
+    const { memory, objects } = this.#kernel;
+    let before: StoredArea | undefined;
+    for (const area of this.areas()) {
+      if (area.at !== at) {
+        before = area;
+        continue;
+      }
+      if (before === undefined) memory.store32(this.#at + PROCESS_AREAS, area.next);
+      else linkArea(memory, before.at, area.next);
+      if (area.object !== 0) {
+        if (area.shared) this.#kernel.files.writeBack(area.object, area.offset, (area.end - area.start) / FRAME_BYTES);
+        objects.release(area.object);
+      }
+      freeObject(memory, at, AREA_BYTES);
+    }
+  }
+
+  /** Joins what differs in nothing, from the area that ends at `start` to the one that begins at `end`. */
+  #join(start: VirtualAddress, end: VirtualAddress): void {
+    const near = [...this.areas()].filter((area) => area.end >= start && area.start <= end).sort((a, b) => a.start - b.start);
+    let lower: StoredArea | undefined;
+    for (const area of near) {
+      if (lower === undefined || !continues(lower, area)) lower = area;
+      else {
+        lower.end = area.end;
+        storeArea(this.#kernel.memory, lower.at, lower);
+        this.#removeArea(area.at);
+      }
+    }
+  }
+
+  #areaOf(address: VirtualAddress): StoredArea | undefined {
+    return findArea(this.#kernel.memory, this.#kernel.memory.load32(this.#at + PROCESS_AREAS), address);
+  }
+
+  /** The stack that may grow down to an address where there is no area: the next one above, if nothing is near. */
+  #stackAbove(address: VirtualAddress): StoredArea | undefined {
+    const page = pageOf(address);
+    const near = [...this.areas()].filter(({ end }) => end > page - STACK_GUARD).sort((a, b) => a.start - b.start);
+    const [next] = near;
+    return next !== undefined && next.limit !== 0 && next.start > page && address >= next.limit ? next : undefined;
+  }
+
+  /** Cuts areas so that none lies across `address`. False if there is no memory. */
+  #cut(address: VirtualAddress): boolean {
+    const area = this.#areaOf(address);
+    if (area === undefined || area.start === address) return true;
+    const upper = { ...area, start: address, offset: area.offset + (address - area.start) / FRAME_BYTES };
+    if (!this.addArea(upper)) return false;
+    this.#changeArea(area, { end: address });
+    return true;
+  }
+
+  /** A free range of so many pages, from the top down; undefined if there is none. */
+  #findHole(pages: number): VirtualAddress | undefined {
+    const bytes = pages * FRAME_BYTES;
+    const taken = [...this.areas()].filter(({ start }) => start < HEAP_BASE).sort((a, b) => b.start - a.start);
+    let top = HEAP_BASE;
+    for (const { start, end } of taken) {
+      if (top - end >= bytes) break;
+      top = start;
+    }
+    return top - bytes >= MMAP_BASE ? top - bytes : undefined;
+  }
+
+  // ---- system calls: an address or 0, or an error number, negated ----
+
+  /** mmap: makes an area. Frames come with the first access. */
+  map({ address, pages, flags, shared, object, offset = 0, readOnly = false }: Mapping): number {
+    if (!Number.isInteger(pages) || pages < 1 || pages > USER_END / FRAME_BYTES) return -EINVAL;
+    if (object !== 0 && !(Number.isInteger(offset) && offset >= 0 && offset + pages <= OBJECT_PAGES_MAX)) return -EINVAL;
+    const start = address ?? this.#findHole(pages);
+    if (start === undefined) return -ENOMEM;
+    const end = start + pages * FRAME_BYTES;
+    if (!isRange(start, end)) return -EINVAL;
+    const done = this.unmap(start, end);
+    if (done < 0) return done;
+    const area: Area = { start, end, flags: allowed(flags), kind: "mapping", limit: 0, object, offset, shared, readOnly };
+    if (!this.addArea(area)) return -ENOMEM; // if anything is gone, it left its area's memory: then this does not fail
+    this.#join(start, end);
+    return start;
+  }
+
+  /** munmap: leaves and areas of [start, end) are gone. */
+  unmap(start: VirtualAddress, end: VirtualAddress): number {
+    if (!isRange(start, end)) return -EINVAL;
+    if (!this.#isolate(start, end)) return -ENOMEM;
+    this.#clear(start, end);
+    for (const area of Array.from(this.areas())) if (area.start >= start && area.end <= end) this.#removeArea(area.at);
+    return 0;
+  }
+
+  /** mprotect: areas of [start, end), which they must fill, get these permissions, and so do their leaves. */
+  protect(start: VirtualAddress, end: VirtualAddress, flags: number): number {
+    if (!isRange(start, end)) return -EINVAL;
+    const inside = () => [...this.areas()].filter((area) => area.end > start && area.start < end);
+    if ((flags & PTE_W) !== 0 && inside().some((area) => area.readOnly)) return -EACCES;
+    const covered = inside().reduce((sum, area) => sum + Math.min(end, area.end) - Math.max(start, area.start), 0);
+    if (covered !== end - start || !this.#isolate(start, end)) return -ENOMEM;
+    for (const area of inside()) {
+      const changed = { ...area, flags: allowed(flags) };
+      storeArea(this.#kernel.memory, area.at, changed);
+      visitEntries(this.#kernel.memory, this.#root, area.start, area.end, (address, pte, entry) =>
+        this.#setLeaf(address, entry, pte >>> PTE_PPN_SHIFT, this.#leafFlags(changed, pte, entry.level)),
+      );
+    }
+    this.#join(start, end);
+    return 0;
+  }
+
+  /** msync: what was stored to shared mappings of files of the host goes to the host. */
+  synchronise(start: VirtualAddress, end: VirtualAddress): number {
+    if (!isRange(start, end)) return -EINVAL;
+    let failed = 0;
+    for (const area of Array.from(this.areas())) {
+      const [from, to] = [Math.max(start, area.start), Math.min(end, area.end)];
+      if (!area.shared || area.object === 0 || from >= to) continue;
+      const first = area.offset + (from - area.start) / FRAME_BYTES;
+      failed = this.#kernel.files.writeBack(area.object, first, (to - from) / FRAME_BYTES) || failed;
+    }
+    return failed;
+  }
+
+  /**
+   * madvise for huge pages: every aligned 2 MiB of private, writable, anonymous memory in [start, end) is put into one block
+   * and mapped by one leaf, as far as there are such blocks. Returns how many there are now. Stacks are left as they are: they
+   * give back their pages one by one, without asking for memory.
+   */
+  adviseHuge(start: VirtualAddress, end: VirtualAddress): number {
+    if (!isRange(start, end)) return -EINVAL;
+    let huge = 0;
+    for (const area of Array.from(this.areas())) {
+      if (area.kind === "stack" || (area.flags & PTE_W) === 0 || !isDemandZero(area)) continue;
+      const last = Math.min(end, area.end);
+      const first = Math.ceil(Math.max(start, area.start) / HUGE_BYTES) * HUGE_BYTES;
+      for (let at = first; at + HUGE_BYTES <= last; at += HUGE_BYTES) if (this.#collapse(at, area.flags)) huge++;
+    }
+    return huge;
+  }
+
+  // ---- faults ----
+
+  /** Resolves an access that has no leaf that allows it, or throws GuestFault. */
+  fault(address: VirtualAddress, access: number): void {
+    const { memory } = this.#kernel;
+    const found = this.#areaOf(address);
+    const stack = found === undefined ? this.#stackAbove(address) : undefined;
+    const area = found ?? stack;
+    const write = access === ACCESS_WRITE;
+    const where = `${write ? "write to" : "read of"} 0x${address.toString(16)}`;
+    if (area === undefined) throw new GuestFault(`${where}, which no area holds`);
+    if ((area.flags & (write ? PTE_W : PTE_R)) === 0) throw new GuestFault(`${where}: the ${area.kind} area does not allow it`);
+    const entry = findEntry(memory, this.#root, address);
+    const done = entry === undefined ? this.#fill(area, pageOf(address), write, where) : this.#unshare(area, address, entry);
+    if (!done) throw new GuestFault(`out of memory at ${where}`);
+    if (stack !== undefined) this.#changeArea(stack, { start: pageOf(address) });
+  }
+
+  /** Gives a page without a leaf what is behind its area. False if there is no memory. */
+  #fill(area: Area, page: VirtualAddress, write: boolean, where: string): boolean {
+    const { memory, buddy, objects } = this.#kernel;
+    if (area.object === 0) {
+      if (!isDemandZero(area)) throw new GuestFault(`${where}, which is not mapped`);
+      return this.mapNew(page, 0, area.flags);
+    }
+    const index = area.offset + (page - area.start) / FRAME_BYTES;
+    const frame = objects.find(area.object, index) ?? this.#kernel.files.fillPage(area.object, index);
+    if (frame === undefined) return false;
+    if (frame < 0) throw new GuestFault(`${where}: the file behind it ends before, or cannot be read`);
+    if (write && !area.shared) return this.mapNew(page, 0, area.flags, memory.read(frame * FRAME_BYTES, FRAME_BYTES));
+    if (write) objects.makeDirty(area.object, frame);
+    buddy.share(frame);
+    if (this.#mapLeaf(page, frame, 0, this.#leafFlags(area, 0, 0, frame))) return true;
+    buddy.release(frame);
+    return false;
+  }
+
+  /** A store to a leaf without W: a first store to a clean page of a file, or a copy on write. */
+  #unshare(area: Area, address: VirtualAddress, entry: Entry): boolean {
+    const { memory, buddy, objects } = this.#kernel;
+    const pte = memory.load32(entry.at);
+    const frame = pte >>> PTE_PPN_SHIFT;
+    const page = address - (address % (entry.level === 0 ? FRAME_BYTES : HUGE_BYTES));
+    if (area.shared) {
+      objects.makeDirty(area.object, frame);
+    } else if (buddy.references(frame) > 1) {
+      return entry.level === 0 ? this.#copyFrame(page, entry, area.flags) : this.#copyHuge(page, entry, area.flags);
+    } // else the others let go of it
+    this.#setLeaf(page, entry, frame, this.#leafFlags(area, pte, entry.level));
+    return true;
+  }
+
+  #copyFrame(page: VirtualAddress, entry: Entry, flags: number): boolean {
+    const { memory, buddy } = this.#kernel;
+    const old = memory.load32(entry.at) >>> PTE_PPN_SHIFT;
+    const copy = buddy.allocate(0, this.#pid, KIND_USER);
+    if (copy === undefined) return false;
+    memory.copy(copy, old);
+    this.#setLeaf(page, entry, copy, flags);
+    buddy.release(old);
+    return true;
+  }
+
+  /** Copies 2 MiB that others hold too: into a block of the same size, or else into frames. */
+  #copyHuge(page: VirtualAddress, entry: Entry, flags: number): boolean {
+    const { memory, buddy } = this.#kernel;
+    const old = memory.load32(entry.at) >>> PTE_PPN_SHIFT;
+    const copy = buddy.allocate(9, this.#pid, KIND_USER);
+    if (copy === undefined) return this.#splitHuge(page, entry);
+    memory.copy(copy, old, HUGE_PAGES);
+    this.#setLeaf(page, entry, copy, flags);
+    buddy.release(old);
+    return true;
+  }
+
+  // ---- leaves ----
+
+  /** What a leaf of an area may be: see "what must hold". A and D stay as they are; a frame that it may store to is its own. */
+  #leafFlags(area: Area, pte: number, level: number, frame: Pfn = pte >>> PTE_PPN_SHIFT): number {
+    const { buddy } = this.#kernel;
+    const kept = pte & 0x3ff & ~(PERMISSIONS | PTE_COW | PTE_PARKED | 1);
+    const flags = kept | (area.flags & PERMISSIONS) | PTE_U;
+    if ((area.flags & PERMISSIONS) === 0) return flags | PTE_PARKED;
+    if (area.shared) return buddy.kindOf(buddy.headOf(frame)) === KIND_FILE_CLEAN ? flags & ~PTE_W : flags;
+    if ((flags & PTE_W) === 0) return flags;
+    const head = level === 0 ? buddy.headOf(frame) : frame;
+    if (buddy.references(head) > 1) return (flags & ~PTE_W) | PTE_COW;
+    this.#own(head);
+    return flags;
+  }
+
+  /** A frame that nobody else holds any more, neither another process nor an object, becomes this process's. */
+  #own(head: Pfn): void {
+    const { buddy } = this.#kernel;
+    buddy.setOwner(head, this.#pid);
+    if (buddy.kindOf(head) !== KIND_USER) buddy.setKind(head, KIND_USER);
+  }
+
+  /** What a leaf of an area is that maps a frame of the process's own. */
+  #newFlags({ flags }: Area): number {
+    return (flags & PERMISSIONS) === 0 ? PTE_U | PTE_PARKED : (flags & PERMISSIONS) | PTE_U;
+  }
+
+  #setLeaf(address: VirtualAddress, entry: Entry, frame: Pfn, flags: number): void {
+    const valid = (flags & PTE_PARKED) === 0 ? 1 : 0;
+    this.#kernel.memory.store32(entry.at, (frame << PTE_PPN_SHIFT) | flags | valid);
+    this.#invalidate(address, entry.level === 0 ? 1 : HUGE_PAGES);
+  }
+
+  #mapLeaf(address: VirtualAddress, frame: Pfn, level: number, flags: number): boolean {
+    return mapPage(this.#kernel.memory, this.#root, address, frame, flags, () => this.allocateTable(), level);
+  }
+
+  #invalidate(address: VirtualAddress, pages: number): void {
+    for (let i = 0; i < pages; i++) this.#kernel.core.invalidate(address + i * FRAME_BYTES);
+  }
+
+  /** Allocates a zeroed page table; undefined if there is no memory. */
+  allocateTable(): Pfn | undefined {
+    const frame = this.#kernel.buddy.allocate(0, this.#pid, KIND_PAGE_TABLE);
+    if (frame !== undefined) this.#kernel.memory.zero(frame, 1);
+    return frame;
+  }
+
+  /**
+   * Allocates a block of 2^order frames, fills it with `contents` and zeros, and maps it: all of it, or nothing is changed
+   * but for page tables.
+   */
+  mapNew(address: VirtualAddress, order: number, flags: number, contents?: Uint8Array): boolean {
+    const { memory, buddy } = this.#kernel;
+    const frame = buddy.allocate(order, this.#pid, KIND_USER);
+    if (frame === undefined) return false;
+    if (contents === undefined || contents.length < FRAME_BYTES << order) memory.zero(frame, 1 << order);
+    if (contents !== undefined) memory.write(frame * FRAME_BYTES, contents);
+    for (let i = 0; i < 1 << order; i++) {
+      if (this.#mapLeaf(address + i * FRAME_BYTES, frame + i, 0, flags)) continue;
+      for (let done = 0; done < i; done++) {
+        unmapPage(memory, this.#root, address + done * FRAME_BYTES);
+        this.#invalidate(address + done * FRAME_BYTES, 1);
+      }
+      buddy.free(frame);
+      return false;
+    }
+    return true;
+  }
+
+  /** Takes the leaves of [start, end) out and lets go of their frames. No 2 MiB leaf lies across the ends. */
+  #clear(start: VirtualAddress, end: VirtualAddress): void {
+    const { memory, buddy } = this.#kernel;
+    /** A block that is freed as a whole, with its last leaf. */
+    let whole = { head: -1, end: 0 };
+    visitEntries(memory, this.#root, start, end, (address, pte, entry) => {
+      const frame = pte >>> PTE_PPN_SHIFT;
+      memory.store32(entry.at, 0);
+      this.#invalidate(address, entry.level === 0 ? 1 : HUGE_PAGES);
+      if (entry.level === 1) return buddy.release(frame);
+      if (frame > whole.head && frame < whole.end) {
+        if (frame === whole.end - 1) buddy.free(whole.head);
+        return;
+      }
+      const head = buddy.headOf(frame);
+      const frames = 1 << buddy.orderOf(head);
+      if (frames === 1) return buddy.release(frame);
+      // A block lies at consecutive addresses. If all of them go, it goes in one.
+      if (head === frame && address + frames * FRAME_BYTES <= end) whole = { head, end: head + frames };
+      else {
+        buddy.split(head);
+        buddy.release(frame);
+      }
+    });
+  }
+
+  /**
+   * Cuts areas and 2 MiB leaves at both ends of a range. False if there is no memory: the areas are then as they were, and what
+   * is cheap to undo comes first, so that little memory was taken in vain.
+   */
+  #isolate(start: VirtualAddress, end: VirtualAddress): boolean {
+    if (this.#cut(start) && this.#cut(end) && this.#splitAt(start) && this.#splitAt(end)) return true;
+    this.#join(start, end);
+    return false;
+  }
+
+  /** Sees to it that no 2 MiB leaf lies across an address. */
+  #splitAt(address: VirtualAddress): boolean {
+    const entry = findEntry(this.#kernel.memory, this.#root, address);
+    const within = address % HUGE_BYTES;
+    return entry?.level !== 1 || within === 0 || this.#splitHuge(address - within, entry);
+  }
+
+  /** Makes a 2 MiB leaf 512 of 4 KiB: of the same frames, or of copies if others hold the block. False if there is no memory. */
+  #splitHuge(address: VirtualAddress, entry: Entry): boolean {
+    const { memory, buddy } = this.#kernel;
+    const pte = memory.load32(entry.at);
+    const head = pte >>> PTE_PPN_SHIFT;
+    const frames = [];
+    const table = this.allocateTable();
+    if (table === undefined) return false;
+    const alone = buddy.references(head) === 1;
+    for (let i = 0; i < HUGE_PAGES; i++) {
+      const frame = alone ? head + i : buddy.allocate(0, this.#pid, KIND_USER);
+      if (frame === undefined) {
+        for (const taken of frames) buddy.free(taken);
+        buddy.free(table);
+        return false;
+      }
+      frames.push(frame);
+      if (!alone) memory.copy(frame, head + i);
+    }
+    if (alone) {
+      buddy.split(head);
+      for (const frame of frames) buddy.setOwner(frame, this.#pid);
+    } else buddy.release(head);
+    // They are this process's alone now, so a copy on write is done with.
+    const flags = (pte & PTE_COW) === 0 ? pte & 0x3ff : (pte & 0x3ff & ~PTE_COW) | PTE_W;
+    for (const [i, frame] of frames.entries()) memory.store32(table * FRAME_BYTES + i * 8, (frame << PTE_PPN_SHIFT) | flags);
+    memory.store32(entry.at, (table << PTE_PPN_SHIFT) | 1);
+    this.#invalidate(address, HUGE_PAGES);
+    return true;
+  }
+
+  /** Puts aligned 2 MiB into one block under one leaf. True if it is so now. */
+  #collapse(address: VirtualAddress, flags: number): boolean {
+    const { memory, buddy } = this.#kernel;
+    if (findEntry(memory, this.#root, address)?.level === 1) return true;
+    const block = buddy.allocate(9, this.#pid, KIND_USER);
+    if (block === undefined) return false;
+    memory.zero(block, HUGE_PAGES);
+    visitEntries(memory, this.#root, address, address + HUGE_BYTES, (at, pte) => {
+      memory.copy(block + (at - address) / FRAME_BYTES, pte >>> PTE_PPN_SHIFT);
+    });
+    this.#clear(address, address + HUGE_BYTES);
+    const table = findTable(memory, this.#root, address);
+    if (!this.#mapLeaf(address, block, 1, flags)) {
+      buddy.free(block); // the zeros that were there are lost with nothing: no leaf, no page
+      return false;
+    }
+    if (table !== undefined) buddy.free(table);
+    return true;
+  }
+
+  // ---- the heap area: blocks of the buddy allocator, by the call `map` ----
+
+  /** Maps a zeroed block of 2^order frames in the heap area. False, and nothing changed, if there is no memory. */
+  mapBlock(address: VirtualAddress, order: number): boolean {
+    const end = address + (FRAME_BYTES << order);
+    const area = [...this.areas()].find((found) => address >= found.start && end <= found.end);
+    if (address % FRAME_BYTES !== 0 || area?.kind !== "heap") {
+      throw new GuestFault(`map of 0x${address.toString(16)}, order ${order}, outside the heap area`);
+    }
+    visitEntries(this.#kernel.memory, this.#root, address, end, (page) => {
+      throw new GuestFault(`map of 0x${page.toString(16)}, which is mapped`);
+    });
+    return this.mapNew(address, order, this.#newFlags(area));
+  }
+
+  /** Unmaps and frees a block that mapBlock gave, also if a fork has split it. */
+  unmapBlock(address: VirtualAddress, order: number): void {
+    const { memory, buddy } = this.#kernel;
+    const end = address + (FRAME_BYTES << order);
+    let leaves = 0;
+    let head = -1;
+    visitEntries(memory, this.#root, address, end, (at, pte) => {
+      leaves++;
+      if (at === address) head = pte >>> PTE_PPN_SHIFT;
+    });
+    const whole = head >= 0 && buddy.headOf(head) === head && buddy.orderOf(head) <= order;
+    if (address < HEAP_BASE || end > HEAP_END || leaves !== 1 << order || !whole) {
+      throw new GuestFault(`unmap of 0x${address.toString(16)}, order ${order}, which is no such block`);
+    }
+    this.#clear(address, end);
+  }
+
+  /** Frees the stack pages wholly below `address`. */
+  shrinkStack(address: VirtualAddress): void {
+    for (const { kind, start, end } of this.areas())
+      if (kind === "stack" && start < pageOf(address)) this.#clear(start, Math.min(pageOf(address), end));
+  }
+
+  // ---- fork and end ----
+
+  /**
+   * Makes the address space of a child the same as this one: frames are shared, and private ones are copied by whoever stores to
+   * them first. False if there is no memory: the child is to be released. This space's tags are to be dropped then.
+   */
+  copyTo(child: AddressSpace): boolean {
+    const { memory, buddy } = this.#kernel;
+    let done = true;
+    for (const area of [...this.areas()].toReversed()) {
+      if (!child.addArea(area)) return false;
+      visitEntries(memory, this.#root, area.start, area.end, (address, pte, entry) => {
+        if (!done) return;
+        const frame = pte >>> PTE_PPN_SHIFT;
+        if (entry.level === 0) buddy.split(buddy.headOf(frame));
+        const writable = !area.shared && (pte & PTE_W) !== 0;
+        const flags = writable ? (pte & 0x3ff & ~PTE_W) | PTE_COW : pte & 0x3ff;
+        if (!child.#mapLeaf(address, frame, entry.level, flags)) return void (done = false);
+        if (writable) memory.store32(entry.at, (frame << PTE_PPN_SHIFT) | flags);
+        buddy.share(frame);
+      });
+      if (!done) return false;
+    }
+    return true;
+  }
+
+  /** Lets go of everything: areas, frames, page tables. */
+  release(): void {
+    const { memory, buddy, core } = this.#kernel;
+    const root = this.#root;
+    if (root !== 0) {
+      this.#clear(0, 2 ** 32);
+      for (const table of Array.from(walkTables(memory, root))) buddy.free(table);
+      memory.store32(this.#at + PROCESS_ROOT, 0);
+    }
+    for (const { at } of Array.from(this.areas())) this.#removeArea(at);
+    core.dropContext(this.#slot);
+  }
+}
+
+function pageOf(address: VirtualAddress): VirtualAddress {
+  return address - (address % FRAME_BYTES);
+}
+
+/** Sv39 has no leaf that may be written and not read. */
+function allowed(flags: number): number {
+  const permissions = flags & PERMISSIONS;
+  return ((permissions & PTE_W) === 0 ? permissions : permissions | PTE_R) | PTE_U;
+}
+
+function isRange(start: VirtualAddress, end: VirtualAddress): boolean {
+  return start % FRAME_BYTES === 0 && end % FRAME_BYTES === 0 && start >= FRAME_BYTES && start < end && end <= USER_END;
+}

@@ -1,0 +1,40 @@
+/**
+ * The kernel heap: objects of 32 B to 2 KiB in frames of kind kernel-heap, free ones in a list a size class.
+ * A frame given to a class stays with it. Callers hold the kernel lock.
+ */
+import { FRAME_BYTES } from "../../base/layout.js";
+import type { PhysicalAddress } from "../../base/memory.js";
+import type { BuddyAllocator } from "./buddy.js";
+import { KERNEL_HEAP_CLASSES, KERNEL_HEAP_HEADS, KIND_KERNEL_HEAP } from "./kernel-layout.js";
+import type { PhysicalMemory } from "./physical.js";
+
+const SMALLEST = 32;
+
+function classOf(bytes: number): number {
+  return Math.max(0, 32 - Math.clz32(bytes - 1) - 5);
+}
+
+/** Allocates an object; its contents are whatever was there. Undefined if there is no memory. */
+export function allocateObject(memory: PhysicalMemory, buddy: BuddyAllocator, bytes: number): PhysicalAddress | undefined {
+  const sizeClass = classOf(bytes);
+  if (sizeClass >= KERNEL_HEAP_CLASSES) throw new RangeError(`kernel heap object of ${bytes} bytes`);
+  const head = KERNEL_HEAP_HEADS + sizeClass * 4;
+  let object = memory.load32(head) >>> 0;
+  if (object === 0) {
+    const frame = buddy.allocate(0, 0, KIND_KERNEL_HEAP);
+    if (frame === undefined) return undefined;
+    const size = SMALLEST << sizeClass;
+    for (let at = FRAME_BYTES - size; at >= 0; at -= size) {
+      memory.store32(frame * FRAME_BYTES + at, object);
+      object = frame * FRAME_BYTES + at;
+    }
+  }
+  memory.store32(head, memory.load32(object));
+  return object;
+}
+
+export function freeObject(memory: PhysicalMemory, object: PhysicalAddress, bytes: number): void {
+  const head = KERNEL_HEAP_HEADS + classOf(bytes) * 4;
+  memory.store32(object, memory.load32(head));
+  memory.store32(head, object);
+}

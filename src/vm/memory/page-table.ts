@@ -1,0 +1,173 @@
+/**
+ * Page tables: Sv39, three levels of 512 PTEs, in frames of kind page-table.
+ *
+ * The MMU (assembly/mmu.ts) reads them and sets A and D; the kernel maps and unmaps here. Physical addresses are below
+ * 2^32, so a PTE's high word is always zero and one 32-bit store changes a PTE.
+ */
+import { FRAME_BYTES, PTE_PARKED, PTE_PPN_SHIFT, PTE_R, PTE_V, PTE_W, PTE_X } from "../../base/layout.js";
+import type { Pfn, PhysicalAddress, ReadableMemory, VirtualAddress } from "../../base/memory.js";
+import type { PhysicalMemory } from "./physical.js";
+
+const LEAF = PTE_R | PTE_W | PTE_X;
+/** Pages of a 2 MiB leaf. */
+export const HUGE_PAGES = 512;
+export const HUGE_BYTES: number = HUGE_PAGES * FRAME_BYTES;
+
+/** A leaf's place: the physical address of its PTE, and its level (0 for 4 KiB, 1 for 2 MiB). */
+export interface Entry {
+  at: PhysicalAddress;
+  level: number;
+}
+
+function entryAddress(table: Pfn, address: VirtualAddress, level: number): number {
+  return table * FRAME_BYTES + ((address >>> (12 + 9 * level)) & 511) * 8;
+}
+
+/** Physical address of the leaf PTE for an address, or 0 if there is none. */
+export function findLeaf(memory: ReadableMemory, root: Pfn, address: VirtualAddress): number {
+  let table = root;
+  for (let level = 2; level >= 0; level--) {
+    const at = entryAddress(table, address, level);
+    const pte = memory.load32(at);
+    if ((pte & PTE_V) === 0) return 0;
+    if ((pte & LEAF) !== 0) return at;
+    table = pte >>> PTE_PPN_SHIFT;
+  }
+  return 0;
+}
+
+/** The leaf for an address, parked ones too; undefined if there is none. */
+export function findEntry(memory: ReadableMemory, root: Pfn, address: VirtualAddress): Entry | undefined {
+  let table = root;
+  for (let level = 2; level >= 0; level--) {
+    const at = entryAddress(table, address, level);
+    const pte = memory.load32(at);
+    if ((pte & LEAF) !== 0 || (pte & PTE_PARKED) !== 0) return { at, level };
+    if ((pte & PTE_V) === 0) return undefined;
+    table = pte >>> PTE_PPN_SHIFT;
+  }
+  return undefined;
+}
+
+/** The table of 4 KiB leaves for an address; undefined if there is none. No 2 MiB leaf is above it. */
+export function findTable(memory: ReadableMemory, root: Pfn, address: VirtualAddress): Pfn | undefined {
+  let table = root;
+  for (let level = 2; level > 0; level--) {
+    const pte = memory.load32(entryAddress(table, address, level));
+    if (pte === 0) return undefined;
+    table = pte >>> PTE_PPN_SHIFT;
+  }
+  return table;
+}
+
+/** The frame that an address is in, also if no access is allowed now; undefined if there is none. */
+export function findFrame(memory: ReadableMemory, root: Pfn, address: VirtualAddress): Pfn | undefined {
+  const entry = findEntry(memory, root, address);
+  if (entry === undefined) return undefined;
+  return (memory.load32(entry.at) >>> PTE_PPN_SHIFT) + (Math.floor(address / FRAME_BYTES) % 512 ** entry.level);
+}
+
+/** Called for each leaf: the address that it begins at, its PTE, and where that lies. */
+export type VisitEntry = (address: VirtualAddress, pte: number, entry: Entry) => void;
+
+/**
+ * Visits every leaf that maps something in [start, end), parked ones too, in the order of their addresses. The leaf that is
+ * visited may be changed.
+ */
+export function visitEntries(
+  memory: ReadableMemory,
+  root: Pfn,
+  start: VirtualAddress,
+  end: VirtualAddress,
+  visit: VisitEntry,
+): void {
+  const below = (table: Pfn, level: number, base: VirtualAddress): void => {
+    const span = 2 ** (12 + 9 * level);
+    const first = Math.max(0, Math.floor((start - base) / span));
+    const last = Math.min(512, Math.ceil((end - base) / span));
+    for (let index = first; index < last; index++) {
+      const at = table * FRAME_BYTES + index * 8;
+      const pte = memory.load32(at);
+      if ((pte & (LEAF | PTE_PARKED)) !== 0) visit(base + index * span, pte, { at, level });
+      else if ((pte & PTE_V) !== 0) below(pte >>> PTE_PPN_SHIFT, level - 1, base + index * span);
+    }
+  };
+  below(root, 2, 0);
+}
+
+/**
+ * Maps a page, or 2 MiB with a leaf at level 1. `allocateTable` gives a zeroed frame for a missing table, or undefined.
+ *
+ * @returns false if a table was missing and there was no memory for it; nothing is mapped then.
+ */
+export function mapPage(
+  memory: PhysicalMemory,
+  root: Pfn,
+  address: VirtualAddress,
+  frame: Pfn,
+  flags: number,
+  allocateTable: () => Pfn | undefined,
+  leafLevel: number = 0,
+): boolean {
+  let table = root;
+  for (let level = 2; level > leafLevel; level--) {
+    const at = entryAddress(table, address, level);
+    let pte = memory.load32(at);
+    if ((pte & PTE_V) === 0) {
+      const fresh = allocateTable();
+      if (fresh === undefined) return false;
+      pte = (fresh << PTE_PPN_SHIFT) | PTE_V;
+      memory.store32(at, pte);
+    }
+    table = pte >>> PTE_PPN_SHIFT;
+  }
+  const valid = (flags & PTE_PARKED) === 0 ? PTE_V : 0;
+  memory.store32(entryAddress(table, address, leafLevel), (frame << PTE_PPN_SHIFT) | flags | valid);
+  return true;
+}
+
+/** Unmaps a page; returns the frame it mapped, or undefined. Tables stay. The caller drops TLB entries. */
+export function unmapPage(memory: PhysicalMemory, root: Pfn, address: VirtualAddress): Pfn | undefined {
+  const at = findLeaf(memory, root, address);
+  if (at === 0) return undefined;
+  const frame = memory.load32(at) >>> PTE_PPN_SHIFT;
+  memory.store32(at, 0);
+  return frame;
+}
+
+export interface Leaf {
+  address: VirtualAddress;
+  frame: Pfn;
+  flags: number;
+  /** 0 for 4 KiB, 1 for 2 MiB. */
+  level: number;
+}
+
+/** All leaves of an address space, parked ones too, in the order of their addresses. */
+export function* walkLeaves(memory: ReadableMemory, root: Pfn): Generator<Leaf> {
+  if (root !== 0) yield* leavesBelow(memory, root, 2, 0);
+}
+
+function* leavesBelow(memory: ReadableMemory, table: Pfn, level: number, base: number): Generator<Leaf> {
+  for (let index = 0; index < 512; index++) {
+    const pte = memory.load32(table * FRAME_BYTES + index * 8);
+    if ((pte & (PTE_V | PTE_PARKED)) === 0) continue;
+    const address = base + index * 2 ** (12 + 9 * level);
+    const frame = pte >>> PTE_PPN_SHIFT;
+    if ((pte & (LEAF | PTE_PARKED)) !== 0) yield { address, frame, flags: pte & 0x3ff, level };
+    else if (level > 0 && frame < memory.frames) yield* leavesBelow(memory, frame, level - 1, address);
+  }
+}
+
+/** Frames of the tables of an address space, the root's included. */
+export function* walkTables(memory: ReadableMemory, root: Pfn, level = 2): Generator<Pfn> {
+  if (root === 0) return; // an embryo or a zombie has none
+  yield root;
+  if (level === 0) return;
+  for (let index = 0; index < 512; index++) {
+    const pte = memory.load32(root * FRAME_BYTES + index * 8);
+    if ((pte & PTE_V) !== 0 && (pte & LEAF) === 0 && pte >>> PTE_PPN_SHIFT < memory.frames) {
+      yield* walkTables(memory, pte >>> PTE_PPN_SHIFT, level - 1);
+    }
+  }
+}

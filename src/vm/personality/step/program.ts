@@ -1,0 +1,262 @@
+/**
+ * What a step program is: a process that executes TypeScript instead of machine code.
+ *
+ * Its whole state is its registers and its memory, so it hibernates like any other process. A program's text (for
+ * example `zipf:pages=50000,rate=200000`) lies in its code page; the host object that runs it is made from that text
+ * and can be thrown away at any step. Each step is deterministic: the memory after N steps follows from the text.
+ */
+import type { VirtualAddress } from "../../../base/memory.js";
+
+/** Where the areas of a step program are. Stack grows down from STACK_TOP. */
+export const CODE_BASE = 0x0001_0000;
+export const DATA_BASE = 0x1000_0000;
+export const HEAP_BASE = 0xe000_0000;
+export const HEAP_END = 0xf000_0000;
+export const STACK_TOP = 0xffff_f000;
+/** Mappings without an address go below HEAP_BASE, down to here. */
+export const MMAP_BASE: number = DATA_BASE;
+/** Word of the registers where the stack pointer (x2) lies; 0 is an empty stack. What is below it may be overwritten at any step. */
+export const SP = 4;
+/** Word of the registers where a0 (x10) lies: what a system call leaves for the next step. */
+export const A0 = 20;
+/**
+ * Word of the registers where x31 lies: the number of the handler that the program is to run, 0 for none. When it begins, x10 is the
+ * signal, x11 the address of the access that failed (SIGSEGV) or 0, x12 is 0, and x2 points at what it interrupted (SIGNAL_FRAME).
+ */
+export const HANDLER = 62;
+
+/**
+ * What lies at a handler's stack pointer: all that sigreturn restores. Byte offsets; a handler may change what it finds there.
+ *
+ *     +0    magic word
+ *     +4    signal
+ *     +8    mask
+ *     +16   when it would have woken, ms of the guest clock (float64); 0 if it did not sleep
+ *     +32   x0..x31, 64 words
+ */
+export const SIGNAL_FRAME = {
+  magic: 0,
+  signal: 4,
+  mask: 8,
+  wake: 16,
+  registers: 32,
+  bytes: 288,
+  magicWord: 0x4749_5348,
+} as const;
+
+/** The areas' largest sizes, in pages. */
+export const DATA_PAGES_MAX: number = (HEAP_BASE - DATA_BASE) / 4096;
+export const HEAP_PAGES_MAX: number = (HEAP_END - HEAP_BASE) / 4096;
+export const STACK_PAGES_MAX = 16384;
+
+/**
+ * A process's memory as it sees it. Addresses may be given as signed 32-bit integers (`DATA_BASE + (page << 12) | 0`),
+ * which is the fastest. Any access may fault; the kernel resolves it or ends the process.
+ */
+export interface UserMemory {
+  load8(address: VirtualAddress): number;
+  /** Signed or unsigned 32-bit word: use `| 0` or `>>> 0`. Need not be aligned. */
+  load32(address: VirtualAddress): number;
+  store8(address: VirtualAddress, value: number): void;
+  store32(address: VirtualAddress, value: number): void;
+  /** One 8-byte store, low word first. */
+  store64(address: VirtualAddress, low: number, high: number): void;
+}
+
+export type DiskOperation = "read" | "write" | "flush";
+/** How a request to the disk ended. */
+export type DiskStatus = "ok" | "out of range" | "I/O error" | "no space";
+
+/** System calls on devices. One that would have to wait says so and has changed nothing: the step then ends undone. */
+export interface DeviceCalls {
+  /**
+   * Submits a request to the disk, of one sector of 4,096 bytes. Several may be in flight; they are not ordered. False if
+   * there is no memory for it now.
+   *
+   * @param tag - the process's own number for it, 0 to 15; not one that is in flight
+   * @param sector - of a read or write
+   * @param address - what to write (copied now)
+   */
+  submitRequest(tag: number, operation: DiskOperation, sector: number, address: VirtualAddress): boolean;
+  /** How the request of that tag ended; what it read is then at `address`. Undefined if it has not ended yet. */
+  awaitRequest(tag: number, address: VirtualAddress): DiskStatus | undefined;
+  /** A random 32-bit word, signed; undefined if the pool is empty now. */
+  random(): number | undefined;
+  /** Grows with each resume, and differs between two resumes of one image: whoever keeps random state compares it. */
+  generation(): number;
+  /** Milliseconds of the machine's own clock, which stands still while the machine is an image. */
+  monotonicTime(): number;
+  /** Milliseconds since 1970, as the host has it: jumps over the time that the machine was an image. */
+  wallTime(): number;
+}
+
+/** System calls of step programs. */
+export interface SystemCalls extends DeviceCalls {
+  /**
+   * Allocates a zeroed buddy block of 2^order frames and maps it readable and writable at `address`, which must lie in
+   * the heap area, be aligned to a page, and not be mapped. False if there is no memory now: the step must then end
+   * without having changed anything, and is tried again later.
+   */
+  map(address: VirtualAddress, order: number): boolean;
+  /** Unmaps and frees a block that `map` gave. */
+  unmap(address: VirtualAddress, order: number): void;
+  /** Frees the stack pages wholly below `address` (the stack shrank). */
+  shrinkStack(address: VirtualAddress): void;
+  /** Sleeps for `ms` from now once the current call of `run` returns. */
+  sleep(ms: number): void;
+  /** Writes a line to the machine's console. */
+  print(line: string): void;
+}
+
+/** What to map: see mmap(2). */
+export interface MmapRequest {
+  /** Where; anywhere if not given. Whatever is there is replaced. */
+  address?: VirtualAddress;
+  pages: number;
+  /** PTE bits R, W, X. */
+  flags: number;
+  /** Seen by all who have it from a fork, and not copied. */
+  shared?: boolean;
+}
+
+/** How a child ended: see wait(2). */
+export interface Exited {
+  pid: number;
+  /** Exit code << 8, or the number of the signal that ended it. */
+  status: number;
+}
+
+/** What stat(2) says. */
+export interface FileStat {
+  type: "file" | "directory";
+  size: number;
+  /** ms since 1970. */
+  modified: number;
+}
+
+/** System calls on files; flags and whence as in files/flags.ts. */
+export interface FileCalls {
+  open(path: string, flags: number): number;
+  close(fd: number): number;
+  /** Reads into memory at `address`; returns how many bytes, 0 at the end. */
+  read(fd: number, address: VirtualAddress, bytes: number): number | undefined;
+  write(fd: number, address: VirtualAddress, bytes: number): number | undefined;
+  lseek(fd: number, offset: number, whence: number): number;
+  ftruncate(fd: number, size: number): number;
+  fstat(fd: number): FileStat | number;
+  stat(path: string): FileStat | number;
+  readdir(path: string): string[] | number;
+  mkdir(path: string): number;
+  rmdir(path: string): number;
+  unlink(path: string): number;
+  rename(from: string, to: string): number;
+  pipe(flags?: number): { reader: number; writer: number } | number;
+  dup(fd: number): number;
+  dup2(fd: number, to: number): number;
+  setCloexec(fd: number, cloexec: boolean): number;
+  /** An fd for the console. */
+  console(): number;
+  /** Maps a file's pages from page `offset` on. */
+  mmapFile(fd: number, offset: number, request: MmapRequest): number;
+}
+
+/**
+ * System calls of the kernel for processes: a number that is negative is an error number (errno.ts). `undefined` means that the
+ * process has to wait: the step must then end without having changed anything (`run` returns fewer steps than it may), and
+ * is taken again when it may go on.
+ */
+export interface KernelCalls extends SystemCalls, FileCalls {
+  getpid(): number;
+  getppid(): number;
+  /** Maps zeroed pages; returns the address. */
+  mmap(request: MmapRequest): number;
+  munmap(address: VirtualAddress, pages: number): number;
+  /** What was stored to shared mappings of files of the host goes to the host; so it does when they are unmapped. */
+  msync(address: VirtualAddress, pages: number): number;
+  mprotect(address: VirtualAddress, pages: number, flags: number): number;
+  /** Asks for 2 MiB mappings; returns how many there are. */
+  madviseHuge(address: VirtualAddress, pages: number): number;
+  /** Once the step is over: a child at the same step. A0 of the registers is then its pid, or an error; 0 in the child. */
+  fork(): void;
+  /** Once the step is over: another program in this process. */
+  exec(text: string): void;
+  /** Once the step is over: the end, with a code of 0 to 255. */
+  exit(code: number): void;
+  /**
+   * The end of a child: of this one (its pid), of any (-1), of one in this process's group (0) or in another (-group). One that
+   * has failed is told of once, and stays for whoever looks.
+   */
+  wait(pid: number): Exited | number | undefined;
+  /** Process group of a process; 0 for this one. */
+  getpgid(pid: number): number;
+  /** Puts this process (0) or a child into a group that there is, or begins one with it (group 0, or its pid). */
+  setpgid(pid: number, group: number): number;
+  /**
+   * What a signal does: "default", "ignore", or a number from 1 to 65,534 that the program finds in its HANDLER register when it is to
+   * handle the signal; A0 is then the signal, and `sigreturn` ends it. Returns what it was: 0 for default, 65,535 for ignored.
+   */
+  sigaction(signal: number, action: number | "ignore" | "default"): number;
+  /** Masks signals (a set: bit n for signal n) in addition, no longer, or only these. Returns the mask before. */
+  sigprocmask(how: "block" | "unblock" | "set", set: number): number;
+  /** Signals that were sent and wait because they are masked. */
+  sigpending(): number;
+  /** Sends a signal to a process (its pid), a group (-group), this process's group (0) or everyone else (-1). Signal 0: is it there? */
+  kill(pid: number, signal: number): number;
+  /** Once the step is over: back to what the handler interrupted, just as it was. */
+  sigreturn(): void;
+  /** Once the step is over: waits until a handler has run. */
+  pause(): void;
+  /** The same, with another mask until then. */
+  sigsuspend(mask: number): void;
+  /** Sends SIGALRM in `ms`, and then each `interval` ms if that is not 0; 0 ms: no more. Returns what was left of the one before. */
+  alarm(ms: number, interval?: number): number;
+  /** How far a save of the machine is, 0 to 1; undefined if none is under way. */
+  saving(): number | undefined;
+  /** Adds to the nice value; returns what it is now. */
+  nice(by: number): number;
+}
+
+/** What a running step program sees of itself. */
+export interface ProgramContext {
+  readonly memory: UserMemory;
+  /** Of a process on a vCPU these are `KernelCalls`; a replay has the few that are deterministic. */
+  readonly system: SystemCalls;
+  /** 64 words: x0..x31, low and high halves. A program may use all but x0. All zero at the start. */
+  readonly registers: Int32Array;
+  /** Steps completed since the process began: an integer below 2^53. */
+  readonly steps: number;
+}
+
+/** A program's own check of its memory failed. */
+export class SelfCheckError extends Error {
+  override readonly name = "SelfCheckError";
+}
+
+/** The kernel's calls, for programs that say so (`Runner.unpredictable`). */
+export function kernelCalls(context: ProgramContext): KernelCalls {
+  return context.system as KernelCalls;
+}
+
+/** One process's program, made from its text. Holds nothing that cannot be made again from the text. */
+export interface Runner {
+  /** Pages of the data area. */
+  readonly dataPages: number;
+  /** Most pages that the stack may grow to. */
+  readonly stackPages: number;
+  /** Most steps a second; 0 for as many as it can. */
+  readonly rate: number;
+  /** Why its memory does not follow from its text alone; if given, it checks its memory only by itself. */
+  readonly unpredictable?: string;
+  /** Without these in the machine it is not started: a disk of so many sectors, a directory. */
+  readonly needs?: { sectors?: number; directory?: string };
+  /**
+   * Writes the initial contents of a data page into `out` (4,096 bytes). False: the page is to stay absent and is
+   * read as zeros (demand-zero). A page that is present but zero returns true and a zero page. Without it all are absent.
+   */
+  initialPage?(page: number, out: Uint8Array): boolean;
+  /**
+   * Runs up to `fuel` steps and returns how many it completed; fewer if it sleeps or waits for memory. Registers and
+   * memory are those between two steps whenever it returns. Throws SelfCheckError.
+   */
+  run(context: ProgramContext, fuel: number): number;
+}

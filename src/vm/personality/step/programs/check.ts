@@ -1,0 +1,83 @@
+/**
+ * Is a process's memory what its program must have made of it? Compares registers and every page with the exact
+ * recomputation at the process's step count. Works on live memory that is stopped, and on an image.
+ */
+import { FRAME_BYTES, FRAME_SHIFT } from "../../../../base/layout.js";
+import type { ReadableMemory } from "../../../../base/memory.js";
+import { walkLeaves } from "../../../memory/page-table.js";
+import { type Process, readRegisters } from "../../../tasks/process.js";
+import { CODE_BASE } from "../program.js";
+import { createReplay, Replay } from "./replay.js";
+
+export interface ProcessCheck {
+  pid: number;
+  name: string;
+  steps: number;
+  pages: number;
+  /** What differs, a line each, at most DIFFERENCES_MAX; empty if the process is exactly right. */
+  differences: string[];
+  /** Why it could not be compared: it depends on what is outside of it, has exited, or a file that it began with is gone. */
+  not_recomputed: string | null;
+}
+
+const DIFFERENCES_MAX = 8;
+const ZERO = new Uint8Array(FRAME_BYTES);
+
+/**
+ * Compares a process with its replay.
+ *
+ * @param earlier - an earlier replay of the same process to go on from, or what createReplay gave; made new if not given
+ */
+export function checkProcess(memory: ReadableMemory, process: Process, earlier?: Replay | string): ProcessCheck {
+  const check: ProcessCheck = {
+    pid: process.pid,
+    name: process.text.split(":")[0]!,
+    steps: process.steps,
+    pages: 0,
+    differences: [],
+    not_recomputed: null,
+  };
+  const differs = (what: string): void => {
+    if (check.differences.length < DIFFERENCES_MAX) check.differences.push(what);
+  };
+  if (process.state === "zombie") {
+    check.not_recomputed = "it has exited, and only its status is left";
+    return check;
+  }
+  if (process.failure !== "") {
+    // Its pages are those of the middle of a step: nothing to compare, and it should not have come to that.
+    differs(`it failed: ${process.failure}`);
+    return check;
+  }
+  const made = earlier ?? createReplay(process.text);
+  const replay = made instanceof Replay ? (made.unpredictable ?? made) : made;
+  if (typeof replay === "string") {
+    check.not_recomputed = replay;
+    return check;
+  }
+  replay.advanceTo(process.steps);
+  const registers = readRegisters(memory, process.slot);
+  for (const [word, value] of registers.entries()) {
+    if (value !== replay.registers[word])
+      differs(`word ${word} of the registers is ${value}, expected ${replay.registers[word]}`);
+  }
+  const present = new Set<number>();
+  for (const { address, frame } of walkLeaves(memory, process.root)) {
+    if (address === CODE_BASE) continue;
+    const vpn = address >>> FRAME_SHIFT;
+    present.add(vpn);
+    check.pages++;
+    const bytes = memory.read(frame * FRAME_BYTES, FRAME_BYTES);
+    const expected = replay.page(vpn) ?? ZERO;
+    if (Buffer.compare(bytes, expected) !== 0) {
+      const at = bytes.findIndex((byte, i) => byte !== expected[i]);
+      differs(`page 0x${address.toString(16)} (frame ${frame}) differs at byte ${at}: ${bytes[at]}, expected ${expected[at]}`);
+    }
+  }
+  for (const [vpn, bytes] of replay.pages()) {
+    if (!present.has(vpn) && Buffer.compare(bytes, ZERO) !== 0) differs(`page 0x${(vpn * FRAME_BYTES).toString(16)} is missing`);
+  }
+  if (check.differences.length > 0 && process.text.includes("content=file:"))
+    check.differences.push("(or the file that it began with has changed)");
+  return check;
+}

@@ -1,0 +1,57 @@
+/**
+ * Programs that talk to the kernel, as numbered states and handlers of signals: a step is a call of one of them.
+ *
+ * What must hold: a step that waits has changed nothing; one that asked for something that is done once it is over (to sleep, to fork,
+ * to be sent a signal) is the last of its call of `run`. What a handler knows lies in x12, which is 0 when it begins, and in memory.
+ */
+import type { VirtualAddress } from "../../../../base/memory.js";
+import { HANDLER, type KernelCalls, kernelCalls, type ProgramContext, type Runner, type UserMemory } from "../program.js";
+
+/** Words of the registers: the state (x5), and how far a handler is (x12). */
+export const STATE = 10;
+export const PHASE = 24;
+
+/** What came of a step: it is done; done, and asked the kernel for something; or it has to wait and was not taken. */
+export type Outcome = "done" | "asked" | "waits";
+
+/** What a step works with. */
+export interface Step {
+  readonly memory: UserMemory;
+  readonly system: KernelCalls;
+  readonly registers: Int32Array;
+}
+
+export abstract class StateProgram implements Runner {
+  readonly dataPages: number = 1;
+  readonly stackPages: number = 16;
+  readonly rate: number = 0;
+  readonly unpredictable: string = "what it does depends on other processes and on time; it checks itself";
+
+  /** A step outside of handlers. */
+  protected abstract step(state: number, step: Step): Outcome;
+
+  /** A step of a handler; it ends with `sigreturn`. */
+  protected handle(_handler: number, { system }: Step): Outcome {
+    system.sigreturn();
+    return "asked";
+  }
+
+  run(context: ProgramContext, fuel: number): number {
+    const { memory, registers } = context;
+    const step: Step = { memory, registers, system: kernelCalls(context) };
+    for (let done = 0; done < fuel; done++) {
+      const handler = registers[HANDLER]!;
+      const outcome = handler === 0 ? this.step(registers[STATE]!, step) : this.handle(handler, step);
+      if (outcome === "waits") return done;
+      if (outcome === "asked") return done + 1;
+    }
+    return fuel;
+  }
+}
+
+/** Adds one to a counter in user memory; returns what it is now. */
+export function count(memory: UserMemory, address: VirtualAddress): number {
+  const counted = (memory.load32(address) + 1) >>> 0;
+  memory.store32(address, counted);
+  return counted;
+}

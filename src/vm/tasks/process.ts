@@ -1,0 +1,121 @@
+/**
+ * The process table: an entry a slot, in guest memory. Readers work on live RAM and on an image.
+ */
+import { FRAME_BYTES, MAX_PROCESSES } from "../../base/layout.js";
+import type { Pfn, PhysicalAddress, ReadableMemory } from "../../base/memory.js";
+import {
+  FLAG_BOOT,
+  KERNEL_SLOTS_USED,
+  kernelLayout,
+  PROCESS_AREAS,
+  PROCESS_BYTES,
+  PROCESS_FAILURE,
+  PROCESS_FAILURE_BYTES,
+  PROCESS_FLAGS,
+  PROCESS_FREE,
+  PROCESS_GROUP,
+  PROCESS_MASK,
+  PROCESS_NICE,
+  PROCESS_PARENT,
+  PROCESS_PENDING,
+  PROCESS_PID,
+  PROCESS_RATE,
+  PROCESS_REGISTERS,
+  PROCESS_ROOT,
+  PROCESS_STATE,
+  PROCESS_STATE_NAMES,
+  PROCESS_STATUS,
+  PROCESS_STEPS,
+  PROCESS_TEXT_BYTES,
+  PROCESS_VCPU,
+} from "../memory/kernel-layout.js";
+import { findLeaf } from "../memory/page-table.js";
+import { CODE_BASE } from "../personality/step/program.js";
+
+/** A process, as read from the table at one moment. */
+export interface Process {
+  slot: number;
+  pid: number;
+  state: (typeof PROCESS_STATE_NAMES)[number];
+  root: Pfn;
+  vcpu: number;
+  areas: PhysicalAddress;
+  /** Belongs to the boot (progress, housekeeping): a resume replaces it. */
+  boot: boolean;
+  steps: number;
+  /** Steps a second it may run, 0 for as many as it can. */
+  rate: number;
+  /** Text of the program. */
+  text: string;
+  /** Why it failed, if it did. */
+  failure: string;
+  /** pid of its parent, 0 for none. */
+  parent: number;
+  /** Of a zombie or one that failed: code << 8, or the signal that ended it. */
+  status: number;
+  group: number;
+  nice: number;
+  /** Sets of signals: sent and not delivered, and not to be delivered now. */
+  pending: number;
+  mask: number;
+}
+
+export function processAddress(memory: ReadableMemory, slot: number): PhysicalAddress {
+  return kernelLayout(memory.frames).processTable + slot * PROCESS_BYTES;
+}
+
+export function readProcess(memory: ReadableMemory, slot: number): Process | undefined {
+  const at = processAddress(memory, slot);
+  const state = memory.load32(at + PROCESS_STATE);
+  if (state === PROCESS_FREE) return undefined;
+  const flags = memory.load32(at + PROCESS_FLAGS);
+  return {
+    slot,
+    pid: memory.load32(at + PROCESS_PID),
+    state: PROCESS_STATE_NAMES[state] ?? "free",
+    root: memory.load32(at + PROCESS_ROOT),
+    vcpu: memory.load32(at + PROCESS_VCPU),
+    areas: memory.load32(at + PROCESS_AREAS) >>> 0,
+    boot: (flags & FLAG_BOOT) !== 0,
+    steps: memory.loadFloat64(at + PROCESS_STEPS),
+    rate: memory.loadFloat64(at + PROCESS_RATE),
+    text: readText(memory, at),
+    parent: memory.load32(at + PROCESS_PARENT),
+    status: memory.load32(at + PROCESS_STATUS),
+    group: memory.load32(at + PROCESS_GROUP),
+    nice: memory.load32(at + PROCESS_NICE),
+    pending: memory.load32(at + PROCESS_PENDING),
+    mask: memory.load32(at + PROCESS_MASK),
+    failure: readString(memory.read(at + PROCESS_FAILURE, PROCESS_FAILURE_BYTES)),
+  };
+}
+
+/** All processes of a machine, in the order of their slots. */
+export function listProcesses(memory: ReadableMemory): Process[] {
+  const used = Math.min(memory.load32(KERNEL_SLOTS_USED), MAX_PROCESSES);
+  const found = [];
+  for (let slot = 0; slot < used; slot++) {
+    const process = readProcess(memory, slot);
+    if (process !== undefined) found.push(process);
+  }
+  return found;
+}
+
+/** The 64 words of x0..x31. */
+export function readRegisters(memory: ReadableMemory, slot: number): Int32Array {
+  const at = processAddress(memory, slot) + PROCESS_REGISTERS;
+  return Int32Array.from({ length: 64 }, (_, word) => memory.load32(at + word * 4));
+}
+
+function readText(memory: ReadableMemory, at: PhysicalAddress): string {
+  const root = memory.load32(at + PROCESS_ROOT);
+  const leaf = root === 0 ? 0 : findLeaf(memory, root, CODE_BASE);
+  if (leaf === 0) return "";
+  const frame = memory.load32(leaf) >>> 10;
+  return new TextDecoder().decode(memory.read(frame * FRAME_BYTES, memory.load32(at + PROCESS_TEXT_BYTES)));
+}
+
+function readString(bytes: Uint8Array): string {
+  const end = bytes.indexOf(0);
+  return new TextDecoder().decode(bytes.subarray(0, end < 0 ? bytes.length : end));
+}

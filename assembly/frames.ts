@@ -8,7 +8,7 @@
  */
 import {
   BITMAP_BYTES, DIRTY_BITMAP, FAULT_DEVICE, FAULT_KERNEL, FRAME_BYTES, FRAME_SHIFT, KEEP_BITMAP, KERNEL_BITMAP, LIST_FRAMES, LIST_PLACES,
-  MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_LIST_LENGTH, MACHINE_QUEUE_OVERFLOW, OPEN_BITMAP, PLANNED_BITMAP, VERDICT_SAME_FILLED, SAVEABLE_BITMAP,
+  MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_LIST_LENGTH, MACHINE_QUEUE_OVERFLOW, OPEN_BITMAP, PLACE_NONE, PLANNED_BITMAP, VERDICT_SAME_FILLED, SAVEABLE_BITMAP,
   VERDICT_SKIPPED, STAGE_PLACED, STAGE_TAIL, VERDICT_STAGED, STOP_BITMAP, VCPU_AREA, VCPU_BYTES, VCPU_WANTED,
 } from "../src/base/layout";
 import { frameAt, physical, placeAt } from "./ram";
@@ -50,7 +50,8 @@ export function beforeBulkStore(address: u32, bytes: u32, device: bool): void {
 
 // ---- bitmaps and lists ----
 
-export function mark(bitmap: u32, frame: u32): bool { return setBit(bitmap, frame); }
+/** Sets a frame's bit; true if this call set it. */
+export function setFrameBit(bitmap: u32, frame: u32): bool { return setBit(bitmap, frame); }
 
 /** Sets or clears `count` bits; callers hold the kernel lock or are alone, neighbours' bits are left alone atomically. */
 export function setBits(bitmap: u32, frame: u32, count: u32, value: bool): void {
@@ -175,7 +176,7 @@ export function stage(first: u32, count: u32, mode: u32, to: usize, verdicts: us
     const place = to + (<usize>staged << FRAME_SHIFT);
     let verdict: u32;
     if (mode == STAGE_TAIL) verdict = stageTail(frame, place, fills + (i << 3));
-    else if (mode == STAGE_PLACED) verdict = stageFrame(placeAt(load<u32>(LIST_PLACES + ((first + i) << 2))), place, fills + (i << 3));
+    else if (mode == STAGE_PLACED) verdict = stagePlaced(load<u32>(LIST_PLACES + ((first + i) << 2)), place, fills + (i << 3));
     else if (testBit(DIRTY_BITMAP, frame)) verdict = VERDICT_SKIPPED;
     else verdict = stageFrame(frameAt(frame), place, fills + (i << 3));
     store<u8>(verdicts + i, <u8>verdict);
@@ -193,6 +194,13 @@ function stageFrame(from: usize, to: usize, fill: usize): u32 {
   }
   memory.copy(to, from, FRAME_BYTES);
   return VERDICT_STAGED;
+}
+
+/** Stages a copy; the guest may have taken its place back. */
+// @ts-ignore: decorator
+@inline
+function stagePlaced(from: u32, to: usize, fill: usize): u32 {
+  return from == PLACE_NONE ? VERDICT_SKIPPED : stageFrame(placeAt(from), to, fill);
 }
 
 /**
@@ -247,6 +255,7 @@ function copyClaims(out: bool): void {
     while (i < end) {
       const frame = load<u32>(LIST_FRAMES + (i << 2));
       const place = load<u32>(LIST_PLACES + (i << 2));
+      if (place == PLACE_NONE) { i++; continue; }
       let run: u32 = 1;
       while (
         i + run < end && load<u32>(LIST_FRAMES + ((i + run) << 2)) == frame + run &&

@@ -7,9 +7,9 @@
  * store of the kernel that is made under the kernel lock.
  */
 import {
-  CANCEL_NO_ROOM, DIRTY_BITMAP, KEEP_BITMAP, KEEP_FOR_RESTORE, KEEP_NONE, FAULT_COUNT_AREA, FAULT_DEVICE, FAULT_KERNEL, FAULT_KINDS, FAULT_PAGE_TABLE, FAULT_TIMELINE,
-  FRAME_BYTES, FRAME_SHIFT, LIST_FRAMES, LIST_PLACES, MACHINE_ARMED, MACHINE_CANCEL, MACHINE_KEEP_PREIMAGES, MACHINE_PREIMAGES,
-  MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_END, MACHINE_QUEUE_OVERFLOW, MACHINE_QUEUE_ROOM, MACHINE_SABOTAGE, MAX_PROCESSES, MAX_VCPUS, OPEN_BITMAP,
+  CANCEL_NO_MEMORY, CANCEL_NO_ROOM, DIRTY_BITMAP, KEEP_BITMAP, KEEP_FOR_RESTORE, KEEP_NONE, FAULT_COUNT_AREA, FAULT_DEVICE, FAULT_KERNEL, FAULT_KINDS, FAULT_PAGE_TABLE, FAULT_TIMELINE,
+  FRAME_BYTES, FRAME_NONE, FRAME_SHIFT, LIST_FRAMES, LIST_PLACES, MACHINE_ARMED, MACHINE_CANCEL, MACHINE_COPIES, MACHINE_KEEP_PREIMAGES, MACHINE_PREIMAGES,
+  MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_END, MACHINE_QUEUE_OVERFLOW, MACHINE_QUEUE_ROOM, MACHINE_QUEUE_START, MACHINE_SABOTAGE, MAX_PROCESSES, MAX_VCPUS, OPEN_BITMAP, PLACE_NONE, RAM_BASE,
   SABOTAGE_BITMAP_PROTECTED, SABOTAGE_NO_AD, SABOTAGE_NO_DEVICE, SABOTAGE_NO_KERNEL, SABOTAGE_NO_MARK, SABOTAGE_NO_PREIMAGE,
   TIMELINE_BINS, VCPU_AREA, VCPU_BYTES, VCPU_WANTED,
 } from "../src/base/layout";
@@ -17,6 +17,10 @@ import { frameAt, placeAt } from "./ram";
 
 /** How long a store without room for its pre-image waits before it looks again. */
 const WAIT_NS: i64 = 100000;
+/** How long a claimed place that is not filled yet is waited for before it is looked at again. */
+const FILL_NS: i64 = 20000;
+/** The first place that is guest memory. */
+const RAM_PLACE: u32 = RAM_BASE >>> FRAME_SHIFT;
 /** How often: after some five seconds the save is given up, not the machine. */
 const WAITS_MAX = 50000;
 
@@ -165,4 +169,64 @@ function keepPreimage(frame: u32): bool {
   atomic.store<u32>(LIST_FRAMES + (entry << 2), frame);
   atomic.add<u32>(MACHINE_PREIMAGES, 1);
   return true;
+}
+
+// ---- memory that is lent ----
+
+/**
+ * Takes a place of guest memory out of the queue that nothing has claimed yet; -1 if there is none. The caller holds the
+ * kernel lock. Guest memory comes before the pool in the queue, and pre-images are claimed from the same end.
+ */
+export function takeBackPlace(): i32 {
+  // The coordinator needs its spare places only while pre-images are kept for an image that is still wanted.
+  const all = load<u32>(MACHINE_KEEP_PREIMAGES) == KEEP_NONE || load<u32>(MACHINE_CANCEL) != 0;
+  const room = load<u32>(all ? MACHINE_QUEUE_END : MACHINE_QUEUE_ROOM);
+  let entry = atomic.load<u32>(MACHINE_QUEUE_CURSOR);
+  while (entry < room) {
+    const place = load<u32>(LIST_PLACES + (entry << 2));
+    if (place < RAM_PLACE) return -1;
+    const seen = atomic.cmpxchg<u32>(MACHINE_QUEUE_CURSOR, entry, entry + 1);
+    if (seen == entry) {
+      store<u32>(LIST_PLACES + (entry << 2), PLACE_NONE);
+      return <i32>place;
+    }
+    entry = seen;
+  }
+  return -1;
+}
+
+/**
+ * Takes back a place of guest memory that holds a copy or a pre-image, and gives up the save or resume that needs it; -1 if there
+ * is none. The caller holds the kernel lock. Page writers may still read such a place, which harms nothing: what they write
+ * is thrown away. A handler or loader may still fill it: that is waited for.
+ */
+export function takeBackHeldPlace(): i32 {
+  let copies = load<u32>(MACHINE_COPIES);
+  while (copies > 0) {
+    atomic.store<u32>(MACHINE_COPIES, --copies);
+    const place = takeHeld(copies);
+    if (place >= 0) return place;
+  }
+  let entry = load<u32>(MACHINE_QUEUE_START);
+  while (entry < atomic.load<u32>(MACHINE_QUEUE_CURSOR)) {
+    if (load<u32>(LIST_PLACES + (entry << 2)) >= RAM_PLACE) {
+      let waits = 0;
+      while (atomic.load<u32>(LIST_FRAMES + (entry << 2)) == FRAME_NONE) {
+        if (++waits > WAITS_MAX) return -1;
+        atomic.wait<i32>(MACHINE_QUEUE_OVERFLOW, atomic.load<i32>(MACHINE_QUEUE_OVERFLOW), FILL_NS);
+      }
+    }
+    atomic.store<u32>(MACHINE_QUEUE_START, ++entry);
+    const place = takeHeld(entry - 1);
+    if (place >= 0) return place;
+  }
+  return -1;
+}
+
+function takeHeld(entry: u32): i32 {
+  const place = load<u32>(LIST_PLACES + (entry << 2));
+  if (place < RAM_PLACE) return -1;
+  if (atomic.load<u32>(MACHINE_CANCEL) == 0) atomic.store<u32>(MACHINE_CANCEL, CANCEL_NO_MEMORY);
+  store<u32>(LIST_PLACES + (entry << 2), PLACE_NONE);
+  return <i32>place;
 }

@@ -1,6 +1,6 @@
 /** The stop: handshake, and the atomic copy against a plain gather of the same frames. */
 import { FRAME_BYTES, PLANNED_BITMAP, RAM_BASE, SAVEABLE_BITMAP } from "../src/base/layout.js";
-import { atomicCopy, listViews } from "../src/cow/atomic-copy.js";
+import { atomicCopy, listResidual } from "../src/cow/atomic-copy.js";
 import { Reserve } from "../src/cow/reserve.js";
 import { type Figure, machineWith, median, pause, percentile, timed } from "./measure.js";
 
@@ -10,7 +10,7 @@ const COPIES = 9;
 export async function stopFigures(megabytes: number): Promise<Figure[]> {
   const pages = Math.floor((megabytes * 0.5 * 2 ** 20) / FRAME_BYTES);
   const machine = await machineWith(megabytes * 2 ** 20, [`zipf:pages=${pages}`, "random:pages=2000"]);
-  const { control, core, kernel, quiesce, tracking } = machine;
+  const { claims, core, kernel, quiesce, tracking } = machine;
 
   const stops: number[] = [];
   for (let i = 0; i < STOPS; i++) {
@@ -24,21 +24,21 @@ export async function stopFigures(megabytes: number): Promise<Figure[]> {
   const copies: number[] = [];
   const gathers: number[] = [];
   let frames = 0;
-  const reserve = new Reserve(kernel, 0);
-  reserve.grow(Math.floor(pages * 0.5));
   for (let i = 0; i < COPIES; i++) {
+    const reserve = new Reserve(kernel, claims, 0);
+    reserve.grow(Math.floor(pages * 0.5));
     tracking.arm();
     core.copyBitmap(PLANNED_BITMAP, SAVEABLE_BITMAP); // so that the residual set is what was marked
     await pause(20);
     quiesce.stop();
-    const copy = atomicCopy(control, core, quiesce, reserve.list(listViews(control).places, reserve.frames));
-    frames = copy.copied;
-    copies.push(copy.copy_ms / frames);
-    gathers.push((await timed(() => gatherBySet(machine.memory.buffer, listViews(control), frames))) / frames);
+    const listed = listResidual(core);
+    frames = reserve.layOut({ copies: listed, listed });
+    copies.push((await timed(() => atomicCopy(claims, core, quiesce, frames))) / frames);
+    gathers.push((await timed(() => gatherBySet(machine.memory.buffer, claims, frames))) / frames);
     tracking.disarm();
+    reserve.release();
     quiesce.go();
   }
-  reserve.release();
   await machine.powerOff();
   const speed = (perFrame: number[]) => FRAME_BYTES / median(perFrame) / 1e6;
   return [

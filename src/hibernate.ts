@@ -19,23 +19,24 @@ import { fromSystemError, HibernaculumError, isSystemError } from "./base/errors
 import { failpoint } from "./base/failpoints.js";
 import {
   CANCEL_ASKED,
+  CANCEL_NO_MEMORY,
   CANCEL_NO_ROOM,
   FRAME_BYTES,
   MACHINE_BLOB_CURSOR,
   MACHINE_CANCEL,
   MACHINE_CHUNK_CURSOR,
+  MACHINE_COPIES,
   MACHINE_PROGRESS,
   MACHINE_SAVE_PERCENT,
   MACHINE_STORED,
-  MAX_FRAMES,
   SAVEABLE_BITMAP,
   STOP_BITMAP,
 } from "./base/layout.js";
-import { type AtomicCopy, atomicCopy, claimable, listViews, placeInOwnFrames } from "./cow/atomic-copy.js";
+import { atomicCopy, listResidual } from "./cow/atomic-copy.js";
+import type { QueueState } from "./cow/claims.js";
 import { readFaultStatistics, resetFaultStatistics } from "./cow/fault-statistics.js";
 import { checkOracle, createOracle } from "./cow/oracle.js";
 import { planFrames } from "./cow/plan.js";
-import { openQueue, readQueue } from "./cow/queue.js";
 import { Reserve } from "./cow/reserve.js";
 import type { CatalogueResult, CatalogueTask } from "./reports/image-catalogue.js";
 import { loadChecksum } from "./image/checksum.js";
@@ -156,10 +157,10 @@ class Save {
   #planned = 0;
   #estimate = 0;
   #stopped = false;
-  /** Entries of LIST_PLACES: how many copies find a place, and where the queue begins. */
-  #places = { copies: 0, queue: 0 };
-  #copy: AtomicCopy = { frames: 0, copied: 0, list_ms: 0, copy_ms: 0 };
-  #tail = { end: 0, preimages: 0, refused: 0 };
+  #reserved = 0;
+  /** The residual set, and how much of it was copied at the stop. */
+  #copy = { frames: 0, copied: 0 };
+  #tail: QueueState = { start: 0, end: 0, preimages: 0, refused: 0 };
   #oracleFrames: number | null = null;
   #pause: SaveReport["pause"] = {
     safepoint_ms: 0,
@@ -180,7 +181,7 @@ class Save {
     this.#options = options;
     this.#keepRunning = options.keepRunning === true;
     this.#writers = machine.writers;
-    this.#reserve = new Reserve(machine.kernel, this.#writers * WRITER_BYTES);
+    this.#reserve = new Reserve(machine.kernel, machine.claims, this.#writers * WRITER_BYTES);
     this.#cleanPages = new CleanPages(machine.kernel);
     this.#locations = new Locations(machine.kernel.memory.frames);
     this.#oracle = options.oracle === true ? createOracle(machine.kernel.memory.frames) : undefined;
@@ -211,8 +212,8 @@ class Save {
     this.#machine.tracking.arm();
     this.#at.armed = hostNow();
     failpoint("save.armed");
-    const { control, core, kernel } = this.#machine;
-    this.#planned = planFrames(control, core, kernel.memory);
+    const { claims, core, kernel } = this.#machine;
+    this.#planned = planFrames(claims, core, kernel.memory);
     this.#at.planned = hostNow();
     this.#cleanPages.learn();
   }
@@ -227,13 +228,12 @@ class Save {
       clearInterval(watch);
     }
     this.#growReserve();
-    this.#placeCopies();
     this.#at.streamed = hostNow();
   }
 
   /** S1.4: stop everything, copy the residual set atomically, and let a snapshot's machine go on. */
   async stop(): Promise<void> {
-    const { control, core, devices, quiesce, tracking } = this.#machine;
+    const { claims, control, core, devices, quiesce, tracking } = this.#machine;
     this.#machine.drainConsole(); // whoever listens takes his time; what comes after lies in the image
     const requested = hostNow();
     quiesce.stop();
@@ -247,18 +247,23 @@ class Save {
     this.#time = Date.now();
     const drained = hostNow();
     failpoint("save.stopped");
-    this.#copy = atomicCopy(control, core, quiesce, this.#places.copies);
+    const frames = listResidual(core);
+    const copied = this.#layOutReserve(frames);
+    this.#copy = { frames, copied };
+    const listed = hostNow();
+    atomicCopy(claims, core, quiesce, copied);
     if (this.#oracle !== undefined) this.#oracleFrames = checkOracle(control, core, this.#oracle);
     failpoint("save.copied");
-    const copied = hostNow();
-    if (this.#copy.copied < this.#copy.frames && !this.#keepRunning) {
+    const gathered = hostNow();
+    if (copied < frames && !this.#keepRunning) {
       // The reserve was too small (S1.9): these are written from where they are, before anything may change them.
-      placeInOwnFrames(control, this.#copy.copied, this.#copy.frames);
-      await this.#writeList("placed", this.#copy.copied, this.#copy.frames);
+      claims.placeInOwnFrames(copied, frames);
+      await this.#writeList("placed", copied, frames);
     }
     const written = hostNow();
     if (this.#keepRunning) {
-      if (this.#copy.copied < this.#copy.frames) this.#protectTail();
+      control.store(MACHINE_COPIES, copied);
+      if (copied < frames) tracking.armTail(copied);
       else tracking.disarm();
       quiesce.go();
       devices.resume("stop");
@@ -268,9 +273,9 @@ class Save {
     this.#pause = {
       safepoint_ms: reached - requested,
       devices_ms: drained - reached,
-      list_ms: this.#copy.list_ms,
-      copy_ms: this.#copy.copy_ms,
-      overflow_ms: written - copied,
+      list_ms: listed - drained,
+      copy_ms: gathered - listed,
+      overflow_ms: written - gathered,
       resume_ms: this.#at.stopped - written,
       total_ms: this.#at.stopped - requested,
     };
@@ -281,6 +286,7 @@ class Save {
     failpoint("save.residual");
     if (this.#keepRunning) await this.#writeTail();
     await this.#writeList("placed", 0, this.#copy.copied);
+    this.#reserve.release();
     this.#at.residual = hostNow();
   }
 
@@ -337,6 +343,7 @@ class Save {
 
   /** After a failure: the machine goes on, and nothing is left on the disk. */
   async abandon(): Promise<void> {
+    this.#reserve.release(); // before anybody may want memory
     if (this.#stopped) {
       this.#machine.quiesce.go();
       this.#machine.devices.resume("stop");
@@ -383,45 +390,31 @@ class Save {
   async #writeList(source: WriteTask["source"], from: number, to: number): Promise<void> {
     if (from === to) return;
     this.#enter("residual", to - from);
-    claimable(this.#machine.control, from, to);
+    this.#machine.claims.open(from, to);
     await this.#write(source);
   }
 
-  /**
-   * Lists the places for what is to come, before everything waits for it: copies at the start of the lists, a snapshot's
-   * pre-images at their end.
-   */
-  #placeCopies(): void {
-    const { places } = listViews(this.#machine.control);
-    const all = Math.min(this.#reserve.frames, this.#options.reserveFrames ?? Infinity);
+  /** Everything is stopped: says which place each copy goes to, and which are left for pre-images. Returns how many copies there will be. */
+  #layOutReserve(frames: number): number {
+    this.#reserved = this.#reserve.frames;
+    const limit = this.#options.reserveFrames ?? Infinity;
     const target = (this.#options.pauseTarget_ms ?? PAUSE_TARGET_MS) * COPY_FRAMES_PER_MS;
     // What the pause allows, and half the places; a save that ends in power-off copies all that finds a place.
-    const copies = this.#keepRunning && target !== Infinity ? Math.min(target, Math.floor(all / 2)) : all;
-    this.#places.copies = this.#reserve.list(places, copies);
-    this.#places.queue = MAX_FRAMES - (all - copies);
-    this.#reserve.list(places.subarray(this.#places.queue), all - copies, copies);
-  }
-
-  /**
-   * The copy-before-write tail: what was not copied is protected again, so that the machine can go on before it is saved.
-   */
-  #protectTail(): void {
-    const { control, tracking } = this.#machine;
-    const { frames, copied } = this.#copy;
-    this.#places.queue = Math.max(this.#places.queue, frames);
-    openQueue(control, this.#places.queue, MAX_FRAMES);
-    tracking.armTail(copied);
+    const half = Math.floor(Math.min(this.#reserved, limit) / 2);
+    const most = this.#keepRunning && target !== Infinity ? Math.min(target, half) : frames;
+    return this.#reserve.layOut({ copies: Math.min(most, frames), listed: frames, limit });
   }
 
   /** Saves the tail: frames as they are if nobody has stored to them since, else the pre-images that the handler kept. */
   async #writeTail(): Promise<void> {
-    const { control, tracking } = this.#machine;
+    const { claims, tracking } = this.#machine;
     const { frames, copied } = this.#copy;
     if (copied === frames) return;
+    const { start } = claims.queue;
     await this.#writeList("tail", copied, frames);
     tracking.disarm(); // and no handler is at work on a pre-image any more
-    this.#tail = readQueue(control);
-    await this.#writeList("placed", this.#places.queue, this.#tail.end);
+    this.#tail = { ...claims.queue, start };
+    await this.#writeList("placed", start, this.#tail.end);
   }
 
   #enter(phase: SavePhase, frames: number): void {
@@ -473,6 +466,12 @@ class Save {
   };
 
   #checkCancelled(): void {
+    if (this.#machine.control.load(MACHINE_CANCEL) === CANCEL_NO_MEMORY) {
+      throw new HibernaculumError(
+        "HIB_NO_MEMORY",
+        "the save was given up: a process needed the memory that was reserved for the copies; free some of the guest's memory",
+      );
+    }
     if (this.#machine.control.load(MACHINE_CANCEL) === CANCEL_NO_ROOM) {
       throw new HibernaculumError(
         "HIB_NO_MEMORY",
@@ -505,7 +504,7 @@ class Save {
       faults: readFaultStatistics(this.#machine.control, this.#machine.vcpus, this.#at.armed, this.#at.residual),
       copy: this.#copy,
       pause: this.#pause,
-      reserve: { estimated: this.#estimate, reserved: this.#reserve.frames },
+      reserve: { estimated: this.#estimate, reserved: this.#reserved },
       tail: this.#tail,
       oracleFrames: this.#oracleFrames,
       changedFiles: this.#changedFiles,

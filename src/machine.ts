@@ -16,6 +16,7 @@ import { type Control, hostNow } from "./base/control.js";
 import { HibernaculumError } from "./base/errors.js";
 import { MACHINE_POWER_OFF, MACHINE_TIMELINE_BASE, MAX_VCPUS, VCPU_BUSY, VCPU_STATE, VCPU_STATE_OFF } from "./base/layout.js";
 import type { SharedMemory } from "./base/wasm.js";
+import { Claims } from "./cow/claims.js";
 import { Quiesce } from "./cow/quiesce.js";
 import { WriteTracking } from "./cow/tracking.js";
 import { type Core, instantiateCore } from "./vm/memory/core.js";
@@ -64,6 +65,7 @@ export class Machine {
   readonly kernel: Kernel;
   readonly devices: Devices;
   readonly control: Control;
+  readonly claims: Claims;
   readonly tracking: WriteTracking;
   readonly quiesce: Quiesce;
   readonly pageThreads: number;
@@ -96,6 +98,7 @@ export class Machine {
     this.devices = new Devices(this.kernel, options.onDiskTransfer);
     this.control = this.kernel.control;
     this.control.floats[MACHINE_TIMELINE_BASE >>> 3] = hostNow();
+    this.claims = new Claims(this.control);
     this.tracking = new WriteTracking(this.control, this.core, this.vcpus);
     this.quiesce = new Quiesce(this.control, this.vcpus);
     this.#onConsole = options.onConsole ?? (() => undefined);

@@ -25,15 +25,15 @@ import { fromSystemError, HibernaculumError, isSystemError, naming, serializeErr
 import { failpoint } from "./base/failpoints.js";
 import {
   CANCEL_ASKED,
+  CANCEL_NO_MEMORY,
   FRAME_BYTES,
   MACHINE_CANCEL,
-  MACHINE_CURSOR,
+  MACHINE_LOAD_CURSOR,
   MACHINE_LOAD_PERCENT,
   MACHINE_PROGRESS,
   QUEUE_SPARE,
 } from "./base/layout.js";
-import { atomicRestore, listViews } from "./cow/atomic-copy.js";
-import { openQueue, readQueue } from "./cow/queue.js";
+import { atomicRestore } from "./cow/atomic-copy.js";
 import { freeOldReserves, Reserve } from "./cow/reserve.js";
 import { type Image, openImage } from "./image/directory.js";
 import { BLOB_NAME, MACHINE_VERSION } from "./image/format.js";
@@ -189,7 +189,7 @@ class Resume {
     this.#options = options;
     this.#steps = steps;
     this.#at = { began, opened: hostNow(), classified: 0, loaded: 0, running: 0 };
-    this.#reserve = new Reserve(machine.kernel, 0);
+    this.#reserve = new Reserve(machine.kernel, machine.claims, 0);
   }
 
   /** S2.5: a resume that dies leaves a trace of having been tried; of two at once, who came first goes on. */
@@ -206,14 +206,13 @@ class Resume {
   /** S1.6: allocate what is free here and used there; reserve a place for every other frame of the image. */
   classify(): void {
     const { control, kernel } = this.#machine;
-    let wanted = 0;
     const { direct, conflicts } = classify(kernel, this.#image.extents, (conflicts) => {
-      wanted = Math.min(this.#options.queueFrames ?? Infinity, conflicts + 64);
-      this.#reserve.growLocked(wanted + QUEUE_SPARE);
+      const wanted = Math.min(this.#options.queueFrames ?? Infinity, conflicts + 64) + QUEUE_SPARE;
+      this.#reserve.growLocked(wanted);
+      this.#reserve.openQueue(wanted);
     });
     failpoint("resume.allocate");
-    openQueue(control, 0, this.#reserve.list(listViews(control).places, wanted + QUEUE_SPARE));
-    for (const word of [MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_PROGRESS]) control.store(word, 0);
+    for (const word of [MACHINE_CANCEL, MACHINE_LOAD_CURSOR, MACHINE_PROGRESS]) control.store(word, 0);
     this.#checkCancelled();
     this.#steps.passed("frames", `free here: ${direct}, in use here: ${conflicts}`);
     this.#at.classified = hostNow();
@@ -251,7 +250,7 @@ class Resume {
 
   /** S2.2: stop, and see whether what is about to be put in place is a machine. */
   stop(): void {
-    const { control, devices, kernel, quiesce } = this.#machine;
+    const { claims, devices, kernel, quiesce } = this.#machine;
     this.#stopAsked = hostNow();
     this.#machine.drainConsole();
     quiesce.stop();
@@ -259,21 +258,22 @@ class Resume {
     devices.quiesce(); // the booting machine's, for good
     this.#stopReached = hostNow();
     this.#machine.check(); // a vCPU that is dead could not take part in the restore
+    this.#checkCancelled(); // from here on nothing asks for memory
     failpoint("resume.stopped");
     this.#late = this.#readLate();
-    this.#examined = examine(new ComingMemory(control, kernel.memory, readQueue(control).end, this.#late));
+    this.#examined = examine(new ComingMemory(claims, kernel.memory, this.#late));
     this.#steps.passed("consistency", "allocator, page tables and processes agree");
     this.#examinedAt = hostNow();
   }
 
   /** S2.9: the image is used before the first instruction runs. */
   async consume(): Promise<void> {
-    const { control } = this.#machine;
-    const { refused } = readQueue(control);
+    const { claims } = this.#machine;
+    const { refused } = claims.queue;
     if (this.#options.keepImage !== true) await this.#claim();
     failpoint("resume.consume");
     // The coordinator had turns of its event loop meanwhile, and may have stored to what was equal.
-    if (readQueue(control).refused !== refused) this.#late = this.#readLate();
+    if (claims.queue.refused !== refused) this.#late = this.#readLate();
     this.#steps.passed("consumed", this.#options.keepImage === true ? "not asked for" : "marked as used");
     this.#consumed = hostNow();
   }
@@ -283,14 +283,13 @@ class Resume {
    * in memory, verified and consistent.
    */
   patch(): void {
-    const { control, core, kernel, quiesce, tracking } = this.#machine;
-    const { end: queued, preimages } = readQueue(control);
-    this.#preimages = preimages;
+    const { claims, core, kernel, quiesce, tracking } = this.#machine;
+    this.#preimages = claims.queue.preimages;
     tracking.disarm();
     this.#replaced = true;
-    atomicRestore(control, core, quiesce, queued);
+    atomicRestore(claims, core, quiesce);
     for (const { frame, bytes } of this.#late) kernel.memory.loadFrame(frame, bytes);
-    this.#patched = queued + this.#late.length;
+    this.#patched = [...claims.queued()].length + this.#late.length;
     failpoint("resume.patched");
     const patched = hostNow();
     this.#countRestored();
@@ -321,13 +320,13 @@ class Resume {
     if (this.#replaced) return this.#machine.powerOff();
     const { devices, kernel, quiesce, tracking } = this.#machine;
     tracking.disarm();
+    this.#reserve.release();
+    declassify(kernel);
     if (this.#stopped) {
       quiesce.go();
       devices.resume("stop");
     }
     this.#stopped = false;
-    this.#reserve.release();
-    declassify(kernel);
     if (this.#claimed) await releaseUse(this.#image.path);
     if (this.#attempt !== undefined) {
       const { code, message } = serializeError(error);
@@ -355,6 +354,12 @@ class Resume {
   // ---- parts ----
 
   #checkCancelled(): void {
+    if (this.#machine.control.load(MACHINE_CANCEL) === CANCEL_NO_MEMORY) {
+      throw new HibernaculumError(
+        "HIB_NO_MEMORY",
+        "the resume was given up: a boot process needed the memory that was reserved; boot with fewer or smaller boot processes",
+      );
+    }
     if (this.#options.signal?.aborted === true) {
       throw new HibernaculumError("HIB_CANCELLED", "the resume was cancelled, and the image can be resumed still");
     }
@@ -382,9 +387,10 @@ class Resume {
   }
 
   #readLate(): LateFrame[] {
-    const { end, refused } = readQueue(this.#machine.control);
+    const { claims, control } = this.#machine;
     const acceptChangedFiles = this.#options.acceptChangedFiles === true;
-    return refused === 0 ? [] : readLateFrames(this.#machine.control, this.#image.memory({ acceptChangedFiles }), end);
+    const complete = claims.queue.refused === 0;
+    return complete ? [] : readLateFrames(control, claims, this.#image.memory({ acceptChangedFiles }));
   }
 
   async #claim(): Promise<void> {

@@ -91,6 +91,7 @@ const LAYERS: Record<string, string[]> = {
   "src/writer": ["src/base", "src/image", "src/vm/memory/core.ts", "piscina"],
   "src/restore": [
     "src/base",
+    "src/cow/claims.ts",
     "src/image",
     "src/vm/memory/area.ts",
     "src/vm/views/consistency.ts",

@@ -39,6 +39,8 @@ export const BITMAP_BYTES = 0x20000;
 
 // Machine words: byte offsets from 0.
 
+// Stop and tracking.
+
 /** 1 while write tracking is armed. */
 export const MACHINE_ARMED = 0x00;
 /** Raised by every arm and disarm; a vCPU drops its write tags when it sees a new value (TLB shootdown). */
@@ -51,65 +53,88 @@ export const MACHINE_STOP = 0x0c;
 export const MACHINE_COMMAND_BELL = 0x10;
 /** What stopped vCPUs are to do: COMMAND_*. */
 export const MACHINE_COMMAND = 0x14;
-/** Kernel lock: 0 free, 1 held, 2 held and waited for. */
-export const MACHINE_KERNEL_LOCK = 0x18;
-/** Claim cursor of page writers and of the gathering vCPUs, in list entries. */
-export const MACHINE_CURSOR = 0x1c;
-/** Number of entries in LIST_FRAMES that claims may reach. */
-export const MACHINE_LIST_LENGTH = 0x20;
-/** Next free byte of the blob, in frames. */
-export const MACHINE_BLOB_CURSOR = 0x24;
-/** Next chunk number. */
-export const MACHINE_CHUNK_CURSOR = 0x28;
-/** Not 0: page writers and loaders stop at their next claim, and there will be no image. CANCEL_*. */
-export const MACHINE_CANCEL = 0x2c;
-/** Progress in frames, raised by page writers and loaders. */
-export const MACHINE_PROGRESS = 0x30;
-/** Whether the handler keeps pre-images of frames in KEEP_BITMAP (S1.7, S3.3): KEEP_*. */
-export const MACHINE_KEEP_PREIMAGES = 0x34;
-/** Next free entry of the queue, in the lists: shared by loaders (resume) and the fault handler. */
-export const MACHINE_QUEUE_CURSOR = 0x38;
-/** The queue's entries end here for page loaders and vCPUs; a claim beyond is refused. */
-export const MACHINE_QUEUE_ROOM = 0x3c;
-/** The queue's entries end here for the coordinator, which must not wait: the last QUEUE_SPARE places are its own. */
-export const MACHINE_QUEUE_END = 0x80;
-/** How much of an image is loaded, percent + 1; 0 when nothing is being loaded. Boot processes show it. */
-export const MACHINE_LOAD_PERCENT = 0x40;
-/** How far a save is, percent + 1; 0 when none is under way. For processes that show it (S3.7). */
-export const MACHINE_SAVE_PERCENT = 0x84;
-/** Number of frames of RAM. */
-export const MACHINE_FRAMES = 0x44;
-/** Test switch: breaks one mechanism on purpose, so that a test can show it is caught. SABOTAGE_*. */
-export const MACHINE_SABOTAGE = 0x48;
-/** Next address-space context number (64 bit). */
-export const MACHINE_CONTEXT_CURSOR = 0x50;
 /** Futex: raised to make idle vCPUs look at the run queue and the other words again. */
-export const MACHINE_DOORBELL = 0x58;
+export const MACHINE_DOORBELL = 0x18;
 /** 1 once the machine has been told to power off. */
-export const MACHINE_POWER_OFF = 0x5c;
-/** What page writers stored, in frames (progress and rate). */
-export const MACHINE_STORED = 0x60;
-/** Guest monotonic clock: host milliseconds minus this (float64). */
-export const MACHINE_CLOCK_BASE = 0x68;
-/** Fault-timeline bin 0 begins at this host time, ms (float64). */
-export const MACHINE_TIMELINE_BASE = 0x70;
-/** Claims of the queue that were refused. */
-export const MACHINE_QUEUE_OVERFLOW = 0x78;
-/** Pre-images that the fault handler kept. */
-export const MACHINE_PREIMAGES = 0x7c;
+export const MACHINE_POWER_OFF = 0x1c;
+/** Kernel lock: 0 free, 1 held, 2 held and waited for. */
+export const MACHINE_KERNEL_LOCK = 0x20;
 /** Not 0: a vCPU has asked the devices for something, and the coordinator has a message that it has not looked at. */
-export const MACHINE_DEVICE_BELL = 0x88;
+export const MACHINE_DEVICE_BELL = 0x24;
+/** Number of frames of RAM. */
+export const MACHINE_FRAMES = 0x28;
+/** Test switch: breaks one mechanism on purpose, so that a test can show it is caught. SABOTAGE_*. */
+export const MACHINE_SABOTAGE = 0x2c;
+
+// The lists and the queue (src/cow/claims.ts).
+
+/** Claim cursor of page writers and of the gathering vCPUs, in list entries. */
+export const MACHINE_CURSOR = 0x30;
+/** Number of entries in LIST_FRAMES that claims may reach. */
+export const MACHINE_LIST_LENGTH = 0x34;
+/** First entry of the queue. */
+export const MACHINE_QUEUE_START = 0x38;
+/** Next free entry of the queue: shared by loaders (resume), the fault handler, and an allocator that takes places back. */
+export const MACHINE_QUEUE_CURSOR = 0x3c;
+/** The queue's entries end here for page loaders and vCPUs; a claim beyond is refused. */
+export const MACHINE_QUEUE_ROOM = 0x40;
+/** The queue's entries end here for the coordinator, which must not wait: the last QUEUE_SPARE places are its own. */
+export const MACHINE_QUEUE_END = 0x44;
+/** Claims of the queue that were refused. Futex: a store without room waits on it, and is woken when its frame is saved. */
+export const MACHINE_QUEUE_OVERFLOW = 0x48;
+/** Pre-images that the fault handler kept. */
+export const MACHINE_PREIMAGES = 0x4c;
+/** Copies that are not written yet: entries 0 to this. */
+export const MACHINE_COPIES = 0x50;
+/** Whether the handler keeps pre-images of frames in KEEP_BITMAP (S1.7, S3.3): KEEP_*. */
+export const MACHINE_KEEP_PREIMAGES = 0x54;
+
+// Page writers and loaders.
+
+/** Next free byte of the blob, in frames. */
+export const MACHINE_BLOB_CURSOR = 0x58;
+/** Next chunk number. */
+export const MACHINE_CHUNK_CURSOR = 0x5c;
+/** What page loaders claim: chunks, then same-filled extents, then references. */
+export const MACHINE_LOAD_CURSOR = 0x60;
+/** Not 0: page writers and loaders stop at their next claim, and there will be no image. CANCEL_*. */
+export const MACHINE_CANCEL = 0x64;
+/** Progress in frames, raised by page writers and loaders. */
+export const MACHINE_PROGRESS = 0x68;
+/** What page writers stored, in frames (progress and rate). */
+export const MACHINE_STORED = 0x6c;
+/** How much of an image is loaded, percent + 1; 0 when nothing is being loaded. Boot processes show it. */
+export const MACHINE_LOAD_PERCENT = 0x70;
+/** How far a save is, percent + 1; 0 when none is under way. For processes that show it (S3.7). */
+export const MACHINE_SAVE_PERCENT = 0x74;
+
+// 64 bit.
+
+/** Next address-space context number. */
+export const MACHINE_CONTEXT_CURSOR = 0x78;
+/** Guest monotonic clock: host milliseconds minus this (float64). */
+export const MACHINE_CLOCK_BASE = 0x80;
+/** Fault-timeline bin 0 begins at this host time, ms (float64). */
+export const MACHINE_TIMELINE_BASE = 0x88;
 
 export const KEEP_NONE = 0;
 /** Resume: without room the store goes, and the frame is read from the image again at the stop. */
 export const KEEP_FOR_RESTORE = 1;
 /** Snapshot's tail: without room the store waits until the frame is saved. */
 export const KEEP_FOR_TAIL = 2;
+/** An entry of LIST_FRAMES that is claimed, and whose place is not filled yet. */
+export const FRAME_NONE = 0xffffffff;
+/** An entry of LIST_PLACES whose place went back to the guest. */
+export const PLACE_NONE = 0;
 /** Places of the queue that only the coordinator may claim. */
 export const QUEUE_SPARE = 64;
-/** MACHINE_CANCEL: somebody cancelled; or the coordinator had to store and there was no room for the pre-image. */
+/**
+ * MACHINE_CANCEL: somebody cancelled; a store found no room for its pre-image; or the guest needed the memory that was
+ * reserved.
+ */
 export const CANCEL_ASKED = 1;
 export const CANCEL_NO_ROOM = 2;
+export const CANCEL_NO_MEMORY = 3;
 
 export const COMMAND_RUN = 0;
 /** Copy frames to their places (atomic copy). */

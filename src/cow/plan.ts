@@ -2,16 +2,15 @@
  * The plan of a save: which frames to stream. The walker's blocks of kinds that belong to an image, as a bitmap and as
  * a list that page writers claim from. On a running machine it is a guess; the residual set puts it right.
  */
-import type { Control } from "../base/control.js";
 import { KERNEL_BITMAP, PLANNED_BITMAP } from "../base/layout.js";
 import type { Core } from "../vm/memory/core.js";
 import { isSaved, isUserKind } from "../vm/memory/kernel-layout.js";
 import type { PhysicalMemory } from "../vm/memory/physical.js";
 import { visitBlocks } from "../vm/views/walker.js";
-import { claimable } from "./atomic-copy.js";
+import type { Claims } from "./claims.js";
 
 /** Lists the frames to stream and opens them to claims; returns their number. */
-export function planFrames(control: Control, core: Core, memory: PhysicalMemory): number {
+export function planFrames(claims: Claims, core: Core, memory: PhysicalMemory): number {
   core.clearBitmap(PLANNED_BITMAP);
   core.clearBitmap(KERNEL_BITMAP);
   visitBlocks(memory, (frame, order, used, _owner, kind) => {
@@ -21,6 +20,6 @@ export function planFrames(control: Control, core: Core, memory: PhysicalMemory)
     if (!isUserKind(kind)) core.setBits(KERNEL_BITMAP, frame, count, 1);
   });
   const frames = core.listPlanned();
-  claimable(control, 0, frames);
+  claims.open(0, frames);
   return frames;
 }

@@ -3,9 +3,10 @@
  *
  * How much will be needed is not known until the machine stops. So it is reserved from an estimate and grows with
  * the count of marks while the image streams. It is guest memory, from the buddy allocator, of a kind that is not
- * saved: at most half of what the guest has free, so that no process runs out of memory because of a save. When that
- * is used up the pool of the control area follows, which is there also when the guest has nothing free. What finds no
- * place is written from where it is, while the machine stays stopped: the image is as exact, the pause longer, and the
+ * saved: at most half of what the guest has free. It is lent only: a process that asks for memory when nothing is free
+ * takes places back (BuddyAllocator.allocate), so that none runs out of memory because of a save or a resume. Where the
+ * reserve is too small, the pool of the control area follows, which is there also when the guest has nothing free. What finds
+ * no place is written from where it is, while the machine stays stopped: the image is as exact, the pause longer, and the
  * report says so.
  */
 import { FRAME_SHIFT, POOL_BASE, POOL_BYTES } from "../base/layout.js";
@@ -14,25 +15,32 @@ import { KIND_RESERVE } from "../vm/memory/kernel-layout.js";
 import type { Kernel } from "../vm/kernel.js";
 import { placeOfFrame } from "../vm/memory/physical.js";
 import { blocksOfKind } from "../vm/views/walker.js";
+import type { Claims } from "./claims.js";
 
 const LARGEST_ORDER = 9;
+/** Frames that are touched under one hold of the kernel lock. */
+const TOUCHED = 16;
 
 export class Reserve {
   readonly #kernel: Kernel;
+  readonly #claims: Claims;
+  /** Blocks of guest memory that were taken; the guest may have taken back all or part of each. */
   readonly #blocks: { frame: Pfn; order: number }[] = [];
   readonly #pool: { first: number; count: number };
-  #blockFrames = 0;
-  #poolFrames = 0;
+  /** How many places of the pool are used. */
+  #pooled = 0;
 
   /** @param poolOffset - bytes at the start of the pool that are used for I/O staging */
-  constructor(kernel: Kernel, poolOffset: number) {
+  constructor(kernel: Kernel, claims: Claims, poolOffset: number) {
     this.#kernel = kernel;
+    this.#claims = claims;
     this.#pool = { first: (POOL_BASE + poolOffset) >>> FRAME_SHIFT, count: (POOL_BYTES - poolOffset) >>> FRAME_SHIFT };
+    kernel.control.locked(() => claims.closeQueue());
   }
 
   /** Places that there are. */
   get frames(): number {
-    return this.#blockFrames + this.#poolFrames;
+    return this.#claims.lent + this.#pooled;
   }
 
   /**
@@ -40,64 +48,80 @@ export class Reserve {
    * touch.
    */
   grow(frames: number): void {
-    while (this.frames < frames) {
-      const block = this.#kernel.control.locked(() => this.#takeBlock(frames - this.frames));
-      if (block === undefined) break;
-      for (let i = 0; i < 1 << block.order; i++) this.#kernel.core.touch(placeOfFrame(block.frame + i));
-    }
-    const before = this.#poolFrames;
+    const first = this.#claims.lentEnd;
+    this.#kernel.control.locked(() => this.#takeBlocks(frames));
+    for (let entry = first; entry < this.#claims.lentEnd; entry += TOUCHED) this.#touch(entry);
+    const before = this.#pooled;
     this.#takePool(frames);
-    for (let i = before; i < this.#poolFrames; i++) this.#kernel.core.touch(this.#pool.first + i);
+    for (let i = before; i < this.#pooled; i++) this.#kernel.core.touch(this.#pool.first + i);
   }
 
   /**
    * Grows without touching. The caller holds the kernel lock: what is free when it looks is still free when it is taken.
    */
   growLocked(frames: number): void {
-    while (this.frames < frames && this.#takeBlock(frames - this.frames) !== undefined);
+    this.#takeBlocks(frames);
     this.#takePool(frames);
   }
 
+  #takeBlocks(frames: number): void {
+    while (this.frames < frames && this.#takeBlock(frames - this.frames));
+  }
+
+  /** Touches some of what is lent, but nothing that the guest has taken back. The host may need 9 us for each. */
+  #touch(first: number): void {
+    this.#kernel.control.locked(() => {
+      for (const place of this.#claims.stillLent(first, first + TOUCHED)) this.#kernel.core.touch(place);
+    });
+  }
+
   #takePool(frames: number): void {
-    this.#poolFrames = Math.min(this.#pool.count, this.#poolFrames + Math.max(0, frames - this.frames));
+    this.#pooled = Math.min(this.#pool.count, this.#pooled + Math.max(0, frames - this.frames));
   }
 
   /** Takes a block of guest memory for at most about `wanted` frames. Caller holds the kernel lock. */
-  #takeBlock(wanted: number): { frame: Pfn; order: number } | undefined {
+  #takeBlock(wanted: number): boolean {
     const { buddy } = this.#kernel;
-    const allowed = buddy.freeFrames / 2 - this.#blockFrames / 2;
+    const allowed = buddy.freeFrames / 2 - this.#claims.lent / 2;
     for (let order = Math.min(LARGEST_ORDER, Math.ceil(Math.log2(wanted))); order >= 0; order--) {
-      const frame = 1 << order <= allowed ? buddy.allocate(order, 0, KIND_RESERVE) : undefined;
+      const frame = 1 << order <= allowed ? buddy.allocateFree(order, 0, KIND_RESERVE) : undefined;
       if (frame === undefined) continue;
       this.#blocks.push({ frame, order });
-      this.#blockFrames += 1 << order;
-      return { frame, order };
+      this.#claims.lend(placeOfFrame(frame), 1 << order);
+      return true;
     }
-    return undefined;
+    return false;
   }
 
   /**
-   * Writes places into a list (host frame numbers), up to `length` entries and without the first `skip` places; returns
-   * how many there were.
+   * Lays the places out for a stop: see Claims.layOut. At most `limit` places are used.
+   *
+   * @returns how many copies find a place
    */
-  list(places: Int32Array, length: number, skip = 0): number {
-    let n = -skip;
-    const put = (place: number): void => {
-      if (n >= 0) places[n] = place;
-      n++;
-    };
-    for (const { frame, order } of this.#blocks) {
-      for (let i = 0; i < 1 << order && n < length; i++) put(placeOfFrame(frame + i));
-    }
-    for (let i = 0; i < this.#poolFrames && n < length; i++) put(this.#pool.first + i);
-    return Math.max(0, n);
+  layOut({ copies, listed, limit = Infinity }: { copies: number; listed: number; limit?: number }): number {
+    return this.#claims.layOut({ first: this.#pool.first, count: this.#pooled }, copies, listed, limit);
   }
 
-  /** Gives the guest its memory back. */
+  /** Opens all places as a queue, at most `limit` (resume). Caller holds the kernel lock. */
+  openQueue(limit: number): void {
+    this.#claims.openLent({ first: this.#pool.first, count: this.#pooled }, limit);
+  }
+
+  /** Gives the guest its memory back. Nobody is at work on a place any more. */
   release(): void {
-    for (const { frame } of this.#blocks.splice(0)) this.#kernel.control.locked(() => this.#kernel.buddy.free(frame));
-    this.#blockFrames = 0;
-    this.#poolFrames = 0;
+    const { control, buddy } = this.#kernel;
+    control.locked(() => this.#claims.closeQueue());
+    for (const { frame, order } of this.#blocks.splice(0)) {
+      control.locked(() => {
+        for (let part = frame; part < frame + (1 << order); ) {
+          const left = buddy.kindOf(part) === KIND_RESERVE; // else the guest took it back
+          const frames = left ? 1 << buddy.orderOf(part) : 1;
+          if (left) buddy.free(part);
+          part += frames;
+        }
+      });
+    }
+    this.#pooled = 0;
   }
 }
 

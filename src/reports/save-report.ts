@@ -5,7 +5,6 @@
 import { resolve } from "node:path";
 import { type Control, hostNow } from "../base/control.js";
 import { FRAME_BYTES, TIMELINE_BIN_MS } from "../base/layout.js";
-import type { AtomicCopy } from "../cow/atomic-copy.js";
 import type { FaultStatistics } from "../cow/fault-statistics.js";
 import { type Chunk, CODEC_RAW } from "../image/format.js";
 import { longestGap, stepsPerBin } from "../vm/tasks/activity.js";
@@ -132,7 +131,8 @@ export interface SaveFacts {
   /** Of all tasks of page writers; those of the stream come first, one a page thread. */
   totals: readonly WriteTotals[];
   faults: FaultStatistics;
-  copy: AtomicCopy;
+  /** The residual set, and how much of it was copied at the stop. */
+  copy: { frames: number; copied: number };
   pause: SaveReport["pause"];
   reserve: { estimated: number; reserved: number };
   tail: { preimages: number; refused: number };
@@ -154,7 +154,7 @@ export function saveReport(
   blocks: readonly BlockCount[],
   processes: readonly Process[],
 ): SaveReport {
-  const { vcpus, at, copy, saved, stored } = facts;
+  const { vcpus, at, copy, pause, saved, stored } = facts;
   const now = hostNow();
   const sum = (of: readonly WriteTotals[], pick: (result: WriteTotals) => number) =>
     of.reduce((all, result) => all + pick(result), 0);
@@ -188,9 +188,9 @@ export function saveReport(
     atomic_copy: {
       frames: copy.copied,
       bytes: copiedBytes,
-      list_ms: copy.list_ms,
-      copy_ms: copy.copy_ms,
-      gb_per_s: copy.copy_ms === 0 ? 0 : copiedBytes / copy.copy_ms / 1e6,
+      list_ms: pause.list_ms,
+      copy_ms: pause.copy_ms,
+      gb_per_s: pause.copy_ms === 0 ? 0 : copiedBytes / pause.copy_ms / 1e6,
     },
     pause: facts.pause,
     arm_ms: at.armed - at.prepared,

@@ -3,9 +3,9 @@
  * the atomic restore will copy lies in the queue's places. Whatever is inconsistent is found while it costs nothing,
  * for the image is not consumed yet and the boot can go on.
  */
-import type { Control } from "../base/control.js";
 import { HibernaculumError } from "../base/errors.js";
-import { FRAME_BYTES, FRAME_SHIFT, LIST_FRAMES, LIST_PLACES } from "../base/layout.js";
+import { FRAME_BYTES, FRAME_SHIFT } from "../base/layout.js";
+import type { Claims } from "../cow/claims.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../base/memory.js";
 import { walkAreas } from "../vm/memory/area.js";
 import { checkConsistency } from "../vm/views/consistency.js";
@@ -31,7 +31,7 @@ export interface Examined {
   pending: number;
 }
 
-/** Memory as the atomic restore of `queued` entries and `late` frames will make it. Nothing may move meanwhile. */
+/** Memory as the atomic restore of what is queued and `late` frames will make it. Nothing may move meanwhile. */
 export class ComingMemory implements ReadableMemory {
   readonly frames: number;
   readonly #memory: PhysicalMemory;
@@ -39,13 +39,11 @@ export class ComingMemory implements ReadableMemory {
   readonly #sources: Int32Array;
   readonly #late = new Map<Pfn, DataView>();
 
-  constructor(control: Control, memory: PhysicalMemory, queued: number, late: readonly LateFrame[]) {
+  constructor(claims: Claims, memory: PhysicalMemory, late: readonly LateFrame[]) {
     this.frames = memory.frames;
     this.#memory = memory;
     this.#sources = new Int32Array(memory.frames);
-    for (let entry = 0; entry < queued; entry++) {
-      this.#sources[control.words[(LIST_FRAMES >>> 2) + entry]!] = control.words[(LIST_PLACES >>> 2) + entry]!;
-    }
+    for (const { frame, place } of claims.queued()) this.#sources[frame] = place;
     for (const { frame, bytes } of late) {
       this.#sources[frame] = LATE;
       this.#late.set(frame, new DataView(bytes.buffer, bytes.byteOffset, FRAME_BYTES));

@@ -1,7 +1,8 @@
 /** Frames that the atomic restore must put in place and that found no place in the queue: the reserve was too small. */
 import { bit, type Control } from "../base/control.js";
-import { DIRECT_BITMAP, DIRTY_BITMAP, IMAGE_BITMAP, KEEP_BITMAP, LIST_FRAMES } from "../base/layout.js";
+import { DIRECT_BITMAP, DIRTY_BITMAP, IMAGE_BITMAP, KEEP_BITMAP } from "../base/layout.js";
 import type { Pfn } from "../base/memory.js";
+import type { Claims } from "../cow/claims.js";
 import type { ImageMemory } from "../image/image-memory.js";
 
 export interface LateFrame {
@@ -9,9 +10,9 @@ export interface LateFrame {
   bytes: Uint8Array;
 }
 
-/** Reads them from the image once more. Everything is stopped; the first `queued` entries of the queue are not among them. */
-export function readLateFrames({ words }: Control, image: ImageMemory, queued: number): LateFrame[] {
-  const inQueue = new Set(words.subarray(LIST_FRAMES >>> 2, (LIST_FRAMES >>> 2) + queued));
+/** Reads them from the image once more. Everything is stopped; what is queued is not among them. */
+export function readLateFrames({ words }: Control, claims: Claims, image: ImageMemory): LateFrame[] {
+  const inQueue = new Set(Array.from(claims.queued(), ({ frame }) => frame));
   const late: LateFrame[] = [];
   for (let frame = 0; frame < image.frames; frame++) {
     if (bit(words, IMAGE_BITMAP, frame) === 0 || bit(words, DIRECT_BITMAP, frame) === 1 || inQueue.has(frame)) continue;

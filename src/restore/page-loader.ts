@@ -22,7 +22,7 @@ import {
   LIST_FRAMES,
   LIST_PLACES,
   MACHINE_CANCEL,
-  MACHINE_CURSOR,
+  MACHINE_LOAD_CURSOR,
   MACHINE_PROGRESS,
   OPEN_BITMAP,
 } from "../base/layout.js";
@@ -113,7 +113,7 @@ class PageLoader {
     const buffers = [new Uint8Array(CHUNK_BYTES), new Uint8Array(CHUNK_BYTES)];
     let claims = 0;
     const claim = () => {
-      const index = this.#control.add(MACHINE_CURSOR, 1);
+      const index = this.#control.add(MACHINE_LOAD_CURSOR, 1);
       if (index >= chunks.length || this.#control.load(MACHINE_CANCEL) !== 0) return { index, reading: undefined };
       failpoint("resume.load");
       const chunk = chunks[index]!;
@@ -137,7 +137,7 @@ class PageLoader {
     }
     const fills = chunks.length + Math.ceil(filled.length / FILL_CLAIM);
     const end = fills + references.length;
-    for (let index = next.index; index < end; index = this.#control.add(MACHINE_CURSOR, 1)) {
+    for (let index = next.index; index < end; index = this.#control.add(MACHINE_LOAD_CURSOR, 1)) {
       if (this.#control.load(MACHINE_CANCEL) !== 0) break;
       if (index < fills) this.#loadFills((index - chunks.length) * FILL_CLAIM);
       else this.#loadReference(index - fills);
@@ -185,7 +185,7 @@ class PageLoader {
     const { words } = this.#control;
     const marked = () => (Atomics.load(words, (DIRTY_BITMAP >>> 2) + (frame >>> 5)) >>> (frame & 31)) & 1;
     if (marked() === 0 && this.#memory.equals(frame, bytes)) {
-      this.#core.mark(KEEP_BITMAP, frame);
+      this.#core.setBit(KEEP_BITMAP, frame);
       if (marked() === 0) {
         this.#result.equal++;
         return;
@@ -195,7 +195,7 @@ class PageLoader {
     this.#queue(frame, bytes);
     // Its bytes are safe: lift the protection, so that the booting machine faults on it no more. If a handler has the frame,
     // it may be copying: then it is the handler's to open.
-    if (this.#core.mark(DIRTY_BITMAP, frame) !== 0) this.#core.mark(OPEN_BITMAP, frame);
+    if (this.#core.setBit(DIRTY_BITMAP, frame) !== 0) this.#core.setBit(OPEN_BITMAP, frame);
   }
 
   #queue(frame: Pfn, bytes: Uint8Array): void {

@@ -318,7 +318,7 @@ export class AddressSpace {
   #copyHuge(page: VirtualAddress, entry: Entry, flags: number): boolean {
     const { memory, buddy } = this.#kernel;
     const old = memory.load32(entry.at) >>> PTE_PPN_SHIFT;
-    const copy = buddy.allocate(9, this.#pid, KIND_USER);
+    const copy = buddy.allocateFree(9, this.#pid, KIND_USER);
     if (copy === undefined) return this.#splitHuge(page, entry);
     memory.copy(copy, old, HUGE_PAGES);
     this.#setLeaf(page, entry, copy, flags);
@@ -475,7 +475,7 @@ export class AddressSpace {
   #collapse(address: VirtualAddress, flags: number): boolean {
     const { memory, buddy } = this.#kernel;
     if (findEntry(memory, this.#root, address)?.level === 1) return true;
-    const block = buddy.allocate(9, this.#pid, KIND_USER);
+    const block = buddy.allocateFree(9, this.#pid, KIND_USER);
     if (block === undefined) return false;
     memory.zero(block, HUGE_PAGES);
     visitEntries(memory, this.#root, address, address + HUGE_BYTES, (at, pte) => {

@@ -28,7 +28,10 @@ import {
   MAX_ORDER,
   type KernelLayout,
 } from "./kernel-layout.js";
-import type { PhysicalMemory } from "./physical.js";
+import { type PhysicalMemory, placeOfFrame } from "./physical.js";
+
+/** Frames that are taken back at once from what a save has borrowed. */
+const TAKEN_BACK = 64;
 
 /** Splits [from, to) into the largest aligned blocks. */
 export function tile(from: Pfn, to: Pfn): { frame: Pfn; order: number }[] {
@@ -68,9 +71,35 @@ export class BuddyAllocator {
 
   /**
    * Allocates a block of 2^order frames; its contents are whatever was there. Returns its first frame, or undefined
-   * if no block is large enough.
+   * if no block is large enough, and what a save has borrowed does not help either.
    */
   allocate(order: number, owner: number, kind: number): Pfn | undefined {
+    let frame = this.allocateFree(order, owner, kind);
+    while (frame === undefined && this.#takeBack()) frame = this.allocateFree(order, owner, kind);
+    return frame;
+  }
+
+  /**
+   * Takes back some of the memory that is lent to a save or a resume (src/cow/reserve.ts); false if there is none. First what
+   * is not used yet. Then what is: that gives up the save, for there will be no copy, rather than that a process ends for want
+   * of memory.
+   */
+  #takeBack(): boolean {
+    for (let taken = 0; taken < TAKEN_BACK; taken++) {
+      const { core } = this.#memory;
+      let place = core.takeBackPlace();
+      if (place < 0) place = taken > 0 ? -1 : core.takeBackHeldPlace();
+      if (place < 0) return taken > 0;
+      const frame = place - placeOfFrame(0);
+      const head = this.headOf(frame);
+      if (this.orderOf(head) > 0) this.split(head);
+      this.free(frame);
+    }
+    return true;
+  }
+
+  /** As `allocate`, from what is free: for who can do without, or asks for the reserve itself. */
+  allocateFree(order: number, owner: number, kind: number): Pfn | undefined {
     for (let arena = 0; arena < this.#layout.arenas; arena++) {
       if (this.#memory.load32(this.#arena(arena) + ARENA_FREE_FRAMES) < 1 << order) continue;
       for (let larger = order; larger <= MAX_ORDER; larger++) {

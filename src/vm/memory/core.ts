@@ -29,7 +29,7 @@ export interface Core {
   kernelZero(frame: number, count: number): void;
   beforeBulkStore(address: number, bytes: number, device: number): void;
 
-  mark(bitmap: number, frame: number): number;
+  setBit(bitmap: number, frame: number): number;
   setBits(bitmap: number, frame: number, count: number, value: number): void;
   clearBitmap(bitmap: number): void;
   copyBitmap(to: number, from: number): void;
@@ -49,6 +49,10 @@ export interface Core {
   scatter(): void;
   touch(place: number): void;
   claimQueueEntry(): number;
+  /** A place of guest memory that is lent and not used yet, or -1. Caller holds the kernel lock. */
+  takeBackPlace(): number;
+  /** One that is used: gives up what it is used for. */
+  takeBackHeldPlace(): number;
 }
 
 export interface CoreHost {

@@ -1,0 +1,156 @@
+/**
+ * The two lists, the cursor over them, and the queue: what plan, residual set, tail and resume share.
+ *
+ *     entry          0                                                          MAX_FRAMES
+ *     LIST_FRAMES    whose bytes                                 | whose pre-image |
+ *     LIST_PLACES    where they lie (host frames)                | where it goes   |
+ *                    ^ cursor -> list length                      ^ queue: start, claimed to cursor, end
+ *
+ * An entry is claimed by one thread, which then has the frame and the place to itself. What may be claimed is opened here, by
+ * the coordinator; claims are made in the core and by page loaders.
+ *
+ * Places of the queue may be the guest's own memory, borrowed. While a save streams, the queue holds the reserve, and nothing
+ * claims from it but an allocator without memory: it takes the places back (BuddyAllocator.allocate). Once pre-images are
+ * kept, both may meet, and a claim decides.
+ */
+import type { Control } from "../base/control.js";
+import {
+  FRAME_NONE,
+  LIST_FRAMES,
+  LIST_PLACES,
+  MACHINE_COPIES,
+  MACHINE_CURSOR,
+  MACHINE_LIST_LENGTH,
+  MACHINE_PREIMAGES,
+  MACHINE_QUEUE_CURSOR,
+  MACHINE_QUEUE_END,
+  MACHINE_QUEUE_OVERFLOW,
+  MACHINE_QUEUE_ROOM,
+  MACHINE_QUEUE_START,
+  MAX_FRAMES,
+  PLACE_NONE,
+  QUEUE_SPARE,
+} from "../base/layout.js";
+import { placeOfFrame } from "../vm/memory/physical.js";
+
+/** Entries [start, end) of the queue are claimed, pre-images among them; `refused` claims found no room. */
+export interface QueueState {
+  start: number;
+  end: number;
+  preimages: number;
+  refused: number;
+}
+
+export class Claims {
+  readonly frames: Int32Array;
+  readonly places: Int32Array;
+  readonly #control: Control;
+
+  constructor(control: Control) {
+    this.#control = control;
+    this.frames = control.words.subarray(LIST_FRAMES >>> 2, (LIST_FRAMES >>> 2) + MAX_FRAMES);
+    this.places = control.words.subarray(LIST_PLACES >>> 2, (LIST_PLACES >>> 2) + MAX_FRAMES);
+  }
+
+  /** Opens the entries [from, to) to claims. */
+  open(from: number, to: number): void {
+    this.#control.store(MACHINE_LIST_LENGTH, to);
+    this.#control.store(MACHINE_CURSOR, from);
+  }
+
+  /** Makes entries [from, to) their own places: nobody changes them until they are written. */
+  placeInOwnFrames(from: number, to: number): void {
+    for (let i = from; i < to; i++) this.places[i] = placeOfFrame(this.frames[i]!);
+  }
+
+  /** Opens the entries [start, end) as a queue; each has its place already. The last QUEUE_SPARE are the coordinator's. */
+  openQueue(start: number, end: number): void {
+    this.frames.fill(FRAME_NONE, start, end);
+    this.#setQueue(start, Math.max(start, end - QUEUE_SPARE), end);
+    this.#control.store(MACHINE_QUEUE_OVERFLOW, 0);
+    this.#control.store(MACHINE_PREIMAGES, 0);
+  }
+
+  /** No entry can be claimed or taken back any more. Caller holds the kernel lock, or everything is stopped. */
+  closeQueue(): void {
+    this.#control.store(MACHINE_COPIES, 0);
+    this.#setQueue(0, 0, 0);
+  }
+
+  get queue(): QueueState {
+    return {
+      start: this.#control.load(MACHINE_QUEUE_START),
+      end: this.#control.load(MACHINE_QUEUE_CURSOR),
+      preimages: this.#control.load(MACHINE_PREIMAGES),
+      refused: this.#control.load(MACHINE_QUEUE_OVERFLOW),
+    };
+  }
+
+  /** The claimed entries that hold a frame's contents: those that went back to the guest are none. */
+  *queued(): Generator<{ frame: number; place: number }> {
+    const { start, end } = this.queue;
+    for (let entry = start; entry < end; entry++) {
+      if (this.places[entry] !== PLACE_NONE) yield { frame: this.frames[entry]!, place: this.places[entry]! };
+    }
+  }
+
+  // ---- the reserve, while it grows: places [MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_END) ----
+
+  /** How many places of the guest's memory are lent and have not been taken back. */
+  get lent(): number {
+    return this.lentEnd - this.#control.load(MACHINE_QUEUE_CURSOR);
+  }
+
+  /** Where the entries of what was lent so far end. */
+  get lentEnd(): number {
+    return this.#control.load(MACHINE_QUEUE_END);
+  }
+
+  /** Those of the places at entries [from, to) that have not been taken back. Caller holds the kernel lock. */
+  stillLent(from: number, to: number): Int32Array {
+    return this.places.subarray(Math.max(from, this.#control.load(MACHINE_QUEUE_CURSOR)), Math.min(to, this.lentEnd));
+  }
+
+  /** Adds `count` consecutive places. Caller holds the kernel lock. */
+  lend(first: number, count: number): void {
+    const end = this.lentEnd;
+    for (let i = 0; i < count; i++) this.places[end + i] = first + i;
+    this.#control.store(MACHINE_QUEUE_END, end + count);
+  }
+
+  /**
+   * Lays out what is lent for a stop, with `pool` places more: the first `copies` of them at the start of the lists, the others at
+   * their end, as a queue behind entry `listed`. Everything is stopped.
+   *
+   * @returns how many copies find a place
+   */
+  layOut(pool: { first: number; count: number }, copies: number, listed: number, limit: number): number {
+    const all = Math.min(this.#collect(pool), limit);
+    const copied = Math.min(copies, all);
+    const start = MAX_FRAMES - (all - copied);
+    this.places.copyWithin(start, copied, all);
+    this.openQueue(Math.max(start, listed), MAX_FRAMES);
+    return copied;
+  }
+
+  /** Opens what is lent and `pool` places more as a queue of at most `limit` entries. Caller holds the kernel lock. */
+  openLent(pool: { first: number; count: number }, limit: number): void {
+    this.openQueue(0, Math.min(this.#collect(pool), limit));
+  }
+
+  /** Lists what is lent, then the pool, from the first entry on; returns how many places there are. */
+  #collect(pool: { first: number; count: number }): number {
+    const { lent } = this;
+    const from = this.#control.load(MACHINE_QUEUE_CURSOR);
+    this.places.copyWithin(0, from, from + lent);
+    for (let i = 0; i < pool.count; i++) this.places[lent + i] = pool.first + i;
+    return lent + pool.count;
+  }
+
+  #setQueue(start: number, room: number, end: number): void {
+    this.#control.store(MACHINE_QUEUE_START, start);
+    this.#control.store(MACHINE_QUEUE_CURSOR, start);
+    this.#control.store(MACHINE_QUEUE_ROOM, room);
+    this.#control.store(MACHINE_QUEUE_END, end);
+  }
+}

@@ -126,7 +126,7 @@ test.serial("a machine's whole life: run, ps, snapshot, inspect, verify, stats, 
 
   const snapshot = await run(t, ["save", "life", "a.hib", "--keep-running"]);
   t.is(snapshot.code, 0);
-  t.regex(snapshot.stdout, /a\.hib \(the machine goes on\)[\s\S]*pause +[\d.]+ [mu]s: safepoint/);
+  t.regex(snapshot.stdout, /a\.hib \(a snapshot\)[\s\S]*pause +[\d.]+ [mu]s: safepoint/);
   t.true((await run(t, ["ps", "--json"])).stdout.includes('"name":"life"'), "it goes on");
 
   const inspected = JSON.parse((await run(t, ["inspect", "a.hib", "--json"])).stdout);
@@ -503,4 +503,57 @@ test.serial("kernel command line: known words are read, others are kept", (t) =>
     unknown: ["nohibernate=x", "noresume=1"],
     malformed: ['"hibernate" names no image; give hibernate=PATH'],
   });
+});
+
+/** Sends signals to a machine once its save streams; returns what the client was told, and the machine's end. */
+async function endDuringSave(
+  t: ExecutionContext<{ directory: string }>,
+  name: string,
+  signals: NodeJS.Signals[],
+  { keepRunning }: { keepRunning: boolean },
+): Promise<{ told: string; path: string; end: Result }> {
+  const running = await machine(t, name, "run", "--name", name, "--ram", "128M", "random:pages=25000,content=random");
+  const path = join(t.context.directory, `${name}.hib`);
+  const client = await Client.connect(name);
+  let sent = false;
+  const onProgress = ({ phase }: { phase: string }): void => {
+    if (sent || phase !== "stream") return;
+    sent = true;
+    for (const [i, signal] of signals.entries()) setTimeout(() => running.child.kill(signal), 20 * i);
+  };
+  const told = await client.request("save", { path, keepRunning, compression: "lz4" }, { onProgress }).then(
+    () => "saved",
+    (error: Error) => error.message,
+  );
+  client.close();
+  return { told, path, end: await running.ended };
+}
+
+test.serial("a machine that is told to end during a save finishes it; what the client is told is what is", async (t) => {
+  for (const keepRunning of [false, true]) {
+    const { told, path, end } = await endDuringSave(t, `term-${keepRunning}`, ["SIGTERM"], { keepRunning });
+    t.is(told, "saved");
+    t.is(end.code, 0);
+    t.is((await run(t, ["verify", path])).code, 0);
+  }
+});
+
+test.serial("a machine that is told to end twice during a save cuts it off, and nobody is told that it goes on", async (t) => {
+  const pairs: NodeJS.Signals[][] = [
+    ["SIGTERM", "SIGTERM"],
+    ["SIGHUP", "SIGINT"],
+    ["SIGINT", "SIGINT"], // the first cancels, which may be over, and told, before the second
+  ];
+  const all = [];
+  for (const signals of pairs) {
+    const { told, end } = await endDuringSave(t, `cut-${signals.join("-").toLowerCase()}`, signals, { keepRunning: false });
+    t.is(end.code, 0, end.stderr);
+    t.true(signals[0] === "SIGINT" || !told.includes("goes on"), told);
+    all.push(told);
+  }
+  t.regex(all.join("\n"), /the save was cut off; the machine was told to end and is powered off/);
+  t.deepEqual(
+    (await readdir(t.context.directory)).filter((name) => name.includes("partial")),
+    [],
+  );
 });

@@ -4,6 +4,7 @@
  *     boot -> listen -> start (workloads, or an image) -> run -> ending
  *                                                         |
  *        Ctrl-C, SIGTERM, SIGHUP, or gone parent: power off
+ *        SIGTERM, SIGHUP or gone parent while a save is under way: power off once it is over; again: at once
  *        Ctrl-C while a save is under way: that is cancelled, the machine runs on
  *        a save that hibernates: the machine is off, and its image is there
  *
@@ -102,23 +103,31 @@ export function introduce({ service, socket }: Host): string {
 
 function listenForSignals(service: MachineService, terminal: Terminal, powerOff: () => void): () => void {
   let cancelling = false;
+  let ending = false;
+  const end = (): void => {
+    void service.prepareToEnd();
+    powerOff();
+  };
   const onInterrupt = (): void => {
-    if (!cancelling && service.cancelSave()) {
+    if (!cancelling && !ending && service.cancelSave()) {
       cancelling = true;
       terminal.line("cancelling the save; Ctrl-C again powers the machine off", process.stderr);
       setTimeout(() => (cancelling = false), 5000).unref();
-    } else powerOff();
+    } else end();
+  };
+  // Whoever asked for the save wants its image: a machine that is told to end finishes it first.
+  const onTerminate = (): void => {
+    if (ending || !service.saving) return end();
+    ending = true;
+    terminal.line("finishing the save, then the machine is powered off; a second signal ends it at once", process.stderr);
+    void service.prepareToEnd().then(powerOff);
   };
   process.on("SIGINT", onInterrupt);
-  process.on("SIGTERM", powerOff);
-  process.on("SIGHUP", powerOff);
-  // Of a parent that started this process with a channel: without it nobody would know of the machine.
-  process.on("disconnect", powerOff);
+  // "disconnect" is of a parent that started this process with a channel: without it nobody would know of the machine.
+  for (const event of ["SIGTERM", "SIGHUP", "disconnect"]) process.on(event, onTerminate);
   return () => {
     process.off("SIGINT", onInterrupt);
-    process.off("SIGTERM", powerOff);
-    process.off("SIGHUP", powerOff);
-    process.off("disconnect", powerOff);
+    for (const event of ["SIGTERM", "SIGHUP", "disconnect"]) process.off(event, onTerminate);
   };
 }
 

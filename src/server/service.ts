@@ -7,7 +7,7 @@
 import process from "node:process";
 import { setImmediate } from "node:timers/promises";
 import { hostNow } from "../base/control.js";
-import { HibernaculumError } from "../base/errors.js";
+import { HibernaculumError, serializeError } from "../base/errors.js";
 import { FRAME_BYTES, TIMELINE_BIN_MS } from "../base/layout.js";
 import { save } from "../hibernate.js";
 import type { Machine } from "../machine.js";
@@ -38,7 +38,9 @@ export class MachineService {
   readonly handlers: Handlers;
   readonly #onHibernated: (report: SaveReport) => void;
   readonly #began = hostNow();
-  readonly #saves = new Set<AbortController>();
+  readonly #saves = new Map<AbortController, Promise<unknown>>();
+  /** The machine has been told to end: what clients are told must not say that it goes on. */
+  #ending = false;
   #saved: SaveReport | null = null;
   #samples: { time: number; steps: Map<number, number> }[] = [];
 
@@ -56,8 +58,18 @@ export class MachineService {
 
   /** Cancels a save that is under way. False if there is none. */
   cancelSave(): boolean {
-    for (const abort of this.#saves) abort.abort();
+    for (const abort of this.#saves.keys()) abort.abort();
     return this.#saves.size > 0;
+  }
+
+  get saving(): boolean {
+    return this.#saves.size > 0;
+  }
+
+  /** The machine will be powered off. Resolves once the saves that are under way have ended, however they do. */
+  async prepareToEnd(): Promise<void> {
+    this.#ending = true;
+    await Promise.allSettled(this.#saves.values());
   }
 
   /** Notes how far each process is, for rates; to be called now and then. */
@@ -139,17 +151,25 @@ export class MachineService {
   async #save(options: Commands["save"]["options"], { signal, progress }: RequestContext<"save">): Promise<SaveReport> {
     if (!this.ready) throw new HibernaculumError("HIB_BUSY", `machine ${this.name} is still booting; try again in a moment`);
     const abort = new AbortController();
-    this.#saves.add(abort);
+    const { path, ...how } = options;
+    const saving = save(this.machine, path, {
+      ...how,
+      signal: AbortSignal.any([signal, abort.signal]),
+      onProgress: progress,
+    });
+    this.#saves.set(abort, saving);
     try {
-      const { path, ...how } = options;
-      const report = await save(this.machine, path, {
-        ...how,
-        signal: AbortSignal.any([signal, abort.signal]),
-        onProgress: progress,
-      });
+      const report = await saving;
       this.#saved = report;
       if (!how.keepRunning) this.#onHibernated(report);
       return report;
+    } catch (error) {
+      if (!this.#ending) throw error;
+      const { code, message } = serializeError(error);
+      const why = code === "HIB_CANCELLED" ? "the save was cut off" : `the save failed: ${message}`;
+      throw new HibernaculumError(code, `${why}; the machine was told to end and is powered off, and there is no image`, {
+        cause: error,
+      });
     } finally {
       this.#saves.delete(abort);
     }

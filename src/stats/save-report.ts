@@ -23,7 +23,7 @@ export function renderSaveReport(report: SaveReport, view: View): string {
 /** What `hib save` prints: what it cost, and what there is now. */
 export function renderSaveSummary(report: SaveReport, view: View): string {
   const { pause, frames, faults, blob, phases_ms, throughput, atomic_copy } = report;
-  const ending = report.image.ending === "hibernate" ? "the machine is powered off" : "the machine goes on";
+  const ending = report.image.ending === "hibernate" ? "the machine is powered off" : "a snapshot";
   return [
     `${view.colors.bold("Saved")} ${report.image.path} (${ending})`,
     field(view, "pause", `${formatMs(pause.total_ms)}: ${pauseParts(report)}`),

@@ -15,6 +15,7 @@ import { Worker } from "node:worker_threads";
 import { type Control, hostNow } from "./base/control.js";
 import { HibernaculumError } from "./base/errors.js";
 import { MACHINE_POWER_OFF, MACHINE_TIMELINE_BASE, MAX_VCPUS, VCPU_BUSY, VCPU_STATE, VCPU_STATE_OFF } from "./base/layout.js";
+import { PAGE_THREADS_MAX } from "./base/limits.js";
 import type { SharedMemory } from "./base/wasm.js";
 import { Claims } from "./cow/claims.js";
 import { Quiesce } from "./cow/quiesce.js";
@@ -29,11 +30,10 @@ import { listProcesses, type Process } from "./vm/tasks/process.js";
 import type { Runner } from "./vm/personality/step/program.js";
 import { createRunner } from "./vm/personality/step/programs/index.js";
 import { createBootRunner } from "./vm/personality/step/boot-programs.js";
-import { WRITERS_MAX } from "./writer/page-writer.js";
 import { PagePool, WORKER_LIMITS } from "./writer/pool.js";
 
 export interface MachineOptions {
-  /** Bytes of RAM, 8 MiB to 4,000 MiB. */
+  /** Bytes of RAM, RAM_BYTES_MIN to RAM_BYTES_MAX: 4 MiB to 4,016 MiB. */
   ramBytes: number;
   /** Number of vCPUs, 1 to 16; each is a thread. */
   vcpus: number;
@@ -84,9 +84,9 @@ export class Machine {
     if (!Number.isInteger(options.vcpus) || options.vcpus < 1 || options.vcpus > MAX_VCPUS) {
       throw new HibernaculumError("HIB_USAGE", `${options.vcpus} vCPUs: give 1 to ${MAX_VCPUS}`);
     }
-    const pageThreads = options.pageThreads ?? Math.min(WRITERS_MAX, cpus().length);
-    if (!Number.isInteger(pageThreads) || pageThreads < 1 || pageThreads > WRITERS_MAX) {
-      throw new HibernaculumError("HIB_USAGE", `${pageThreads} page threads: give 1 to ${WRITERS_MAX}`);
+    const pageThreads = options.pageThreads ?? Math.min(PAGE_THREADS_MAX, cpus().length);
+    if (!Number.isInteger(pageThreads) || pageThreads < 1 || pageThreads > PAGE_THREADS_MAX) {
+      throw new HibernaculumError("HIB_USAGE", `${pageThreads} page threads: give 1 to ${PAGE_THREADS_MAX}`);
     }
     this.pageThreads = pageThreads;
     this.#writersFixed = options.pageThreads !== undefined;

@@ -2,14 +2,17 @@
  * What the source text must not contain: a second way to store to RAM, or an import that points upward. Tracking is
  * complete only because every store of the host goes through physical.ts, and every one of the guest through the MMU.
  */
+import { execFileSync } from "node:child_process";
 import { readdirSync, readFileSync } from "node:fs";
 import { dirname, join, normalize } from "node:path";
+import process from "node:process";
 import { fileURLToPath } from "node:url";
 import test from "ava";
 import { Control } from "../src/base/control.js";
 import * as layout from "../src/base/layout.js";
+import { RAM_BYTES_MAX, RAM_BYTES_MIN } from "../src/base/limits.js";
 import { FRAME_BYTES, MAX_FRAMES, MAX_PROCESSES, MAX_VCPUS, RAM_BASE, TLB_ENTRIES } from "../src/base/layout.js";
-import { createMemory, RAM_BYTES_MAX, RAM_BYTES_MIN } from "../src/vm/memory/physical.js";
+import { createMemory } from "../src/vm/memory/physical.js";
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 
@@ -64,6 +67,17 @@ test("the control area's views end where RAM begins", (t) => {
 test("only physical.ts makes the memory, only core.ts an instance over it", (t) => {
   t.deepEqual(Object.keys(count(/wasm\.Memory|WebAssembly\.Memory/g)), ["src/vm/memory/physical.ts"]);
   t.deepEqual(Object.keys(count(/wasm\.Instance|WebAssembly\.Instance/g)), ["src/vm/memory/core.ts"]);
+});
+
+test("importing the library changes nothing in the process: only a machine's threads set flags of the runtime", (t) => {
+  t.deepEqual(Object.keys(count(/setFlagsFromString\("/g)), ["workers/page-pool.ts"]);
+  const url = JSON.stringify(new URL("../src/index.js", import.meta.url).href);
+  const look = `import { runInNewContext } from "node:vm";
+    const state = () => JSON.stringify([runInNewContext("typeof gc"), typeof gc, Object.keys(globalThis), process.eventNames(), process.execArgv]);
+    const before = state();
+    await import(${url});
+    if (state() !== before) throw new Error(state() + " after " + before);`;
+  t.is(execFileSync(process.execPath, ["--input-type=module", "--eval", look], { encoding: "utf8" }), "");
 });
 
 test("what stores to RAM is called where it may be", (t) => {

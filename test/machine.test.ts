@@ -25,7 +25,7 @@ import {
 import { GuestFault } from "../src/vm/memory/address-space.js";
 import type { Kernel } from "../src/vm/kernel.js";
 import { findLeaf, mapPage, unmapPage, walkLeaves, walkTables } from "../src/vm/memory/page-table.js";
-import { RAM_BYTES_MAX, RAM_BYTES_MIN } from "../src/vm/memory/physical.js";
+import { RAM_BYTES_MAX, RAM_BYTES_MIN } from "../src/base/limits.js";
 import { CODE_BASE, DATA_BASE, HEAP_BASE, HEAP_END, STACK_TOP } from "../src/vm/personality/step/program.js";
 import { visitBlocks } from "../src/vm/views/walker.js";
 import { bootMachine, findWrong, HandMachine, MIB, sleep, until, whileStopped } from "./support.js";
@@ -380,6 +380,7 @@ test("console ring: what fits comes out as it went in, across its end; what does
 test("sizes: from too little over four thousand million bytes to too much", async (t) => {
   const boot = (ramBytes: number) => Machine.boot({ ramBytes, vcpus: 1 });
   await t.throwsAsync(boot(RAM_BYTES_MIN - 1), { code: "HIB_USAGE" });
+  (await bootMachine(t, { ramBytes: RAM_BYTES_MIN })).spawn("incrementer:pages=10");
   await t.throwsAsync(boot(RAM_BYTES_MAX + 1), { code: "HIB_RAM_TOO_LARGE", message: new RegExp(String(RAM_BYTES_MAX)) });
   t.true(RAM_BYTES_MAX >= 4_000_000_000);
   const machine = await bootMachine(t, { ramBytes: RAM_BYTES_MAX });

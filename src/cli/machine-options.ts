@@ -4,7 +4,7 @@ import { type Command, InvalidArgumentError } from "commander";
 import { MAX_VCPUS } from "../base/layout.js";
 import type { Mount } from "../vm/files/inode.js";
 import { createRunner } from "../vm/personality/step/programs/index.js";
-import { WRITERS_MAX } from "../writer/page-writer.js";
+import { PAGE_THREADS_MAX } from "../base/limits.js";
 import { createCommand, ramOption, wholeNumber } from "./command.js";
 import { defaultName, type Host, type HostOptions } from "./host.js";
 import { stdoutView } from "./output.js";
@@ -29,7 +29,7 @@ export function createMachineCommand(program: Command, name: string, description
     .option("--name <name>", "name of the machine (default: machine-PID)")
     .addOption(ramOption("memory", "512M"))
     .option("--cpus <n>", `vCPUs, 1 to ${MAX_VCPUS}`, wholeNumber(1, MAX_VCPUS), 2)
-    .option("--page-threads <n>", `threads that write and load pages, 1 to ${WRITERS_MAX}`, wholeNumber(1, WRITERS_MAX))
+    .option("--page-threads <n>", `threads that write and load pages, 1 to ${PAGE_THREADS_MAX}`, wholeNumber(1, PAGE_THREADS_MAX))
     .option("--disk <file>", "a file that is the machine's disk, of whole sectors of 4 KiB; nobody else may write to it")
     .option("--mount <host:path[:ro]>", "a directory of the host that processes see at a path; may be given again", mountOption)
     .addHelpText("after", () => `\nWorkloads:\n${renderPrograms(stdoutView())}`)

@@ -5,7 +5,7 @@ import { openImage } from "../image/directory.js";
 import { MACHINE_VERSION } from "../image/format.js";
 import { resume } from "../resume.js";
 import { renderResumeSummary } from "../stats/resume-report.js";
-import { WRITERS_MAX } from "../writer/page-writer.js";
+import { PAGE_THREADS_MAX } from "../base/limits.js";
 import { ACCEPT_CHANGED_FILES, createCommand, ramOption, wholeNumber } from "./command.js";
 import { defaultName, hostMachine, introduce } from "./host.js";
 import { BOOT_PROCESSES } from "./machine-options.js";
@@ -27,7 +27,7 @@ export function addResume(program: Command): void {
     .option("--name <name>", "name of the machine (default: machine-PID)")
     .addOption(ramOption("memory, which must be what the machine had (the default)"))
     .option("--cpus <n>", `vCPUs, 1 to ${MAX_VCPUS} (default: as many as it had)`, wholeNumber(1, MAX_VCPUS))
-    .option("--page-threads <n>", `threads that load and write pages, 1 to ${WRITERS_MAX}`, wholeNumber(1, WRITERS_MAX))
+    .option("--page-threads <n>", `threads that load and write pages, 1 to ${PAGE_THREADS_MAX}`, wholeNumber(1, PAGE_THREADS_MAX))
     .option("--again", "resume an image that was resumed before: two machines with one history can damage files that both use")
     .option(...ACCEPT_CHANGED_FILES)
     .option("--json", "print the report for programs; the console goes to stderr")

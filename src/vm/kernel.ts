@@ -66,9 +66,6 @@ export class Kernel {
   /** Builds the tables of a machine that boots. Its memory is all zeros. */
   boot(): void {
     const layout = K.kernelLayout(this.control.load(MACHINE_FRAMES));
-    if (layout.staticFrames + 64 > layout.frames) {
-      throw new HibernaculumError("HIB_USAGE", "too little RAM for a kernel and a process; ask for 8M or more");
-    }
     this.control.setGuestClock(0);
     this.control.locked(() => {
       const word = (at: number, value: number) => this.memory.store32(at, value);

@@ -8,8 +8,6 @@
  *   that changed after they were emitted decodes wrongly without an error.
  * - A frame that is marked already is not read: its bytes would be superseded anyway.
  */
-import { setFlagsFromString } from "node:v8";
-import { runInNewContext } from "node:vm";
 import { Control, hostNow } from "../base/control.js";
 import { failpoint } from "../base/failpoints.js";
 import {
@@ -51,14 +49,13 @@ const ORACLE_AT = VERDICTS_AT + FRAME_BYTES;
 
 /** Staging memory of a page writer, from the start of the pool. */
 export const WRITER_BYTES: number = ORACLE_AT + FRAME_BYTES;
-export const WRITERS_MAX = 4;
 
 type StageSource = "live" | "placed" | "tail";
 const STAGE_MODES: Record<StageSource, number> = { live: STAGE_LIVE, placed: STAGE_PLACED, tail: STAGE_TAIL };
 
 export interface WriteTask {
   blob: string;
-  /** Which staging memory is this task's: 0 to WRITERS_MAX - 1. */
+  /** Which staging memory is this task's: 0 to PAGE_THREADS_MAX - 1. */
   writer: number;
   /** Where listed frames' bytes are, and what a mark means: see `stage` in assembly/frames.ts. */
   source: StageSource;
@@ -97,15 +94,9 @@ export interface WriteTotals {
 
 /**
  * Compressed buffers lie outside V8's heap and weigh next to nothing on it: left to itself it would let 64 MiB of them
- * pile up in each thread. So a scavenge every so many chunks; this thread does it and frees what it finds. (The flags are
- * the process's. V8's helper threads would only be woken for it, at twice the cost, and free the buffers later.)
+ * pile up in each thread. So they are collected every so many chunks.
  */
 const COLLECT_CHUNKS = 4;
-setFlagsFromString("--expose-gc");
-setFlagsFromString("--no-parallel-scavenge");
-setFlagsFromString("--no-concurrent-array-buffer-sweeping");
-const gc = runInNewContext("gc") as (options: { type: "minor" }) => void;
-const collect = (): void => gc({ type: "minor" });
 
 type StoredChunk = Omit<Chunk, "stored">;
 
@@ -124,10 +115,14 @@ class Column {
   }
 }
 
-/** Runs one task to the end of the list. */
-export async function writePages(memory: SharedMemory, core: Core, task: WriteTask): Promise<WriteResult> {
+/**
+ * Runs one task to the end of the list.
+ *
+ * @param collect - has the runtime free what this thread holds outside its heap and does not use any more
+ */
+export async function writePages(memory: SharedMemory, core: Core, task: WriteTask, collect: () => void): Promise<WriteResult> {
   const blob = await BlobWriter.open(task.blob);
-  const writer = new PageWriter(memory, core, task, blob);
+  const writer = new PageWriter(memory, core, task, blob, collect);
   try {
     return await writer.run();
   } catch (error) {
@@ -146,6 +141,7 @@ class PageWriter {
   readonly #core: Core;
   readonly #task: WriteTask;
   readonly #blob: BlobWriter;
+  readonly #collect: () => void;
   readonly #base: number;
   readonly #oracle: Float64Array | undefined;
   readonly #writes: (Promise<void> | undefined)[] = [];
@@ -156,12 +152,13 @@ class PageWriter {
   readonly #time = { stage_ms: 0, compress_ms: 0, hash_ms: 0, write_wait_ms: 0 };
   #skipped = 0;
 
-  constructor(memory: SharedMemory, core: Core, task: WriteTask, blob: BlobWriter) {
+  constructor(memory: SharedMemory, core: Core, task: WriteTask, blob: BlobWriter, collect: () => void) {
     this.#control = new Control(memory);
     this.#bytes = new Uint8Array(memory.buffer, 0, this.#control.words.byteLength); // ends where RAM begins
     this.#core = core;
     this.#task = task;
     this.#blob = blob;
+    this.#collect = collect;
     this.#base = POOL_BASE + task.writer * WRITER_BYTES;
     this.#oracle = task.oracle === undefined ? undefined : new Float64Array(task.oracle);
   }
@@ -186,7 +183,7 @@ class PageWriter {
           to += padded(chunk.payload);
         }
         if (compress && ++chunks % COLLECT_CHUNKS === 0) {
-          collect();
+          this.#collect();
           await new Promise(setImmediate); // finalizers run on a turn of the event loop
         }
       }

@@ -12,6 +12,7 @@
  */
 import { randomBytes } from "node:crypto";
 import { HibernaculumError } from "../../base/errors.js";
+import { RAM_BYTES_MIN } from "../../base/limits.js";
 import { FRAME_BYTES } from "../../base/layout.js";
 import type { Kernel } from "../kernel.js";
 import { KERNEL_ENTROPY, KERNEL_GENERATION, KERNEL_RESUMES, KIND_DMA } from "../memory/kernel-layout.js";
@@ -47,7 +48,8 @@ export class EntropyDevice implements Driver {
     const { buddy, control, memory } = this.#kernel;
     control.locked(() => {
       const frame = buddy.allocate(0, 0, KIND_DMA);
-      if (frame === undefined) throw new HibernaculumError("HIB_USAGE", "too little RAM for the devices; ask for 8M or more");
+      if (frame === undefined)
+        throw new HibernaculumError("HIB_USAGE", `too little RAM for the devices; ask for ${RAM_BYTES_MIN / 2 ** 20}M or more`);
       memory.store32(KERNEL_ENTROPY, frame);
       this.#fill();
       this.#beginGeneration();

@@ -7,21 +7,18 @@
  */
 import { HibernaculumError } from "../../base/errors.js";
 import { FRAME_BYTES, FRAME_SHIFT, MACHINE_FRAMES, POOL_BASE, RAM_BASE } from "../../base/layout.js";
+import { RAM_BYTES_MAX, RAM_BYTES_MIN } from "../../base/limits.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 import { type SharedMemory, wasm } from "../../base/wasm.js";
 import type { Core } from "./core.js";
 
 const WASM_PAGE = 65536;
-/** The most RAM that fits beside the control area in one 4 GiB memory. */
-export const RAM_BYTES_MAX: number = 4 * 2 ** 30 - RAM_BASE;
-/** Less than this does not hold a kernel and a process. */
-export const RAM_BYTES_MIN: number = 4 * 2 ** 20;
 
 /**
  * Reserves the shared memory of a machine. The host gives frames only as they are touched.
  *
- * @param ramBytes - RAM in bytes, rounded up to whole frames.
- * @throws HIB_RAM_TOO_LARGE when more than this runtime can hold.
+ * @param ramBytes - RAM in bytes, RAM_BYTES_MIN to RAM_BYTES_MAX, rounded up to whole frames
+ * @throws HIB_RAM_TOO_LARGE when that is more than this runtime can hold, HIB_USAGE when it is too little
  */
 export function createMemory(ramBytes: number): SharedMemory {
   const frames = Math.ceil(ramBytes / FRAME_BYTES);

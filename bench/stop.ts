@@ -25,14 +25,14 @@ export async function stopFigures(megabytes: number): Promise<Figure[]> {
   const gathers: number[] = [];
   let frames = 0;
   for (let i = 0; i < COPIES; i++) {
-    const reserve = new Reserve(kernel, claims, 0);
+    const reserve = new Reserve(kernel, claims);
     reserve.grow(Math.floor(pages * 0.5));
     tracking.arm();
     core.copyBitmap(PLANNED_BITMAP, SAVEABLE_BITMAP); // so that the residual set is what was marked
     await pause(20);
     quiesce.stop();
     const listed = listResidual(core);
-    frames = reserve.layOut({ copies: listed, listed });
+    frames = reserve.layOut(listed, Infinity);
     copies.push((await timed(() => atomicCopy(claims, core, quiesce, frames))) / frames);
     gathers.push((await timed(() => gatherBySet(machine.memory.buffer, claims, frames))) / frames);
     tracking.disarm();

@@ -2,7 +2,8 @@
 import { compressSync } from "lz4-napi";
 import { join } from "node:path";
 import { FRAME_BYTES, POOL_BASE, RAM_BASE } from "../src/base/layout.js";
-import { save, type SaveOptions } from "../src/hibernate.js";
+import { save } from "../src/hibernate.js";
+import type { SaveOptions } from "../src/save-options.js";
 import { BlobWriter } from "../src/image/blob.js";
 import { checksum, loadChecksum } from "../src/image/checksum.js";
 import { openImage } from "../src/image/directory.js";

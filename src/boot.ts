@@ -16,7 +16,8 @@ import { failpoint } from "./base/failpoints.js";
 import { holdsImage } from "./image/directory.js";
 import { deaths, holderOf, readHistory, setAside } from "./image/markers.js";
 import type { Machine } from "./machine.js";
-import { resume, type ResumeOptions } from "./resume.js";
+import { resume } from "./resume.js";
+import type { ResumeOptions } from "./resume-options.js";
 import type { ResumeReport } from "./reports/resume-report.js";
 
 export type BootOptions = Pick<

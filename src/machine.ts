@@ -227,13 +227,14 @@ export class Machine {
     if (this.#failure !== undefined) throw this.#failure;
   }
 
-  /** Takes the exclusive right to save, resume or check. @throws HIB_BUSY */
-  begin(what: "save" | "resume" | "check"): void {
+  /** Takes the exclusive right to save, resume or check, until it is disposed. @throws HIB_BUSY */
+  begin(what: "save" | "resume" | "check"): Disposable {
     this.check();
     if (this.busy !== undefined) {
       throw new HibernaculumError("HIB_BUSY", `a ${this.busy} of this machine is under way; wait for it or cancel it`);
     }
     this.busy = what;
+    return { [Symbol.dispose]: () => (this.busy = undefined) };
   }
 
   /** Stops the vCPUs for good and lets go of all threads. */

@@ -7,7 +7,8 @@ import test, { type ExecutionContext } from "ava";
 import { HibernaculumError } from "../src/base/errors.js";
 import type { Pfn } from "../src/base/memory.js";
 import { Reserve } from "../src/cow/reserve.js";
-import { type SaveOptions, save } from "../src/hibernate.js";
+import { save } from "../src/hibernate.js";
+import type { SaveOptions } from "../src/save-options.js";
 import { openImage } from "../src/image/directory.js";
 import type { Machine } from "../src/machine.js";
 import { resume } from "../src/resume.js";
@@ -73,7 +74,7 @@ test.serial("reserve: what is lent can be taken back, to the last frame, and wha
   const machine = await bootMachine(t, { ramBytes: 64 * MIB });
   const { buddy } = machine.kernel;
   const free = buddy.freeFrames;
-  const reserve = new Reserve(machine.kernel, machine.claims, 0);
+  const reserve = new Reserve(machine.kernel, machine.claims);
   reserve.grow(3000);
   const { lent } = machine.claims;
   t.true(lent >= 3000);
@@ -90,7 +91,7 @@ test.serial("reserve: what is lent can be taken back, to the last frame, and wha
   t.is(buddy.freeFrames, free - some.length);
   giveBack(machine, some);
   t.is(buddy.freeFrames, free);
-  const whole = new Reserve(machine.kernel, machine.claims, 0);
+  const whole = new Reserve(machine.kernel, machine.claims);
   whole.grow(3000);
   const { frames: all } = takeAll(machine);
   t.is(all.length, free);

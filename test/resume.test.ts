@@ -19,11 +19,13 @@ import {
   MACHINE_SABOTAGE,
   SABOTAGE_NO_PREIMAGE,
 } from "../src/base/layout.js";
-import { save, type SaveOptions } from "../src/hibernate.js";
+import { save } from "../src/hibernate.js";
+import type { SaveOptions } from "../src/save-options.js";
 import { type Image, openImage } from "../src/image/directory.js";
 import { BLOB_NAME } from "../src/image/format.js";
 import type { Machine, MachineOptions } from "../src/machine.js";
-import { resume, type ResumeOptions } from "../src/resume.js";
+import { resume } from "../src/resume.js";
+import type { ResumeOptions } from "../src/resume-options.js";
 import type { ResumeReport } from "../src/reports/resume-report.js";
 import { bit } from "../src/base/control.js";
 import { placeOfFrame } from "../src/vm/memory/physical.js";

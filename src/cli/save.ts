@@ -3,7 +3,7 @@ import { resolve } from "node:path";
 import { type Command, Option } from "commander";
 import { HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
-import type { SaveProgress } from "../hibernate.js";
+import type { SaveProgress } from "../reports/save-progress.js";
 import { Client } from "../server/client.js";
 import { renderSaveSummary } from "../stats/save-report.js";
 import { createCommand, interruptible, wholeNumber } from "./command.js";

@@ -9,7 +9,7 @@
  * no place is written from where it is, while the machine stays stopped: the image is as exact, the pause longer, and the
  * report says so.
  */
-import { FRAME_SHIFT, POOL_BASE, POOL_BYTES } from "../base/layout.js";
+import { FRAME_SHIFT, POOL_BASE, POOL_BYTES, SAVEABLE_BITMAP } from "../base/layout.js";
 import type { Pfn } from "../base/memory.js";
 import { KIND_RESERVE } from "../vm/memory/kernel-layout.js";
 import type { Kernel } from "../vm/kernel.js";
@@ -27,13 +27,22 @@ export class Reserve {
   /** Blocks of guest memory that were taken; the guest may have taken back all or part of each. */
   readonly #blocks: { frame: Pfn; order: number }[] = [];
   readonly #pool: { first: number; count: number };
+  readonly #limit: number | undefined;
   /** How many places of the pool are used. */
   #pooled = 0;
 
-  /** @param poolOffset - bytes at the start of the pool that are used for I/O staging */
-  constructor(kernel: Kernel, claims: Claims, poolOffset: number) {
+  /**
+   * @param poolOffset - bytes at the start of the pool that are used for I/O staging
+   * @param limit - most places there may be, for tests of a reserve that is too small
+   */
+  constructor(
+    kernel: Kernel,
+    claims: Claims,
+    { poolOffset = 0, limit }: { poolOffset?: number; limit?: number | undefined } = {},
+  ) {
     this.#kernel = kernel;
     this.#claims = claims;
+    this.#limit = limit;
     this.#pool = { first: (POOL_BASE + poolOffset) >>> FRAME_SHIFT, count: (POOL_BYTES - poolOffset) >>> FRAME_SHIFT };
     kernel.control.locked(() => claims.closeQueue());
   }
@@ -41,6 +50,21 @@ export class Reserve {
   /** Places that there are. */
   get frames(): number {
     return this.#claims.lent + this.#pooled;
+  }
+
+  /**
+   * Grows to what a copy may need, before anything is known: one frame in 64 of what the machine has in use, and some for the
+   * kernel. Returns that estimate.
+   */
+  growToEstimate(): number {
+    const estimate = this.#limit ?? 256 + Math.ceil(this.#kernel.core.countBits(SAVEABLE_BITMAP) / 64);
+    this.grow(estimate);
+    return estimate;
+  }
+
+  /** Follows the number of frames that an atomic copy would take now, and some more. */
+  growToResidual(): void {
+    if (this.#limit === undefined) this.grow(Math.ceil(this.#kernel.core.countResidual() * 1.125) + 256);
   }
 
   /**
@@ -94,12 +118,18 @@ export class Reserve {
   }
 
   /**
-   * Lays the places out for a stop: see Claims.layOut. At most `limit` places are used.
+   * Everything is stopped, and the residual set is listed: says which place each copy goes to, and which are left for pre-images
+   * (Claims.layOut).
    *
-   * @returns how many copies find a place
+   * @param residual - frames of the residual set
+   * @param most - of them to be copied: what the pause allows; Infinity for all that find a place
+   * @returns how many copies there are to be
    */
-  layOut({ copies, listed, limit = Infinity }: { copies: number; listed: number; limit?: number }): number {
-    return this.#claims.layOut({ first: this.#pool.first, count: this.#pooled }, copies, listed, limit);
+  layOut(residual: number, most: number): number {
+    const limit = this.#limit ?? Infinity;
+    // If the copies are limited, half of the places is for pre-images.
+    const copies = most === Infinity ? residual : Math.min(residual, most, Math.floor(Math.min(this.frames, limit) / 2));
+    return this.#claims.layOut({ first: this.#pool.first, count: this.#pooled }, copies, residual, limit);
   }
 
   /** Opens all places as a queue, at most `limit` (resume). Caller holds the kernel lock. */

@@ -47,7 +47,7 @@ export async function writeCatalogue(
   { path, blob, facts, extents: columns, files, references }: CatalogueTask,
 ): Promise<CatalogueResult> {
   await loadChecksum();
-  const { frames, chunks, vcpus, saved } = facts;
+  const { frames, chunks, vcpus } = facts;
   const extents = ExtentTable.of(columns);
   const reader = new BlobReader(blob);
   try {
@@ -62,7 +62,7 @@ export async function writeCatalogue(
     const report = saveReport(facts, new Control(machine), blocks, processes);
     const writer = CatalogueWriter.create(path);
     writer.write({
-      meta: { report, sameFilledFrames: saved.sameFilled, vcpus },
+      meta: { report, sameFilledFrames: facts.counts.saved.sameFilled, vcpus },
       chunks,
       extents,
       processes: processes.map((process) => ({

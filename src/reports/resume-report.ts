@@ -81,6 +81,22 @@ export interface ResumeReport {
   gb_per_s: number;
 }
 
+/** What a resume notes the time of, in this order; `stopping` is when the stop was asked for. */
+export const RESUME_TIMES = [
+  "began",
+  "opened",
+  "classified",
+  "loaded",
+  "stopping",
+  "stopped",
+  "examined",
+  "consumed",
+  "patched",
+  "rebuilt",
+  "running",
+] as const;
+export type ResumeTime = (typeof RESUME_TIMES)[number];
+
 /** What is measured of a resume, for `makeResumeReport`. */
 export interface ResumeMeasured {
   results: readonly LoadResult[];
@@ -88,13 +104,11 @@ export interface ResumeMeasured {
   overflow: number;
   /** Pre-images that the fault handler kept. */
   preimages: number;
-  pause: ResumeReport["pause"];
-  /** Times of the host's clock, ms. */
-  at: { began: number; opened: number; classified: number; loaded: number; running: number };
+  at: Readonly<Record<ResumeTime, number>>;
 }
 
 export function makeResumeReport(path: string, header: ImageHeader, measured: ResumeMeasured): ResumeReport {
-  const { results, patched, overflow, preimages, pause, at } = measured;
+  const { results, patched, overflow, preimages, at } = measured;
   const sum = (pick: (result: LoadResult) => number) => results.reduce((all, result) => all + pick(result), 0);
   return {
     schema: 1,
@@ -109,7 +123,14 @@ export function makeResumeReport(path: string, header: ImageHeader, measured: Re
       patched,
       overflow,
     },
-    pause,
+    pause: {
+      safepoint_ms: at.stopped - at.stopping,
+      examine_ms: at.examined - at.stopped,
+      consume_ms: at.consumed - at.examined,
+      patch_ms: at.patched - at.consumed,
+      rebuild_ms: at.rebuilt - at.patched,
+      total_ms: at.rebuilt - at.stopping,
+    },
     loaders: {
       threads: results.length,
       read_bytes: sum((result) => result.read_bytes),

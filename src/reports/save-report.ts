@@ -110,38 +110,75 @@ export interface SaveReport {
   oracle_frames: number | null;
 }
 
+/** What a save notes the time of, in this order; `stopping` is when the stop was asked for. */
+export const SAVE_STEPS = [
+  "began",
+  "prepared",
+  "armed",
+  "planned",
+  "streamed",
+  "stopping",
+  "atSafepoint",
+  "quiesced",
+  "listed",
+  "copied",
+  "written",
+  "stopped",
+  "residual",
+] as const;
+export type SaveStep = (typeof SAVE_STEPS)[number];
+
 /** What a save knows when all that it saves is in the blob. */
 export interface SaveFacts {
   /** Frames of RAM. */
   frames: number;
   vcpus: number;
-  /** Page writers. */
-  writers: number;
   path: string;
   id: string;
   /** Consistency point, ms since 1970. */
   time: number;
   keepRunning: boolean;
   compression: "lz4" | "none";
-  /** Host times: the beginning, and when phases ended. */
-  began: number;
-  at: { prepared: number; armed: number; planned: number; streamed: number; stopped: number; residual: number };
-  planned: number;
+  at: Readonly<Record<SaveStep, number>>;
   chunks: readonly Chunk[];
   /** Of all tasks of page writers; those of the stream come first, one a page thread. */
   totals: readonly WriteTotals[];
   faults: FaultStatistics;
-  /** The residual set, and how much of it was copied at the stop. */
-  copy: { frames: number; copied: number };
-  pause: SaveReport["pause"];
-  reserve: { estimated: number; reserved: number };
-  tail: { preimages: number; refused: number };
+  counts: SaveCounts;
+}
+
+export interface SaveCounts {
+  /** Page writers. */
+  writers: number;
+  /** Frames: of the plan, of the reserve as it was estimated and as it was at the stop, of the residual set, and copied of it. */
+  planned: number;
+  estimated: number;
+  reserved: number;
+  residual: number;
+  copied: number;
+  tail: { start: number; end: number; preimages: number; refused: number };
   oracleFrames: number | null;
   changedFiles: string[];
   /** In the image: all frames, and those without data. */
   saved: { frames: number; sameFilled: number; byReference: number };
   /** The blob's chunks: their bytes, and decoded bytes in them that no extent needs. */
   stored: { bytes: number; staleBytes: number };
+}
+
+export function emptyCounts(writers: number): SaveCounts {
+  return {
+    writers,
+    planned: 0,
+    estimated: 0,
+    reserved: 0,
+    residual: 0,
+    copied: 0,
+    tail: { start: 0, end: 0, preimages: 0, refused: 0 },
+    oracleFrames: null,
+    changedFiles: [],
+    saved: { frames: 0, sameFilled: 0, byReference: 0 },
+    stored: { bytes: 0, staleBytes: 0 },
+  };
 }
 
 /** How far back "before" goes, ms. */
@@ -154,16 +191,26 @@ export function saveReport(
   blocks: readonly BlockCount[],
   processes: readonly Process[],
 ): SaveReport {
-  const { vcpus, at, copy, pause, saved, stored } = facts;
+  const { vcpus, at, counts } = facts;
+  const { copied, residual, saved, stored, tail } = counts;
+  const pause = {
+    safepoint_ms: at.atSafepoint - at.stopping,
+    devices_ms: at.quiesced - at.atSafepoint,
+    list_ms: at.listed - at.quiesced,
+    copy_ms: at.copied - at.listed,
+    overflow_ms: at.written - at.copied,
+    resume_ms: at.stopped - at.written,
+    total_ms: at.stopped - at.stopping,
+  };
   const now = hostNow();
   const sum = (of: readonly WriteTotals[], pick: (result: WriteTotals) => number) =>
     of.reduce((all, result) => all + pick(result), 0);
-  const streaming = facts.totals.slice(0, facts.writers);
+  const streaming = facts.totals.slice(0, counts.writers);
   const plainBytes = facts.chunks.reduce((all, chunk) => all + chunk.frames, 0) * FRAME_BYTES;
   const savedBytes = saved.frames * FRAME_BYTES;
-  const copiedBytes = copy.copied * FRAME_BYTES;
-  const left = copy.frames - copy.copied;
-  const before = stepsPerBin(control, vcpus, facts.began - BEFORE_MS, facts.began);
+  const copiedBytes = copied * FRAME_BYTES;
+  const left = residual - copied;
+  const before = stepsPerBin(control, vcpus, at.began - BEFORE_MS, at.began);
   const during = stepsPerBin(control, vcpus, at.armed, at.streamed);
   return {
     schema: REPORT_SCHEMA,
@@ -173,34 +220,34 @@ export function saveReport(
       ending: facts.keepRunning ? "keep-running" : "hibernate",
       time: new Date(facts.time).toISOString(),
     },
-    machine: { ram_frames: facts.frames, vcpus, page_writers: facts.writers },
+    machine: { ram_frames: facts.frames, vcpus, page_writers: counts.writers },
     frames: {
       saved: saved.frames,
       by_kind: framesByKind(blocks),
-      planned: facts.planned,
+      planned: counts.planned,
       streamed: sum(streaming, (result) => result.written),
       skipped: sum(streaming, (result) => result.skipped),
       same_filled: saved.sameFilled,
       by_reference: saved.byReference,
     },
     faults: { ...facts.faults, by_process: faultsByProcess(facts.faults, processes) },
-    residual_frames: copy.frames,
+    residual_frames: residual,
     atomic_copy: {
-      frames: copy.copied,
+      frames: copied,
       bytes: copiedBytes,
       list_ms: pause.list_ms,
       copy_ms: pause.copy_ms,
       gb_per_s: pause.copy_ms === 0 ? 0 : copiedBytes / pause.copy_ms / 1e6,
     },
-    pause: facts.pause,
+    pause,
     arm_ms: at.armed - at.prepared,
     reserve: {
-      estimated_frames: facts.reserve.estimated,
-      reserved_frames: facts.reserve.reserved,
-      used_frames: copy.copied + facts.tail.preimages,
+      estimated_frames: counts.estimated,
+      reserved_frames: counts.reserved,
+      used_frames: copied + tail.preimages,
       overflow_frames: facts.keepRunning ? 0 : left,
     },
-    tail: { frames: facts.keepRunning ? left : 0, preimages: facts.tail.preimages, waits: facts.tail.refused },
+    tail: { frames: facts.keepRunning ? left : 0, preimages: tail.preimages, waits: tail.refused },
     blob: {
       compression: facts.compression,
       chunks: facts.chunks.length,
@@ -210,16 +257,16 @@ export function saveReport(
       ratio: plainBytes === 0 ? 1 : stored.bytes / plainBytes,
       stale_bytes: stored.staleBytes,
     },
-    throughput: { saved_bytes: savedBytes, gb_per_s: savedBytes / (now - facts.began) / 1e6 },
+    throughput: { saved_bytes: savedBytes, gb_per_s: savedBytes / (now - at.began) / 1e6 },
     phases_ms: {
-      prepare: at.prepared - facts.began,
+      prepare: at.prepared - at.began,
       arm: at.planned - at.prepared,
       stream: at.streamed - at.planned,
       stop: at.stopped - at.streamed,
       residual: at.residual - at.stopped,
       catalogue: now - at.residual,
       publish: 0,
-      total: now - facts.began,
+      total: now - at.began,
     },
     writers: {
       stage_ms: sum(facts.totals, (result) => result.stage_ms),
@@ -235,8 +282,19 @@ export function saveReport(
       speed: mean(before) === 0 ? null : mean(during) / mean(before),
       longest_gap_ms: longestGap(control, vcpus),
     },
-    changed_files: facts.changedFiles,
-    oracle_frames: facts.oracleFrames,
+    changed_files: counts.changedFiles,
+    oracle_frames: counts.oracleFrames,
+  };
+}
+
+/** The report of a save that began then and is published now. */
+export function publishedReport(report: SaveReport, began: number): SaveReport {
+  const { phases_ms, throughput } = report;
+  const total = hostNow() - began;
+  return {
+    ...report,
+    throughput: { ...throughput, gb_per_s: throughput.saved_bytes / total / 1e6 },
+    phases_ms: { ...phases_ms, publish: total - phases_ms.total, total },
   };
 }
 

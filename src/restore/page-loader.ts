@@ -12,6 +12,7 @@
  * Loader and handler may meet at a frame: the loader says "equal", then looks for a mark; the handler marks, then looks
  * for "equal". At least one of them sees the other.
  */
+import { join } from "node:path";
 import { bit, Control } from "../base/control.js";
 import { failpoint } from "../base/failpoints.js";
 import {
@@ -31,7 +32,8 @@ import type { SharedMemory } from "../base/wasm.js";
 import { BlobReader } from "../image/blob.js";
 import { loadChecksum } from "../image/checksum.js";
 import { decodeChunk } from "../image/codec.js";
-import { CHUNK_BYTES, type Chunk, type ExtentColumns } from "../image/format.js";
+import type { Image } from "../image/directory.js";
+import { BLOB_NAME, CHUNK_BYTES, type Chunk, type ExtentColumns } from "../image/format.js";
 import type { Reference } from "../base/host-file.js";
 import { ReferenceReader } from "../image/references.js";
 import type { Core } from "../vm/memory/core.js";
@@ -50,6 +52,20 @@ export interface LoadTask {
   /** Pages of files of the host, claimed last, one reference at a time. */
   references: readonly Reference[];
   acceptChangedFiles: boolean;
+}
+
+/** The task of loading an image, for each of the loaders. */
+export function loadTask(image: Image, { acceptChangedFiles = false }: { acceptChangedFiles?: boolean }): LoadTask {
+  const { chunks, extents, path, references } = image;
+  return {
+    blob: join(path, BLOB_NAME),
+    chunks: [...chunks],
+    extents: extents.columns,
+    ...extents.byChunk(chunks.length),
+    filled: extents.sameFilled(),
+    references,
+    acceptChangedFiles,
+  };
 }
 
 export interface LoadResult {

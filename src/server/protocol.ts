@@ -13,7 +13,7 @@
  * cancels what it asked for. Whatever a client sends, the machine goes on.
  */
 import { HibernaculumError, type SerializedError } from "../base/errors.js";
-import type { SaveProgress } from "../hibernate.js";
+import type { SaveProgress } from "../reports/save-progress.js";
 import type { ResumeReport } from "../reports/resume-report.js";
 import type { SaveReport } from "../reports/save-report.js";
 import type { ProcessCheck } from "../vm/personality/step/programs/check.js";

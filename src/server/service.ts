@@ -181,29 +181,25 @@ export class MachineService {
    */
   async #check({ signal, progress }: RequestContext<"check">): Promise<CheckResult> {
     const { machine } = this;
-    machine.begin("check");
-    try {
-      const processes = machine.processes().filter(({ boot }) => !boot);
-      const checks: ProcessCheck[] = [];
-      for (const { slot, pid, text, steps } of processes) {
-        progress({ done: checks.length, total: processes.length });
-        const replay = createReplay(text);
-        while (typeof replay !== "string" && replay.steps < steps && !signal.aborted) {
-          replay.advanceTo(Math.min(steps, replay.steps + REPLAY_STEPS));
-          await setImmediate();
-        }
-        if (signal.aborted) throw new HibernaculumError("HIB_CANCELLED", "the check was cancelled");
-        const check = this.#stopped(() => {
-          const found = machine.processes().find((entry) => entry.slot === slot && entry.pid === pid);
-          return found === undefined ? undefined : checkProcess(machine.kernel.memory, found, replay);
-        });
-        if (check !== undefined) checks.push(check);
+    using _busy = machine.begin("check");
+    const processes = machine.processes().filter(({ boot }) => !boot);
+    const checks: ProcessCheck[] = [];
+    for (const { slot, pid, text, steps } of processes) {
+      progress({ done: checks.length, total: processes.length });
+      const replay = createReplay(text);
+      while (typeof replay !== "string" && replay.steps < steps && !signal.aborted) {
+        replay.advanceTo(Math.min(steps, replay.steps + REPLAY_STEPS));
+        await setImmediate();
       }
-      const { problems } = this.#stopped(() => checkConsistency(machine.kernel.memory));
-      return { processes: checks, problems };
-    } finally {
-      machine.busy = undefined;
+      if (signal.aborted) throw new HibernaculumError("HIB_CANCELLED", "the check was cancelled");
+      const check = this.#stopped(() => {
+        const found = machine.processes().find((entry) => entry.slot === slot && entry.pid === pid);
+        return found === undefined ? undefined : checkProcess(machine.kernel.memory, found, replay);
+      });
+      if (check !== undefined) checks.push(check);
     }
+    const { problems } = this.#stopped(() => checkConsistency(machine.kernel.memory));
+    return { processes: checks, problems };
   }
 
   #stopped<T>(look: () => T): T {

@@ -50,7 +50,7 @@ const ORACLE_AT = VERDICTS_AT + FRAME_BYTES;
 /** Staging memory of a page writer, from the start of the pool. */
 export const WRITER_BYTES: number = ORACLE_AT + FRAME_BYTES;
 
-type StageSource = "live" | "placed" | "tail";
+export type StageSource = "live" | "placed" | "tail";
 const STAGE_MODES: Record<StageSource, number> = { live: STAGE_LIVE, placed: STAGE_PLACED, tail: STAGE_TAIL };
 
 export interface WriteTask {

@@ -1,0 +1,29 @@
+/** When the steps of a save or a resume ended: host times, ms. The story notes them; the report makes durations of them. */
+import { hostNow } from "./control.js";
+import { HibernaculumError } from "./errors.js";
+
+export class StepTimes<Step extends string> {
+  readonly #steps: readonly Step[];
+  readonly #at = new Map<Step, number>();
+
+  /** @param steps - all of them, in their order; the first is the beginning, which is now */
+  constructor(steps: readonly [Step, ...Step[]]) {
+    this.#steps = steps;
+    this.ended(steps[0]);
+  }
+
+  ended(step: Step): void {
+    this.#at.set(step, hostNow());
+  }
+
+  at(step: Step): number {
+    const time = this.#at.get(step);
+    if (time === undefined) throw new HibernaculumError("HIB_INTERNAL", `the time of "${step}" was not noted`);
+    return time;
+  }
+
+  /** The times of all steps, as plain data. */
+  all(): Record<Step, number> {
+    return Object.fromEntries(this.#steps.map((step) => [step, this.at(step)])) as Record<Step, number>;
+  }
+}

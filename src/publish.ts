@@ -1,0 +1,56 @@
+/**
+ * The last step of a save: catalogue, header, syncs, rename. Until the rename there is no image, after it there is a whole one.
+ */
+import { FRAME_BYTES, MACHINE_BLOB_CURSOR } from "./base/layout.js";
+import type { Reference } from "./base/host-file.js";
+import type { Cancellation } from "./cow/cancellation.js";
+import type { PartialImage } from "./image/directory.js";
+import { type ExtentTable, MACHINE_VERSION } from "./image/format.js";
+import type { FileRow } from "./image/host-files.js";
+import { sealBlob } from "./image/seal.js";
+import type { Machine } from "./machine.js";
+import type { CatalogueResult, CatalogueTask } from "./reports/image-catalogue.js";
+import { publishedReport, type SaveFacts, type SaveReport } from "./reports/save-report.js";
+
+/** What an image is made of once all frames are in the blob. */
+export interface ImageParts {
+  facts: SaveFacts;
+  extents: ExtentTable;
+  files: FileRow[];
+  references: Reference[];
+}
+
+/** @throws HIB_NO_SPACE, HIB_IO, HIB_CANCELLED, HIB_WORKER_DIED: there is no image then */
+export async function publishImage(
+  { control, pool }: Machine,
+  image: PartialImage,
+  cancellation: Cancellation,
+  { facts, extents, files, references }: ImageParts,
+): Promise<SaveReport> {
+  const task: CatalogueTask = {
+    path: image.cataloguePath,
+    blob: image.blobPath,
+    facts,
+    extents: extents.columns,
+    files,
+    references,
+  };
+  const [catalogue] = await pool.runOn<CatalogueTask, CatalogueResult>(1, "catalogue", () => task, cancellation.cancel);
+  const { report, bytes, hash } = catalogue!;
+  cancellation.check();
+  const { saved } = facts.counts;
+  await sealBlob(image.blobPath, {
+    machineVersion: MACHINE_VERSION,
+    id: facts.id,
+    ramFrames: facts.frames,
+    chunks: facts.chunks.length,
+    blobBytes: control.load(MACHINE_BLOB_CURSOR) * FRAME_BYTES,
+    catalogueBytes: bytes,
+    catalogueHash: hash,
+    frames: saved.frames + saved.byReference,
+    time: facts.time,
+  });
+  cancellation.check();
+  await image.publish();
+  return publishedReport(report, facts.at.began);
+}

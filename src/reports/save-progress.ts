@@ -1,0 +1,85 @@
+/** How far a save is: told to whoever asked for it, and to the guest's processes that show it (S3.7). */
+import { type Control, hostNow } from "../base/control.js";
+import { FRAME_BYTES, MACHINE_PROGRESS, MACHINE_SAVE_PERCENT, MACHINE_STORED } from "../base/layout.js";
+
+export type SavePhase = "prepare" | "stream" | "residual" | "publish";
+
+export interface SaveProgress {
+  phase: SavePhase;
+  /** Frames done and to do in this phase. */
+  done: number;
+  total: number;
+  /** Bytes in the blob so far. */
+  stored_bytes: number;
+  elapsed_ms: number;
+}
+
+/** What part of a save is done when a phase begins and ends. */
+const PART_OF_SAVE: Readonly<Record<SavePhase, readonly [from: number, to: number]>> = {
+  prepare: [0, 0],
+  stream: [0, 0.9],
+  residual: [0.9, 0.98],
+  publish: [0.98, 1],
+};
+
+const WATCH_MS = 20;
+
+export class SaveProgressTeller implements Disposable {
+  readonly #control: Control;
+  readonly #began = hostNow();
+  readonly #tell: (progress: SaveProgress) => void;
+  #phase: SavePhase = "prepare";
+  #total = 0;
+
+  constructor(control: Control, tell: (progress: SaveProgress) => void = () => undefined) {
+    this.#control = control;
+    this.#tell = tell;
+    control.store(MACHINE_STORED, 0);
+    control.store(MACHINE_PROGRESS, 0);
+    this.#show(0);
+  }
+
+  /** A phase begins, of so many frames. */
+  enter(phase: SavePhase, frames: number): void {
+    this.#phase = phase;
+    this.#total = frames;
+    this.#control.store(MACHINE_PROGRESS, 0);
+    this.tell();
+  }
+
+  /** There is more to do in this phase than was known. */
+  extend(frames: number): void {
+    this.#total += frames;
+  }
+
+  tell(): void {
+    const done = Math.min(this.#control.load(MACHINE_PROGRESS), this.#total);
+    this.#show(done / Math.max(1, this.#total));
+    this.#tell({
+      phase: this.#phase,
+      done,
+      total: this.#total,
+      stored_bytes: this.#control.load(MACHINE_STORED) * FRAME_BYTES,
+      elapsed_ms: hostNow() - this.#began,
+    });
+  }
+
+  /** Tells now and then until it is disposed; `meanwhile` is called before. */
+  watch(meanwhile: () => void = () => undefined): Disposable {
+    const timer = setInterval(() => {
+      meanwhile();
+      this.tell();
+    }, WATCH_MS);
+    return { [Symbol.dispose]: () => clearInterval(timer) };
+  }
+
+  #show(part: number): void {
+    const [from, to] = PART_OF_SAVE[this.#phase];
+    const percent = 1 + Math.floor(100 * (from + (to - from) * part));
+    this.#control.store(MACHINE_SAVE_PERCENT, Math.max(this.#control.load(MACHINE_SAVE_PERCENT), percent));
+  }
+
+  [Symbol.dispose](): void {
+    this.#control.store(MACHINE_SAVE_PERCENT, 0);
+  }
+}

@@ -1,0 +1,38 @@
+/** What is derived from memory and not in it, made anew after a restore; and what came back, counted (S2.2). */
+import type { Devices } from "../vm/devices/index.js";
+import type { Kernel } from "../vm/kernel.js";
+import { KERNEL_RESUMES } from "../vm/memory/kernel-layout.js";
+import { freeOldReserves } from "../cow/reserve.js";
+import { countRestored, type Examined } from "./examine.js";
+
+/** What a resume tells of a part of the machine that came back. */
+export type Tell = (
+  part: "kernel heap" | "process structures" | "memory" | "file descriptors" | "signal handlers" | "registers",
+  found: string,
+) => void;
+
+/**
+ * What came back is what was examined: counted anew, in the machine's own memory.
+ *
+ * @throws HIB_INCONSISTENT
+ */
+export function tellRestored(kernel: Kernel, examined: Examined, frames: { image: number; patched: number }, tell: Tell): void {
+  const { blocks, areas, mappedPages, fds, pipeBytes, handlers, pending } = examined;
+  const { freeByArena, freeFrames, processes } = countRestored(kernel.memory, examined);
+  tell("kernel heap", `arenas: ${freeByArena.length}, blocks: ${blocks}, frames free: ${freeFrames}`);
+  tell("process structures", `processes: ${processes}, areas: ${areas}`);
+  tell("memory", `frames: ${frames.image}, patched: ${frames.patched}, pages mapped: ${mappedPages}`);
+  tell("file descriptors", `open: ${fds}, bytes in pipes: ${pipeBytes}`);
+  tell("signal handlers", `handlers: ${handlers}, processes with pending signals: ${pending}`);
+  tell("registers", `of processes: ${processes}, x0 is 0 in each`);
+}
+
+/** Contexts, bitmap, devices; and what was the snapshotter's is free (S1.1, S2.3). */
+export function rebuild(kernel: Kernel, devices: Devices, files: "as they were" | "accepted"): void {
+  kernel.buddy.rebuildSaveable();
+  kernel.releaseRunning();
+  freeOldReserves(kernel);
+  if (files === "accepted") kernel.files.acceptHost();
+  kernel.memory.store32(KERNEL_RESUMES, kernel.memory.load32(KERNEL_RESUMES) + 1);
+  devices.resume("restore");
+}

@@ -1,0 +1,34 @@
+/** What a resume can be told, and what it says when it is given up. */
+import type { CancelMessages } from "./cow/cancellation.js";
+import type { ResumeStep } from "./reports/resume-report.js";
+
+export interface ResumeProgress {
+  /** Frames of the image that are loaded, and all of them. */
+  done: number;
+  total: number;
+  elapsed_ms: number;
+}
+
+export interface ResumeOptions {
+  /** Resume an image that was resumed before (two machines with one history corrupt what they share). */
+  again?: boolean;
+  /** Resume although files of the host that the machine has open are not what they were. */
+  acceptChangedFiles?: boolean;
+  /** Leave the image as it is: neither an attempt is recorded nor the image consumed (tests, benchmarks). */
+  keepImage?: boolean;
+  signal?: AbortSignal;
+  onProgress?: (progress: ResumeProgress) => void;
+  /** Is told of each step as it passes or fails, with what was found. */
+  onStep?: (step: ResumeStep) => void;
+  /** Most places in the queue of the atomic restore, for tests of one that is too small. */
+  queueFrames?: number;
+  /** Called once everything is loaded and before the machine stops, for tests. */
+  onLoaded?: () => void;
+}
+
+export const CANCEL_MESSAGES: CancelMessages = {
+  cancelled: "the resume was cancelled, and the image can be resumed still",
+  noRoom: "the resume was given up: a store found no room; boot with more RAM",
+  noMemory:
+    "the resume was given up: a boot process needed the memory that was reserved; boot with fewer or smaller boot processes",
+};

@@ -1,0 +1,36 @@
+/** What a save can be told, and what it says when it is given up. */
+import type { CancelMessages } from "./cow/cancellation.js";
+import type { SaveProgress } from "./reports/save-progress.js";
+
+export interface SaveOptions {
+  /** Snapshot: the machine goes on after the stop. Otherwise it is powered off once the image is published. */
+  keepRunning?: boolean;
+  /** Default lz4. */
+  compression?: "lz4" | "none";
+  /** Cancels: the machine goes on, nothing is left behind. */
+  signal?: AbortSignal;
+  onProgress?: (progress: SaveProgress) => void;
+  /** Also store pages of files that are as the host has them; else the image refers to the file (S0.3). */
+  saveClean?: boolean;
+  /**
+   * Snapshot: how long the atomic copy may take, ms; default 2. What is not copied by then is protected again and saved
+   * by a copy-before-write tail. Infinity: copy all that finds a place.
+   */
+  pauseTarget_ms?: number;
+  /** Places that the reserve may have, for tests of one that is too small. */
+  reserveFrames?: number;
+  /** Test runs: check every unmarked frame at the stop. */
+  oracle?: boolean;
+}
+
+/** Of a snapshot, if it is not told. */
+export const PAUSE_TARGET_MS = 2;
+/** What one thread copies in a millisecond at the least. */
+export const COPY_FRAMES_PER_MS = 1000;
+
+export const CANCEL_MESSAGES: CancelMessages = {
+  cancelled: "the save was cancelled; the machine goes on and nothing was left behind",
+  noRoom: "the save was given up: a store had to wait too long for room in the reserve; free some of the guest's memory",
+  noMemory:
+    "the save was given up: a process needed the memory that was reserved for the copies; free some of the guest's memory",
+};

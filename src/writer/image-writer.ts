@@ -1,0 +1,52 @@
+/** Has the page writers write what can be claimed from the lists, and keeps what the image must know of it. */
+import type { Control } from "../base/control.js";
+import { FRAME_BYTES, MACHINE_BLOB_CURSOR, MACHINE_CHUNK_CURSOR } from "../base/layout.js";
+import { HEADER_BYTES } from "../image/format.js";
+import { Locations } from "./locations.js";
+import type { StageSource, WriteResult, WriteTask, WriteTotals } from "./page-writer.js";
+import type { PagePool } from "./pool.js";
+
+export interface ImageWriterOptions {
+  blob: string;
+  /** Frames of RAM. */
+  frames: number;
+  /** Page writers. */
+  writers: number;
+  compression: "lz4" | "none";
+  oracle: SharedArrayBuffer | undefined;
+  /** Is called as soon as one of the writers fails: the others are to stop. */
+  onError: () => void;
+}
+
+export class ImageWriter {
+  /** Where each frame's bytes are, as far as they are written. */
+  readonly locations: Locations;
+  /** Of all tasks; those of the stream come first, one a writer. */
+  readonly totals: WriteTotals[] = [];
+  readonly #pool: PagePool;
+  readonly #options: ImageWriterOptions;
+
+  constructor(pool: PagePool, control: Control, options: ImageWriterOptions) {
+    this.#pool = pool;
+    this.#options = options;
+    this.locations = new Locations(options.frames);
+    control.store(MACHINE_CHUNK_CURSOR, 0);
+    control.store(MACHINE_BLOB_CURSOR, HEADER_BYTES / FRAME_BYTES);
+  }
+
+  /** What is written later supersedes what was written before of the same frame. */
+  async write(source: StageSource): Promise<void> {
+    const { blob, writers, compression, oracle, onError } = this.#options;
+    const task = (writer: number): WriteTask => ({
+      blob,
+      writer,
+      source,
+      compress: compression === "lz4",
+      oracle: source === "live" ? oracle : undefined,
+    });
+    for (const result of await this.#pool.runOn<WriteTask, WriteResult>(writers, "write", task, onError)) {
+      this.locations.add(result);
+      this.totals.push(result.totals);
+    }
+  }
+}

@@ -44,7 +44,7 @@ const BUFFERS: Record<string, [times: number, what: string]> = {
   "src/vm/memory/physical.ts": [4, "RAM: the choke point"],
   "src/vm/personality/step/programs/contents.ts": [2, "templates of initial contents"],
   "src/vm/personality/step/programs/replay.ts": [1, "a replay's own memory"],
-  "src/vm/personality/step/user-memory.ts": [1, "one float64"],
+  "src/vm/memory/user-memory.ts": [1, "one float64"],
   "src/writer/page-writer.ts": [1, "the control area: as long as Control's view"],
 };
 

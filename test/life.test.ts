@@ -18,11 +18,12 @@ import { resume } from "../src/resume.js";
 import { checkConsistency } from "../src/vm/views/consistency.js";
 import * as K from "../src/vm/memory/kernel-layout.js";
 import { findLeaf } from "../src/vm/memory/page-table.js";
-import { listProcesses, type Process, processAddress, readRegisters } from "../src/vm/tasks/process.js";
+import { listProcesses, type Process, readRegisters } from "../src/vm/tasks/process.js";
 import { HANDLER, SIGNAL_FRAME, SP } from "../src/vm/personality/step/program.js";
 import { PROGRESS_DRAWN, PROGRESS_SAVES } from "../src/vm/personality/step/programs/progress.js";
 import { SIGCONT, SIGKILL, SIGSTOP } from "../src/vm/tasks/signals.js";
 import { bootMachine, Draws, scratch, sleep, until } from "./support.js";
+import { processAddress } from "../src/vm/memory/kernel-layout.js";
 
 /** One at a time: a live machine wants both cores. */
 const test = ava.serial;

@@ -11,7 +11,6 @@ import { bit } from "../src/base/control.js";
 import { createRunner } from "../src/vm/personality/step/programs/index.js";
 import { tile } from "../src/vm/memory/buddy.js";
 import { checkConsistency } from "../src/vm/views/consistency.js";
-import { drainConsole, printToConsole } from "../src/vm/devices/console.js";
 import { allocateObject, freeObject } from "../src/vm/memory/kernel-heap.js";
 import {
   ARENA_FRAMES,
@@ -29,6 +28,7 @@ import { RAM_BYTES_MAX, RAM_BYTES_MIN } from "../src/base/limits.js";
 import { CODE_BASE, DATA_BASE, HEAP_BASE, HEAP_END, STACK_TOP } from "../src/vm/personality/step/program.js";
 import { visitBlocks } from "../src/vm/views/walker.js";
 import { bootMachine, findWrong, HandMachine, MIB, sleep, until, whileStopped } from "./support.js";
+import { drainConsole, printToConsole } from "../src/vm/memory/console-ring.js";
 
 /** One at a time: a live machine wants both cores. */
 const test = ava.serial;

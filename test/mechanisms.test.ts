@@ -25,7 +25,6 @@ import {
 import { readFaultStatistics } from "../src/cow/fault-statistics.js";
 import { save } from "../src/hibernate.js";
 import { openImage } from "../src/image/directory.js";
-import { drainConsole, printToConsole } from "../src/vm/devices/console.js";
 import { GuestFault } from "../src/vm/memory/address-space.js";
 import { walkLeaves } from "../src/vm/memory/page-table.js";
 import { placeOfFrame, POOL_PLACE } from "../src/vm/memory/physical.js";
@@ -33,6 +32,7 @@ import type { Process } from "../src/vm/tasks/process.js";
 import { CODE_BASE, DATA_BASE, HEAP_BASE } from "../src/vm/personality/step/program.js";
 import { FlatMemory } from "../src/vm/personality/step/programs/replay.js";
 import { bootMachine, findWrong, HandMachine, MIB, scratch, sleep, whileStopped } from "./support.js";
+import { drainConsole, printToConsole } from "../src/vm/memory/console-ring.js";
 
 /** One at a time: a live machine wants both cores. */
 const test = ava.serial;

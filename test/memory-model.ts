@@ -17,10 +17,10 @@ import {
   DATA_BASE,
   HEAP_BASE,
   HEAP_END,
-  MMAP_BASE,
   STACK_TOP,
   type KernelCalls,
 } from "../src/vm/personality/step/program.js";
+import { MMAP_BASE } from "../src/vm/memory/user-layout.js";
 import { blocksOfKind } from "../src/vm/views/walker.js";
 import { callsOf, HandMachine, MIB } from "./support.js";
 

@@ -6,10 +6,10 @@ import { Worker } from "node:worker_threads";
 import test from "ava";
 import { RAM_BASE } from "../src/base/layout.js";
 import * as K from "../src/vm/memory/kernel-layout.js";
-import { processAddress } from "../src/vm/tasks/process.js";
 import { SIGCONT, SIGKILL, SIGSTOP } from "../src/vm/tasks/signals.js";
 import { runScripts, Script } from "./scripted.js";
 import { HandMachine } from "./support.js";
+import { processAddress } from "../src/vm/memory/kernel-layout.js";
 
 const SLICE_MS = 2;
 

@@ -7,7 +7,7 @@
 import { HibernaculumError } from "../base/errors.js";
 import { Control } from "../base/control.js";
 import { FRAME_BYTES, MACHINE_FRAMES, MACHINE_STOP, MAX_PROCESSES } from "../base/layout.js";
-import type { Pfn, PhysicalAddress, VirtualAddress } from "../base/memory.js";
+import type { PhysicalAddress, VirtualAddress } from "../base/memory.js";
 import type { SharedMemory } from "../base/wasm.js";
 import { AddressSpace } from "./memory/address-space.js";
 import { type AreaKind, CODE_FLAGS, DATA_FLAGS } from "./memory/area.js";
@@ -18,10 +18,12 @@ import { E2BIG, EAGAIN, ECHILD, EINVAL, ENOENT, ENOMEM, EPERM, ESRCH } from "./m
 import * as K from "./memory/kernel-layout.js";
 import { MemoryObjects } from "./memory/memory-object.js";
 import { PhysicalMemory } from "./memory/physical.js";
-import { type Process, processAddress, readProcess } from "./tasks/process.js";
-import { A0, CODE_BASE, DATA_BASE, HEAP_BASE, HEAP_END, type Runner, STACK_TOP } from "./personality/step/program.js";
+import { type Process, readProcess } from "./tasks/process.js";
+import type { Runner } from "./personality/step/program.js";
 import { Scheduler } from "./tasks/scheduler.js";
 import { DISPOSITION_IGNORE, isAlive, isSignal, SIGABRT, SIGCHLD, SIGKILL, Signals } from "./tasks/signals.js";
+import { A0, CODE_BASE, DATA_BASE, HEAP_BASE, HEAP_END, STACK_TOP } from "./memory/user-layout.js";
+import { processAddress } from "./memory/kernel-layout.js";
 
 /** Largest block used to fill a data area, so that areas are long physical runs but split fairly. */
 const POPULATE_ORDER = 9;
@@ -86,7 +88,7 @@ export class Kernel {
 
   /** The address space of a process. */
   space(slot: number): AddressSpace {
-    return new AddressSpace(this, slot);
+    return new AddressSpace(this, this.files, slot);
   }
 
   /**
@@ -439,16 +441,6 @@ export class Kernel {
       this.memory.store32(at + K.PROCESS_GROUP, wanted);
       return 0;
     });
-  }
-
-  /** A page of a memory object that has no frame yet: zeros. Caller holds the kernel lock. Undefined if there is no memory. */
-  fillObjectPage(object: PhysicalAddress, page: number): Pfn | undefined {
-    const frame = this.buddy.allocate(0, 0, K.KIND_FILE);
-    if (frame === undefined) return undefined;
-    this.memory.zero(frame, 1);
-    if (this.objects.insert(object, page, frame)) return frame;
-    this.buddy.free(frame);
-    return undefined;
   }
 
   // ---- on and off a vCPU ----

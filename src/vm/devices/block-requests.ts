@@ -26,11 +26,13 @@ import {
   PROCESS_FREE,
   PROCESS_PID,
   PROCESS_STATE,
+  processAddress,
 } from "../memory/kernel-layout.js";
-import type { PhysicalMemory } from "../memory/physical.js";
-import { processAddress } from "../tasks/process.js";
-import type { DiskOperation, DiskStatus } from "../personality/step/program.js";
-import { littleEndian } from "./driver.js";
+import { littleEndian, type PhysicalMemory } from "../memory/physical.js";
+
+export type DiskOperation = "read" | "write" | "flush";
+/** How a request to the disk ended. */
+export type DiskStatus = "ok" | "out of range" | "I/O error" | "no space";
 
 /** A sector is as large as a frame ("4K native"). */
 export const SECTOR_BYTES: number = FRAME_BYTES;

@@ -9,9 +9,8 @@ import { FRAME_BYTES } from "../../base/layout.js";
 import type { PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 import { EBADF, EMFILE, ENOMEM, EPIPE } from "../memory/errno.js";
 import { allocateObject, freeObject } from "../memory/kernel-heap.js";
-import { KIND_KERNEL_HEAP, PROCESS_FDS } from "../memory/kernel-layout.js";
-import type { Kernel } from "../kernel.js";
-import { processAddress } from "../tasks/process.js";
+import { KIND_KERNEL_HEAP, PROCESS_FDS, processAddress } from "../memory/kernel-layout.js";
+import type { KernelParts } from "../tasks/parts.js";
 
 export const FDS_MAX = 256;
 const FD_BYTES = 8;
@@ -90,18 +89,18 @@ export function* walkFds(memory: ReadableMemory, slot: number): Generator<Fd> {
 }
 
 export class Descriptions {
-  readonly #kernel: Kernel;
+  readonly #parts: KernelParts;
   readonly #releaseInode: (inode: PhysicalAddress) => void;
 
-  constructor(kernel: Kernel, releaseInode: (inode: PhysicalAddress) => void) {
-    this.#kernel = kernel;
+  constructor(parts: KernelParts, releaseInode: (inode: PhysicalAddress) => void) {
+    this.#parts = parts;
     this.#releaseInode = releaseInode;
   }
 
   // ---- fds ----
 
   #entry(slot: number, fd: number): PhysicalAddress | undefined {
-    const table = this.#kernel.memory.load32(processAddress(this.#kernel.memory, slot) + PROCESS_FDS);
+    const table = this.#parts.memory.load32(processAddress(this.#parts.memory, slot) + PROCESS_FDS);
     if (table === 0 || !Number.isInteger(fd) || fd < 0 || fd >= FDS_MAX) return undefined;
     return (table - 1) * FRAME_BYTES + fd * FD_BYTES;
   }
@@ -109,8 +108,8 @@ export class Descriptions {
   /** What an fd names; undefined if it is not open. */
   find(slot: number, fd: number): Description | undefined {
     const entry = this.#entry(slot, fd);
-    const at = entry === undefined ? 0 : this.#kernel.memory.load32(entry) >>> 0;
-    return at === 0 ? undefined : readDescription(this.#kernel.memory, at);
+    const at = entry === undefined ? 0 : this.#parts.memory.load32(entry) >>> 0;
+    return at === 0 ? undefined : readDescription(this.#parts.memory, at);
   }
 
   /** Gives a description, with one reference of the caller's, the least free fd from `least` on. */
@@ -125,7 +124,7 @@ export class Descriptions {
   }
 
   #makeTable(slot: number): boolean {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     const word = processAddress(memory, slot) + PROCESS_FDS;
     if (memory.load32(word) !== 0) return true;
     const frame = buddy.allocate(0, 0, KIND_KERNEL_HEAP);
@@ -137,8 +136,8 @@ export class Descriptions {
 
   #store(slot: number, fd: number, description: PhysicalAddress, cloexec: boolean): void {
     const entry = this.#entry(slot, fd)!;
-    this.#kernel.memory.store32(entry, description);
-    this.#kernel.memory.store32(entry + 4, cloexec ? FD_CLOEXEC : 0);
+    this.#parts.memory.store32(entry, description);
+    this.#parts.memory.store32(entry + 4, cloexec ? FD_CLOEXEC : 0);
   }
 
   close(slot: number, fd: number): number {
@@ -170,7 +169,7 @@ export class Descriptions {
 
   /** fork: the child has the same descriptions. False if there is no memory. */
   copyTable(from: number, to: number): boolean {
-    for (const { fd, cloexec, description } of walkFds(this.#kernel.memory, from)) {
+    for (const { fd, cloexec, description } of walkFds(this.#parts.memory, from)) {
       if (!this.#makeTable(to)) return false;
       this.#store(to, fd, description.at, cloexec);
       this.#share(description.at);
@@ -180,7 +179,7 @@ export class Descriptions {
 
   /** exec closes some (`cloexec`), the end all, and the table with them. */
   closeAll(slot: number, which: "all" | "cloexec"): void {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     for (const { fd, cloexec } of Array.from(walkFds(memory, slot))) if (cloexec || which === "all") this.close(slot, fd);
     const word = processAddress(memory, slot) + PROCESS_FDS;
     if (which === "cloexec" || memory.load32(word) === 0) return;
@@ -192,7 +191,7 @@ export class Descriptions {
 
   /** A new description, held once, of what is behind it (a reference that it takes over). */
   create(kind: DescriptionKind, behind: PhysicalAddress, flags: number): number {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     const at = allocateObject(memory, buddy, DESCRIPTION_BYTES);
     if (at === undefined) return -ENOMEM;
     memory.store32(at + REFERENCES, 1);
@@ -204,11 +203,11 @@ export class Descriptions {
   }
 
   #share(at: PhysicalAddress): void {
-    this.#kernel.memory.store32(at + REFERENCES, this.#kernel.memory.load32(at + REFERENCES) + 1);
+    this.#parts.memory.store32(at + REFERENCES, this.#parts.memory.load32(at + REFERENCES) + 1);
   }
 
   release(at: PhysicalAddress): void {
-    const { memory } = this.#kernel;
+    const { memory } = this.#parts;
     const { kind, behind, references } = readDescription(memory, at);
     if (references > 1) {
       memory.store32(at + REFERENCES, references - 1);
@@ -220,14 +219,14 @@ export class Descriptions {
   }
 
   setPosition(at: PhysicalAddress, position: number): void {
-    this.#kernel.memory.storeFloat64(at + POSITION, position);
+    this.#parts.memory.storeFloat64(at + POSITION, position);
   }
 
   // ---- pipes ----
 
   /** A new pipe, and a description of each of its ends; undefined if there is no memory. */
   createPipe(flags: number): { reader: PhysicalAddress; writer: PhysicalAddress } | undefined {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     const pipe = allocateObject(memory, buddy, PIPE_BYTES);
     const frame = buddy.allocate(0, 0, KIND_KERNEL_HEAP);
     const reader = pipe === undefined ? -1 : this.create("reader", pipe, flags);
@@ -251,7 +250,7 @@ export class Descriptions {
   }
 
   #releasePipe(pipe: PhysicalAddress, end: typeof READERS | typeof WRITERS): void {
-    const { memory, buddy, scheduler } = this.#kernel;
+    const { memory, buddy, scheduler } = this.#parts;
     memory.store32(pipe + end, memory.load32(pipe + end) - 1);
     scheduler.wake(pipe); // the other end may be waiting for what does not come any more
     const { readers, writers } = readPipe(memory, pipe);
@@ -262,7 +261,7 @@ export class Descriptions {
 
   /** Takes bytes out; none at the end, undefined if there are none yet. */
   takeFromPipe(pipe: PhysicalAddress, most: number): Uint8Array | undefined {
-    const { memory, scheduler } = this.#kernel;
+    const { memory, scheduler } = this.#parts;
     const { filled, writers } = readPipe(memory, pipe);
     const count = Math.min(most, filled);
     if (count === 0) return filled === 0 && writers > 0 && most > 0 ? undefined : new Uint8Array();
@@ -280,7 +279,7 @@ export class Descriptions {
 
   /** Puts bytes in, all of at most PIPE_CAPACITY or what there is room for of more; undefined if there is no room now. */
   putIntoPipe(pipe: PhysicalAddress, bytes: Uint8Array): number | undefined {
-    const { memory, scheduler } = this.#kernel;
+    const { memory, scheduler } = this.#parts;
     const { filled, readers } = readPipe(memory, pipe);
     if (readers === 0) return -EPIPE;
     const room = PIPE_CAPACITY - filled;

@@ -26,9 +26,17 @@ import {
 } from "./area.js";
 import { EACCES, EINVAL, ENOMEM } from "./errno.js";
 import { allocateObject, freeObject } from "./kernel-heap.js";
-import { KIND_FILE_CLEAN, KIND_PAGE_TABLE, KIND_USER, PROCESS_AREAS, PROCESS_PID, PROCESS_ROOT } from "./kernel-layout.js";
-import type { Kernel } from "../kernel.js";
-import { OBJECT_PAGES_MAX } from "./memory-object.js";
+import {
+  KIND_FILE_CLEAN,
+  KIND_PAGE_TABLE,
+  KIND_USER,
+  PROCESS_AREAS,
+  PROCESS_PID,
+  PROCESS_ROOT,
+  processAddress,
+} from "./kernel-layout.js";
+import { OBJECT_PAGES_MAX, objectInode, type Pager } from "./memory-object.js";
+import type { MemoryParts } from "./parts.js";
 import {
   type Entry,
   findEntry,
@@ -40,8 +48,7 @@ import {
   visitEntries,
   walkTables,
 } from "./page-table.js";
-import { HEAP_BASE, HEAP_END, MMAP_BASE } from "../personality/step/program.js";
-import { processAddress } from "../tasks/process.js";
+import { HEAP_BASE, HEAP_END, MMAP_BASE } from "./user-layout.js";
 
 const PERMISSIONS = PTE_R | PTE_W | PTE_X;
 const USER_END = 2 ** 32 - FRAME_BYTES;
@@ -70,48 +77,64 @@ export interface Mapping {
 }
 
 export class AddressSpace {
-  readonly #kernel: Kernel;
+  readonly #parts: MemoryParts;
+  readonly #pager: Pager;
   readonly #slot: number;
   readonly #at: PhysicalAddress;
 
-  constructor(kernel: Kernel, slot: number) {
-    this.#kernel = kernel;
+  constructor(parts: MemoryParts, pager: Pager, slot: number) {
+    this.#parts = parts;
+    this.#pager = pager;
     this.#slot = slot;
-    this.#at = processAddress(kernel.memory, slot);
+    this.#at = processAddress(parts.memory, slot);
   }
 
   get #root(): Pfn {
-    return this.#kernel.memory.load32(this.#at + PROCESS_ROOT);
+    return this.#parts.memory.load32(this.#at + PROCESS_ROOT);
   }
 
   get #pid(): number {
-    return this.#kernel.memory.load32(this.#at + PROCESS_PID);
+    return this.#parts.memory.load32(this.#at + PROCESS_PID);
   }
 
   // ---- areas ----
 
   areas(): Generator<StoredArea> {
-    return walkAreas(this.#kernel.memory, this.#kernel.memory.load32(this.#at + PROCESS_AREAS));
+    return walkAreas(this.#parts.memory, this.#parts.memory.load32(this.#at + PROCESS_AREAS));
   }
 
   /** Adds an area; its object gets one more holder. False if there is no memory. */
   addArea(area: Area): boolean {
-    const { memory, buddy, objects } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     const at = allocateObject(memory, buddy, AREA_BYTES);
     if (at === undefined) return false;
-    if (area.object !== 0) objects.share(area.object);
+    if (area.object !== 0) this.#hold(area.object);
     storeArea(memory, at, area);
     linkArea(memory, at, memory.load32(this.#at + PROCESS_AREAS));
     memory.store32(this.#at + PROCESS_AREAS, at);
     return true;
   }
 
+  #hold(object: PhysicalAddress): void {
+    const { memory, objects } = this.#parts;
+    objects.share(object);
+    const inode = objectInode(memory, object);
+    if (inode !== 0) this.#pager.holdInode(inode);
+  }
+
+  #letGo(object: PhysicalAddress): void {
+    const { memory, objects } = this.#parts;
+    const inode = objectInode(memory, object);
+    objects.release(object);
+    if (inode !== 0) this.#pager.releaseInode(inode);
+  }
+
   #changeArea(area: StoredArea, change: Partial<Area>): void {
-    storeArea(this.#kernel.memory, area.at, { ...area, ...change });
+    storeArea(this.#parts.memory, area.at, { ...area, ...change });
   }
 
   #removeArea(at: PhysicalAddress): void {
-    const { memory, objects } = this.#kernel;
+    const { memory } = this.#parts;
     let before: StoredArea | undefined;
     for (const area of this.areas()) {
       if (area.at !== at) {
@@ -121,8 +144,8 @@ export class AddressSpace {
       if (before === undefined) memory.store32(this.#at + PROCESS_AREAS, area.next);
       else linkArea(memory, before.at, area.next);
       if (area.object !== 0) {
-        if (area.shared) this.#kernel.files.writeBack(area.object, area.offset, (area.end - area.start) / FRAME_BYTES);
-        objects.release(area.object);
+        if (area.shared) this.#pager.writeBack(area.object, area.offset, (area.end - area.start) / FRAME_BYTES);
+        this.#letGo(area.object);
       }
       freeObject(memory, at, AREA_BYTES);
     }
@@ -136,14 +159,14 @@ export class AddressSpace {
       if (lower === undefined || !continues(lower, area)) lower = area;
       else {
         lower.end = area.end;
-        storeArea(this.#kernel.memory, lower.at, lower);
+        storeArea(this.#parts.memory, lower.at, lower);
         this.#removeArea(area.at);
       }
     }
   }
 
   #areaOf(address: VirtualAddress): StoredArea | undefined {
-    return findArea(this.#kernel.memory, this.#kernel.memory.load32(this.#at + PROCESS_AREAS), address);
+    return findArea(this.#parts.memory, this.#parts.memory.load32(this.#at + PROCESS_AREAS), address);
   }
 
   /** The stack that may grow down to an address where there is no area: the next one above, if nothing is near. */
@@ -212,8 +235,8 @@ export class AddressSpace {
     if (covered !== end - start || !this.#isolate(start, end)) return -ENOMEM;
     for (const area of inside()) {
       const changed = { ...area, flags: allowed(flags) };
-      storeArea(this.#kernel.memory, area.at, changed);
-      visitEntries(this.#kernel.memory, this.#root, area.start, area.end, (address, pte, entry) =>
+      storeArea(this.#parts.memory, area.at, changed);
+      visitEntries(this.#parts.memory, this.#root, area.start, area.end, (address, pte, entry) =>
         this.#setLeaf(address, entry, pte >>> PTE_PPN_SHIFT, this.#leafFlags(changed, pte, entry.level)),
       );
     }
@@ -229,7 +252,7 @@ export class AddressSpace {
       const [from, to] = [Math.max(start, area.start), Math.min(end, area.end)];
       if (!area.shared || area.object === 0 || from >= to) continue;
       const first = area.offset + (from - area.start) / FRAME_BYTES;
-      failed = this.#kernel.files.writeBack(area.object, first, (to - from) / FRAME_BYTES) || failed;
+      failed = this.#pager.writeBack(area.object, first, (to - from) / FRAME_BYTES) || failed;
     }
     return failed;
   }
@@ -255,7 +278,7 @@ export class AddressSpace {
 
   /** Resolves an access that has no leaf that allows it, or throws GuestFault. */
   fault(address: VirtualAddress, access: number): void {
-    const { memory } = this.#kernel;
+    const { memory } = this.#parts;
     const found = this.#areaOf(address);
     const stack = found === undefined ? this.#stackAbove(address) : undefined;
     const area = found ?? stack;
@@ -271,13 +294,13 @@ export class AddressSpace {
 
   /** Gives a page without a leaf what is behind its area. False if there is no memory. */
   #fill(area: Area, page: VirtualAddress, write: boolean, where: string): boolean {
-    const { memory, buddy, objects } = this.#kernel;
+    const { memory, buddy, objects } = this.#parts;
     if (area.object === 0) {
       if (!isDemandZero(area)) throw new GuestFault(`${where}, which is not mapped`);
       return this.mapNew(page, 0, area.flags);
     }
     const index = area.offset + (page - area.start) / FRAME_BYTES;
-    const frame = objects.find(area.object, index) ?? this.#kernel.files.fillPage(area.object, index);
+    const frame = objects.find(area.object, index) ?? this.#pager.fillPage(area.object, index);
     if (frame === undefined) return false;
     if (frame < 0) throw new GuestFault(`${where}: the file behind it ends before, or cannot be read`);
     if (write && !area.shared) return this.mapNew(page, 0, area.flags, memory.read(frame * FRAME_BYTES, FRAME_BYTES));
@@ -290,7 +313,7 @@ export class AddressSpace {
 
   /** A store to a leaf without W: a first store to a clean page of a file, or a copy on write. */
   #unshare(area: Area, address: VirtualAddress, entry: Entry): boolean {
-    const { memory, buddy, objects } = this.#kernel;
+    const { memory, buddy, objects } = this.#parts;
     const pte = memory.load32(entry.at);
     const frame = pte >>> PTE_PPN_SHIFT;
     const page = address - (address % (entry.level === 0 ? FRAME_BYTES : HUGE_BYTES));
@@ -304,7 +327,7 @@ export class AddressSpace {
   }
 
   #copyFrame(page: VirtualAddress, entry: Entry, flags: number): boolean {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     const old = memory.load32(entry.at) >>> PTE_PPN_SHIFT;
     const copy = buddy.allocate(0, this.#pid, KIND_USER);
     if (copy === undefined) return false;
@@ -316,7 +339,7 @@ export class AddressSpace {
 
   /** Copies 2 MiB that others hold too: into a block of the same size, or else into frames. */
   #copyHuge(page: VirtualAddress, entry: Entry, flags: number): boolean {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     const old = memory.load32(entry.at) >>> PTE_PPN_SHIFT;
     const copy = buddy.allocateFree(9, this.#pid, KIND_USER);
     if (copy === undefined) return this.#splitHuge(page, entry);
@@ -330,7 +353,7 @@ export class AddressSpace {
 
   /** What a leaf of an area may be: see "what must hold". A and D stay as they are; a frame that it may store to is its own. */
   #leafFlags(area: Area, pte: number, level: number, frame: Pfn = pte >>> PTE_PPN_SHIFT): number {
-    const { buddy } = this.#kernel;
+    const { buddy } = this.#parts;
     const kept = pte & 0x3ff & ~(PERMISSIONS | PTE_COW | PTE_PARKED | 1);
     const flags = kept | (area.flags & PERMISSIONS) | PTE_U;
     if ((area.flags & PERMISSIONS) === 0) return flags | PTE_PARKED;
@@ -344,7 +367,7 @@ export class AddressSpace {
 
   /** A frame that nobody else holds any more, neither another process nor an object, becomes this process's. */
   #own(head: Pfn): void {
-    const { buddy } = this.#kernel;
+    const { buddy } = this.#parts;
     buddy.setOwner(head, this.#pid);
     if (buddy.kindOf(head) !== KIND_USER) buddy.setKind(head, KIND_USER);
   }
@@ -356,22 +379,22 @@ export class AddressSpace {
 
   #setLeaf(address: VirtualAddress, entry: Entry, frame: Pfn, flags: number): void {
     const valid = (flags & PTE_PARKED) === 0 ? 1 : 0;
-    this.#kernel.memory.store32(entry.at, (frame << PTE_PPN_SHIFT) | flags | valid);
+    this.#parts.memory.store32(entry.at, (frame << PTE_PPN_SHIFT) | flags | valid);
     this.#invalidate(address, entry.level === 0 ? 1 : HUGE_PAGES);
   }
 
   #mapLeaf(address: VirtualAddress, frame: Pfn, level: number, flags: number): boolean {
-    return mapPage(this.#kernel.memory, this.#root, address, frame, flags, () => this.allocateTable(), level);
+    return mapPage(this.#parts.memory, this.#root, address, frame, flags, () => this.allocateTable(), level);
   }
 
   #invalidate(address: VirtualAddress, pages: number): void {
-    for (let i = 0; i < pages; i++) this.#kernel.core.invalidate(address + i * FRAME_BYTES);
+    for (let i = 0; i < pages; i++) this.#parts.core.invalidate(address + i * FRAME_BYTES);
   }
 
   /** Allocates a zeroed page table; undefined if there is no memory. */
   allocateTable(): Pfn | undefined {
-    const frame = this.#kernel.buddy.allocate(0, this.#pid, KIND_PAGE_TABLE);
-    if (frame !== undefined) this.#kernel.memory.zero(frame, 1);
+    const frame = this.#parts.buddy.allocate(0, this.#pid, KIND_PAGE_TABLE);
+    if (frame !== undefined) this.#parts.memory.zero(frame, 1);
     return frame;
   }
 
@@ -380,7 +403,7 @@ export class AddressSpace {
    * but for page tables.
    */
   mapNew(address: VirtualAddress, order: number, flags: number, contents?: Uint8Array): boolean {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     const frame = buddy.allocate(order, this.#pid, KIND_USER);
     if (frame === undefined) return false;
     if (contents === undefined || contents.length < FRAME_BYTES << order) memory.zero(frame, 1 << order);
@@ -399,7 +422,7 @@ export class AddressSpace {
 
   /** Takes the leaves of [start, end) out and lets go of their frames. No 2 MiB leaf lies across the ends. */
   #clear(start: VirtualAddress, end: VirtualAddress): void {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     /** A block that is freed as a whole, with its last leaf. */
     let whole = { head: -1, end: 0 };
     visitEntries(memory, this.#root, start, end, (address, pte, entry) => {
@@ -435,14 +458,14 @@ export class AddressSpace {
 
   /** Sees to it that no 2 MiB leaf lies across an address. */
   #splitAt(address: VirtualAddress): boolean {
-    const entry = findEntry(this.#kernel.memory, this.#root, address);
+    const entry = findEntry(this.#parts.memory, this.#root, address);
     const within = address % HUGE_BYTES;
     return entry?.level !== 1 || within === 0 || this.#splitHuge(address - within, entry);
   }
 
   /** Makes a 2 MiB leaf 512 of 4 KiB: of the same frames, or of copies if others hold the block. False if there is no memory. */
   #splitHuge(address: VirtualAddress, entry: Entry): boolean {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     const pte = memory.load32(entry.at);
     const head = pte >>> PTE_PPN_SHIFT;
     const frames = [];
@@ -473,7 +496,7 @@ export class AddressSpace {
 
   /** Puts aligned 2 MiB into one block under one leaf. True if it is so now. */
   #collapse(address: VirtualAddress, flags: number): boolean {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     if (findEntry(memory, this.#root, address)?.level === 1) return true;
     const block = buddy.allocateFree(9, this.#pid, KIND_USER);
     if (block === undefined) return false;
@@ -500,7 +523,7 @@ export class AddressSpace {
     if (address % FRAME_BYTES !== 0 || area?.kind !== "heap") {
       throw new GuestFault(`map of 0x${address.toString(16)}, order ${order}, outside the heap area`);
     }
-    visitEntries(this.#kernel.memory, this.#root, address, end, (page) => {
+    visitEntries(this.#parts.memory, this.#root, address, end, (page) => {
       throw new GuestFault(`map of 0x${page.toString(16)}, which is mapped`);
     });
     return this.mapNew(address, order, this.#newFlags(area));
@@ -508,7 +531,7 @@ export class AddressSpace {
 
   /** Unmaps and frees a block that mapBlock gave, also if a fork has split it. */
   unmapBlock(address: VirtualAddress, order: number): void {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     const end = address + (FRAME_BYTES << order);
     let leaves = 0;
     let head = -1;
@@ -536,7 +559,7 @@ export class AddressSpace {
    * them first. False if there is no memory: the child is to be released. This space's tags are to be dropped then.
    */
   copyTo(child: AddressSpace): boolean {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     let done = true;
     for (const area of [...this.areas()].toReversed()) {
       if (!child.addArea(area)) return false;
@@ -557,7 +580,7 @@ export class AddressSpace {
 
   /** Lets go of everything: areas, frames, page tables. */
   release(): void {
-    const { memory, buddy, core } = this.#kernel;
+    const { memory, buddy, core } = this.#parts;
     const root = this.#root;
     if (root !== 0) {
       this.#clear(0, 2 ** 32);

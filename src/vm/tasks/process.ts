@@ -6,9 +6,8 @@ import type { Pfn, PhysicalAddress, ReadableMemory } from "../../base/memory.js"
 import {
   FLAG_BOOT,
   KERNEL_SLOTS_USED,
-  kernelLayout,
+  processAddress,
   PROCESS_AREAS,
-  PROCESS_BYTES,
   PROCESS_FAILURE,
   PROCESS_FAILURE_BYTES,
   PROCESS_FLAGS,
@@ -30,7 +29,7 @@ import {
   PROCESS_VCPU,
 } from "../memory/kernel-layout.js";
 import { findLeaf } from "../memory/page-table.js";
-import { CODE_BASE } from "../personality/step/program.js";
+import { CODE_BASE } from "../memory/user-layout.js";
 
 /** A process, as read from the table at one moment. */
 export interface Process {
@@ -58,10 +57,6 @@ export interface Process {
   /** Sets of signals: sent and not delivered, and not to be delivered now. */
   pending: number;
   mask: number;
-}
-
-export function processAddress(memory: ReadableMemory, slot: number): PhysicalAddress {
-  return kernelLayout(memory.frames).processTable + slot * PROCESS_BYTES;
 }
 
 export function readProcess(memory: ReadableMemory, slot: number): Process | undefined {

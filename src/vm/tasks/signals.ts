@@ -21,10 +21,10 @@ import type { PhysicalAddress, ReadableMemory, VirtualAddress } from "../../base
 import { EINVAL } from "../memory/errno.js";
 import * as K from "../memory/kernel-layout.js";
 import type { PhysicalMemory } from "../memory/physical.js";
-import { A0, HANDLER, SIGNAL_FRAME, SP, STACK_TOP, type UserMemory } from "../personality/step/program.js";
-import { processAddress } from "./process.js";
 import type { Scheduler } from "./scheduler.js";
-import { loadUserFloat64, storeUserFloat64 } from "../personality/step/user-memory.js";
+import { A0, HANDLER, SIGNAL_FRAME, SP, STACK_TOP } from "../memory/user-layout.js";
+import { loadUserFloat64, storeUserFloat64, type UserMemory } from "../memory/user-memory.js";
+import { processAddress } from "../memory/kernel-layout.js";
 
 export const SIGHUP = 1;
 export const SIGINT = 2;

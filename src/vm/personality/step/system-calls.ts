@@ -2,14 +2,20 @@
 import type { PhysicalAddress } from "../../../base/memory.js";
 import { FRAME_BYTES, MACHINE_SAVE_PERCENT, PTE_W } from "../../../base/layout.js";
 import type { BootSystemCalls } from "./boot-programs.js";
-import { printToConsole } from "../../devices/console.js";
 import { EINVAL, ENOMEM, EPIPE } from "../../memory/errno.js";
 import type { Kernel } from "../../kernel.js";
-import { PROCESS_MASK, PROCESS_NICE, PROCESS_PARENT, PROCESS_PENDING, PROCESS_PID } from "../../memory/kernel-layout.js";
-import { processAddress } from "../../tasks/process.js";
-import type { DeviceCalls } from "./program.js";
+import {
+  PROCESS_MASK,
+  PROCESS_NICE,
+  PROCESS_PARENT,
+  PROCESS_PENDING,
+  PROCESS_PID,
+  processAddress,
+} from "../../memory/kernel-layout.js";
 import { DISPOSITION_DEFAULT, DISPOSITION_IGNORE, HANDLER_MAX, SIGPIPE } from "../../tasks/signals.js";
 import { UserCopy } from "../../memory/user-copy.js";
+import type { DeviceCalls } from "../../devices/calls.js";
+import { printToConsole } from "../../memory/console-ring.js";
 
 /** What a process asked for that is done once its step is over, before the next safepoint. */
 export type Afterwards =

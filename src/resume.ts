@@ -420,7 +420,7 @@ class Resume {
   #rebuild(): void {
     const { devices, kernel } = this.#machine;
     kernel.buddy.rebuildSaveable();
-    kernel.releaseRunning();
+    kernel.turns.releaseRunning();
     freeOldReserves(kernel);
     if (this.#options.acceptChangedFiles === true) kernel.files.acceptHost();
     kernel.memory.store32(KERNEL_RESUMES, kernel.memory.load32(KERNEL_RESUMES) + 1);

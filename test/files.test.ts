@@ -205,7 +205,7 @@ test("fds: dup and fork share the position, exec closes what says so, and the la
   const secret = calls.open("/f", O_RDONLY | O_CLOEXEC);
   calls.lseek(twin, 2, SEEK_SET);
   t.is(hand.read(fd, 2), "cd");
-  machine.kernel.fork(hand.process.slot);
+  machine.kernel.lifecycle.fork(hand.process.slot);
   const child = new Hand(machine, 1, readProcess(machine.kernel.memory, 1)!);
   t.is(child.read(fd, 1), "e");
   t.is(hand.read(twin, 1), "f");
@@ -214,10 +214,10 @@ test("fds: dup and fork share the position, exec closes what says so, and the la
   t.is(calls.lseek(9, -1, SEEK_END), 5);
   t.is(calls.unlink("/f"), 0);
   consistent(t, machine);
-  t.true(machine.kernel.exec(child.process.slot, "idle", createRunner));
+  t.true(machine.kernel.lifecycle.exec(child.process.slot, "idle", createRunner));
   t.is(child.calls.lseek(secret, 0, SEEK_SET), -E.EBADF);
   t.is(child.calls.lseek(twin, 0, SEEK_CUR), 5);
-  machine.kernel.end(child.process.slot);
+  machine.kernel.lifecycle.end(child.process.slot);
   for (const open of [fd, twin, secret, 9]) t.is(calls.close(open), 0);
   t.is(calls.close(fd), -E.EBADF);
   t.is(typeof calls.wait(-1), "object");
@@ -546,10 +546,10 @@ test("a process that fails lets go of its files: the other end of its pipe sees 
   const machine = new HandMachine({ vcpus: 2 });
   const hand = new Hand(machine);
   const { reader, writer } = hand.calls.pipe() as { reader: number; writer: number };
-  machine.kernel.fork(hand.process.slot);
+  machine.kernel.lifecycle.fork(hand.process.slot);
   hand.calls.close(writer);
   t.is(hand.read(reader, 1), undefined);
-  machine.kernel.putBack(1, { ran: 0, failure: "it did something wrong" });
+  machine.kernel.turns.putBack(1, 0, { do: "fail", reason: "it did something wrong", status: 6 });
   t.is(readProcess(machine.kernel.memory, 1)!.state, "failed");
   t.is(hand.read(reader, 1), "");
   consistent(t, machine);

@@ -221,11 +221,11 @@ for (const how of ["stopped", "dead", "hung"] as const) {
     const started = new Set([pid, other.pid]);
     await until(() => machine.processes().every(({ steps }) => steps > 0), "both run");
     if (how === "stopped") {
-      t.is(machine.kernel.kill(undefined, pid, SIGSTOP), 0);
+      t.is(machine.kernel.groups.kill(undefined, pid, SIGSTOP), 0);
       await until(() => machine.processes()[slot]!.state === "stopped", "it stops");
     }
     if (how === "dead") {
-      machine.kernel.kill(undefined, pid, SIGKILL);
+      machine.kernel.groups.kill(undefined, pid, SIGKILL);
       await until(() => machine.processes().length === 1, "it ends");
     }
     const path = join(scratch(t), "image");
@@ -236,7 +236,7 @@ for (const how of ["stopped", "dead", "hung"] as const) {
     await resume(fresh, path);
     if (how === "stopped") {
       t.is(fresh.processes()[slot]!.state, "stopped");
-      fresh.kernel.kill(undefined, pid, SIGCONT);
+      fresh.kernel.groups.kill(undefined, pid, SIGCONT);
     }
     await goesOn(fresh, processes, how === "dead" ? new Set([other.pid]) : started);
     t.deepEqual(failures(fresh.processes()), []);

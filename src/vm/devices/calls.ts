@@ -6,7 +6,6 @@
  */
 import type { VirtualAddress } from "../../base/memory.js";
 import { MACHINE_DEVICE_BELL } from "../../base/layout.js";
-import type { Core } from "../memory/core.js";
 import { GuestFault } from "../memory/address-space.js";
 import type { KernelParts } from "../tasks/parts.js";
 import { KERNEL_GENERATION } from "../memory/kernel-layout.js";
@@ -41,13 +40,8 @@ export interface DeviceCalls {
  * @param process - who makes the calls
  * @param notify - has the coordinator look at the devices
  */
-export function createDeviceCalls(
-  parts: KernelParts,
-  core: Core,
-  process: { slot: number; pid: number },
-  notify: () => void,
-): DeviceCalls {
-  const { control, memory } = parts;
+export function createDeviceCalls(parts: KernelParts, process: { slot: number; pid: number }, notify: () => void): DeviceCalls {
+  const { control, core, memory } = parts;
   const user = new UserCopy(core);
   // One message at a time: the bell is cleared before the devices are looked at, so what came before it is seen.
   const ring = (): void => {

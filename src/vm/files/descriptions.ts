@@ -1,16 +1,18 @@
 /**
- * What processes have open: fd tables, file descriptions, pipes. A description has the position and the flags, and is shared by
- * dup and fork; a pipe is one frame, a ring, with the number of its readers and writers.
+ * What processes have open: fd tables and file descriptions. A description has the position and the flags, and is shared by
+ * dup and fork.
  *
  * What must hold: a description is held by the fds that name it; the last one gives back what is behind it. Callers hold the
  * kernel lock. What is negative is an error number.
  */
 import { FRAME_BYTES } from "../../base/layout.js";
 import type { PhysicalAddress, ReadableMemory } from "../../base/memory.js";
-import { EBADF, EMFILE, ENOMEM, EPIPE } from "../memory/errno.js";
+import { EBADF, EMFILE, ENOMEM } from "../memory/errno.js";
 import { allocateObject, freeObject } from "../memory/kernel-heap.js";
 import { KIND_KERNEL_HEAP, PROCESS_FDS, processAddress } from "../memory/kernel-layout.js";
+import type { FdTables } from "../tasks/lifecycle.js";
 import type { KernelParts } from "../tasks/parts.js";
+import { createPipe, releaseEnd } from "./pipe.js";
 
 export const FDS_MAX = 256;
 const FD_BYTES = 8;
@@ -27,15 +29,6 @@ const POSITION = 16;
 
 export type DescriptionKind = "inode" | "reader" | "writer" | "console";
 const KINDS: readonly DescriptionKind[] = ["inode", "reader", "writer", "console"];
-
-const PIPE_BYTES = 32;
-const READERS = 0;
-const WRITERS = 4;
-const FRAME = 8;
-const START = 12;
-const FILLED = 16;
-/** A write of at most so many bytes is not mixed with others. */
-export const PIPE_CAPACITY: number = FRAME_BYTES;
 
 /** An open file, as read at one moment. */
 export interface Description {
@@ -55,12 +48,6 @@ export interface Fd {
   description: Description;
 }
 
-export interface Pipe {
-  readers: number;
-  writers: number;
-  filled: number;
-}
-
 export function readDescription(memory: ReadableMemory, at: PhysicalAddress): Description {
   return {
     at,
@@ -70,10 +57,6 @@ export function readDescription(memory: ReadableMemory, at: PhysicalAddress): De
     position: memory.loadFloat64(at + POSITION),
     references: memory.load32(at + REFERENCES),
   };
-}
-
-export function readPipe(memory: ReadableMemory, pipe: PhysicalAddress): Pipe {
-  return { readers: memory.load32(pipe + READERS), writers: memory.load32(pipe + WRITERS), filled: memory.load32(pipe + FILLED) };
 }
 
 /** Open fds of a process, in order. */
@@ -88,7 +71,7 @@ export function* walkFds(memory: ReadableMemory, slot: number): Generator<Fd> {
   }
 }
 
-export class Descriptions {
+export class Descriptions implements FdTables {
   readonly #parts: KernelParts;
   readonly #releaseInode: (inode: PhysicalAddress) => void;
 
@@ -214,7 +197,7 @@ export class Descriptions {
       return;
     }
     if (kind === "inode") this.#releaseInode(behind);
-    if (kind === "reader" || kind === "writer") this.#releasePipe(behind, kind === "reader" ? READERS : WRITERS);
+    if (kind === "reader" || kind === "writer") releaseEnd(this.#parts, behind, kind);
     freeObject(memory, at, DESCRIPTION_BYTES);
   }
 
@@ -222,76 +205,17 @@ export class Descriptions {
     this.#parts.memory.storeFloat64(at + POSITION, position);
   }
 
-  // ---- pipes ----
-
   /** A new pipe, and a description of each of its ends; undefined if there is no memory. */
   createPipe(flags: number): { reader: PhysicalAddress; writer: PhysicalAddress } | undefined {
-    const { memory, buddy } = this.#parts;
-    const pipe = allocateObject(memory, buddy, PIPE_BYTES);
-    const frame = buddy.allocate(0, 0, KIND_KERNEL_HEAP);
-    const reader = pipe === undefined ? -1 : this.create("reader", pipe, flags);
-    const writer = pipe === undefined ? -1 : this.create("writer", pipe, flags);
-    if (pipe === undefined || frame === undefined || reader < 0 || writer < 0) {
-      if (reader >= 0) freeObject(memory, reader, DESCRIPTION_BYTES);
-      if (writer >= 0) freeObject(memory, writer, DESCRIPTION_BYTES);
-      if (frame !== undefined) buddy.free(frame);
-      if (pipe !== undefined) freeObject(memory, pipe, PIPE_BYTES);
-      return undefined;
+    const pipe = createPipe(this.#parts);
+    if (pipe === undefined) return undefined;
+    const reader = this.create("reader", pipe, flags);
+    const writer = this.create("writer", pipe, flags);
+    if (reader >= 0 && writer >= 0) return { reader, writer };
+    for (const [end, at] of [["reader", reader] as const, ["writer", writer] as const]) {
+      if (at >= 0) this.release(at);
+      else releaseEnd(this.#parts, pipe, end);
     }
-    for (const [word, value] of [
-      [READERS, 1],
-      [WRITERS, 1],
-      [FRAME, frame],
-      [START, 0],
-      [FILLED, 0],
-    ] as const)
-      memory.store32(pipe + word, value);
-    return { reader, writer };
-  }
-
-  #releasePipe(pipe: PhysicalAddress, end: typeof READERS | typeof WRITERS): void {
-    const { memory, buddy, scheduler } = this.#parts;
-    memory.store32(pipe + end, memory.load32(pipe + end) - 1);
-    scheduler.wake(pipe); // the other end may be waiting for what does not come any more
-    const { readers, writers } = readPipe(memory, pipe);
-    if (readers + writers > 0) return;
-    buddy.free(memory.load32(pipe + FRAME));
-    freeObject(memory, pipe, PIPE_BYTES);
-  }
-
-  /** Takes bytes out; none at the end, undefined if there are none yet. */
-  takeFromPipe(pipe: PhysicalAddress, most: number): Uint8Array | undefined {
-    const { memory, scheduler } = this.#parts;
-    const { filled, writers } = readPipe(memory, pipe);
-    const count = Math.min(most, filled);
-    if (count === 0) return filled === 0 && writers > 0 && most > 0 ? undefined : new Uint8Array();
-    const ring = memory.load32(pipe + FRAME) * FRAME_BYTES;
-    const start = memory.load32(pipe + START);
-    const first = Math.min(count, PIPE_CAPACITY - start);
-    const bytes = new Uint8Array(count);
-    bytes.set(memory.read(ring + start, first));
-    if (count > first) bytes.set(memory.read(ring, count - first), first);
-    memory.store32(pipe + START, (start + count) % PIPE_CAPACITY);
-    memory.store32(pipe + FILLED, filled - count);
-    scheduler.wake(pipe);
-    return bytes;
-  }
-
-  /** Puts bytes in, all of at most PIPE_CAPACITY or what there is room for of more; undefined if there is no room now. */
-  putIntoPipe(pipe: PhysicalAddress, bytes: Uint8Array): number | undefined {
-    const { memory, scheduler } = this.#parts;
-    const { filled, readers } = readPipe(memory, pipe);
-    if (readers === 0) return -EPIPE;
-    const room = PIPE_CAPACITY - filled;
-    const count = bytes.length <= PIPE_CAPACITY ? bytes.length : room;
-    if (count > room || (count === 0 && bytes.length > 0)) return undefined;
-    const ring = memory.load32(pipe + FRAME) * FRAME_BYTES;
-    const start = (memory.load32(pipe + START) + filled) % PIPE_CAPACITY;
-    const first = Math.min(count, PIPE_CAPACITY - start);
-    memory.write(ring + start, bytes.subarray(0, first));
-    memory.write(ring, bytes.subarray(first, count));
-    memory.store32(pipe + FILLED, filled + count);
-    scheduler.wake(pipe);
-    return count;
+    return undefined;
   }
 }

@@ -1,6 +1,5 @@
 /**
- * System calls on files, of the process in a slot. What is negative is an error number; `undefined` means that the process has to
- * wait (see KernelCalls).
+ * System calls on files, of the process in a slot. What is negative is an error number; a Wait, that the process has to wait.
  *
  * A file of the host is read through the page cache and written through to the host, so a page of the cache that nobody
  * mapped and stored to is what the host's file has there.
@@ -10,10 +9,12 @@ import { sep } from "node:path";
 import { FRAME_BYTES } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress } from "../../base/memory.js";
 import * as E from "../memory/errno.js";
-import { KIND_FILE, KIND_FILE_CLEAN, processAddress } from "../memory/kernel-layout.js";
+import { KIND_FILE, KIND_FILE_CLEAN } from "../memory/kernel-layout.js";
 import type { KernelParts } from "../tasks/parts.js";
 import { OBJECT_PAGES_MAX, objectInode, type Pager } from "../memory/memory-object.js";
+import { Wait } from "../tasks/wait.js";
 import { type Description, Descriptions } from "./descriptions.js";
+import { putIntoPipe, takeFromPipe } from "./pipe.js";
 import {
   createHost,
   HostHandles,
@@ -215,12 +216,12 @@ export class Files implements Pager {
   }
 
   /** Bytes from where the fd stands, at most `most`. */
-  read(slot: number, fd: number, wanted: number): Uint8Array | number | undefined {
+  read(slot: number, fd: number, wanted: number): Uint8Array | number | Wait {
     const most = Math.min(wanted, CALL_BYTES_MAX);
     const open = this.descriptions.find(slot, fd);
     if (open === undefined || (open.flags & ACCESS_MODE) === O_WRONLY || open.kind === "writer" || open.kind === "console")
       return -E.EBADF;
-    if (open.kind === "reader") return this.#orWait(slot, open, this.descriptions.takeFromPipe(open.behind, most));
+    if (open.kind === "reader") return unlessNonblocking(open, takeFromPipe(this.#parts, open.behind, most));
     const inode = readInode(this.#parts.memory, open.behind);
     const bytes = this.#readAt(inode, open.position, most);
     if (typeof bytes !== "number") this.descriptions.setPosition(open.at, open.position + bytes.length);
@@ -228,11 +229,11 @@ export class Files implements Pager {
   }
 
   /** Puts bytes where the fd stands, or at the end (O_APPEND); returns how many. */
-  write(slot: number, fd: number, all: Uint8Array): number | undefined {
+  write(slot: number, fd: number, all: Uint8Array): number | Wait {
     const bytes = all.subarray(0, CALL_BYTES_MAX);
     const open = this.descriptions.find(slot, fd);
     if (open === undefined || open.kind === "reader") return -E.EBADF;
-    if (open.kind === "writer") return this.#orWait(slot, open, this.descriptions.putIntoPipe(open.behind, bytes));
+    if (open.kind === "writer") return unlessNonblocking(open, putIntoPipe(this.#parts, open.behind, bytes));
     if ((open.flags & ACCESS_MODE) === O_RDONLY) return -E.EBADF;
     if (open.kind === "console") {
       printToConsole(this.#parts.memory, new TextDecoder().decode(bytes).replace(/\n$/, ""));
@@ -243,13 +244,6 @@ export class Files implements Pager {
     const written = inode.type === "host" ? this.#writeHost(inode, position, bytes) : this.tree.write(inode, position, bytes);
     if (written >= 0) this.descriptions.setPosition(open.at, position + written);
     return written;
-  }
-
-  #orWait<T>(slot: number, open: Description, result: T | undefined): T | number | undefined {
-    if (result !== undefined) return result;
-    if ((open.flags & O_NONBLOCK) !== 0) return -E.EAGAIN;
-    this.#parts.scheduler.waitFor(processAddress(this.#parts.memory, slot), open.behind);
-    return undefined;
   }
 
   seek(slot: number, fd: number, offset: number, whence: number): number {
@@ -388,6 +382,11 @@ export class Files implements Pager {
     if (page * FRAME_BYTES >= inode.size) return -E.EFAULT; // beyond the end of the file
     return inode.type === "host" ? this.readHostPage(inode, page) : this.#parts.objects.fillWithZeros(object, page);
   }
+}
+
+/** Who asked not to wait is told that he would have to. */
+function unlessNonblocking<T>(open: Description, result: T | Wait): T | Wait | number {
+  return result instanceof Wait && (open.flags & O_NONBLOCK) !== 0 ? -E.EAGAIN : result;
 }
 
 function statOf(inode: Inode): Stat {

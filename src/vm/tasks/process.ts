@@ -8,6 +8,8 @@ import {
   KERNEL_SLOTS_USED,
   processAddress,
   PROCESS_AREAS,
+  PROCESS_FAILED,
+  PROCESS_ZOMBIE,
   PROCESS_FAILURE,
   PROCESS_FAILURE_BYTES,
   PROCESS_FLAGS,
@@ -29,6 +31,7 @@ import {
   PROCESS_VCPU,
 } from "../memory/kernel-layout.js";
 import { findLeaf } from "../memory/page-table.js";
+import type { PhysicalMemory } from "../memory/physical.js";
 import { CODE_BASE } from "../memory/user-layout.js";
 
 /** A process, as read from the table at one moment. */
@@ -113,4 +116,51 @@ function readText(memory: ReadableMemory, at: PhysicalAddress): string {
 function readString(bytes: Uint8Array): string {
   const end = bytes.indexOf(0);
   return new TextDecoder().decode(bytes.subarray(0, end < 0 ? bytes.length : end));
+}
+
+/** Slots of processes of which something holds, in order. */
+export function findSlots(memory: ReadableMemory, which: (at: PhysicalAddress) => boolean): number[] {
+  const used = memory.load32(KERNEL_SLOTS_USED);
+  const found = [];
+  for (let slot = 0; slot < used; slot++) {
+    const at = processAddress(memory, slot);
+    if (memory.load32(at + PROCESS_STATE) !== PROCESS_FREE && which(at)) found.push(slot);
+  }
+  return found;
+}
+
+/** Slot of a process that is alive, by its pid. */
+export function slotOf(memory: ReadableMemory, pid: number): number | undefined {
+  if (pid === 0) return undefined;
+  return findSlots(memory, (at) => memory.load32(at + PROCESS_PID) === pid && isAlive(memory.load32(at + PROCESS_STATE)))[0];
+}
+
+/** Whether a process in this state can still be sent something. */
+export function isAlive(state: number): boolean {
+  return state !== PROCESS_FREE && state !== PROCESS_ZOMBIE && state !== PROCESS_FAILED;
+}
+
+/** Whether kill or wait by the process at `by` mean this one with a pid, a group (negative) or their own group (0). */
+export function isMeant(memory: ReadableMemory, at: PhysicalAddress, pid: number, by: PhysicalAddress): boolean {
+  if (pid > 0) return memory.load32(at + PROCESS_PID) === pid;
+  return memory.load32(at + PROCESS_GROUP) === (pid === 0 ? memory.load32(by + PROCESS_GROUP) : -pid);
+}
+
+/** What a vCPU has of a process that it runs. */
+export interface Running {
+  readonly slot: number;
+  /** x0 to x31, low and high halves. */
+  readonly registers: Int32Array;
+  /** Completed since the process began. */
+  readonly steps: number;
+}
+
+/** Registers and step count go to the process table: kernel stores, tracked like any other. */
+export function storeRunning(memory: PhysicalMemory, { slot, registers, steps }: Running): void {
+  const at = processAddress(memory, slot);
+  for (let word = 0; word < registers.length; word++) {
+    const value = registers[word]!;
+    if (memory.load32(at + PROCESS_REGISTERS + word * 4) !== value) memory.store32(at + PROCESS_REGISTERS + word * 4, value);
+  }
+  memory.storeFloat64(at + PROCESS_STEPS, steps);
 }

@@ -8,7 +8,7 @@
  *
  * What must hold:
  * - A signal is noted under the kernel lock, and whoever rests looks for signals under the same hold of the lock under which it
- *   lies down (Kernel.putBack). So none is slept through.
+ *   lies down (Turns.putBack). So none is slept through.
  * - All that a signal does to a process happens on the vCPU that runs it, between two steps; only SIGCONT and SIGKILL get a
  *   stopped one going, and it then takes its own step to wherever that leads.
  * - What a handler interrupts is in its frame: registers, mask, and what was left to sleep. A step that waited was not taken and
@@ -281,11 +281,6 @@ export class Signals {
 
 export function isSignal(signal: number): boolean {
   return Number.isInteger(signal) && signal >= 1 && signal <= SIGNAL_MAX;
-}
-
-/** Whether a process in this state can still be sent something. */
-export function isAlive(state: number): boolean {
-  return state !== K.PROCESS_FREE && state !== K.PROCESS_ZOMBIE && state !== K.PROCESS_FAILED;
 }
 
 // ---- the frame, on the process's own stack: drawn at SIGNAL_FRAME (program.ts) ----

@@ -9,6 +9,7 @@ import type { VirtualAddress } from "../../../base/memory.js";
 import type { DiskOperation, DiskStatus } from "../../devices/block-requests.js";
 import type { DeviceCalls } from "../../devices/calls.js";
 import type { UserMemory } from "../../memory/user-memory.js";
+import type { ProcessTemplate } from "../../tasks/template.js";
 
 // What a program is written against: these and the rest of this file.
 export {
@@ -175,22 +176,11 @@ export function kernelCalls(context: ProgramContext): KernelCalls {
 }
 
 /** One process's program, made from its text. Holds nothing that cannot be made again from the text. */
-export interface Runner {
-  /** Pages of the data area. */
-  readonly dataPages: number;
-  /** Most pages that the stack may grow to. */
-  readonly stackPages: number;
-  /** Most steps a second; 0 for as many as it can. */
-  readonly rate: number;
+export interface Runner extends ProcessTemplate {
   /** Why its memory does not follow from its text alone; if given, it checks its memory only by itself. */
   readonly unpredictable?: string;
   /** Without these in the machine it is not started: a disk of so many sectors, a directory. */
   readonly needs?: { sectors?: number; directory?: string };
-  /**
-   * Writes the initial contents of a data page into `out` (4,096 bytes). False: the page is to stay absent and is
-   * read as zeros (demand-zero). A page that is present but zero returns true and a zero page. Without it all are absent.
-   */
-  initialPage?(page: number, out: Uint8Array): boolean;
   /**
    * Runs up to `fuel` steps and returns how many it completed; fewer if it sleeps or waits for memory. Registers and
    * memory are those between two steps whenever it returns. Throws SelfCheckError.

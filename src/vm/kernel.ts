@@ -5,7 +5,6 @@
  * lock (control area) is held while the allocator, page tables or the process table change, and never at a safepoint.
  */
 import { Control } from "../base/control.js";
-import { HibernaculumError } from "../base/errors.js";
 import { MACHINE_FRAMES } from "../base/layout.js";
 import type { SharedMemory } from "../base/wasm.js";
 import { Files } from "./files/files.js";

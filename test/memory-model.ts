@@ -304,7 +304,7 @@ export class MemoryModel {
       if (page === undefined) return this.#expectFault(`${what} denied`, result);
       seen.push(page);
     }
-    if (result instanceof GuestFault && result.message.startsWith("out of memory")) {
+    if (result instanceof GuestFault && result.kind === "no memory") {
       // Without memory a stack has not grown; an access across two pages may have got to the second.
       const areas = [...this.machine.kernel.space(modelled.process.slot).areas()];
       for (const [vpn, page] of modelled.pages)

@@ -462,7 +462,7 @@ function stores(address: number) {
       machine.run(process).store32(address, 0x5555);
       return true;
     } catch (error) {
-      if (!(error instanceof GuestFault && error.message.startsWith("out of memory"))) throw error;
+      if (!(error instanceof GuestFault && error.kind === "no memory")) throw error;
       return false;
     }
   };

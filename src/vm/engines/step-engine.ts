@@ -1,5 +1,6 @@
 /** The engine of step programs: a host object for each process, made from its text and thrown away when the slot has another. */
 import type { Core } from "../memory/core.js";
+import { REGISTER_WORDS } from "../memory/user-layout.js";
 import { GuestFault } from "../memory/address-space.js";
 import type { Kernel } from "../kernel.js";
 import { type ProgramContext, type Runner, SelfCheckError } from "../personality/step/program.js";
@@ -29,7 +30,7 @@ export class StepProcess implements Task, StepTask {
     this.text = text;
     this.rate = rate;
     this.runner = personality.createRunner(text);
-    this.context = { memory: core, system: personality.calls(this), registers: new Int32Array(64), steps: 0 };
+    this.context = { memory: core, system: personality.calls(this), registers: new Int32Array(REGISTER_WORDS), steps: 0 };
   }
 
   get registers(): Int32Array {

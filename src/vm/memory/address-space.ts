@@ -11,7 +11,18 @@
  * Callers hold the kernel lock. They are on the vCPU that runs the process, whose TLB is the only one that knows it, or nobody
  * runs it.
  */
-import { ACCESS_WRITE, FRAME_BYTES, PTE_COW, PTE_PARKED, PTE_PPN_SHIFT, PTE_R, PTE_U, PTE_W, PTE_X } from "../../base/layout.js";
+import {
+  ACCESS_WRITE,
+  FRAME_BYTES,
+  PTE_COW,
+  PTE_PARKED,
+  PTE_PPN_SHIFT,
+  PTE_R,
+  PTE_U,
+  PTE_V,
+  PTE_W,
+  PTE_X,
+} from "../../base/layout.js";
 import type { Pfn, PhysicalAddress, VirtualAddress } from "../../base/memory.js";
 import {
   type Area,
@@ -42,8 +53,10 @@ import {
   findEntry,
   findTable,
   HUGE_BYTES,
+  HUGE_ORDER,
   HUGE_PAGES,
   mapPage,
+  PTE_FLAGS,
   unmapPage,
   visitEntries,
   walkTables,
@@ -55,9 +68,18 @@ const USER_END = 2 ** 32 - FRAME_BYTES;
 /** A stack does not grow up to another area: so many bytes below it stay empty. */
 const STACK_GUARD = 16 * FRAME_BYTES;
 
+/** Why an access fails: nothing there allows it, or there is no memory for it now. */
+export type FaultKind = "denied" | "no memory";
+
 /** A process's access that cannot be resolved: the process ends with this reason. */
 export class GuestFault extends Error {
   override readonly name = "GuestFault";
+  readonly kind: FaultKind;
+
+  constructor(message: string, kind: FaultKind = "denied") {
+    super(message);
+    this.kind = kind;
+  }
 }
 
 /** What to map. */
@@ -288,7 +310,7 @@ export class AddressSpace {
     if ((area.flags & (write ? PTE_W : PTE_R)) === 0) throw new GuestFault(`${where}: the ${area.kind} area does not allow it`);
     const entry = findEntry(memory, this.#root, address);
     const done = entry === undefined ? this.#fill(area, pageOf(address), write, where) : this.#unshare(area, address, entry);
-    if (!done) throw new GuestFault(`out of memory at ${where}`);
+    if (!done) throw new GuestFault(`out of memory at ${where}`, "no memory");
     if (stack !== undefined) this.#changeArea(stack, { start: pageOf(address) });
   }
 
@@ -341,7 +363,7 @@ export class AddressSpace {
   #copyHuge(page: VirtualAddress, entry: Entry, flags: number): boolean {
     const { memory, buddy } = this.#parts;
     const old = memory.load32(entry.at) >>> PTE_PPN_SHIFT;
-    const copy = buddy.allocateFree(9, this.#pid, KIND_USER);
+    const copy = buddy.allocateFree(HUGE_ORDER, this.#pid, KIND_USER);
     if (copy === undefined) return this.#splitHuge(page, entry);
     memory.copy(copy, old, HUGE_PAGES);
     this.#setLeaf(page, entry, copy, flags);
@@ -354,7 +376,7 @@ export class AddressSpace {
   /** What a leaf of an area may be: see "what must hold". A and D stay as they are; a frame that it may store to is its own. */
   #leafFlags(area: Area, pte: number, level: number, frame: Pfn = pte >>> PTE_PPN_SHIFT): number {
     const { buddy } = this.#parts;
-    const kept = pte & 0x3ff & ~(PERMISSIONS | PTE_COW | PTE_PARKED | 1);
+    const kept = pte & PTE_FLAGS & ~(PERMISSIONS | PTE_COW | PTE_PARKED | PTE_V);
     const flags = kept | (area.flags & PERMISSIONS) | PTE_U;
     if ((area.flags & PERMISSIONS) === 0) return flags | PTE_PARKED;
     if (area.shared) return buddy.kindOf(buddy.headOf(frame)) === KIND_FILE_CLEAN ? flags & ~PTE_W : flags;
@@ -378,7 +400,7 @@ export class AddressSpace {
   }
 
   #setLeaf(address: VirtualAddress, entry: Entry, frame: Pfn, flags: number): void {
-    const valid = (flags & PTE_PARKED) === 0 ? 1 : 0;
+    const valid = (flags & PTE_PARKED) === 0 ? PTE_V : 0;
     this.#parts.memory.store32(entry.at, (frame << PTE_PPN_SHIFT) | flags | valid);
     this.#invalidate(address, entry.level === 0 ? 1 : HUGE_PAGES);
   }
@@ -487,9 +509,9 @@ export class AddressSpace {
       for (const frame of frames) buddy.setOwner(frame, this.#pid);
     } else buddy.release(head);
     // They are this process's alone now, so a copy on write is done with.
-    const flags = (pte & PTE_COW) === 0 ? pte & 0x3ff : (pte & 0x3ff & ~PTE_COW) | PTE_W;
+    const flags = (pte & PTE_COW) === 0 ? pte & PTE_FLAGS : (pte & PTE_FLAGS & ~PTE_COW) | PTE_W;
     for (const [i, frame] of frames.entries()) memory.store32(table * FRAME_BYTES + i * 8, (frame << PTE_PPN_SHIFT) | flags);
-    memory.store32(entry.at, (table << PTE_PPN_SHIFT) | 1);
+    memory.store32(entry.at, (table << PTE_PPN_SHIFT) | PTE_V);
     this.#invalidate(address, HUGE_PAGES);
     return true;
   }
@@ -498,7 +520,7 @@ export class AddressSpace {
   #collapse(address: VirtualAddress, flags: number): boolean {
     const { memory, buddy } = this.#parts;
     if (findEntry(memory, this.#root, address)?.level === 1) return true;
-    const block = buddy.allocateFree(9, this.#pid, KIND_USER);
+    const block = buddy.allocateFree(HUGE_ORDER, this.#pid, KIND_USER);
     if (block === undefined) return false;
     memory.zero(block, HUGE_PAGES);
     visitEntries(memory, this.#root, address, address + HUGE_BYTES, (at, pte) => {
@@ -568,7 +590,7 @@ export class AddressSpace {
         const frame = pte >>> PTE_PPN_SHIFT;
         if (entry.level === 0) buddy.split(buddy.headOf(frame));
         const writable = !area.shared && (pte & PTE_W) !== 0;
-        const flags = writable ? (pte & 0x3ff & ~PTE_W) | PTE_COW : pte & 0x3ff;
+        const flags = writable ? (pte & PTE_FLAGS & ~PTE_W) | PTE_COW : pte & PTE_FLAGS;
         if (!child.#mapLeaf(address, frame, entry.level, flags)) return void (done = false);
         if (writable) memory.store32(entry.at, (frame << PTE_PPN_SHIFT) | flags);
         buddy.share(frame);

@@ -1,4 +1,9 @@
 /** A process's memory and registers as the kernel and programs agree on them: areas, argument registers, a handler's frame. */
+import { FRAME_BYTES } from "../../base/layout.js";
+
+/** Words of x0 to x31, low and high halves. */
+export const REGISTER_WORDS = 64;
+
 /** Where the areas of a step program are. Stack grows down from STACK_TOP. */
 export const CODE_BASE = 0x0001_0000;
 export const DATA_BASE = 0x1000_0000;
@@ -37,6 +42,6 @@ export const SIGNAL_FRAME = {
 } as const;
 
 /** The areas' largest sizes, in pages. */
-export const DATA_PAGES_MAX: number = (HEAP_BASE - DATA_BASE) / 4096;
-export const HEAP_PAGES_MAX: number = (HEAP_END - HEAP_BASE) / 4096;
+export const DATA_PAGES_MAX: number = (HEAP_BASE - DATA_BASE) / FRAME_BYTES;
+export const HEAP_PAGES_MAX: number = (HEAP_END - HEAP_BASE) / FRAME_BYTES;
 export const STACK_PAGES_MAX = 16384;

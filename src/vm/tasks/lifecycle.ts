@@ -14,7 +14,7 @@ import { E2BIG, EAGAIN, ECHILD, ENOENT, ENOMEM } from "../memory/errno.js";
 import * as K from "../memory/kernel-layout.js";
 import { processAddress } from "../memory/kernel-layout.js";
 import type { Pager } from "../memory/memory-object.js";
-import { A0 } from "../memory/user-layout.js";
+import { A0, REGISTER_WORDS } from "../memory/user-layout.js";
 import type { KernelParts } from "./parts.js";
 import { findSlots, isAlive, isMeant, type Process, readProcess, slotOf } from "./process.js";
 import { DISPOSITION_IGNORE, SIGCHLD, SIGKILL, type Signals } from "./signals.js";
@@ -174,7 +174,7 @@ export class Lifecycle {
       const from = this.#at(slot);
       const to = this.#at(child);
       for (const at of COPIED_BY_FORK) this.#parts.memory.store32(to + at, this.#parts.memory.load32(from + at));
-      for (let word = 0; word < 64; word++) {
+      for (let word = 0; word < REGISTER_WORDS; word++) {
         const at = K.PROCESS_REGISTERS + word * 4;
         this.#parts.memory.store32(to + at, word === A0 || word === A0 + 1 ? 0 : this.#parts.memory.load32(from + at));
       }
@@ -224,7 +224,7 @@ export class Lifecycle {
       this.#space(slot).release();
       this.#signals.forgetHandlers(at);
       this.#parts.memory.storeFloat64(at + K.PROCESS_STEPS, 0);
-      for (let word = 0; word < 64; word++) this.#parts.memory.store32(at + K.PROCESS_REGISTERS + word * 4, 0);
+      for (let word = 0; word < REGISTER_WORDS; word++) this.#parts.memory.store32(at + K.PROCESS_REGISTERS + word * 4, 0);
     });
     buildMemory(this.#parts, slot, this.#space(slot), text, template);
     return true;

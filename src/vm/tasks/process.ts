@@ -1,7 +1,7 @@
 /**
  * The process table: an entry a slot, in guest memory. Readers work on live RAM and on an image.
  */
-import { FRAME_BYTES, MAX_PROCESSES } from "../../base/layout.js";
+import { FRAME_BYTES, MAX_PROCESSES, PTE_PPN_SHIFT } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 import {
   FLAG_BOOT,
@@ -32,7 +32,7 @@ import {
 } from "../memory/kernel-layout.js";
 import { findLeaf } from "../memory/page-table.js";
 import type { PhysicalMemory } from "../memory/physical.js";
-import { CODE_BASE } from "../memory/user-layout.js";
+import { CODE_BASE, REGISTER_WORDS } from "../memory/user-layout.js";
 
 /** A process, as read from the table at one moment. */
 export interface Process {
@@ -99,17 +99,17 @@ export function listProcesses(memory: ReadableMemory): Process[] {
   return found;
 }
 
-/** The 64 words of x0..x31. */
+/** The words of x0..x31. */
 export function readRegisters(memory: ReadableMemory, slot: number): Int32Array {
   const at = processAddress(memory, slot) + PROCESS_REGISTERS;
-  return Int32Array.from({ length: 64 }, (_, word) => memory.load32(at + word * 4));
+  return Int32Array.from({ length: REGISTER_WORDS }, (_, word) => memory.load32(at + word * 4));
 }
 
 function readText(memory: ReadableMemory, at: PhysicalAddress): string {
   const root = memory.load32(at + PROCESS_ROOT);
   const leaf = root === 0 ? 0 : findLeaf(memory, root, CODE_BASE);
   if (leaf === 0) return "";
-  const frame = memory.load32(leaf) >>> 10;
+  const frame = memory.load32(leaf) >>> PTE_PPN_SHIFT;
   return new TextDecoder().decode(memory.read(frame * FRAME_BYTES, memory.load32(at + PROCESS_TEXT_BYTES)));
 }
 

@@ -50,8 +50,7 @@ export function createDeviceCalls(parts: KernelParts, process: { slot: number; p
   return {
     submitRequest(tag, operation, sector, address) {
       if (!(tag >= 0 && tag < TAGS)) throw new GuestFault(`request ${tag}: a tag is a number from 0 to ${TAGS - 1}`);
-      const words = { length: SECTOR_BYTES / 4 };
-      const data = operation === "write" ? Int32Array.from(words, (_, i) => core.load32((address + i * 4) | 0)) : undefined;
+      const data = operation === "write" ? user.copyIn(address >>> 0, SECTOR_BYTES) : undefined;
       const answer = control.locked(() => submitRequest(parts, { ...process, tag }, { operation, sector, data }));
       if (answer === "no disk") throw new GuestFault("it uses a disk, and the machine has none: give it one with --disk");
       if (answer === "in flight") throw new GuestFault(`request ${tag} is in flight already`);
@@ -62,7 +61,7 @@ export function createDeviceCalls(parts: KernelParts, process: { slot: number; p
       user.prepare(address >>> 0, SECTOR_BYTES); // the result is taken away: where it goes must be known to be there
       const result = control.locked(() => takeResult(parts, { ...process, tag }));
       if (result === "unknown") throw new GuestFault(`wait for request ${tag}, which was not submitted`);
-      for (const [i, word] of result?.data?.entries() ?? []) core.store32((address + i * 4) | 0, word);
+      if (result?.data !== undefined) user.copyOut(address >>> 0, result.data);
       return result?.status;
     },
     random() {

@@ -28,6 +28,7 @@ import {
   SEEK_END,
   SEEK_SET,
 } from "../src/vm/files/flags.js";
+import { CALL_BYTES_MAX } from "../src/vm/files/files.js";
 import { readInode } from "../src/vm/files/inode.js";
 import { KIND_FILE, KIND_FILE_CLEAN } from "../src/vm/memory/kernel-layout.js";
 import { type Process, readProcess } from "../src/vm/tasks/process.js";
@@ -229,6 +230,26 @@ test("fds: dup and fork share the position, exec closes what says so, and the la
   const many = Array.from({ length: 257 }, () => calls.open("/g", O_RDONLY));
   t.is(many[255], 255);
   t.is(many[256], -E.EMFILE);
+  consistent(t, machine);
+});
+
+test("a call copies no more than it may, whatever it is asked for: what lies beyond is not touched", (t) => {
+  const machine = new HandMachine();
+  const hand = new Hand(machine);
+  const { calls } = hand;
+  const fd = calls.open("/large", O_CREAT | O_RDWR);
+  const pages = CALL_BYTES_MAX / FRAME_BYTES;
+  const address = calls.mmap({ pages, flags: PTE_R | PTE_W });
+  hand.put("first", address);
+  hand.put("last", address + CALL_BYTES_MAX - 4);
+  for (const more of [1, 2 ** 30]) {
+    t.is(calls.lseek(fd, 0, SEEK_SET), 0);
+    t.is(calls.write(fd, address, CALL_BYTES_MAX + more), CALL_BYTES_MAX);
+    hand.put("spoilt", address);
+    t.is(calls.lseek(fd, 0, SEEK_SET), 0);
+    t.is(calls.read(fd, address, CALL_BYTES_MAX + more), CALL_BYTES_MAX);
+    t.is(hand.get(5, address) + hand.get(4, address + CALL_BYTES_MAX - 4), "firstlast");
+  }
   consistent(t, machine);
 });
 

@@ -95,12 +95,12 @@ export class Descriptions implements FdTables {
     return at === 0 ? undefined : readDescription(this.#parts.memory, at);
   }
 
-  /** Gives a description, with one reference of the caller's, the least free fd from `least` on. */
-  install(slot: number, description: PhysicalAddress, cloexec: boolean, least = 0): number {
+  /** Gives a description, with one reference of the caller's, the least free fd from `least` on, with these flags (FD_CLOEXEC). */
+  install(slot: number, description: PhysicalAddress, flags = 0, least = 0): number {
     if (!this.#makeTable(slot)) return -ENOMEM;
     for (let fd = least; fd < FDS_MAX; fd++) {
       if (this.find(slot, fd) !== undefined) continue;
-      this.#store(slot, fd, description, cloexec);
+      this.#store(slot, fd, description, flags);
       return fd;
     }
     return -EMFILE;
@@ -117,16 +117,16 @@ export class Descriptions implements FdTables {
     return true;
   }
 
-  #store(slot: number, fd: number, description: PhysicalAddress, cloexec: boolean): void {
+  #store(slot: number, fd: number, description: PhysicalAddress, flags: number): void {
     const entry = this.#entry(slot, fd)!;
     this.#parts.memory.store32(entry, description);
-    this.#parts.memory.store32(entry + 4, cloexec ? FD_CLOEXEC : 0);
+    this.#parts.memory.store32(entry + 4, flags);
   }
 
   close(slot: number, fd: number): number {
     const description = this.find(slot, fd);
     if (description === undefined) return -EBADF;
-    this.#store(slot, fd, 0, false);
+    this.#store(slot, fd, 0, 0);
     this.release(description.at);
     return 0;
   }
@@ -138,15 +138,16 @@ export class Descriptions implements FdTables {
     if (to === fd) return fd;
     if (to !== undefined && (!Number.isInteger(to) || to < 0 || to >= FDS_MAX)) return -EBADF;
     if (to !== undefined) this.close(slot, to);
-    const installed = this.install(slot, description.at, false, to ?? 0);
+    const installed = this.install(slot, description.at, 0, to ?? 0);
     if (installed >= 0) this.#share(description.at);
     return installed;
   }
 
-  setCloexec(slot: number, fd: number, cloexec: boolean): number {
+  /** fcntl(F_SETFD): FD_CLOEXEC or 0. */
+  setFlags(slot: number, fd: number, flags: number): number {
     const description = this.find(slot, fd);
     if (description === undefined) return -EBADF;
-    this.#store(slot, fd, description.at, cloexec);
+    this.#store(slot, fd, description.at, flags & FD_CLOEXEC);
     return 0;
   }
 
@@ -154,7 +155,7 @@ export class Descriptions implements FdTables {
   copyTable(from: number, to: number): boolean {
     for (const { fd, cloexec, description } of walkFds(this.#parts.memory, from)) {
       if (!this.#makeTable(to)) return false;
-      this.#store(to, fd, description.at, cloexec);
+      this.#store(to, fd, description.at, cloexec ? FD_CLOEXEC : 0);
       this.#share(description.at);
     }
     return true;

@@ -13,7 +13,7 @@ import { KIND_FILE, KIND_FILE_CLEAN } from "../memory/kernel-layout.js";
 import type { KernelParts } from "../tasks/parts.js";
 import { OBJECT_PAGES_MAX, objectInode, type Pager } from "../memory/memory-object.js";
 import { Wait } from "../tasks/wait.js";
-import { type Description, Descriptions } from "./descriptions.js";
+import { type Description, Descriptions, FD_CLOEXEC } from "./descriptions.js";
 import { putIntoPipe, takeFromPipe } from "./pipe.js";
 import {
   createHost,
@@ -49,7 +49,7 @@ import { printToConsole } from "../memory/console-ring.js";
 
 export type Stat = HostStat;
 
-/** One call reads or writes no more: it holds the kernel lock, and perhaps waits for the host's disk. */
+/** One call reads or writes no more: it holds the kernel lock, and perhaps waits for the host's disk. Who copies for it copies no more. */
 export const CALL_BYTES_MAX: number = 1 << 20;
 
 export class Files implements Pager {
@@ -79,7 +79,7 @@ export class Files implements Pager {
       giveUp();
       return description;
     }
-    const fd = this.descriptions.install(slot, description, (flags & O_CLOEXEC) !== 0);
+    const fd = this.descriptions.install(slot, description, fdFlags(flags));
     if (fd < 0) this.descriptions.release(description);
     return fd;
   }
@@ -112,7 +112,7 @@ export class Files implements Pager {
         const made = tryHost(() => createHost(path));
         if (typeof made === "number" && (made !== -E.EEXIST || (flags & O_EXCL) !== 0)) return made;
       }
-      return this.tree.openHost(this.#host.identify(path), mount.readOnly);
+      return this.tree.openHost(this.#host.identify(path), mount);
     });
     if (opened < 0 || !writes || (flags & O_TRUNC) === 0) return opened;
     const cut = this.#truncate(readInode(this.#parts.memory, opened), 0);
@@ -201,9 +201,9 @@ export class Files implements Pager {
   pipe(slot: number, flags: number): { reader: number; writer: number } | number {
     const ends = this.descriptions.createPipe(flags);
     if (ends === undefined) return -E.ENOMEM;
-    const cloexec = (flags & O_CLOEXEC) !== 0;
-    const reader = this.descriptions.install(slot, ends.reader, cloexec);
-    const writer = reader < 0 ? reader : this.descriptions.install(slot, ends.writer, cloexec);
+    const ofFd = fdFlags(flags);
+    const reader = this.descriptions.install(slot, ends.reader, ofFd);
+    const writer = reader < 0 ? reader : this.descriptions.install(slot, ends.writer, ofFd);
     if (writer >= 0) return { reader, writer };
     if (reader >= 0) this.descriptions.close(slot, reader);
     else this.descriptions.release(ends.reader);
@@ -215,9 +215,8 @@ export class Files implements Pager {
     return this.#install(slot, this.descriptions.create("console", 0, O_WRONLY), O_WRONLY, () => undefined);
   }
 
-  /** Bytes from where the fd stands, at most `most`. */
-  read(slot: number, fd: number, wanted: number): Uint8Array | number | Wait {
-    const most = Math.min(wanted, CALL_BYTES_MAX);
+  /** Bytes from where the fd stands, at most `most` (CALL_BYTES_MAX or fewer). */
+  read(slot: number, fd: number, most: number): Uint8Array | number | Wait {
     const open = this.descriptions.find(slot, fd);
     if (open === undefined || (open.flags & ACCESS_MODE) === O_WRONLY || open.kind === "writer" || open.kind === "console")
       return -E.EBADF;
@@ -228,9 +227,8 @@ export class Files implements Pager {
     return bytes;
   }
 
-  /** Puts bytes where the fd stands, or at the end (O_APPEND); returns how many. */
-  write(slot: number, fd: number, all: Uint8Array): number | Wait {
-    const bytes = all.subarray(0, CALL_BYTES_MAX);
+  /** Puts bytes (CALL_BYTES_MAX or fewer) where the fd stands, or at the end (O_APPEND); returns how many. */
+  write(slot: number, fd: number, bytes: Uint8Array): number | Wait {
     const open = this.descriptions.find(slot, fd);
     if (open === undefined || open.kind === "reader") return -E.EBADF;
     if (open.kind === "writer") return unlessNonblocking(open, putIntoPipe(this.#parts, open.behind, bytes));
@@ -271,13 +269,13 @@ export class Files implements Pager {
     return this.#truncate(readInode(this.#parts.memory, open.behind), size);
   }
 
-  /** The memory object of an open file, to be mapped, and whether the fd may write. */
-  objectOf(slot: number, fd: number, writable: boolean): { object: PhysicalAddress; writable: boolean } | number {
+  /** The memory object of an open file, to be mapped for loads, or for stores that reach the file; and whether the fd may write. */
+  objectOf(slot: number, fd: number, purpose: "load" | "store"): { object: PhysicalAddress; writable: boolean } | number {
     const open = this.descriptions.find(slot, fd);
     if (open === undefined) return -E.EBADF;
     if (open.kind !== "inode") return -E.EINVAL;
     const mode = open.flags & ACCESS_MODE;
-    if (mode === O_WRONLY || (writable && mode === O_RDONLY)) return -E.EACCES;
+    if (mode === O_WRONLY || (purpose === "store" && mode === O_RDONLY)) return -E.EACCES;
     return { object: readInode(this.#parts.memory, open.behind).object, writable: mode === O_RDWR };
   }
 
@@ -382,6 +380,11 @@ export class Files implements Pager {
     if (page * FRAME_BYTES >= inode.size) return -E.EFAULT; // beyond the end of the file
     return inode.type === "host" ? this.readHostPage(inode, page) : this.#parts.objects.fillWithZeros(object, page);
   }
+}
+
+/** The flags of an fd that is opened with these O_* bits. */
+function fdFlags(flags: number): number {
+  return (flags & O_CLOEXEC) === 0 ? 0 : FD_CLOEXEC;
 }
 
 /** Who asked not to wait is told that he would have to. */

@@ -413,7 +413,7 @@ export class InodeTree {
   }
 
   /** The inode of a file of the host, held once more; made if it is not open. */
-  openHost(identity: HostIdentity, readOnly: boolean): number {
+  openHost(identity: HostIdentity, { readOnly }: Pick<Mount, "readOnly">): number {
     const { memory } = this.#parts;
     for (const inode of walkHostInodes(memory)) {
       if (inode.host?.device !== identity.device || inode.host.number !== identity.number) continue;

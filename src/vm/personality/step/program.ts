@@ -91,7 +91,8 @@ export interface FileCalls {
   pipe(flags?: number): { reader: number; writer: number } | number;
   dup(fd: number): number;
   dup2(fd: number, to: number): number;
-  setCloexec(fd: number, cloexec: boolean): number;
+  /** FD_CLOEXEC, or 0. */
+  setFdFlags(fd: number, flags: number): number;
   /** An fd for the console. */
   console(): number;
   /** Maps a file's pages from page `offset` on. */

@@ -2,6 +2,7 @@
 import type { PhysicalAddress } from "../../../base/memory.js";
 import { FRAME_BYTES, MACHINE_SAVE_PERCENT, PTE_W } from "../../../base/layout.js";
 import type { BootSystemCalls } from "./boot-programs.js";
+import { CALL_BYTES_MAX } from "../../files/files.js";
 import { EINVAL, ENOMEM, EPIPE } from "../../memory/errno.js";
 import type { Kernel } from "../../kernel.js";
 import {
@@ -127,14 +128,15 @@ export function createSystemCalls(
     open: (path, flags) => locked(() => files.open(slot, path, flags)),
     close: (fd) => locked(() => files.descriptions.close(slot, fd)),
     read: (fd, address, bytes) => {
-      user.prepare(address >>> 0, bytes);
-      const found = orWait(() => files.read(slot, fd, bytes));
+      const most = Math.min(bytes, CALL_BYTES_MAX);
+      user.prepare(address >>> 0, most);
+      const found = orWait(() => files.read(slot, fd, most));
       if (found === undefined || typeof found === "number") return found;
       user.copyOut(address >>> 0, found);
       return found.length;
     },
     write: (fd, address, bytes) => {
-      const data = user.copyIn(address >>> 0, bytes);
+      const data = user.copyIn(address >>> 0, Math.min(bytes, CALL_BYTES_MAX));
       const written = orWait(() => files.write(slot, fd, data));
       if (written === -EPIPE) {
         locked(() => signals.post(at, SIGPIPE));
@@ -154,11 +156,11 @@ export function createSystemCalls(
     pipe: (flags = 0) => locked(() => files.pipe(slot, flags)),
     dup: (fd) => locked(() => files.descriptions.duplicate(slot, fd)),
     dup2: (fd, to) => locked(() => files.descriptions.duplicate(slot, fd, to)),
-    setCloexec: (fd, cloexec) => locked(() => files.descriptions.setCloexec(slot, fd, cloexec)),
+    setFdFlags: (fd, flags) => locked(() => files.descriptions.setFlags(slot, fd, flags)),
     console: () => locked(() => files.openConsole(slot)),
     mmapFile: (fd, offset, { shared = false, ...request }) =>
       locked(() => {
-        const found = files.objectOf(slot, fd, shared && (request.flags & PTE_W) !== 0);
+        const found = files.objectOf(slot, fd, shared && (request.flags & PTE_W) !== 0 ? "store" : "load");
         if (typeof found === "number") return found;
         return space.map({ ...request, shared, object: found.object, offset, readOnly: shared && !found.writable });
       }),

@@ -24,19 +24,8 @@ import {
   PTE_X,
 } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress, VirtualAddress } from "../../base/memory.js";
-import {
-  type Area,
-  AREA_BYTES,
-  continues,
-  findArea,
-  isDemandZero,
-  linkArea,
-  type StoredArea,
-  storeArea,
-  walkAreas,
-} from "./area.js";
+import { type Area, isDemandZero, type StoredArea, storeArea } from "./area.js";
 import { EACCES, EINVAL, ENOMEM } from "./errno.js";
-import { allocateObject, freeObject } from "./kernel-heap.js";
 import {
   KIND_FILE_CLEAN,
   KIND_PAGE_TABLE,
@@ -46,7 +35,8 @@ import {
   PROCESS_ROOT,
   processAddress,
 } from "./kernel-layout.js";
-import { OBJECT_PAGES_MAX, objectInode, type Pager } from "./memory-object.js";
+import { OBJECT_PAGES_MAX, type Pager } from "./memory-object.js";
+import { AreaList, pageOf } from "./area-list.js";
 import type { MemoryParts } from "./parts.js";
 import {
   type Entry,
@@ -61,12 +51,10 @@ import {
   visitEntries,
   walkTables,
 } from "./page-table.js";
-import { HEAP_BASE, HEAP_END, MMAP_BASE } from "./user-layout.js";
+import { HEAP_BASE, HEAP_END } from "./user-layout.js";
 
 const PERMISSIONS = PTE_R | PTE_W | PTE_X;
 const USER_END = 2 ** 32 - FRAME_BYTES;
-/** A stack does not grow up to another area: so many bytes below it stay empty. */
-const STACK_GUARD = 16 * FRAME_BYTES;
 
 /** Why an access fails: nothing there allows it, or there is no memory for it now. */
 export type FaultKind = "denied" | "no memory";
@@ -103,12 +91,14 @@ export class AddressSpace {
   readonly #pager: Pager;
   readonly #slot: number;
   readonly #at: PhysicalAddress;
+  readonly #areas: AreaList;
 
   constructor(parts: MemoryParts, pager: Pager, slot: number) {
     this.#parts = parts;
     this.#pager = pager;
     this.#slot = slot;
     this.#at = processAddress(parts.memory, slot);
+    this.#areas = new AreaList(parts, pager, this.#at + PROCESS_AREAS);
   }
 
   get #root(): Pfn {
@@ -119,106 +109,13 @@ export class AddressSpace {
     return this.#parts.memory.load32(this.#at + PROCESS_PID);
   }
 
-  // ---- areas ----
-
   areas(): Generator<StoredArea> {
-    return walkAreas(this.#parts.memory, this.#parts.memory.load32(this.#at + PROCESS_AREAS));
+    return this.#areas.walk();
   }
 
   /** Adds an area; its object gets one more holder. False if there is no memory. */
   addArea(area: Area): boolean {
-    const { memory, buddy } = this.#parts;
-    const at = allocateObject(memory, buddy, AREA_BYTES);
-    if (at === undefined) return false;
-    if (area.object !== 0) this.#hold(area.object);
-    storeArea(memory, at, area);
-    linkArea(memory, at, memory.load32(this.#at + PROCESS_AREAS));
-    memory.store32(this.#at + PROCESS_AREAS, at);
-    return true;
-  }
-
-  #hold(object: PhysicalAddress): void {
-    const { memory, objects } = this.#parts;
-    objects.share(object);
-    const inode = objectInode(memory, object);
-    if (inode !== 0) this.#pager.holdInode(inode);
-  }
-
-  #letGo(object: PhysicalAddress): void {
-    const { memory, objects } = this.#parts;
-    const inode = objectInode(memory, object);
-    objects.release(object);
-    if (inode !== 0) this.#pager.releaseInode(inode);
-  }
-
-  #changeArea(area: StoredArea, change: Partial<Area>): void {
-    storeArea(this.#parts.memory, area.at, { ...area, ...change });
-  }
-
-  #removeArea(at: PhysicalAddress): void {
-    const { memory } = this.#parts;
-    let before: StoredArea | undefined;
-    for (const area of this.areas()) {
-      if (area.at !== at) {
-        before = area;
-        continue;
-      }
-      if (before === undefined) memory.store32(this.#at + PROCESS_AREAS, area.next);
-      else linkArea(memory, before.at, area.next);
-      if (area.object !== 0) {
-        if (area.shared) this.#pager.writeBack(area.object, area.offset, (area.end - area.start) / FRAME_BYTES);
-        this.#letGo(area.object);
-      }
-      freeObject(memory, at, AREA_BYTES);
-    }
-  }
-
-  /** Joins what differs in nothing, from the area that ends at `start` to the one that begins at `end`. */
-  #join(start: VirtualAddress, end: VirtualAddress): void {
-    const near = [...this.areas()].filter((area) => area.end >= start && area.start <= end).sort((a, b) => a.start - b.start);
-    let lower: StoredArea | undefined;
-    for (const area of near) {
-      if (lower === undefined || !continues(lower, area)) lower = area;
-      else {
-        lower.end = area.end;
-        storeArea(this.#parts.memory, lower.at, lower);
-        this.#removeArea(area.at);
-      }
-    }
-  }
-
-  #areaOf(address: VirtualAddress): StoredArea | undefined {
-    return findArea(this.#parts.memory, this.#parts.memory.load32(this.#at + PROCESS_AREAS), address);
-  }
-
-  /** The stack that may grow down to an address where there is no area: the next one above, if nothing is near. */
-  #stackAbove(address: VirtualAddress): StoredArea | undefined {
-    const page = pageOf(address);
-    const near = [...this.areas()].filter(({ end }) => end > page - STACK_GUARD).sort((a, b) => a.start - b.start);
-    const [next] = near;
-    return next !== undefined && next.limit !== 0 && next.start > page && address >= next.limit ? next : undefined;
-  }
-
-  /** Cuts areas so that none lies across `address`. False if there is no memory. */
-  #cut(address: VirtualAddress): boolean {
-    const area = this.#areaOf(address);
-    if (area === undefined || area.start === address) return true;
-    const upper = { ...area, start: address, offset: area.offset + (address - area.start) / FRAME_BYTES };
-    if (!this.addArea(upper)) return false;
-    this.#changeArea(area, { end: address });
-    return true;
-  }
-
-  /** A free range of so many pages, from the top down; undefined if there is none. */
-  #findHole(pages: number): VirtualAddress | undefined {
-    const bytes = pages * FRAME_BYTES;
-    const taken = [...this.areas()].filter(({ start }) => start < HEAP_BASE).sort((a, b) => b.start - a.start);
-    let top = HEAP_BASE;
-    for (const { start, end } of taken) {
-      if (top - end >= bytes) break;
-      top = start;
-    }
-    return top - bytes >= MMAP_BASE ? top - bytes : undefined;
+    return this.#areas.add(area);
   }
 
   // ---- system calls: an address or 0, or an error number, negated ----
@@ -227,7 +124,7 @@ export class AddressSpace {
   map({ address, pages, flags, shared, object, offset = 0, readOnly = false }: Mapping): number {
     if (!Number.isInteger(pages) || pages < 1 || pages > USER_END / FRAME_BYTES) return -EINVAL;
     if (object !== 0 && !(Number.isInteger(offset) && offset >= 0 && offset + pages <= OBJECT_PAGES_MAX)) return -EINVAL;
-    const start = address ?? this.#findHole(pages);
+    const start = address ?? this.#areas.findHole(pages);
     if (start === undefined) return -ENOMEM;
     const end = start + pages * FRAME_BYTES;
     if (!isRange(start, end)) return -EINVAL;
@@ -235,7 +132,7 @@ export class AddressSpace {
     if (done < 0) return done;
     const area: Area = { start, end, flags: allowed(flags), kind: "mapping", limit: 0, object, offset, shared, readOnly };
     if (!this.addArea(area)) return -ENOMEM; // if anything is gone, it left its area's memory: then this does not fail
-    this.#join(start, end);
+    this.#areas.join(start, end);
     return start;
   }
 
@@ -244,7 +141,7 @@ export class AddressSpace {
     if (!isRange(start, end)) return -EINVAL;
     if (!this.#isolate(start, end)) return -ENOMEM;
     this.#clear(start, end);
-    for (const area of Array.from(this.areas())) if (area.start >= start && area.end <= end) this.#removeArea(area.at);
+    for (const area of Array.from(this.areas())) if (area.start >= start && area.end <= end) this.#areas.remove(area.at);
     return 0;
   }
 
@@ -262,7 +159,7 @@ export class AddressSpace {
         this.#setLeaf(address, entry, pte >>> PTE_PPN_SHIFT, this.#leafFlags(changed, pte, entry.level)),
       );
     }
-    this.#join(start, end);
+    this.#areas.join(start, end);
     return 0;
   }
 
@@ -301,8 +198,8 @@ export class AddressSpace {
   /** Resolves an access that has no leaf that allows it, or throws GuestFault. */
   fault(address: VirtualAddress, access: number): void {
     const { memory } = this.#parts;
-    const found = this.#areaOf(address);
-    const stack = found === undefined ? this.#stackAbove(address) : undefined;
+    const found = this.#areas.find(address);
+    const stack = found === undefined ? this.#areas.stackAbove(address) : undefined;
     const area = found ?? stack;
     const write = access === ACCESS_WRITE;
     const where = `${write ? "write to" : "read of"} 0x${address.toString(16)}`;
@@ -311,7 +208,7 @@ export class AddressSpace {
     const entry = findEntry(memory, this.#root, address);
     const done = entry === undefined ? this.#fill(area, pageOf(address), write, where) : this.#unshare(area, address, entry);
     if (!done) throw new GuestFault(`out of memory at ${where}`, "no memory");
-    if (stack !== undefined) this.#changeArea(stack, { start: pageOf(address) });
+    if (stack !== undefined) this.#areas.change(stack, { start: pageOf(address) });
   }
 
   /** Gives a page without a leaf what is behind its area. False if there is no memory. */
@@ -473,8 +370,8 @@ export class AddressSpace {
    * is cheap to undo comes first, so that little memory was taken in vain.
    */
   #isolate(start: VirtualAddress, end: VirtualAddress): boolean {
-    if (this.#cut(start) && this.#cut(end) && this.#splitAt(start) && this.#splitAt(end)) return true;
-    this.#join(start, end);
+    if (this.#areas.cut(start) && this.#areas.cut(end) && this.#splitAt(start) && this.#splitAt(end)) return true;
+    this.#areas.join(start, end);
     return false;
   }
 
@@ -609,13 +506,9 @@ export class AddressSpace {
       for (const table of Array.from(walkTables(memory, root))) buddy.free(table);
       memory.store32(this.#at + PROCESS_ROOT, 0);
     }
-    for (const { at } of Array.from(this.areas())) this.#removeArea(at);
+    for (const { at } of Array.from(this.areas())) this.#areas.remove(at);
     core.dropContext(this.#slot);
   }
-}
-
-function pageOf(address: VirtualAddress): VirtualAddress {
-  return address - (address % FRAME_BYTES);
 }
 
 /** Sv39 has no leaf that may be written and not read. */

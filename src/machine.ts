@@ -161,7 +161,7 @@ export class Machine {
     const boot = createBootRunner(text);
     const runner = boot ?? createRunner(text);
     if (runner.needs !== undefined) this.#checkNeeds(text, runner.needs);
-    return this.kernel.spawn(text, runner, { boot: boot !== undefined });
+    return this.kernel.lifecycle.spawn(text, runner, { boot: boot !== undefined });
   }
 
   #checkNeeds(text: string, { sectors = 0, directory = "/" }: NonNullable<Runner["needs"]>): void {

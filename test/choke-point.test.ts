@@ -1,5 +1,5 @@
 /**
- * What the source text must not contain: a second way to store to RAM, or an import that points upward. Tracking is
+ * What the source text must not contain: a second way to store to RAM, an import that points upward, or a circle of imports. Tracking is
  * complete only because every store of the host goes through physical.ts, and every one of the guest through the MMU.
  */
 import { execFileSync } from "node:child_process";
@@ -44,7 +44,7 @@ const BUFFERS: Record<string, [times: number, what: string]> = {
   "src/vm/memory/physical.ts": [4, "RAM: the choke point"],
   "src/vm/personality/step/programs/contents.ts": [2, "templates of initial contents"],
   "src/vm/personality/step/programs/replay.ts": [1, "a replay's own memory"],
-  "src/vm/personality/step/user-memory.ts": [1, "one float64"],
+  "src/vm/memory/user-memory.ts": [1, "one float64"],
   "src/writer/page-writer.ts": [1, "the control area: as long as Control's view"],
 };
 
@@ -100,7 +100,14 @@ test("what stores to RAM is called where it may be", (t) => {
 const LAYERS: Record<string, string[]> = {
   "src/base": [],
   "src/image": ["src/base", "better-sqlite3", "lz4-napi", "xxhash-wasm"],
-  "src/vm": ["src/base"],
+  "src/vm/memory": ["src/base"],
+  "src/vm/tasks": ["src/base", "src/vm/memory"],
+  "src/vm/files": ["src/base", "src/vm/memory", "src/vm/tasks"],
+  "src/vm/devices": ["src/base", "src/vm/memory", "src/vm/tasks"],
+  "src/vm/views": ["src/base", "src/vm/memory", "src/vm/tasks", "src/vm/files"],
+  "src/vm/kernel.ts": ["src/base", "src/vm/memory", "src/vm/tasks", "src/vm/files"],
+  "src/vm/personality": ["src/base", "src/vm/memory", "src/vm/tasks", "src/vm/files", "src/vm/devices", "src/vm/kernel.ts"],
+  "src/vm/engines": ["src/base", "src/vm/memory", "src/vm/tasks", "src/vm/personality", "src/vm/kernel.ts"],
   "src/cow": ["src/base", "src/vm"],
   "src/writer": ["src/base", "src/image", "src/vm/memory/core.ts", "piscina"],
   "src/restore": [
@@ -113,6 +120,7 @@ const LAYERS: Record<string, string[]> = {
     "src/vm/views/consistency.ts",
     "src/vm/memory/core.ts",
     "src/vm/files/descriptions.ts",
+    "src/vm/files/pipe.ts",
     "src/vm/memory/physical.ts",
     "src/vm/tasks/process.ts",
     "src/vm/tasks/signals.ts",
@@ -176,6 +184,49 @@ const LAYERS: Record<string, string[]> = {
   workers: ["src/base", "src/vm", "src/writer", "src/restore", "src/reports/image-catalogue.ts"],
 };
 
+/** What a file imports, values or types: files by their path, packages by name. */
+function importsOf(path: string, text: string): string[] {
+  return [...text.matchAll(/\b(?:from |import |import\()"([\w@./:-]+)"/g)]
+    .map(([, name]) => name!)
+    .filter((name) => !name.startsWith("node:"))
+    .map((name) => (name.startsWith(".") ? normalize(join(dirname(path), name)).replace(/\.js$/, ".ts") : name));
+}
+
+/** The first circle of a graph, its first member again at the end; empty if there is none. */
+function findCircle(graph: ReadonlyMap<string, readonly string[]>): string[] {
+  const done = new Set<string>();
+  const visit = (node: string, above: readonly string[]): string[] => {
+    if (above.includes(node)) return [...above.slice(above.indexOf(node)), node];
+    if (done.has(node)) return [];
+    for (const next of graph.get(node) ?? []) {
+      const circle = visit(next, [...above, node]);
+      if (circle.length > 0) return circle;
+    }
+    done.add(node);
+    return [];
+  };
+  for (const node of graph.keys()) {
+    const circle = visit(node, []);
+    if (circle.length > 0) return circle;
+  }
+  return [];
+}
+
+test("no file imports itself by way of others, not even for a type", (t) => {
+  t.deepEqual(
+    findCircle(
+      new Map([
+        ["a", ["b", "c"]],
+        ["b", []],
+        ["c", ["d", "b"]],
+        ["d", ["c"]],
+      ]),
+    ),
+    ["c", "d", "c"],
+  );
+  t.deepEqual(findCircle(new Map([...sources].map(([path, text]) => [path, importsOf(path, text)]))), []);
+});
+
 test("imports only point down", (t) => {
   const isIn = (path: string, place: string) => path === place || path.startsWith(`${place}/`);
   for (const [path, text] of sources) {
@@ -184,9 +235,7 @@ test("imports only point down", (t) => {
       t.fail(`${path} is in no layer`);
       continue;
     }
-    for (const [, name] of text.matchAll(/\b(?:from |import |import\()"([\w@./:-]+)"/g)) {
-      if (name!.startsWith("node:")) continue;
-      const target = name!.startsWith(".") ? normalize(join(dirname(path), name!)).replace(/\.js$/, ".ts") : name!;
+    for (const target of importsOf(path, text)) {
       t.true(
         [layer, ...LAYERS[layer]!].some((place) => isIn(target, place)),
         `${path} imports ${target}`,

@@ -151,7 +151,7 @@ test("disk: sectors are written and read back, by two processes at a time; the f
 async function carryOut(machine: Machine, operation: DiskOperation, sector: number, fill = 0) {
   const { kernel } = machine;
   const { slot, pid } = machine.processes().find(({ text }) => text.startsWith("idle")) ?? machine.spawn("idle:ms=3600000");
-  const data = operation === "write" ? new Int32Array(FRAME_BYTES / 4).fill(fill) : undefined;
+  const data = operation === "write" ? new Uint8Array(FRAME_BYTES).fill(fill) : undefined;
   const name = { slot, pid, tag: 15 };
   const answer = kernel.control.locked(() => submitRequest(kernel, name, { operation, sector, data }));
   if (answer !== "submitted") throw new Error(answer);
@@ -170,7 +170,7 @@ test("disk: what goes wrong with the file is the guest's to see, and the machine
     },
   });
   t.is((await carryOut(machine, "write", 7, 5)).status, "ok");
-  t.deepEqual((await carryOut(machine, "read", 7)).data, new Int32Array(FRAME_BYTES / 4).fill(5));
+  t.deepEqual((await carryOut(machine, "read", 7)).data, new Uint8Array(FRAME_BYTES).fill(5));
   for (const [code, status] of [
     ["EIO", "I/O error"],
     ["ENOSPC", "no space"],
@@ -191,7 +191,7 @@ test("disk: what goes wrong with the file is the guest's to see, and the machine
   truncateSync(disk, FRAME_BYTES * 7 + 100);
   t.is((await carryOut(machine, "read", 7)).status, "I/O error");
   t.is((await carryOut(machine, "write", 7, 6)).status, "ok");
-  t.is((await carryOut(machine, "read", 7)).data![1023], 6);
+  t.is((await carryOut(machine, "read", 7)).data!.at(-1), 6);
   machine.check();
 });
 
@@ -209,7 +209,7 @@ test("disk: many requests of many processes, some of which end with theirs in fl
     await until(() => transfers.waiting >= 48, "theirs are in flight");
     for (const { slot } of doomed) {
       slots.add(slot);
-      machine.kernel.end(slot);
+      machine.kernel.lifecycle.end(slot);
     }
     await until(() => machine.processes().length === 1, "they have ended");
     const heir = machine.spawn("disk:first=100,sectors=16"); // has the slot of one
@@ -217,10 +217,10 @@ test("disk: many requests of many processes, some of which end with theirs in fl
     await until(() => machine.processes().find(({ pid }) => pid === heir.pid)!.steps === 2, "whose tags it waits for");
     transfers.release();
     await goesOn(t, machine);
-    machine.kernel.end(heir.slot);
+    machine.kernel.lifecycle.end(heir.slot);
     await until(() => machine.processes().length === 1, "it has ended");
   }
-  machine.kernel.end(machine.processes()[0]!.slot);
+  machine.kernel.lifecycle.end(machine.processes()[0]!.slot);
   await until(() => machine.processes().length === 0, "all have ended");
   await until(() => diskEntries(machine.kernel.memory).length === 0, "nothing is left of their requests");
   t.is(frames(), 3, "the console, the pool, the table");
@@ -230,7 +230,7 @@ test("disk: a process that asks for one where there is none is not started, or f
   const machine = await bootMachine(t);
   t.throws(() => machine.spawn("disk"), { code: "HIB_USAGE", message: /the machine has none: give it one with --disk/ });
   t.throws(() => machine.spawn("files:dir=/nowhere"), { code: "HIB_USAGE", message: /there is no directory \/nowhere/ });
-  machine.kernel.spawn("disk", createRunner("disk"), { boot: false }); // as by exec
+  machine.kernel.lifecycle.spawn("disk", createRunner("disk"), { boot: false }); // as by exec
   await until(() => machine.processes()[0]!.failure !== "", "it fails");
   t.regex(machine.processes()[0]!.failure, /the machine has none: give it one with --disk/);
 });
@@ -369,7 +369,7 @@ test("DMA in flight at the stop of a snapshot is carried out once, and the machi
     image.close();
     await rm(path, { recursive: true });
   }
-  machine.kernel.end(machine.processes()[0]!.slot);
+  machine.kernel.lifecycle.end(machine.processes()[0]!.slot);
   await until(() => machine.processes().length === 0, "nobody submits more");
   transfers.release();
   await until(() => submitted(machine.kernel.memory) === 0, "all are done");
@@ -426,8 +426,7 @@ test("a save or resume that fails leaves the devices at work", async (t) => {
 // ---- entropy and clocks ----
 
 const pool = (memory: ReadableMemory) => Buffer.from(memory.read(memory.load32(KERNEL_ENTROPY) * FRAME_BYTES, FRAME_BYTES));
-const callsOf = (machine: Machine) =>
-  createDeviceCalls(machine.kernel, machine.core, { slot: 0, pid: 0 }, () => machine.devices.service());
+const callsOf = (machine: Machine) => createDeviceCalls(machine.kernel, { slot: 0, pid: 0 }, () => machine.devices.service());
 
 test("entropy: the pool is refilled, words that were given are wiped, and an empty pool is waited for", async (t) => {
   const machine = await bootMachine(t);
@@ -435,7 +434,7 @@ test("entropy: the pool is refilled, words that were given are wiped, and an emp
   const drawn = Array.from({ length: 3000 }, () => calls.random());
   t.false(drawn.includes(undefined));
   t.true(new Set(drawn).size > 2990);
-  const silent = createDeviceCalls(machine.kernel, machine.core, { slot: 0, pid: 0 }, () => undefined);
+  const silent = createDeviceCalls(machine.kernel, { slot: 0, pid: 0 }, () => undefined);
   const all: number[] = [];
   for (let word = silent.random(); word !== undefined; word = silent.random()) all.push(word);
   t.true(all.length > 0);

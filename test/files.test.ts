@@ -29,6 +29,7 @@ import {
   SEEK_END,
   SEEK_SET,
 } from "../src/vm/files/flags.js";
+import { CALL_BYTES_MAX } from "../src/vm/files/files.js";
 import { readInode } from "../src/vm/files/inode.js";
 import { KIND_FILE, KIND_FILE_CLEAN } from "../src/vm/memory/kernel-layout.js";
 import { type Process, readProcess } from "../src/vm/tasks/process.js";
@@ -206,7 +207,7 @@ test("fds: dup and fork share the position, exec closes what says so, and the la
   const secret = calls.open("/f", O_RDONLY | O_CLOEXEC);
   calls.lseek(twin, 2, SEEK_SET);
   t.is(hand.read(fd, 2), "cd");
-  machine.kernel.fork(hand.process.slot);
+  machine.kernel.lifecycle.fork(hand.process.slot);
   const child = new Hand(machine, 1, readProcess(machine.kernel.memory, 1)!);
   t.is(child.read(fd, 1), "e");
   t.is(hand.read(twin, 1), "f");
@@ -215,10 +216,10 @@ test("fds: dup and fork share the position, exec closes what says so, and the la
   t.is(calls.lseek(9, -1, SEEK_END), 5);
   t.is(calls.unlink("/f"), 0);
   consistent(t, machine);
-  t.true(machine.kernel.exec(child.process.slot, "idle", createRunner));
+  t.true(machine.kernel.lifecycle.exec(child.process.slot, "idle", createRunner));
   t.is(child.calls.lseek(secret, 0, SEEK_SET), -E.EBADF);
   t.is(child.calls.lseek(twin, 0, SEEK_CUR), 5);
-  machine.kernel.end(child.process.slot);
+  machine.kernel.lifecycle.end(child.process.slot);
   for (const open of [fd, twin, secret, 9]) t.is(calls.close(open), 0);
   t.is(calls.close(fd), -E.EBADF);
   t.is(typeof calls.wait(-1), "object");
@@ -230,6 +231,26 @@ test("fds: dup and fork share the position, exec closes what says so, and the la
   const many = Array.from({ length: 257 }, () => calls.open("/g", O_RDONLY));
   t.is(many[255], 255);
   t.is(many[256], -E.EMFILE);
+  consistent(t, machine);
+});
+
+test("a call copies no more than it may, whatever it is asked for: what lies beyond is not touched", (t) => {
+  const machine = new HandMachine();
+  const hand = new Hand(machine);
+  const { calls } = hand;
+  const fd = calls.open("/large", O_CREAT | O_RDWR);
+  const pages = CALL_BYTES_MAX / FRAME_BYTES;
+  const address = calls.mmap({ pages, flags: PTE_R | PTE_W });
+  hand.put("first", address);
+  hand.put("last", address + CALL_BYTES_MAX - 4);
+  for (const more of [1, 2 ** 30]) {
+    t.is(calls.lseek(fd, 0, SEEK_SET), 0);
+    t.is(calls.write(fd, address, CALL_BYTES_MAX + more), CALL_BYTES_MAX);
+    hand.put("spoilt", address);
+    t.is(calls.lseek(fd, 0, SEEK_SET), 0);
+    t.is(calls.read(fd, address, CALL_BYTES_MAX + more), CALL_BYTES_MAX);
+    t.is(hand.get(5, address) + hand.get(4, address + CALL_BYTES_MAX - 4), "firstlast");
+  }
   consistent(t, machine);
 });
 
@@ -547,10 +568,10 @@ test("a process that fails lets go of its files: the other end of its pipe sees 
   const machine = new HandMachine({ vcpus: 2 });
   const hand = new Hand(machine);
   const { reader, writer } = hand.calls.pipe() as { reader: number; writer: number };
-  machine.kernel.fork(hand.process.slot);
+  machine.kernel.lifecycle.fork(hand.process.slot);
   hand.calls.close(writer);
   t.is(hand.read(reader, 1), undefined);
-  machine.kernel.putBack(1, { ran: 0, failure: "it did something wrong" });
+  machine.kernel.turns.putBack(1, 0, { do: "fail", reason: "it did something wrong", status: 6 });
   t.is(readProcess(machine.kernel.memory, 1)!.state, "failed");
   t.is(hand.read(reader, 1), "");
   consistent(t, machine);

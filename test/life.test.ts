@@ -18,11 +18,12 @@ import { resume } from "../src/resume.js";
 import { checkConsistency } from "../src/vm/views/consistency.js";
 import * as K from "../src/vm/memory/kernel-layout.js";
 import { findLeaf } from "../src/vm/memory/page-table.js";
-import { listProcesses, type Process, processAddress, readRegisters } from "../src/vm/tasks/process.js";
+import { listProcesses, type Process, readRegisters } from "../src/vm/tasks/process.js";
 import { HANDLER, SIGNAL_FRAME, SP } from "../src/vm/personality/step/program.js";
 import { PROGRESS_DRAWN, PROGRESS_SAVES } from "../src/vm/personality/step/programs/progress.js";
 import { SIGCONT, SIGKILL, SIGSTOP } from "../src/vm/tasks/signals.js";
 import { bootMachine, Draws, scratch, sleep, until } from "./support.js";
+import { processAddress } from "../src/vm/memory/kernel-layout.js";
 
 /** One at a time: a live machine wants both cores. */
 const test = ava.serial;
@@ -220,11 +221,11 @@ for (const how of ["stopped", "dead", "hung"] as const) {
     const started = new Set([pid, other.pid]);
     await until(() => machine.processes().every(({ steps }) => steps > 0), "both run");
     if (how === "stopped") {
-      t.is(machine.kernel.kill(undefined, pid, SIGSTOP), 0);
+      t.is(machine.kernel.groups.kill(undefined, pid, SIGSTOP), 0);
       await until(() => machine.processes()[slot]!.state === "stopped", "it stops");
     }
     if (how === "dead") {
-      machine.kernel.kill(undefined, pid, SIGKILL);
+      machine.kernel.groups.kill(undefined, pid, SIGKILL);
       await until(() => machine.processes().length === 1, "it ends");
     }
     const path = join(scratch(t), "image");
@@ -235,7 +236,7 @@ for (const how of ["stopped", "dead", "hung"] as const) {
     await resume(fresh, path);
     if (how === "stopped") {
       t.is(fresh.processes()[slot]!.state, "stopped");
-      fresh.kernel.kill(undefined, pid, SIGCONT);
+      fresh.kernel.groups.kill(undefined, pid, SIGCONT);
     }
     await goesOn(fresh, processes, how === "dead" ? new Set([other.pid]) : started);
     t.deepEqual(failures(fresh.processes()), []);

@@ -11,7 +11,6 @@ import { bit } from "../src/base/control.js";
 import { createRunner } from "../src/vm/personality/step/programs/index.js";
 import { tile } from "../src/vm/memory/buddy.js";
 import { checkConsistency } from "../src/vm/views/consistency.js";
-import { drainConsole, printToConsole } from "../src/vm/devices/console.js";
 import { allocateObject, freeObject } from "../src/vm/memory/kernel-heap.js";
 import {
   ARENA_FRAMES,
@@ -29,6 +28,7 @@ import { RAM_BYTES_MAX, RAM_BYTES_MIN } from "../src/base/limits.js";
 import { CODE_BASE, DATA_BASE, HEAP_BASE, HEAP_END, STACK_TOP } from "../src/vm/personality/step/program.js";
 import { visitBlocks } from "../src/vm/views/walker.js";
 import { bootMachine, findWrong, HandMachine, MIB, sleep, until, whileStopped } from "./support.js";
+import { drainConsole, printToConsole } from "../src/vm/memory/console-ring.js";
 
 /** One at a time: a live machine wants both cores. */
 const test = ava.serial;
@@ -273,7 +273,7 @@ test("a process that fails keeps its reason and its memory; the others go on", a
   const [healthy, failed] = machine.processes();
   t.regex(failed!.failure, /out of memory at write to 0x/);
   t.is(healthy!.failure, "");
-  machine.kernel.end(failed!.slot);
+  machine.kernel.lifecycle.end(failed!.slot);
   const { steps } = machine.processes()[0]!;
   await until(() => machine.processes()[0]!.steps > steps, "the other one goes on");
   t.deepEqual(
@@ -284,7 +284,7 @@ test("a process that fails keeps its reason and its memory; the others go on", a
 
 test("a process whose program is not known here fails, and its vCPU goes on", async (t) => {
   const machine = await bootMachine(t, { ramBytes: 16 * MIB, vcpus: 1 });
-  machine.kernel.spawn("no-such-program:pages=1", createRunner("idle"));
+  machine.kernel.lifecycle.spawn("no-such-program:pages=1", createRunner("idle"));
   machine.spawn("incrementer:pages=4");
   await until(() => machine.processes().some(({ state }) => state === "failed"), "it fails");
   t.regex(machine.processes()[0]!.failure, /no program "no-such-program"/);
@@ -297,7 +297,7 @@ for (const leave of [0, 1, 2, 3, 4, 5, 8]) {
   test(`a spawn that finds ${leave} free frames fails, and takes none of them`, (t) => {
     const machine = new HandMachine({ ramBytes: 8 * MIB });
     const { kernel } = machine;
-    kernel.end(machine.spawn(1, 1).slot); // the kernel heap has its frame
+    kernel.lifecycle.end(machine.spawn(1, 1).slot); // the kernel heap has its frame
     while (kernel.buddy.allocate(0, 0, KIND_RESERVE) !== undefined);
     const reserve = blocksOf(kernel).filter(({ kind }) => kind === KIND_RESERVE);
     for (const { frame } of reserve.slice(0, 2 * leave).filter((_, i) => i % 2 === 0)) kernel.buddy.free(frame);
@@ -316,13 +316,13 @@ test("the process table holds 512; ended processes make room and leave nothing b
   t.throws(() => machine.spawn(1), { code: "HIB_USAGE", message: /process table is full \(512\)/ });
   t.deepEqual(checkConsistency(kernel.memory).problems, []);
   const full = kernel.buddy.freeFrames;
-  kernel.end(all[100]!.slot);
+  kernel.lifecycle.end(all[100]!.slot);
   t.is(machine.spawn(1, 1).slot, all[100]!.slot);
   t.is(kernel.buddy.freeFrames, full);
-  for (const { slot } of all) kernel.end(slot);
+  for (const { slot } of all) kernel.lifecycle.end(slot);
   const empty = kernel.buddy.freeFrames;
   for (let i = 0; i < 512; i++) machine.spawn(1, 1);
-  for (const { slot } of all) kernel.end(slot);
+  for (const { slot } of all) kernel.lifecycle.end(slot);
   t.is(kernel.buddy.freeFrames, empty);
   t.is(checkConsistency(kernel.memory).processes, 0);
 });
@@ -333,7 +333,7 @@ test("running processes that are told to end are gone, with all of their memory"
   const round = async () => {
     for (const text of texts) machine.spawn(text);
     await until(() => machine.processes().every(({ steps }) => steps > 0), "all have run");
-    for (const { slot } of machine.processes()) machine.kernel.end(slot);
+    for (const { slot } of machine.processes()) machine.kernel.lifecycle.end(slot);
     await until(() => machine.processes().length === 0, "all are gone");
     return machine.kernel.buddy.freeFrames;
   };

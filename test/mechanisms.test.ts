@@ -25,7 +25,6 @@ import {
 import { readFaultStatistics } from "../src/cow/fault-statistics.js";
 import { save } from "../src/hibernate.js";
 import { openImage } from "../src/image/directory.js";
-import { drainConsole, printToConsole } from "../src/vm/devices/console.js";
 import { GuestFault } from "../src/vm/memory/address-space.js";
 import { walkLeaves } from "../src/vm/memory/page-table.js";
 import { placeOfFrame, POOL_PLACE } from "../src/vm/memory/physical.js";
@@ -33,6 +32,7 @@ import type { Process } from "../src/vm/tasks/process.js";
 import { CODE_BASE, DATA_BASE, HEAP_BASE } from "../src/vm/personality/step/program.js";
 import { FlatMemory } from "../src/vm/personality/step/programs/replay.js";
 import { bootMachine, findWrong, HandMachine, MIB, scratch, sleep, whileStopped } from "./support.js";
+import { drainConsole, printToConsole } from "../src/vm/memory/console-ring.js";
 
 /** One at a time: a live machine wants both cores. */
 const test = ava.serial;
@@ -225,7 +225,7 @@ test("tags of one process never hit in another, nor after the slot is used again
   t.is(machine.run(b).load8(DATA_BASE), 0xbb);
   machine.run(b).store8(DATA_BASE, 2);
   t.is(machine.run(a).load8(DATA_BASE), 1);
-  machine.kernel.end(a.slot);
+  machine.kernel.lifecycle.end(a.slot);
   const c = machine.spawn(1, 0xcc);
   t.is(c.slot, a.slot);
   t.is(machine.run(c).load8(DATA_BASE), 0xcc);
@@ -345,7 +345,7 @@ function agree(machine: HandMachine, steps: readonly Access[]): void {
       if (address !== CODE_BASE && Buffer.compare(machine.kernel.memory.read(frame * PAGE, PAGE), expected) !== 0)
         throw new Error(`page 0x${address.toString(16)}`);
     }
-    machine.kernel.end(process.slot);
+    machine.kernel.lifecycle.end(process.slot);
   }
 }
 

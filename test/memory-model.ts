@@ -17,10 +17,10 @@ import {
   DATA_BASE,
   HEAP_BASE,
   HEAP_END,
-  MMAP_BASE,
   STACK_TOP,
   type KernelCalls,
 } from "../src/vm/personality/step/program.js";
+import { MMAP_BASE } from "../src/vm/memory/user-layout.js";
 import { blocksOfKind } from "../src/vm/views/walker.js";
 import { callsOf, HandMachine, MIB } from "./support.js";
 
@@ -147,8 +147,8 @@ export class MemoryModel {
     this.check();
     this.#checkMarks();
     this.#relax();
-    for (const { process } of this.#alive()) this.machine.kernel.end(process.slot);
-    for (const { slot } of listProcesses(this.machine.kernel.memory)) this.machine.kernel.end(slot);
+    for (const { process } of this.#alive()) this.machine.kernel.lifecycle.end(process.slot);
+    for (const { slot } of listProcesses(this.machine.kernel.memory)) this.machine.kernel.lifecycle.end(slot);
     this.#checkEmpty();
   }
 
@@ -230,7 +230,10 @@ export class MemoryModel {
         return this.#fork(modelled, vcpu);
       case "exit":
         this.#stopRunning(modelled);
-        this.machine.vcpus[vcpu]!.kernel.putBack(modelled.process.slot, { ran: 0, status: (action.value & 255) << 8 });
+        this.machine.vcpus[vcpu]!.kernel.turns.putBack(modelled.process.slot, 0, {
+          do: "exit",
+          status: (action.value & 255) << 8,
+        });
         this.#count("exit");
         return this.#ended(modelled, (action.value & 255) << 8);
       case "wait":
@@ -301,7 +304,7 @@ export class MemoryModel {
       if (page === undefined) return this.#expectFault(`${what} denied`, result);
       seen.push(page);
     }
-    if (result instanceof GuestFault && result.message.startsWith("out of memory")) {
+    if (result instanceof GuestFault && result.kind === "no memory") {
       // Without memory a stack has not grown; an access across two pages may have got to the second.
       const areas = [...this.machine.kernel.space(modelled.process.slot).areas()];
       for (const [vpn, page] of modelled.pages)
@@ -349,7 +352,7 @@ export class MemoryModel {
     const { kernel } = this.machine.vcpus[vcpu]!;
     if (listProcesses(kernel.memory).length >= PROCESSES_MAX) return;
     this.#on(modelled, vcpu);
-    kernel.fork(modelled.process.slot);
+    kernel.lifecycle.fork(modelled.process.slot);
     this.#stopRunning(modelled); // as a vCPU does: it puts the process back
     const pid = readRegisters(kernel.memory, modelled.process.slot)[A0]!;
     if (pid === -ENOMEM) return this.#wasTight("fork");
@@ -398,12 +401,11 @@ export class MemoryModel {
   // ---- the machine's side ----
 
   #spawn(fill: number): void {
-    const process = this.machine.kernel.spawn("model", {
+    const process = this.machine.kernel.lifecycle.spawn("model", {
       dataPages: DATA_PAGES,
       stackPages: STACK_PAGES,
       rate: 0,
       initialPage: (page, out) => page !== 3 && out.fill(fill) === out,
-      run: (_context, fuel) => fuel,
     });
     const pages = new Map<number, Page | undefined>();
     const code = new Uint8Array(PAGE);

@@ -95,7 +95,7 @@ test("map: a heap page that mprotect has closed is taken; a range that munmap to
 function fork(machine: HandMachine, process: Process, vcpu = 0): Process {
   machine.run(process, vcpu);
   const { core, kernel } = machine.vcpus[vcpu]!;
-  kernel.fork(process.slot);
+  kernel.lifecycle.fork(process.slot);
   core.deactivate();
   const pid = readRegisters(kernel.memory, process.slot)[A0]!;
   return listProcesses(kernel.memory).find((found) => found.pid === pid)!;
@@ -105,7 +105,7 @@ test("a page that the others let go of is the process's own again, by a store or
   const machine = new HandMachine();
   const process = machine.spawn(2, 0xaa);
   const frames = [0, 1].map((page) => machine.frameOf(process, DATA_BASE + page * PAGE));
-  machine.kernel.end(fork(machine, process).slot);
+  machine.kernel.lifecycle.end(fork(machine, process).slot);
   consistent(t, machine);
   machine.run(process).store8(DATA_BASE, 1);
   const calls = callsOf(machine, process);
@@ -124,9 +124,9 @@ test("exec: a text of more than a page is refused before anything is gone", (t) 
   const process = machine.spawn(1, 0xaa);
   const free = machine.kernel.buddy.freeFrames;
   const { kernel } = machine.vcpus[0]!;
-  t.false(kernel.exec(process.slot, `idle:${"x".repeat(PAGE)}`, createRunner));
+  t.false(kernel.lifecycle.exec(process.slot, `idle:${"x".repeat(PAGE)}`, createRunner));
   t.is(machine.run(process).load8(DATA_BASE), 0xaa);
-  t.true(kernel.exec(process.slot, "idle:pages=1", createRunner));
+  t.true(kernel.lifecycle.exec(process.slot, "idle:pages=1", createRunner));
   t.is(kernel.buddy.freeFrames, free);
   const after = readProcess(kernel.memory, process.slot)!;
   t.like(after, { pid: process.pid, text: "idle:pages=1", steps: 0 });
@@ -138,11 +138,10 @@ test("exec: a text of more than a page is refused before anything is gone", (t) 
 
 /** A process with a stack of up to 24 pages. */
 function spawnStack(machine: HandMachine): Process {
-  return machine.kernel.spawn("stack", {
+  return machine.kernel.lifecycle.spawn("stack", {
     ...createRunner("stack:pages=24"),
     dataPages: 1,
     initialPage: () => false,
-    run: () => 0,
   });
 }
 
@@ -187,11 +186,10 @@ test("a stack does not grow for an access that is refused, or without memory", (
 
 test("a stack is not put into 2 MiB mappings: it gives back single pages", (t) => {
   const machine = new HandMachine();
-  const process = machine.kernel.spawn("stack", {
+  const process = machine.kernel.lifecycle.spawn("stack", {
     ...createRunner("stack:pages=2000"),
     dataPages: 1,
     initialPage: () => false,
-    run: () => 0,
   });
   const calls = callsOf(machine, process);
   const { core } = machine.vcpus[0]!;
@@ -255,7 +253,7 @@ test("a private mapping of an object sees its pages until it stores, and keeps t
   core.store32(own + 2 * PAGE, 4); // the leaf was the frame's last holder: it is taken, not copied
   t.is(core.load32(own + 2 * PAGE), 4);
   consistent(t, machine);
-  machine.kernel.end(process.slot);
+  machine.kernel.lifecycle.end(process.slot);
   consistent(t, machine);
 });
 
@@ -371,7 +369,7 @@ const scenarios: Scenario[] = [
     name: "a fork, and the end of the child",
     sabotages: [SABOTAGE_NO_KERNEL],
     before: (t, machine) => spawnHuge(t, machine),
-    after: (machine, process) => machine.kernel.end(fork(machine, process).slot),
+    after: (machine, process) => machine.kernel.lifecycle.end(fork(machine, process).slot),
   },
   {
     name: "2 MiB that munmap splits",
@@ -464,7 +462,7 @@ function stores(address: number) {
       machine.run(process).store32(address, 0x5555);
       return true;
     } catch (error) {
-      if (!(error instanceof GuestFault && error.message.startsWith("out of memory"))) throw error;
+      if (!(error instanceof GuestFault && error.kind === "no memory")) throw error;
       return false;
     }
   };
@@ -496,7 +494,7 @@ for (const { name, ask } of requests) {
       consistent(t, machine);
       const kept = machine.run(child).load32(DATA_BASE);
       t.deepEqual([kept, machine.run(child).load32(WINDOW)], [1, 2], "the child's are its own");
-      for (const { slot } of listProcesses(machine.kernel.memory)) machine.kernel.end(slot);
+      for (const { slot } of listProcesses(machine.kernel.memory)) machine.kernel.lifecycle.end(slot);
       consistent(t, machine);
     }
     t.true(refused > 0 && refused < 12, `${refused} refused`);

@@ -454,7 +454,7 @@ test("checkProcess: a process whose first contents came from a file that is gone
   writeFileSync(path, "old ");
   const text = `zipf:pages=4,content=file:${path}`;
   const { kernel } = new HandMachine();
-  const process = kernel.spawn(text, createRunner(text));
+  const process = kernel.lifecycle.spawn(text, createRunner(text));
   const check = () => checkProcess(kernel.memory, process);
   t.like(check(), { differences: [], not_recomputed: null, pages: 4 });
   writeFileSync(path, "new ");

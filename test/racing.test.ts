@@ -57,7 +57,7 @@ function drawOptions(draws: Draws): SaveOptions {
 async function churn(machine: Machine, draws: Draws, going: () => boolean): Promise<void> {
   while (going()) {
     const running = machine.processes();
-    if (running.length > PROCESSES_MAX - 4 && draws.below(2) === 0) machine.kernel.end(draws.of(running).slot);
+    if (running.length > PROCESSES_MAX - 4 && draws.below(2) === 0) machine.kernel.lifecycle.end(draws.of(running).slot);
     else if (running.length < PROCESSES_MAX) machine.spawn(drawProgram(draws));
     await sleep(draws.between(0, 10));
   }

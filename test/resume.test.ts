@@ -37,8 +37,8 @@ import {
   kernelLayout,
   PROCESS_BYTES,
   PROCESS_WAKE,
+  processAddress,
 } from "../src/vm/memory/kernel-layout.js";
-import { processAddress } from "../src/vm/tasks/process.js";
 import { bootMachine, Draws, findWrong, scratch, sleep, until, whileStopped } from "./support.js";
 
 /** One at a time: a live machine wants both cores. */

@@ -4,12 +4,13 @@
  */
 import { Worker } from "node:worker_threads";
 import test from "ava";
+import type { Leave } from "../src/vm/tasks/wait.js";
 import { RAM_BASE } from "../src/base/layout.js";
 import * as K from "../src/vm/memory/kernel-layout.js";
-import { processAddress } from "../src/vm/tasks/process.js";
 import { SIGCONT, SIGKILL, SIGSTOP } from "../src/vm/tasks/signals.js";
 import { runScripts, Script } from "./scripted.js";
 import { HandMachine } from "./support.js";
+import { processAddress } from "../src/vm/memory/kernel-layout.js";
 
 const SLICE_MS = 2;
 
@@ -29,10 +30,10 @@ function machineOf(...nices: number[]): HandMachine {
 function slices({ kernel }: HandMachine, rounds: number, vcpus = 1): number[] {
   const picked: number[] = [];
   for (let round = 0; round < rounds; round++) {
-    const slots = Array.from({ length: vcpus }, (_, vcpu) => kernel.pick(vcpu)).filter((slot) => slot >= 0);
+    const slots = Array.from({ length: vcpus }, (_, vcpu) => kernel.turns.pick(vcpu)).filter((slot) => slot >= 0);
     for (const slot of slots) {
       picked[slot] = (picked[slot] ?? 0) + 1;
-      kernel.putBack(slot, { ran: SLICE_MS });
+      kernel.turns.putBack(slot, SLICE_MS, { do: "ready" });
     }
   }
   return picked;
@@ -58,12 +59,12 @@ test("who begins, one after another, does not keep out those who are there", (t)
   for (let round = 0; round < 1000; round++) {
     const { slot } = machine.spawn(1);
     while (true) {
-      const picked = machine.kernel.pick(0);
+      const picked = machine.kernel.turns.pick(0);
       if (picked === slot) break;
       old++;
-      machine.kernel.putBack(picked, { ran: SLICE_MS });
+      machine.kernel.turns.putBack(picked, SLICE_MS, { do: "ready" });
     }
-    machine.kernel.putBack(slot, { ran: SLICE_MS, status: 0 });
+    machine.kernel.turns.putBack(slot, SLICE_MS, { do: "exit", status: 0 });
   }
   t.true(old > 400, `${old}`);
 });
@@ -71,8 +72,8 @@ test("who begins, one after another, does not keep out those who are there", (t)
 test("who sleeps much comes first when it wakes, and not for longer than the credit", (t) => {
   const machine = machineOf(0, 0);
   const { kernel } = machine;
-  t.is(kernel.pick(0), 0);
-  kernel.putBack(0, { ran: SLICE_MS, wake: 1e6 });
+  t.is(kernel.turns.pick(0), 0);
+  kernel.turns.putBack(0, SLICE_MS, { do: "sleep", until: 1e6 });
   slices(machine, 1000);
   machine.control.setGuestClock(1e6 + 1);
   t.deepEqual(slices(machine, 1), [1]);
@@ -86,15 +87,15 @@ test("many who slept long and wake one after another have no more credit than on
   const { kernel } = machine;
   const wakes = (sleeper: number) => (sleeper + 1) * 1e6;
   for (let sleeper = 0; sleeper < sleepers; sleeper++) {
-    t.is(kernel.pick(0), sleeper);
-    kernel.putBack(sleeper, { ran: 0, wake: wakes(sleeper) });
+    t.is(kernel.turns.pick(0), sleeper);
+    kernel.turns.putBack(sleeper, 0, { do: "sleep", until: wakes(sleeper) });
   }
   const hog = machine.spawn(1).slot;
   slices(machine, 100);
   for (let sleeper = 0; sleeper < sleepers; sleeper++) {
     machine.control.setGuestClock(wakes(sleeper));
-    t.is(kernel.pick(0), sleeper);
-    kernel.putBack(sleeper, { ran: 0.001, ...(sleeper === sleepers - 1 ? {} : { wake: Infinity }) });
+    t.is(kernel.turns.pick(0), sleeper);
+    kernel.turns.putBack(sleeper, 0.001, sleeper === sleepers - 1 ? { do: "ready" } : { do: "sleep", until: Infinity });
   }
   t.true(slices(machine, 10)[hog]! >= 4);
 });
@@ -106,26 +107,30 @@ test("what comes between the look and the lying down is not slept through: an ev
   const state = () => kernel.memory.load32(at + K.PROCESS_STATE);
   const channel = 0x1234_0000;
   const begin = () => {
-    t.is(kernel.pick(0), 0);
+    t.is(kernel.turns.pick(0), 0);
     kernel.scheduler.waitFor(at, channel, 1e8);
   };
   begin();
   kernel.scheduler.wake(channel);
-  kernel.putBack(0, { ran: 0, blocked: true });
+  kernel.turns.putBack(0, 0, { do: "wait" });
   t.is(state(), K.PROCESS_READY, "woken before");
   begin();
-  kernel.putBack(0, { ran: 0, blocked: true });
+  kernel.turns.putBack(0, 0, { do: "wait" });
   t.is(state(), K.PROCESS_BLOCKED);
   kernel.scheduler.wake(channel + 32);
   t.is(state(), K.PROCESS_BLOCKED, "another's event");
   kernel.scheduler.wake(channel);
   t.is(state(), K.PROCESS_READY, "woken after");
-  for (const rest of [{ blocked: true }, { wake: 1e9 }] satisfies { blocked?: true; wake?: number }[]) {
+  for (const rest of [{ do: "wait" }, { do: "sleep", until: 1e9 }] satisfies Leave[]) {
     begin();
-    kernel.kill(undefined, 1, 15);
-    kernel.putBack(0, { ran: 0, ...rest });
+    kernel.groups.kill(undefined, 1, 15);
+    kernel.turns.putBack(0, 0, rest);
     t.is(state(), K.PROCESS_READY, "a signal came");
-    t.is(kernel.memory.loadFloat64(at + K.PROCESS_WAKE), rest.wake ?? 0, "who slept is still asleep but for the signal");
+    t.is(
+      kernel.memory.loadFloat64(at + K.PROCESS_WAKE),
+      rest.do === "sleep" ? rest.until : 0,
+      "who slept is still asleep but for the signal",
+    );
     kernel.memory.store32(at + K.PROCESS_PENDING, 0);
     kernel.memory.storeFloat64(at + K.PROCESS_WAKE, 0);
   }
@@ -141,13 +146,13 @@ test("a process that takes a stop signal and is told to continue before it rests
     [[SIGCONT, SIGSTOP], K.PROCESS_STOPPED],
     [[SIGKILL], K.PROCESS_READY],
   ] satisfies [number[], number][]) {
-    t.is(kernel.pick(0), 0);
-    kernel.kill(undefined, 1, SIGSTOP);
+    t.is(kernel.turns.pick(0), 0);
+    kernel.groups.kill(undefined, 1, SIGSTOP);
     t.deepEqual(kernel.signals.take(at), { do: "stop" });
-    for (const signal of signals) kernel.kill(undefined, 1, signal);
-    kernel.putBack(0, { ran: 0, stop: true });
+    for (const signal of signals) kernel.groups.kill(undefined, 1, signal);
+    kernel.turns.putBack(0, 0, { do: "stop" });
     t.is(kernel.memory.load32(at + K.PROCESS_STATE), state, `${signals}`);
-    kernel.kill(undefined, 1, SIGCONT);
+    kernel.groups.kill(undefined, 1, SIGCONT);
   }
 });
 
@@ -156,28 +161,28 @@ test("a wait that has an end ends; and one that was over before leaves no end be
   const { kernel } = machine;
   const at = addressOf(machine, 0);
   machine.control.setGuestClock(100);
-  kernel.pick(0);
+  kernel.turns.pick(0);
   kernel.scheduler.waitFor(at, 0x40, 1000);
-  kernel.putBack(0, { ran: 0, blocked: true });
-  t.is(kernel.pick(0), -1);
+  kernel.turns.putBack(0, 0, { do: "wait" });
+  t.is(kernel.turns.pick(0), -1);
   machine.control.setGuestClock(1001);
-  t.is(kernel.pick(0), 0);
+  t.is(kernel.turns.pick(0), 0);
   kernel.scheduler.waitFor(at, 0x40, 2000);
   kernel.scheduler.wake(0x40);
-  kernel.putBack(0, { ran: 0, blocked: true });
+  kernel.turns.putBack(0, 0, { do: "wait" });
   t.is(kernel.memory.loadFloat64(at + K.PROCESS_WAKE), 0);
 });
 
 test("an idle vCPU sleeps until the next alarm at most", (t) => {
   const machine = machineOf(0);
   const { kernel } = machine;
-  kernel.pick(0);
+  kernel.turns.pick(0);
   kernel.control.locked(() => kernel.signals.setAlarm(addressOf(machine, 0), 30, 0));
-  kernel.putBack(0, { ran: 0, wake: Infinity });
-  t.is(kernel.pick(0), -1);
+  kernel.turns.putBack(0, 0, { do: "sleep", until: Infinity });
+  t.is(kernel.turns.pick(0), -1);
   t.true(kernel.scheduler.untilWake(1000) <= 30);
   machine.control.setGuestClock(machine.control.guestNow() + 31);
-  t.is(kernel.pick(0), 0, "SIGALRM");
+  t.is(kernel.turns.pick(0), 0, "SIGALRM");
 });
 
 test("an image never sees a process between the step that asks for something and its rest", (t) => {

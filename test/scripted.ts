@@ -8,7 +8,7 @@ import { checkConsistency } from "../src/vm/views/consistency.js";
 import { listProcesses, type Process } from "../src/vm/tasks/process.js";
 import type { Runner } from "../src/vm/personality/step/program.js";
 import { type Outcome, STATE, StateProgram, type Step } from "../src/vm/personality/step/programs/states.js";
-import { Vcpu } from "../src/vm/engines/vcpu.js";
+import { createStepVcpu } from "../src/vm/engines/step-engine.js";
 import { HandMachine } from "./support.js";
 
 /** A step; the next one follows unless it waits or sets STATE itself. Its result is an Outcome; anything else: it asked the kernel for something. */
@@ -55,7 +55,7 @@ const LIMIT_MS = 20_000;
 
 export class ScriptedMachine extends HandMachine {
   readonly #scripts = new Map<string, Runner>();
-  readonly #vcpus = new Map<number, Vcpu>();
+  readonly #vcpus = new Map<number, ReturnType<typeof createStepVcpu>>();
   #timedOut = false;
 
   constructor() {
@@ -88,7 +88,7 @@ export class ScriptedMachine extends HandMachine {
   }
 
   start(text: string): Process {
-    return this.kernel.spawn(text, this.#scripts.get(text)!);
+    return this.kernel.lifecycle.spawn(text, this.#scripts.get(text)!);
   }
 
   /** Runs a vCPU until a script turns the machine off. */
@@ -100,7 +100,13 @@ export class ScriptedMachine extends HandMachine {
         if (runner === undefined) throw new HibernaculumError("HIB_USAGE", `no program ${text}`);
         return runner;
       };
-      vcpu = new Vcpu({ memory: this.memory, number, createRunner, loaded: () => undefined, notifyDevices: () => undefined });
+      vcpu = createStepVcpu({
+        memory: this.memory,
+        number,
+        createRunner,
+        loaded: () => undefined,
+        notifyDevices: () => undefined,
+      });
       this.#vcpus.set(number, vcpu);
     }
     this.control.store(MACHINE_POWER_OFF, 0);

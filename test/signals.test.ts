@@ -6,11 +6,11 @@ import test from "ava";
 import { PTE_R, PTE_W } from "../src/base/layout.js";
 import { E2BIG, ECHILD, EINVAL, ENOENT, EPERM, ESRCH } from "../src/vm/memory/errno.js";
 import * as K from "../src/vm/memory/kernel-layout.js";
-import { processAddress } from "../src/vm/tasks/process.js";
 import { A0, DATA_BASE, type Exited, HANDLER, SIGNAL_FRAME, SP, STACK_TOP } from "../src/vm/personality/step/program.js";
 import { PHASE, STATE, type Step } from "../src/vm/personality/step/programs/states.js";
 import * as S from "../src/vm/tasks/signals.js";
 import { type Act, go, runScripts, Script } from "./scripted.js";
+import { processAddress } from "../src/vm/memory/kernel-layout.js";
 
 const FREE = 40; // words 40 to 59 of the registers (x20 to x29) are nobody's
 const set =

@@ -182,12 +182,11 @@ export class HandMachine {
 
   /** Starts a process of `pages` data pages, full of `fill`; 0: absent, so zeros on demand. */
   spawn(pages: number, fill = 0): Process {
-    return this.kernel.spawn("test", {
+    return this.kernel.lifecycle.spawn("test", {
       dataPages: pages,
       stackPages: 1,
       rate: 0,
       initialPage: (_page, out) => fill !== 0 && out.fill(fill) === out,
-      run: (_context, fuel) => fuel,
     });
   }
 
@@ -215,12 +214,12 @@ export class HandMachine {
 /** The calls of a process, on a vCPU that a test has it run on. What it asks for after a step goes nowhere. */
 export function callsOf(machine: HandMachine, process: Process, vcpu = 0): KernelCalls {
   machine.run(process, vcpu);
-  const { core, kernel } = machine.vcpus[vcpu]!;
+  const { kernel } = machine.vcpus[vcpu]!;
   return createSystemCalls(
     kernel,
     process.slot,
     () => undefined,
-    createDeviceCalls(kernel, core, process, () => undefined),
+    createDeviceCalls(kernel, process, () => undefined),
     () => undefined,
   );
 }

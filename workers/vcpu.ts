@@ -5,12 +5,12 @@ import { Control } from "../src/base/control.js";
 import { MACHINE_LOAD_PERCENT } from "../src/base/layout.js";
 import { createBootRunner } from "../src/vm/personality/step/boot-programs.js";
 import { createRunner } from "../src/vm/personality/step/programs/index.js";
-import { Vcpu } from "../src/vm/engines/vcpu.js";
+import { createStepVcpu } from "../src/vm/engines/step-engine.js";
 
 const { memory, number } = workerData as { memory: SharedMemory; number: number };
 const control = new Control(memory);
 
-new Vcpu({
+createStepVcpu({
   memory,
   number,
   createRunner: (text) => createBootRunner(text) ?? createRunner(text),

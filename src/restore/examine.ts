@@ -9,12 +9,13 @@ import type { Claims } from "../cow/claims.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../base/memory.js";
 import { walkAreas } from "../vm/memory/area.js";
 import { checkConsistency } from "../vm/views/consistency.js";
-import { readPipe, walkFds } from "../vm/files/descriptions.js";
+import { walkFds } from "../vm/files/descriptions.js";
 import { ARENA_BYTES, ARENA_FREE_FRAMES, KERNEL_FREE_FRAMES, kernelLayout } from "../vm/memory/kernel-layout.js";
 import type { PhysicalMemory } from "../vm/memory/physical.js";
 import { listProcesses, readRegisters } from "../vm/tasks/process.js";
 import { readHandlers } from "../vm/tasks/signals.js";
 import type { LateFrame } from "./late-frames.js";
+import { readPipe } from "../vm/files/pipe.js";
 
 /** What was found in a machine that is consistent. */
 export interface Examined {

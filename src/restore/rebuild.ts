@@ -30,7 +30,7 @@ export function tellRestored(kernel: Kernel, examined: Examined, frames: { image
 /** Contexts, bitmap, devices; and what was the snapshotter's is free (S1.1, S2.3). */
 export function rebuild(kernel: Kernel, devices: Devices, files: "as they were" | "accepted"): void {
   kernel.buddy.rebuildSaveable();
-  kernel.releaseRunning();
+  kernel.turns.releaseRunning();
   freeOldReserves(kernel);
   if (files === "accepted") kernel.files.acceptHost();
   kernel.memory.store32(KERNEL_RESUMES, kernel.memory.load32(KERNEL_RESUMES) + 1);

@@ -26,11 +26,13 @@ import {
   PROCESS_FREE,
   PROCESS_PID,
   PROCESS_STATE,
+  processAddress,
 } from "../memory/kernel-layout.js";
-import type { PhysicalMemory } from "../memory/physical.js";
-import { processAddress } from "../tasks/process.js";
-import type { DiskOperation, DiskStatus } from "../personality/step/program.js";
-import { littleEndian } from "./driver.js";
+import { littleEndian, type PhysicalMemory } from "../memory/physical.js";
+
+export type DiskOperation = "read" | "write" | "flush";
+/** How a request to the disk ended. */
+export type DiskStatus = "ok" | "out of range" | "I/O error" | "no space";
 
 /** A sector is as large as a frame ("4K native"). */
 export const SECTOR_BYTES: number = FRAME_BYTES;
@@ -95,12 +97,12 @@ export function createTable(memory: PhysicalMemory, frame: Pfn, sectors: number)
  * Submits a request: "submitted"; or "wait" and nothing has changed, if there is no memory, or if the process that had the
  * slot before has a request of that tag at the device; "in flight" if the process itself has one.
  *
- * @param data - the sector to be written, in words
+ * @param data - the sector to be written
  */
 export function submitRequest(
   { memory, buddy }: { memory: PhysicalMemory; buddy: BuddyAllocator },
   { slot, pid, tag }: RequestName,
-  { operation, sector, data }: { operation: DiskOperation; sector: number; data?: Int32Array | undefined },
+  { operation, sector, data }: { operation: DiskOperation; sector: number; data?: Uint8Array | undefined },
 ): "submitted" | "wait" | "in flight" | "no disk" {
   const at = entryAt(memory, slot * TAGS + tag);
   if (at === undefined) return "no disk";
@@ -108,7 +110,7 @@ export function submitRequest(
   const frame = buddy.allocate(0, 0, KIND_DMA);
   if (frame === undefined) return "wait";
   if (data === undefined) memory.zero(frame, 1);
-  for (const [i, word] of data?.entries() ?? []) memory.store32(frame * FRAME_BYTES + i * 4, word);
+  else memory.write(frame * FRAME_BYTES, data);
   memory.store32(at + OPERATION, OPERATIONS.indexOf(operation));
   memory.store32(at + SECTOR, sector);
   memory.store32(at + FRAME, frame);
@@ -121,15 +123,14 @@ export function submitRequest(
 export function takeResult(
   { memory, buddy }: { memory: PhysicalMemory; buddy: BuddyAllocator },
   { slot, pid, tag }: RequestName,
-): { status: DiskStatus; data: Int32Array | undefined } | "unknown" | undefined {
+): { status: DiskStatus; data: Uint8Array | undefined } | "unknown" | undefined {
   const at = entryAt(memory, slot * TAGS + tag);
   if (at === undefined || memory.load32(at + STATE) === FREE || memory.load32(at + PID) !== pid) return "unknown";
   if (memory.load32(at + STATE) !== DONE) return undefined;
   const status = STATUSES[memory.load32(at + STATUS)]!;
   const frame = memory.load32(at + FRAME);
   const isRead = status === "ok" && OPERATIONS[memory.load32(at + OPERATION)] === "read";
-  const word = (_: unknown, i: number) => memory.load32(frame * FRAME_BYTES + i * 4);
-  const data = isRead ? Int32Array.from({ length: SECTOR_BYTES / 4 }, word) : undefined;
+  const data = isRead ? memory.read(frame * FRAME_BYTES, SECTOR_BYTES) : undefined;
   memory.store32(at + STATE, FREE);
   buddy.free(frame);
   return { status, data };

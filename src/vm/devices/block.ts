@@ -21,20 +21,21 @@ import { promisify } from "node:util";
 import { HibernaculumError } from "../../base/errors.js";
 import { type HostFile, readUpToAsync, type WriteObserver } from "../../base/host-file.js";
 import { FRAME_BYTES, MACHINE_SABOTAGE, SABOTAGE_NO_QUIESCE } from "../../base/layout.js";
-import type { Kernel } from "../kernel.js";
+import type { KernelParts } from "../tasks/parts.js";
 import { KERNEL_BLOCK_STATE, KIND_DMA } from "../memory/kernel-layout.js";
 import {
   completeRequest,
   createTable,
-  diskSectors,
   type DiskRequest,
+  diskSectors,
+  type DiskStatus,
   freeOrphans,
   SECTOR_BYTES,
   submittedRequests,
   TABLE_ORDER,
 } from "./block-requests.js";
-import type { DiskStatus } from "../personality/step/program.js";
-import { type Driver, littleEndian, StoreGate } from "./driver.js";
+import { type Driver, StoreGate } from "./driver.js";
+import { littleEndian } from "../memory/physical.js";
 
 const writeAt = promisify(write);
 const sync = promisify(fdatasync);
@@ -54,17 +55,17 @@ class DiskFile implements HostFile {
   readonly mode = "rw";
   readonly position: number;
   observer: WriteObserver | undefined;
-  readonly #kernel: Kernel;
+  readonly #parts: KernelParts;
 
-  constructor(kernel: Kernel, path: string, sectors?: number) {
-    this.#kernel = kernel;
+  constructor(parts: KernelParts, path: string, sectors?: number) {
+    this.#parts = parts;
     this.path = path;
     this.descriptor = openSync(path, "r+");
     this.position = (sectors ?? Math.floor(fstatSync(this.descriptor).size / SECTOR_BYTES)) * SECTOR_BYTES;
   }
 
   pendingBlocks(): number[] {
-    return submittedRequests(this.#kernel.memory)
+    return submittedRequests(this.#parts.memory)
       .filter(({ operation }) => operation === "write")
       .map(({ sector }) => sector);
   }
@@ -77,7 +78,7 @@ interface Finished {
 }
 
 export class BlockDevice implements Driver {
-  readonly #kernel: Kernel;
+  readonly #parts: KernelParts;
   readonly #gate: StoreGate;
   readonly #onTransfer: ((request: DiskRequest) => Promise<void> | void) | undefined;
   #file: DiskFile | undefined;
@@ -92,9 +93,9 @@ export class BlockDevice implements Driver {
   #awaitsOthers = false;
 
   /** @param onTransfer - tests: awaited between the host's part of a request and its completion; may throw a system error */
-  constructor(kernel: Kernel, onTransfer?: (request: DiskRequest) => Promise<void> | void) {
-    this.#kernel = kernel;
-    this.#gate = new StoreGate(kernel.control);
+  constructor(parts: KernelParts, onTransfer?: (request: DiskRequest) => Promise<void> | void) {
+    this.#parts = parts;
+    this.#gate = new StoreGate(parts.control);
     this.#onTransfer = onTransfer;
   }
 
@@ -109,9 +110,9 @@ export class BlockDevice implements Driver {
    * @throws HIB_IO, HIB_USAGE if it is no file that can be a disk
    */
   boot(path: string): void {
-    const file = openDisk(this.#kernel, resolve(path));
+    const file = openDisk(this.#parts, resolve(path));
     this.#file = file;
-    const { buddy, control, memory } = this.#kernel;
+    const { buddy, control, memory } = this.#parts;
     control.locked(() => {
       const table = buddy.allocate(TABLE_ORDER, 0, KIND_DMA);
       if (table === undefined) throw new HibernaculumError("HIB_USAGE", "too little RAM for a disk; ask for 16M");
@@ -122,10 +123,10 @@ export class BlockDevice implements Driver {
   /** Completes what is finished and begins what is submitted. */
   service(): void {
     if (!this.#gate.isOpen || this.#awaitsOthers) return;
-    const { control, memory } = this.#kernel;
+    const { control, memory } = this.#parts;
     while (this.#finished.length > 0 && this.#gate.isOpen) control.locked(() => this.#complete(this.#finished.splice(0, BATCH)));
     const submitted = control.locked(() => {
-      freeOrphans(this.#kernel);
+      freeOrphans(this.#parts);
       return submittedRequests(memory);
     });
     for (const request of submitted) if (!this.#isBusy(request)) this.#begin(request);
@@ -133,7 +134,7 @@ export class BlockDevice implements Driver {
 
   #complete(finished: readonly Finished[]): void {
     for (const { request, ...result } of finished) {
-      completeRequest(this.#kernel.memory, request, result);
+      completeRequest(this.#parts.memory, request, result);
       this.#inFlight.delete(request.entry);
     }
   }
@@ -150,13 +151,13 @@ export class BlockDevice implements Driver {
     this.#inFlight.set(request.entry, request);
     const machine = this.#machine;
     // A write's data are copied before anything is awaited: the frame is the device's, and later another machine's.
-    const data = request.operation === "flush" ? undefined : this.#kernel.memory.read(request.frame * FRAME_BYTES, SECTOR_BYTES);
+    const data = request.operation === "flush" ? undefined : this.#parts.memory.read(request.frame * FRAME_BYTES, SECTOR_BYTES);
     const operation = this.#carryOut(request, data);
     this.#operations.add(operation);
     void operation.then(async (status) => {
       this.#operations.delete(operation);
       const late = await this.#delay(request);
-      if (machine !== this.#machine && this.#kernel.control.load(MACHINE_SABOTAGE) !== SABOTAGE_NO_QUIESCE) return;
+      if (machine !== this.#machine && this.#parts.control.load(MACHINE_SABOTAGE) !== SABOTAGE_NO_QUIESCE) return;
       const ended = late ?? status;
       this.#finished.push({ request, status: ended, data: ended === "ok" && request.operation === "read" ? data : undefined });
       this.service();
@@ -176,7 +177,7 @@ export class BlockDevice implements Driver {
   async #carryOut({ operation, sector }: DiskRequest, data: Uint8Array | undefined): Promise<DiskStatus> {
     const file = this.#file;
     if (file === undefined) return "I/O error";
-    if (operation !== "flush" && sector >= diskSectors(this.#kernel.memory)) return "out of range";
+    if (operation !== "flush" && sector >= diskSectors(this.#parts.memory)) return "out of range";
     const at = sector * SECTOR_BYTES;
     try {
       if (operation === "flush") await sync(file.descriptor);
@@ -218,7 +219,7 @@ export class BlockDevice implements Driver {
   saveState(): void {
     if (this.#file === undefined) return;
     const path = Buffer.from(this.#file.path);
-    const { buddy, control, memory } = this.#kernel;
+    const { buddy, control, memory } = this.#parts;
     control.locked(() => {
       const frame = buddy.allocate(0, 0, KIND_DMA);
       if (frame === undefined) {
@@ -248,19 +249,19 @@ export class BlockDevice implements Driver {
 
   /** The file that the saved machine's disk is; undefined if it had none or it cannot be opened, which the guest will see. */
   #openSaved(): DiskFile | undefined {
-    const { memory } = this.#kernel;
+    const { memory } = this.#parts;
     const at = memory.load32(KERNEL_BLOCK_STATE) * FRAME_BYTES;
     if (at === 0) return undefined;
     const path = Buffer.from(memory.read(at + PATH, memory.load32(at + PATH_BYTES))).toString();
     try {
-      return new DiskFile(this.#kernel, path, diskSectors(memory));
+      return new DiskFile(this.#parts, path, diskSectors(memory));
     } catch {
       return undefined;
     }
   }
 
   freeState(): void {
-    const { buddy, control, memory } = this.#kernel;
+    const { buddy, control, memory } = this.#parts;
     control.locked(() => {
       const frame = memory.load32(KERNEL_BLOCK_STATE);
       if (frame === 0) return;
@@ -270,11 +271,11 @@ export class BlockDevice implements Driver {
   }
 }
 
-function openDisk(kernel: Kernel, path: string): DiskFile {
+function openDisk(parts: KernelParts, path: string): DiskFile {
   const hint = "give a file whose size is a multiple of 4 KiB (truncate -s 64M makes one)";
   let file: DiskFile;
   try {
-    file = new DiskFile(kernel, path);
+    file = new DiskFile(parts, path);
   } catch (error) {
     throw new HibernaculumError("HIB_IO", `the disk: ${(error as Error).message}; ${hint}`, { cause: error });
   }

@@ -70,10 +70,3 @@ export class StoreGate {
     this.#closed = false;
   }
 }
-
-/** Words as a device stores them. */
-export function littleEndian(...words: number[]): Uint8Array {
-  const bytes = Buffer.alloc(words.length * 4);
-  for (const [i, word] of words.entries()) bytes.writeUInt32LE(word >>> 0, i * 4);
-  return bytes;
-}

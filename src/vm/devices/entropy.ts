@@ -14,10 +14,10 @@ import { randomBytes } from "node:crypto";
 import { HibernaculumError } from "../../base/errors.js";
 import { RAM_BYTES_MIN } from "../../base/limits.js";
 import { FRAME_BYTES } from "../../base/layout.js";
-import type { Kernel } from "../kernel.js";
+import type { KernelParts } from "../tasks/parts.js";
 import { KERNEL_ENTROPY, KERNEL_GENERATION, KERNEL_RESUMES, KIND_DMA } from "../memory/kernel-layout.js";
-import type { PhysicalMemory } from "../memory/physical.js";
-import { type Driver, littleEndian, StoreGate } from "./driver.js";
+import { littleEndian, type PhysicalMemory } from "../memory/physical.js";
+import { type Driver, StoreGate } from "./driver.js";
 
 export const POOL_WORDS: number = FRAME_BYTES / 4 - 1;
 /** Fewer words than this, and the host is asked for more. */
@@ -35,17 +35,17 @@ export function takeRandom(memory: PhysicalMemory): { word: number | undefined; 
 }
 
 export class EntropyDevice implements Driver {
-  readonly #kernel: Kernel;
+  readonly #parts: KernelParts;
   readonly #gate: StoreGate;
 
-  constructor(kernel: Kernel) {
-    this.#kernel = kernel;
-    this.#gate = new StoreGate(kernel.control);
+  constructor(parts: KernelParts) {
+    this.#parts = parts;
+    this.#gate = new StoreGate(parts.control);
   }
 
   /** Gives a machine that boots its pool. */
   boot(): void {
-    const { buddy, control, memory } = this.#kernel;
+    const { buddy, control, memory } = this.#parts;
     control.locked(() => {
       const frame = buddy.allocate(0, 0, KIND_DMA);
       if (frame === undefined)
@@ -59,27 +59,27 @@ export class EntropyDevice implements Driver {
   /** Fills the pool if it is low. */
   service(): void {
     if (!this.#gate.isOpen) return;
-    const { control, memory } = this.#kernel;
+    const { control, memory } = this.#parts;
     control.locked(() => {
       if (memory.load32(memory.load32(KERNEL_ENTROPY) * FRAME_BYTES) < POOL_LOW) this.#fill();
     });
   }
 
   #fill(): void {
-    const { memory } = this.#kernel;
+    const { memory } = this.#parts;
     const bytes = Buffer.concat([littleEndian(POOL_WORDS), randomBytes(POOL_WORDS * 4)]);
     memory.write(memory.load32(KERNEL_ENTROPY) * FRAME_BYTES, bytes, "device");
   }
 
   #beginGeneration(): void {
-    const { memory } = this.#kernel;
+    const { memory } = this.#parts;
     memory.storeFloat64(KERNEL_GENERATION, memory.load32(KERNEL_RESUMES) * 2 ** 32 + randomBytes(4).readUInt32LE());
   }
 
   saveState(): void {}
 
   quiesce(): void {
-    const { memory } = this.#kernel;
+    const { memory } = this.#parts;
     memory.write(memory.load32(KERNEL_ENTROPY) * FRAME_BYTES, new Uint8Array(FRAME_BYTES), "device");
     this.#gate.close();
   }

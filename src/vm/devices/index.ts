@@ -1,7 +1,7 @@
 /** The devices of a machine, as whoever coordinates it sees them: all drivers together (driver.ts says when what is called). */
 import type { HostFile } from "../../base/host-file.js";
 import { MACHINE_DEVICE_BELL } from "../../base/layout.js";
-import type { Kernel } from "../kernel.js";
+import type { KernelParts } from "../tasks/parts.js";
 import { BlockDevice } from "./block.js";
 import type { DiskRequest } from "./block-requests.js";
 import { ConsoleDevice } from "./console.js";
@@ -14,15 +14,15 @@ export class Devices implements Driver {
   readonly block: BlockDevice;
   readonly entropy: EntropyDevice;
   readonly timer: TimerDevice;
-  readonly #kernel: Kernel;
+  readonly #parts: KernelParts;
   readonly #drivers: readonly Driver[];
 
-  constructor(kernel: Kernel, onDiskTransfer?: (request: DiskRequest) => Promise<void> | void) {
-    this.#kernel = kernel;
-    this.console = new ConsoleDevice(kernel);
-    this.block = new BlockDevice(kernel, onDiskTransfer);
-    this.entropy = new EntropyDevice(kernel);
-    this.timer = new TimerDevice(kernel);
+  constructor(parts: KernelParts, onDiskTransfer?: (request: DiskRequest) => Promise<void> | void) {
+    this.#parts = parts;
+    this.console = new ConsoleDevice(parts);
+    this.block = new BlockDevice(parts, onDiskTransfer);
+    this.entropy = new EntropyDevice(parts);
+    this.timer = new TimerDevice(parts);
     this.#drivers = [this.console, this.block, this.entropy, this.timer];
   }
 
@@ -34,7 +34,7 @@ export class Devices implements Driver {
 
   /** Does what the guest has asked for since. */
   service(): void {
-    this.#kernel.control.store(MACHINE_DEVICE_BELL, 0);
+    this.#parts.control.store(MACHINE_DEVICE_BELL, 0);
     this.block.service();
     this.entropy.service();
   }

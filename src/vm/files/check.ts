@@ -3,8 +3,9 @@ import type { PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 import { KERNEL_ROOT } from "../memory/kernel-layout.js";
 import { objectReferences } from "../memory/memory-object.js";
 import { listProcesses } from "../tasks/process.js";
-import { type Description, readPipe, walkFds } from "./descriptions.js";
+import { type Description, walkFds } from "./descriptions.js";
 import { type Inode, readInode, walkDirectory, walkHostInodes } from "./inode.js";
+import { readPipe } from "./pipe.js";
 
 /**
  * Checks inodes, descriptions and pipes.

@@ -14,7 +14,7 @@ import type { Reference } from "../../base/host-file.js";
 import { DIRTY_BITMAP, FRAME_BYTES } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress } from "../../base/memory.js";
 import { KIND_FILE } from "../memory/kernel-layout.js";
-import type { Kernel } from "../kernel.js";
+import type { KernelParts } from "../tasks/parts.js";
 import { objectChanges } from "../memory/memory-object.js";
 import { frameAddress } from "../memory/physical.js";
 import { type HostIdentity, walkHostInodes } from "./inode.js";
@@ -30,11 +30,11 @@ interface PagesOfFile {
 }
 
 export class CleanPages {
-  readonly #kernel: Kernel;
+  readonly #kernel: KernelParts;
   readonly #known = new Map<PhysicalAddress, PagesOfFile>();
   #atStop: PagesOfFile[] = [];
 
-  constructor(kernel: Kernel) {
+  constructor(kernel: KernelParts) {
     this.#kernel = kernel;
   }
 

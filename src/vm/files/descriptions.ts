@@ -1,17 +1,18 @@
 /**
- * What processes have open: fd tables, file descriptions, pipes. A description has the position and the flags, and is shared by
- * dup and fork; a pipe is one frame, a ring, with the number of its readers and writers.
+ * What processes have open: fd tables and file descriptions. A description has the position and the flags, and is shared by
+ * dup and fork.
  *
  * What must hold: a description is held by the fds that name it; the last one gives back what is behind it. Callers hold the
  * kernel lock. What is negative is an error number.
  */
 import { FRAME_BYTES } from "../../base/layout.js";
 import type { PhysicalAddress, ReadableMemory } from "../../base/memory.js";
-import { EBADF, EMFILE, ENOMEM, EPIPE } from "../memory/errno.js";
+import { EBADF, EMFILE, ENOMEM } from "../memory/errno.js";
 import { allocateObject, freeObject } from "../memory/kernel-heap.js";
-import { KIND_KERNEL_HEAP, PROCESS_FDS } from "../memory/kernel-layout.js";
-import type { Kernel } from "../kernel.js";
-import { processAddress } from "../tasks/process.js";
+import { KIND_KERNEL_HEAP, PROCESS_FDS, processAddress } from "../memory/kernel-layout.js";
+import type { FdTables } from "../tasks/lifecycle.js";
+import type { KernelParts } from "../tasks/parts.js";
+import { createPipe, releaseEnd } from "./pipe.js";
 
 export const FDS_MAX = 256;
 const FD_BYTES = 8;
@@ -28,15 +29,6 @@ const POSITION = 16;
 
 export type DescriptionKind = "inode" | "reader" | "writer" | "console";
 const KINDS: readonly DescriptionKind[] = ["inode", "reader", "writer", "console"];
-
-const PIPE_BYTES = 32;
-const READERS = 0;
-const WRITERS = 4;
-const FRAME = 8;
-const START = 12;
-const FILLED = 16;
-/** A write of at most so many bytes is not mixed with others. */
-export const PIPE_CAPACITY: number = FRAME_BYTES;
 
 /** An open file, as read at one moment. */
 export interface Description {
@@ -56,12 +48,6 @@ export interface Fd {
   description: Description;
 }
 
-export interface Pipe {
-  readers: number;
-  writers: number;
-  filled: number;
-}
-
 export function readDescription(memory: ReadableMemory, at: PhysicalAddress): Description {
   return {
     at,
@@ -71,10 +57,6 @@ export function readDescription(memory: ReadableMemory, at: PhysicalAddress): De
     position: memory.loadFloat64(at + POSITION),
     references: memory.load32(at + REFERENCES),
   };
-}
-
-export function readPipe(memory: ReadableMemory, pipe: PhysicalAddress): Pipe {
-  return { readers: memory.load32(pipe + READERS), writers: memory.load32(pipe + WRITERS), filled: memory.load32(pipe + FILLED) };
 }
 
 /** Open fds of a process, in order. */
@@ -89,19 +71,19 @@ export function* walkFds(memory: ReadableMemory, slot: number): Generator<Fd> {
   }
 }
 
-export class Descriptions {
-  readonly #kernel: Kernel;
+export class Descriptions implements FdTables {
+  readonly #parts: KernelParts;
   readonly #releaseInode: (inode: PhysicalAddress) => void;
 
-  constructor(kernel: Kernel, releaseInode: (inode: PhysicalAddress) => void) {
-    this.#kernel = kernel;
+  constructor(parts: KernelParts, releaseInode: (inode: PhysicalAddress) => void) {
+    this.#parts = parts;
     this.#releaseInode = releaseInode;
   }
 
   // ---- fds ----
 
   #entry(slot: number, fd: number): PhysicalAddress | undefined {
-    const table = this.#kernel.memory.load32(processAddress(this.#kernel.memory, slot) + PROCESS_FDS);
+    const table = this.#parts.memory.load32(processAddress(this.#parts.memory, slot) + PROCESS_FDS);
     if (table === 0 || !Number.isInteger(fd) || fd < 0 || fd >= FDS_MAX) return undefined;
     return (table - 1) * FRAME_BYTES + fd * FD_BYTES;
   }
@@ -109,23 +91,23 @@ export class Descriptions {
   /** What an fd names; undefined if it is not open. */
   find(slot: number, fd: number): Description | undefined {
     const entry = this.#entry(slot, fd);
-    const at = entry === undefined ? 0 : this.#kernel.memory.load32(entry) >>> 0;
-    return at === 0 ? undefined : readDescription(this.#kernel.memory, at);
+    const at = entry === undefined ? 0 : this.#parts.memory.load32(entry) >>> 0;
+    return at === 0 ? undefined : readDescription(this.#parts.memory, at);
   }
 
-  /** Gives a description, with one reference of the caller's, the least free fd from `least` on. */
-  install(slot: number, description: PhysicalAddress, cloexec: boolean, least = 0): number {
+  /** Gives a description, with one reference of the caller's, the least free fd from `least` on, with these flags (FD_CLOEXEC). */
+  install(slot: number, description: PhysicalAddress, flags = 0, least = 0): number {
     if (!this.#makeTable(slot)) return -ENOMEM;
     for (let fd = least; fd < FDS_MAX; fd++) {
       if (this.find(slot, fd) !== undefined) continue;
-      this.#store(slot, fd, description, cloexec);
+      this.#store(slot, fd, description, flags);
       return fd;
     }
     return -EMFILE;
   }
 
   #makeTable(slot: number): boolean {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     const word = processAddress(memory, slot) + PROCESS_FDS;
     if (memory.load32(word) !== 0) return true;
     const frame = buddy.allocate(0, 0, KIND_KERNEL_HEAP);
@@ -135,16 +117,16 @@ export class Descriptions {
     return true;
   }
 
-  #store(slot: number, fd: number, description: PhysicalAddress, cloexec: boolean): void {
+  #store(slot: number, fd: number, description: PhysicalAddress, flags: number): void {
     const entry = this.#entry(slot, fd)!;
-    this.#kernel.memory.store32(entry, description);
-    this.#kernel.memory.store32(entry + 4, cloexec ? FD_CLOEXEC : 0);
+    this.#parts.memory.store32(entry, description);
+    this.#parts.memory.store32(entry + 4, flags);
   }
 
   close(slot: number, fd: number): number {
     const description = this.find(slot, fd);
     if (description === undefined) return -EBADF;
-    this.#store(slot, fd, 0, false);
+    this.#store(slot, fd, 0, 0);
     this.release(description.at);
     return 0;
   }
@@ -156,23 +138,24 @@ export class Descriptions {
     if (to === fd) return fd;
     if (to !== undefined && (!Number.isInteger(to) || to < 0 || to >= FDS_MAX)) return -EBADF;
     if (to !== undefined) this.close(slot, to);
-    const installed = this.install(slot, description.at, false, to ?? 0);
+    const installed = this.install(slot, description.at, 0, to ?? 0);
     if (installed >= 0) this.#share(description.at);
     return installed;
   }
 
-  setCloexec(slot: number, fd: number, cloexec: boolean): number {
+  /** fcntl(F_SETFD): FD_CLOEXEC or 0. */
+  setFlags(slot: number, fd: number, flags: number): number {
     const description = this.find(slot, fd);
     if (description === undefined) return -EBADF;
-    this.#store(slot, fd, description.at, cloexec);
+    this.#store(slot, fd, description.at, flags & FD_CLOEXEC);
     return 0;
   }
 
   /** fork: the child has the same descriptions. False if there is no memory. */
   copyTable(from: number, to: number): boolean {
-    for (const { fd, cloexec, description } of walkFds(this.#kernel.memory, from)) {
+    for (const { fd, cloexec, description } of walkFds(this.#parts.memory, from)) {
       if (!this.#makeTable(to)) return false;
-      this.#store(to, fd, description.at, cloexec);
+      this.#store(to, fd, description.at, cloexec ? FD_CLOEXEC : 0);
       this.#share(description.at);
     }
     return true;
@@ -180,7 +163,7 @@ export class Descriptions {
 
   /** exec closes some (`cloexec`), the end all, and the table with them. */
   closeAll(slot: number, which: "all" | "cloexec"): void {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     for (const { fd, cloexec } of Array.from(walkFds(memory, slot))) if (cloexec || which === "all") this.close(slot, fd);
     const word = processAddress(memory, slot) + PROCESS_FDS;
     if (which === "cloexec" || memory.load32(word) === 0) return;
@@ -192,7 +175,7 @@ export class Descriptions {
 
   /** A new description, held once, of what is behind it (a reference that it takes over). */
   create(kind: DescriptionKind, behind: PhysicalAddress, flags: number): number {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     const at = allocateObject(memory, buddy, DESCRIPTION_BYTES);
     if (at === undefined) return -ENOMEM;
     memory.store32(at + REFERENCES, 1);
@@ -204,95 +187,36 @@ export class Descriptions {
   }
 
   #share(at: PhysicalAddress): void {
-    this.#kernel.memory.store32(at + REFERENCES, this.#kernel.memory.load32(at + REFERENCES) + 1);
+    this.#parts.memory.store32(at + REFERENCES, this.#parts.memory.load32(at + REFERENCES) + 1);
   }
 
   release(at: PhysicalAddress): void {
-    const { memory } = this.#kernel;
+    const { memory } = this.#parts;
     const { kind, behind, references } = readDescription(memory, at);
     if (references > 1) {
       memory.store32(at + REFERENCES, references - 1);
       return;
     }
     if (kind === "inode") this.#releaseInode(behind);
-    if (kind === "reader" || kind === "writer") this.#releasePipe(behind, kind === "reader" ? READERS : WRITERS);
+    if (kind === "reader" || kind === "writer") releaseEnd(this.#parts, behind, kind);
     freeObject(memory, at, DESCRIPTION_BYTES);
   }
 
   setPosition(at: PhysicalAddress, position: number): void {
-    this.#kernel.memory.storeFloat64(at + POSITION, position);
+    this.#parts.memory.storeFloat64(at + POSITION, position);
   }
-
-  // ---- pipes ----
 
   /** A new pipe, and a description of each of its ends; undefined if there is no memory. */
   createPipe(flags: number): { reader: PhysicalAddress; writer: PhysicalAddress } | undefined {
-    const { memory, buddy } = this.#kernel;
-    const pipe = allocateObject(memory, buddy, PIPE_BYTES);
-    const frame = buddy.allocate(0, 0, KIND_KERNEL_HEAP);
-    const reader = pipe === undefined ? -1 : this.create("reader", pipe, flags);
-    const writer = pipe === undefined ? -1 : this.create("writer", pipe, flags);
-    if (pipe === undefined || frame === undefined || reader < 0 || writer < 0) {
-      if (reader >= 0) freeObject(memory, reader, DESCRIPTION_BYTES);
-      if (writer >= 0) freeObject(memory, writer, DESCRIPTION_BYTES);
-      if (frame !== undefined) buddy.free(frame);
-      if (pipe !== undefined) freeObject(memory, pipe, PIPE_BYTES);
-      return undefined;
+    const pipe = createPipe(this.#parts);
+    if (pipe === undefined) return undefined;
+    const reader = this.create("reader", pipe, flags);
+    const writer = this.create("writer", pipe, flags);
+    if (reader >= 0 && writer >= 0) return { reader, writer };
+    for (const [end, at] of [["reader", reader] as const, ["writer", writer] as const]) {
+      if (at >= 0) this.release(at);
+      else releaseEnd(this.#parts, pipe, end);
     }
-    for (const [word, value] of [
-      [READERS, 1],
-      [WRITERS, 1],
-      [FRAME, frame],
-      [START, 0],
-      [FILLED, 0],
-    ] as const)
-      memory.store32(pipe + word, value);
-    return { reader, writer };
-  }
-
-  #releasePipe(pipe: PhysicalAddress, end: typeof READERS | typeof WRITERS): void {
-    const { memory, buddy, scheduler } = this.#kernel;
-    memory.store32(pipe + end, memory.load32(pipe + end) - 1);
-    scheduler.wake(pipe); // the other end may be waiting for what does not come any more
-    const { readers, writers } = readPipe(memory, pipe);
-    if (readers + writers > 0) return;
-    buddy.free(memory.load32(pipe + FRAME));
-    freeObject(memory, pipe, PIPE_BYTES);
-  }
-
-  /** Takes bytes out; none at the end, undefined if there are none yet. */
-  takeFromPipe(pipe: PhysicalAddress, most: number): Uint8Array | undefined {
-    const { memory, scheduler } = this.#kernel;
-    const { filled, writers } = readPipe(memory, pipe);
-    const count = Math.min(most, filled);
-    if (count === 0) return filled === 0 && writers > 0 && most > 0 ? undefined : new Uint8Array();
-    const ring = memory.load32(pipe + FRAME) * FRAME_BYTES;
-    const start = memory.load32(pipe + START);
-    const first = Math.min(count, PIPE_CAPACITY - start);
-    const bytes = new Uint8Array(count);
-    bytes.set(memory.read(ring + start, first));
-    if (count > first) bytes.set(memory.read(ring, count - first), first);
-    memory.store32(pipe + START, (start + count) % PIPE_CAPACITY);
-    memory.store32(pipe + FILLED, filled - count);
-    scheduler.wake(pipe);
-    return bytes;
-  }
-
-  /** Puts bytes in, all of at most PIPE_CAPACITY or what there is room for of more; undefined if there is no room now. */
-  putIntoPipe(pipe: PhysicalAddress, bytes: Uint8Array): number | undefined {
-    const { memory, scheduler } = this.#kernel;
-    const { filled, readers } = readPipe(memory, pipe);
-    if (readers === 0) return -EPIPE;
-    const room = PIPE_CAPACITY - filled;
-    const count = bytes.length <= PIPE_CAPACITY ? bytes.length : room;
-    if (count > room || (count === 0 && bytes.length > 0)) return undefined;
-    const ring = memory.load32(pipe + FRAME) * FRAME_BYTES;
-    const start = (memory.load32(pipe + START) + filled) % PIPE_CAPACITY;
-    const first = Math.min(count, PIPE_CAPACITY - start);
-    memory.write(ring + start, bytes.subarray(0, first));
-    memory.write(ring, bytes.subarray(first, count));
-    memory.store32(pipe + FILLED, filled + count);
-    scheduler.wake(pipe);
-    return count;
+    return undefined;
   }
 }

@@ -1,6 +1,5 @@
 /**
- * System calls on files, of the process in a slot. What is negative is an error number; `undefined` means that the process has to
- * wait (see KernelCalls).
+ * System calls on files, of the process in a slot. What is negative is an error number; a Wait, that the process has to wait.
  *
  * A file of the host is read through the page cache and written through to the host, so a page of the cache that nobody
  * mapped and stored to is what the host's file has there.
@@ -10,12 +9,12 @@ import { sep } from "node:path";
 import { FRAME_BYTES } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress } from "../../base/memory.js";
 import * as E from "../memory/errno.js";
-import { printToConsole } from "../devices/console.js";
 import { KIND_FILE, KIND_FILE_CLEAN } from "../memory/kernel-layout.js";
-import type { Kernel } from "../kernel.js";
-import { OBJECT_PAGES_MAX, objectInode } from "../memory/memory-object.js";
-import { processAddress } from "../tasks/process.js";
-import { type Description, Descriptions } from "./descriptions.js";
+import type { KernelParts } from "../tasks/parts.js";
+import { OBJECT_PAGES_MAX, objectInode, type Pager } from "../memory/memory-object.js";
+import { Wait } from "../tasks/wait.js";
+import { type Description, Descriptions, FD_CLOEXEC } from "./descriptions.js";
+import { putIntoPipe, takeFromPipe } from "./pipe.js";
 import {
   createHost,
   HostHandles,
@@ -46,23 +45,23 @@ import {
   SEEK_SET,
 } from "./flags.js";
 import { type Inode, InodeTree, type Mount, readInode, splitPath, walkDirectory, walkHostInodes } from "./inode.js";
+import { printToConsole } from "../memory/console-ring.js";
 
 export type Stat = HostStat;
 
-/** One call reads or writes no more: it holds the kernel lock, and perhaps waits for the host's disk. */
+/** One call reads or writes no more: it holds the kernel lock, and perhaps waits for the host's disk. Who copies for it copies no more. */
 export const CALL_BYTES_MAX: number = 1 << 20;
 
-export class Files {
+export class Files implements Pager {
   readonly tree: InodeTree;
   readonly descriptions: Descriptions;
-  readonly #kernel: Kernel;
+  readonly #parts: KernelParts;
   readonly #host = new HostHandles();
 
-  constructor(kernel: Kernel) {
-    this.#kernel = kernel;
-    this.tree = new InodeTree(kernel);
-    this.descriptions = new Descriptions(kernel, (inode) => this.tree.release(inode));
-    kernel.objects.inodes = this.tree;
+  constructor(parts: KernelParts) {
+    this.#parts = parts;
+    this.tree = new InodeTree(parts);
+    this.descriptions = new Descriptions(parts, (inode) => this.tree.release(inode));
   }
 
   // ---- names ----
@@ -80,7 +79,7 @@ export class Files {
       giveUp();
       return description;
     }
-    const fd = this.descriptions.install(slot, description, (flags & O_CLOEXEC) !== 0);
+    const fd = this.descriptions.install(slot, description, fdFlags(flags));
     if (fd < 0) this.descriptions.release(description);
     return fd;
   }
@@ -94,7 +93,7 @@ export class Files {
     if (at === -E.ENOENT && (flags & O_CREAT) !== 0) at = this.tree.make(parts, "file");
     else if (at >= 0 && (flags & O_CREAT) !== 0 && (flags & O_EXCL) !== 0) return -E.EEXIST;
     if (at < 0) return at;
-    const inode = readInode(this.#kernel.memory, at);
+    const inode = readInode(this.#parts.memory, at);
     if (inode.type === "directory") return -E.EISDIR;
     if (writes && (flags & O_TRUNC) !== 0) {
       const cut = this.tree.truncate(inode, 0);
@@ -105,7 +104,7 @@ export class Files {
   }
 
   #openHost(mount: Mount, rest: readonly string[], flags: number, writes: boolean): number {
-    this.#host.forgetOthers(walkHostInodes(this.#kernel.memory));
+    this.#host.forgetOthers(walkHostInodes(this.#parts.memory));
     if (mount.readOnly && (writes || (flags & O_CREAT) !== 0)) return -E.EROFS;
     const opened = tryHost(() => {
       const path = hostPath(mount, rest);
@@ -113,10 +112,10 @@ export class Files {
         const made = tryHost(() => createHost(path));
         if (typeof made === "number" && (made !== -E.EEXIST || (flags & O_EXCL) !== 0)) return made;
       }
-      return this.tree.openHost(this.#host.identify(path), mount.readOnly);
+      return this.tree.openHost(this.#host.identify(path), mount);
     });
     if (opened < 0 || !writes || (flags & O_TRUNC) === 0) return opened;
-    const cut = this.#truncate(readInode(this.#kernel.memory, opened), 0);
+    const cut = this.#truncate(readInode(this.#parts.memory, opened), 0);
     if (cut < 0) this.tree.release(opened);
     return cut < 0 ? cut : opened;
   }
@@ -126,7 +125,7 @@ export class Files {
     const mounted = this.tree.mountOf(parts);
     if (mounted !== undefined) return tryHost(() => statHost(hostPath(mounted.mount, mounted.rest)));
     const at = this.tree.lookup(parts);
-    return at < 0 ? at : statOf(readInode(this.#kernel.memory, at));
+    return at < 0 ? at : statOf(readInode(this.#parts.memory, at));
   }
 
   /** Names in a directory, in order. */
@@ -136,8 +135,8 @@ export class Files {
     if (mounted !== undefined) return tryHost(() => listHost(hostPath(mounted.mount, mounted.rest)));
     const at = this.tree.lookup(parts);
     if (at < 0) return at;
-    if (readInode(this.#kernel.memory, at).type !== "directory") return -E.ENOTDIR;
-    return Array.from(walkDirectory(this.#kernel.memory, at), ({ name }) => name).sort();
+    if (readInode(this.#parts.memory, at).type !== "directory") return -E.ENOTDIR;
+    return Array.from(walkDirectory(this.#parts.memory, at), ({ name }) => name).sort();
   }
 
   mkdir(path: string): number {
@@ -163,7 +162,7 @@ export class Files {
   /** @throws EBUSY if at this path of the host, or below it, there is a file that some process has open */
   #refuseOpen(path: string): void {
     const there = lstatSync(path, { bigint: true, throwIfNoEntry: false });
-    for (const { host } of walkHostInodes(this.#kernel.memory)) {
+    for (const { host } of walkHostInodes(this.#parts.memory)) {
       const same = host!.device === there?.dev && host!.number === there.ino;
       if (!same && !host!.path.startsWith(path + sep)) continue;
       throw Object.assign(new Error(`${path} is open`), { code: "EBUSY" });
@@ -202,9 +201,9 @@ export class Files {
   pipe(slot: number, flags: number): { reader: number; writer: number } | number {
     const ends = this.descriptions.createPipe(flags);
     if (ends === undefined) return -E.ENOMEM;
-    const cloexec = (flags & O_CLOEXEC) !== 0;
-    const reader = this.descriptions.install(slot, ends.reader, cloexec);
-    const writer = reader < 0 ? reader : this.descriptions.install(slot, ends.writer, cloexec);
+    const ofFd = fdFlags(flags);
+    const reader = this.descriptions.install(slot, ends.reader, ofFd);
+    const writer = reader < 0 ? reader : this.descriptions.install(slot, ends.writer, ofFd);
     if (writer >= 0) return { reader, writer };
     if (reader >= 0) this.descriptions.close(slot, reader);
     else this.descriptions.release(ends.reader);
@@ -216,49 +215,40 @@ export class Files {
     return this.#install(slot, this.descriptions.create("console", 0, O_WRONLY), O_WRONLY, () => undefined);
   }
 
-  /** Bytes from where the fd stands, at most `most`. */
-  read(slot: number, fd: number, wanted: number): Uint8Array | number | undefined {
-    const most = Math.min(wanted, CALL_BYTES_MAX);
+  /** Bytes from where the fd stands, at most `most` (CALL_BYTES_MAX or fewer). */
+  read(slot: number, fd: number, most: number): Uint8Array | number | Wait {
     const open = this.descriptions.find(slot, fd);
     if (open === undefined || (open.flags & ACCESS_MODE) === O_WRONLY || open.kind === "writer" || open.kind === "console")
       return -E.EBADF;
-    if (open.kind === "reader") return this.#orWait(slot, open, this.descriptions.takeFromPipe(open.behind, most));
-    const inode = readInode(this.#kernel.memory, open.behind);
+    if (open.kind === "reader") return unlessNonblocking(open, takeFromPipe(this.#parts, open.behind, most));
+    const inode = readInode(this.#parts.memory, open.behind);
     const bytes = this.#readAt(inode, open.position, most);
     if (typeof bytes !== "number") this.descriptions.setPosition(open.at, open.position + bytes.length);
     return bytes;
   }
 
-  /** Puts bytes where the fd stands, or at the end (O_APPEND); returns how many. */
-  write(slot: number, fd: number, all: Uint8Array): number | undefined {
-    const bytes = all.subarray(0, CALL_BYTES_MAX);
+  /** Puts bytes (CALL_BYTES_MAX or fewer) where the fd stands, or at the end (O_APPEND); returns how many. */
+  write(slot: number, fd: number, bytes: Uint8Array): number | Wait {
     const open = this.descriptions.find(slot, fd);
     if (open === undefined || open.kind === "reader") return -E.EBADF;
-    if (open.kind === "writer") return this.#orWait(slot, open, this.descriptions.putIntoPipe(open.behind, bytes));
+    if (open.kind === "writer") return unlessNonblocking(open, putIntoPipe(this.#parts, open.behind, bytes));
     if ((open.flags & ACCESS_MODE) === O_RDONLY) return -E.EBADF;
     if (open.kind === "console") {
-      printToConsole(this.#kernel.memory, new TextDecoder().decode(bytes).replace(/\n$/, ""));
+      printToConsole(this.#parts.memory, new TextDecoder().decode(bytes).replace(/\n$/, ""));
       return bytes.length;
     }
-    const inode = readInode(this.#kernel.memory, open.behind);
+    const inode = readInode(this.#parts.memory, open.behind);
     const position = (open.flags & O_APPEND) === 0 ? open.position : inode.size;
     const written = inode.type === "host" ? this.#writeHost(inode, position, bytes) : this.tree.write(inode, position, bytes);
     if (written >= 0) this.descriptions.setPosition(open.at, position + written);
     return written;
   }
 
-  #orWait<T>(slot: number, open: Description, result: T | undefined): T | number | undefined {
-    if (result !== undefined) return result;
-    if ((open.flags & O_NONBLOCK) !== 0) return -E.EAGAIN;
-    this.#kernel.scheduler.waitFor(processAddress(this.#kernel.memory, slot), open.behind);
-    return undefined;
-  }
-
   seek(slot: number, fd: number, offset: number, whence: number): number {
     const open = this.descriptions.find(slot, fd);
     if (open === undefined) return -E.EBADF;
     if (open.kind !== "inode") return -E.ESPIPE;
-    const base = whence === SEEK_SET ? 0 : whence === SEEK_CUR ? open.position : readInode(this.#kernel.memory, open.behind).size;
+    const base = whence === SEEK_SET ? 0 : whence === SEEK_CUR ? open.position : readInode(this.#parts.memory, open.behind).size;
     const position = base + offset;
     if (!Number.isSafeInteger(position) || position < 0 || whence > SEEK_END) return -E.EINVAL;
     this.descriptions.setPosition(open.at, position);
@@ -268,7 +258,7 @@ export class Files {
   fstat(slot: number, fd: number): Stat | number {
     const open = this.descriptions.find(slot, fd);
     if (open === undefined) return -E.EBADF;
-    return open.kind === "inode" ? statOf(readInode(this.#kernel.memory, open.behind)) : -E.EINVAL;
+    return open.kind === "inode" ? statOf(readInode(this.#parts.memory, open.behind)) : -E.EINVAL;
   }
 
   ftruncate(slot: number, fd: number, size: number): number {
@@ -276,17 +266,17 @@ export class Files {
     if (open === undefined) return -E.EBADF;
     if (open.kind !== "inode" || (open.flags & ACCESS_MODE) === O_RDONLY || !Number.isSafeInteger(size) || size < 0)
       return -E.EINVAL;
-    return this.#truncate(readInode(this.#kernel.memory, open.behind), size);
+    return this.#truncate(readInode(this.#parts.memory, open.behind), size);
   }
 
-  /** The memory object of an open file, to be mapped, and whether the fd may write. */
-  objectOf(slot: number, fd: number, writable: boolean): { object: PhysicalAddress; writable: boolean } | number {
+  /** The memory object of an open file, to be mapped for loads, or for stores that reach the file; and whether the fd may write. */
+  objectOf(slot: number, fd: number, purpose: "load" | "store"): { object: PhysicalAddress; writable: boolean } | number {
     const open = this.descriptions.find(slot, fd);
     if (open === undefined) return -E.EBADF;
     if (open.kind !== "inode") return -E.EINVAL;
     const mode = open.flags & ACCESS_MODE;
-    if (mode === O_WRONLY || (writable && mode === O_RDONLY)) return -E.EACCES;
-    return { object: readInode(this.#kernel.memory, open.behind).object, writable: mode === O_RDWR };
+    if (mode === O_WRONLY || (purpose === "store" && mode === O_RDONLY)) return -E.EACCES;
+    return { object: readInode(this.#parts.memory, open.behind).object, writable: mode === O_RDWR };
   }
 
   // ---- contents ----
@@ -294,7 +284,7 @@ export class Files {
   #truncate(inode: Inode, size: number): number {
     if (size / FRAME_BYTES > OBJECT_PAGES_MAX) return -E.EFBIG;
     if (inode.type !== "host") return this.tree.truncate(inode, size);
-    if (size < inode.size && this.#kernel.objects.isMapped(inode.object)) return -E.EBUSY;
+    if (size < inode.size && this.#parts.objects.isMapped(inode.object)) return -E.EBUSY;
     const now = tryHost(() => this.#host.truncate(inode, size));
     if (typeof now === "number") return now;
     const cut = this.tree.truncate(inode, size);
@@ -306,7 +296,7 @@ export class Files {
     if (inode.type !== "host") return this.tree.read(inode, position, most);
     const length = Math.max(0, Math.min(most, inode.size - position));
     for (let page = Math.floor(position / FRAME_BYTES); page * FRAME_BYTES < position + length; page++) {
-      const frame = this.#kernel.objects.find(inode.object, page) ?? this.readHostPage(inode, page);
+      const frame = this.#parts.objects.find(inode.object, page) ?? this.readHostPage(inode, page);
       if (frame === undefined) return -E.ENOMEM;
       if (frame < 0) return frame;
     }
@@ -315,7 +305,7 @@ export class Files {
 
   /** Reads a page of a file of the host into the page cache: a clean page. Undefined without memory, an error number. */
   readHostPage(inode: Inode, page: number): Pfn | number | undefined {
-    const { memory, buddy, objects } = this.#kernel;
+    const { memory, buddy, objects } = this.#parts;
     const bytes = tryHost(() => this.#host.read(inode, page * FRAME_BYTES, FRAME_BYTES));
     if (typeof bytes === "number") return bytes;
     const frame = buddy.allocate(0, 0, KIND_FILE_CLEAN);
@@ -334,11 +324,11 @@ export class Files {
     if (typeof done === "number") return done;
     const bytes = all.subarray(0, done.written);
     for (let page = Math.floor(position / FRAME_BYTES); page * FRAME_BYTES < position + bytes.length; page++) {
-      const frame = this.#kernel.objects.find(inode.object, page);
+      const frame = this.#parts.objects.find(inode.object, page);
       if (frame === undefined) continue;
       const from = Math.max(0, page * FRAME_BYTES - position);
       const at = Math.max(0, position - page * FRAME_BYTES);
-      this.#kernel.memory.write(frame * FRAME_BYTES + at, bytes.subarray(from, from + FRAME_BYTES - at));
+      this.#parts.memory.write(frame * FRAME_BYTES + at, bytes.subarray(from, from + FRAME_BYTES - at));
     }
     this.tree.note(inode.at, done.now);
     return bytes.length > 0 || all.length === 0 ? bytes.length : -done.error;
@@ -346,7 +336,7 @@ export class Files {
 
   /** The user has accepted files of the host that are others than they were: they are what they are now. */
   acceptHost(): void {
-    for (const { at, host } of Array.from(walkHostInodes(this.#kernel.memory))) {
+    for (const { at, host } of Array.from(walkHostInodes(this.#parts.memory))) {
       const now = tryHost(() => this.#host.identify(host!.path));
       if (typeof now !== "number") this.tree.note(at, now);
     }
@@ -354,7 +344,7 @@ export class Files {
 
   /** Writes pages of a file of the host that were stored to by who maps them. Returns 0 or an error. */
   writeBack(object: PhysicalAddress, first: number, pages: number): number {
-    const { memory, buddy, objects } = this.#kernel;
+    const { memory, buddy, objects } = this.#parts;
     const at = objectInode(memory, object);
     const inode = at === 0 ? undefined : readInode(memory, at);
     if (inode?.type !== "host" || inode.readOnly) return 0;
@@ -374,14 +364,32 @@ export class Files {
     return failed;
   }
 
+  holdInode(inode: PhysicalAddress): void {
+    this.tree.share(inode);
+  }
+
+  releaseInode(inode: PhysicalAddress): void {
+    this.tree.release(inode);
+  }
+
   /** A page of an object that has no frame yet: of a file of the host what is there, else zeros. */
   fillPage(object: PhysicalAddress, page: number): Pfn | number | undefined {
-    const at = objectInode(this.#kernel.memory, object);
-    if (at === 0) return this.#kernel.fillObjectPage(object, page);
-    const inode = readInode(this.#kernel.memory, at);
+    const at = objectInode(this.#parts.memory, object);
+    if (at === 0) return this.#parts.objects.fillWithZeros(object, page);
+    const inode = readInode(this.#parts.memory, at);
     if (page * FRAME_BYTES >= inode.size) return -E.EFAULT; // beyond the end of the file
-    return inode.type === "host" ? this.readHostPage(inode, page) : this.#kernel.fillObjectPage(object, page);
+    return inode.type === "host" ? this.readHostPage(inode, page) : this.#parts.objects.fillWithZeros(object, page);
   }
+}
+
+/** The flags of an fd that is opened with these O_* bits. */
+function fdFlags(flags: number): number {
+  return (flags & O_CLOEXEC) === 0 ? 0 : FD_CLOEXEC;
+}
+
+/** Who asked not to wait is told that he would have to. */
+function unlessNonblocking<T>(open: Description, result: T | Wait): T | Wait | number {
+  return result instanceof Wait && (open.flags & O_NONBLOCK) !== 0 ? -E.EAGAIN : result;
 }
 
 function statOf(inode: Inode): Stat {

@@ -23,7 +23,7 @@ import {
 } from "../memory/errno.js";
 import { allocateObject, freeObject } from "../memory/kernel-heap.js";
 import { KERNEL_HOST_INODES, KERNEL_MOUNTS, KERNEL_ROOT } from "../memory/kernel-layout.js";
-import type { Kernel } from "../kernel.js";
+import type { KernelParts } from "../tasks/parts.js";
 import { OBJECT_PAGES_MAX } from "../memory/memory-object.js";
 
 export const INODE_BYTES = 128;
@@ -151,20 +151,20 @@ export interface HostIdentity {
 
 /** The tree of inodes. Callers hold the kernel lock. What is negative is an error number. */
 export class InodeTree {
-  readonly #kernel: Kernel;
+  readonly #parts: KernelParts;
 
-  constructor(kernel: Kernel) {
-    this.#kernel = kernel;
+  constructor(parts: KernelParts) {
+    this.#parts = parts;
   }
 
   /** Builds the empty tree of a machine that boots. */
   initialise(): void {
-    this.#kernel.memory.store32(KERNEL_ROOT, this.create("directory"));
+    this.#parts.memory.store32(KERNEL_ROOT, this.create("directory"));
   }
 
   /** A new inode, held once. */
   create(type: InodeType): number {
-    const { memory, buddy, objects } = this.#kernel;
+    const { memory, buddy, objects } = this.#parts;
     const at = allocateObject(memory, buddy, INODE_BYTES);
     if (at === undefined) return -ENOMEM;
     for (let word = 0; word < INODE_BYTES; word += 4) memory.store32(at + word, 0);
@@ -182,13 +182,13 @@ export class InodeTree {
   }
 
   share(inode: PhysicalAddress): void {
-    const { memory } = this.#kernel;
+    const { memory } = this.#parts;
     memory.store32(inode + REFERENCES, memory.load32(inode + REFERENCES) + 1);
   }
 
   /** One fewer holds it; the last one gives back its contents. */
   release(inode: PhysicalAddress): void {
-    const { memory, objects } = this.#kernel;
+    const { memory, objects } = this.#parts;
     const references = memory.load32(inode + REFERENCES) - 1;
     memory.store32(inode + REFERENCES, references);
     if (references > 0) return;
@@ -202,7 +202,7 @@ export class InodeTree {
   }
 
   #unlinkHost(inode: PhysicalAddress): void {
-    const { memory } = this.#kernel;
+    const { memory } = this.#parts;
     let link = KERNEL_HOST_INODES;
     while (memory.load32(link) >>> 0 !== inode) link = (memory.load32(link) >>> 0) + NEXT_HOST;
     memory.store32(link, memory.load32(inode + NEXT_HOST));
@@ -211,14 +211,14 @@ export class InodeTree {
   // ---- the in-memory tree ----
 
   get root(): PhysicalAddress {
-    return this.#kernel.memory.load32(KERNEL_ROOT) >>> 0;
+    return this.#parts.memory.load32(KERNEL_ROOT) >>> 0;
   }
 
   /** The inode at a path. */
   lookup(parts: readonly string[]): number {
     let at = this.root;
     for (const part of parts) {
-      if (readInode(this.#kernel.memory, at).type !== "directory") return -ENOTDIR;
+      if (readInode(this.#parts.memory, at).type !== "directory") return -ENOTDIR;
       const found = this.#find(at, part);
       if (found === undefined) return -ENOENT;
       at = found.inode;
@@ -227,7 +227,7 @@ export class InodeTree {
   }
 
   #find(directory: PhysicalAddress, name: string): { inode: PhysicalAddress; at: PhysicalAddress } | undefined {
-    for (const entry of walkDirectory(this.#kernel.memory, directory)) if (entry.name === name) return entry;
+    for (const entry of walkDirectory(this.#parts.memory, directory)) if (entry.name === name) return entry;
     return undefined;
   }
 
@@ -236,7 +236,7 @@ export class InodeTree {
     if (parts.length > DEPTH_MAX) return -ENAMETOOLONG;
     const directory = this.lookup(parts.slice(0, -1));
     if (directory < 0) return directory;
-    return readInode(this.#kernel.memory, directory).type === "directory" ? directory : -ENOTDIR;
+    return readInode(this.#parts.memory, directory).type === "directory" ? directory : -ENOTDIR;
   }
 
   /** Makes a file or a directory with a name; the name holds it. */
@@ -254,7 +254,7 @@ export class InodeTree {
 
   /** Gives an inode a name in a directory, which takes over a reference. */
   #enter(directory: PhysicalAddress, name: string, inode: PhysicalAddress): number {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     const bytes = new TextEncoder().encode(name);
     if (bytes.length > NAME_BYTES_MAX) return -ENAMETOOLONG;
     const entry = allocateObject(memory, buddy, ENTRY_HEAD + bytes.length);
@@ -268,7 +268,7 @@ export class InodeTree {
   }
 
   #leave(directory: PhysicalAddress, entry: PhysicalAddress): void {
-    const { memory } = this.#kernel;
+    const { memory } = this.#parts;
     let link = directory + ENTRIES;
     while (memory.load32(link) >>> 0 !== entry) link = memory.load32(link) >>> 0;
     const bytes = ENTRY_HEAD + memory.load32(entry + 8);
@@ -282,9 +282,9 @@ export class InodeTree {
     if (directory < 0) return parts.length === 0 ? -EBUSY : directory;
     const found = this.#find(directory, parts.at(-1)!);
     if (found === undefined) return -ENOENT;
-    const inode = readInode(this.#kernel.memory, found.inode);
+    const inode = readInode(this.#parts.memory, found.inode);
     if (inode.type !== type) return type === "file" ? -EISDIR : -ENOTDIR;
-    if (type === "directory" && !walkDirectory(this.#kernel.memory, found.inode).next().done) return -ENOTEMPTY;
+    if (type === "directory" && !walkDirectory(this.#parts.memory, found.inode).next().done) return -ENOTEMPTY;
     this.#leave(directory, found.at);
     this.release(found.inode);
     return 0;
@@ -301,9 +301,9 @@ export class InodeTree {
     const there = this.#find(target, to.at(-1)!);
     if (there?.inode === moved.inode) return 0;
     if (there !== undefined) {
-      const replaced = readInode(this.#kernel.memory, there.inode).type;
+      const replaced = readInode(this.#parts.memory, there.inode).type;
       if (replaced !== "file") return -EISDIR;
-      if (readInode(this.#kernel.memory, moved.inode).type === "directory") return -ENOTDIR;
+      if (readInode(this.#parts.memory, moved.inode).type === "directory") return -ENOTDIR;
     }
     const entered = this.#enter(target, to.at(-1)!, moved.inode);
     if (entered < 0) return entered;
@@ -319,24 +319,24 @@ export class InodeTree {
   // ---- contents of files in memory ----
 
   setSize(inode: PhysicalAddress, size: number, modified: number = Date.now()): void {
-    this.#kernel.memory.storeFloat64(inode + SIZE, size);
-    this.#kernel.memory.storeFloat64(inode + MODIFIED, modified);
+    this.#parts.memory.storeFloat64(inode + SIZE, size);
+    this.#parts.memory.storeFloat64(inode + MODIFIED, modified);
   }
 
   /** A file of the host is this now: by this machine's doing, or because the user says that it may be. */
   note(inode: PhysicalAddress, { device, number, size, modified }: Omit<HostIdentity, "path">): void {
     this.setSize(inode, size, Number(modified / 1_000_000n));
-    store64(this.#kernel, inode + HOST_DEVICE, device);
-    store64(this.#kernel, inode + HOST_NUMBER, number);
-    store64(this.#kernel, inode + HOST_MODIFIED, modified);
+    store64(this.#parts, inode + HOST_DEVICE, device);
+    store64(this.#parts, inode + HOST_NUMBER, number);
+    store64(this.#parts, inode + HOST_MODIFIED, modified);
   }
 
   /** Bytes of a file in memory from a position, at most `length`. */
   read(inode: Inode, position: number, length: number): Uint8Array {
     const bytes = new Uint8Array(Math.max(0, Math.min(length, inode.size - position)));
     this.#visitPages(position, bytes.length, (page, at, done, count) => {
-      const frame = this.#kernel.objects.find(inode.object, page);
-      if (frame !== undefined) bytes.set(this.#kernel.memory.read(frame * FRAME_BYTES + at, count), done);
+      const frame = this.#parts.objects.find(inode.object, page);
+      if (frame !== undefined) bytes.set(this.#parts.memory.read(frame * FRAME_BYTES + at, count), done);
       return true;
     });
     return bytes;
@@ -347,9 +347,9 @@ export class InodeTree {
     if ((position + bytes.length) / FRAME_BYTES > OBJECT_PAGES_MAX) return -EFBIG;
     let written = 0;
     this.#visitPages(position, bytes.length, (page, at, done, count) => {
-      const frame = this.#kernel.objects.find(inode.object, page) ?? this.#kernel.fillObjectPage(inode.object, page);
+      const frame = this.#parts.objects.find(inode.object, page) ?? this.#parts.objects.fillWithZeros(inode.object, page);
       if (frame === undefined) return false;
-      this.#kernel.memory.write(frame * FRAME_BYTES + at, bytes.subarray(done, done + count));
+      this.#parts.memory.write(frame * FRAME_BYTES + at, bytes.subarray(done, done + count));
       written += count;
       return true;
     });
@@ -369,7 +369,7 @@ export class InodeTree {
 
   /** Cuts a file in memory, or lengthens it with zeros. One that is mapped is not cut: its pages are in use. */
   truncate(inode: Inode, size: number): number {
-    const { memory, objects } = this.#kernel;
+    const { memory, objects } = this.#parts;
     if (size / FRAME_BYTES > OBJECT_PAGES_MAX) return -EFBIG;
     if (size < inode.size) {
       if (objects.isMapped(inode.object)) return -EBUSY;
@@ -386,7 +386,7 @@ export class InodeTree {
 
   /** Mounts a directory of the host at a path. */
   mount({ path, host, readOnly }: Mount): number {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     const mount = allocateObject(memory, buddy, 16);
     const strings = [this.#string(`/${splitPath(path).join("/")}`), this.#string(host)];
     if (mount === undefined || strings.includes(undefined)) return -ENOMEM;
@@ -402,7 +402,7 @@ export class InodeTree {
   mountOf(parts: readonly string[]): { mount: Mount; rest: string[] } | undefined {
     let best: { mount: Mount; rest: string[] } | undefined;
     let longest = -1;
-    for (const mount of walkMounts(this.#kernel.memory)) {
+    for (const mount of walkMounts(this.#parts.memory)) {
       const at = splitPath(mount.path);
       if (at.length > longest && at.every((part, i) => parts[i] === part)) {
         best = { mount, rest: parts.slice(at.length) };
@@ -413,8 +413,8 @@ export class InodeTree {
   }
 
   /** The inode of a file of the host, held once more; made if it is not open. */
-  openHost(identity: HostIdentity, readOnly: boolean): number {
-    const { memory } = this.#kernel;
+  openHost(identity: HostIdentity, { readOnly }: Pick<Mount, "readOnly">): number {
+    const { memory } = this.#parts;
     for (const inode of walkHostInodes(memory)) {
       if (inode.host?.device !== identity.device || inode.host.number !== identity.number) continue;
       if (inode.readOnly && !readOnly) return -EROFS; // one mount says so, and it was first
@@ -425,7 +425,7 @@ export class InodeTree {
     if (inode < 0) return inode;
     const path = this.#string(identity.path);
     if (path === undefined) {
-      this.#kernel.objects.destroy(readInode(memory, inode).object);
+      this.#parts.objects.destroy(readInode(memory, inode).object);
       freeObject(memory, inode, INODE_BYTES);
       return -ENOMEM;
     }
@@ -442,7 +442,7 @@ export class InodeTree {
   #string(text: string): PhysicalAddress | undefined {
     const bytes = new TextEncoder().encode(text);
     if (bytes.length > PATH_BYTES_MAX) return undefined;
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     const at = allocateObject(memory, buddy, 4 + bytes.length);
     if (at === undefined) return undefined;
     memory.store32(at, bytes.length);
@@ -451,7 +451,7 @@ export class InodeTree {
   }
 
   #freeString(at: PhysicalAddress): void {
-    freeObject(this.#kernel.memory, at, 4 + this.#kernel.memory.load32(at));
+    freeObject(this.#parts.memory, at, 4 + this.#parts.memory.load32(at));
   }
 }
 
@@ -463,7 +463,7 @@ function load64(memory: ReadableMemory, at: PhysicalAddress): bigint {
   return (BigInt(memory.load32(at + 4) >>> 0) << 32n) | BigInt(memory.load32(at) >>> 0);
 }
 
-function store64(kernel: Kernel, at: PhysicalAddress, value: bigint): void {
-  kernel.memory.store32(at, Number(BigInt.asIntN(32, value)));
-  kernel.memory.store32(at + 4, Number(BigInt.asIntN(32, value >> 32n)));
+function store64(parts: KernelParts, at: PhysicalAddress, value: bigint): void {
+  parts.memory.store32(at, Number(BigInt.asIntN(32, value)));
+  parts.memory.store32(at + 4, Number(BigInt.asIntN(32, value >> 32n)));
 }

@@ -5,9 +5,10 @@ import { FRAME_ENTRY_BYTES, FRAME_HEADER, KERNEL_ROOT, KIND_FILE_CLEAN, kernelLa
 import { walkObject } from "../memory/memory-object.js";
 import { listProcesses } from "../tasks/process.js";
 import { PTE_W } from "../../base/layout.js";
-import { type DescriptionKind, readPipe, walkFds } from "./descriptions.js";
+import { type DescriptionKind, walkFds } from "./descriptions.js";
 import { ACCESS_MODE, O_RDONLY } from "./flags.js";
 import { type HostIdentity, readInode, walkDirectory, walkHostInodes } from "./inode.js";
+import { readPipe } from "./pipe.js";
 
 /** A file of the host that processes have open or mapped. */
 export interface OpenFile extends HostIdentity {

@@ -11,46 +11,63 @@
  * Callers hold the kernel lock. They are on the vCPU that runs the process, whose TLB is the only one that knows it, or nobody
  * runs it.
  */
-import { ACCESS_WRITE, FRAME_BYTES, PTE_COW, PTE_PARKED, PTE_PPN_SHIFT, PTE_R, PTE_U, PTE_W, PTE_X } from "../../base/layout.js";
-import type { Pfn, PhysicalAddress, VirtualAddress } from "../../base/memory.js";
 import {
-  type Area,
-  AREA_BYTES,
-  continues,
-  findArea,
-  isDemandZero,
-  linkArea,
-  type StoredArea,
-  storeArea,
-  walkAreas,
-} from "./area.js";
+  ACCESS_WRITE,
+  FRAME_BYTES,
+  PTE_COW,
+  PTE_PARKED,
+  PTE_PPN_SHIFT,
+  PTE_R,
+  PTE_U,
+  PTE_V,
+  PTE_W,
+  PTE_X,
+} from "../../base/layout.js";
+import type { Pfn, PhysicalAddress, VirtualAddress } from "../../base/memory.js";
+import { type Area, isDemandZero, type StoredArea, storeArea } from "./area.js";
 import { EACCES, EINVAL, ENOMEM } from "./errno.js";
-import { allocateObject, freeObject } from "./kernel-heap.js";
-import { KIND_FILE_CLEAN, KIND_PAGE_TABLE, KIND_USER, PROCESS_AREAS, PROCESS_PID, PROCESS_ROOT } from "./kernel-layout.js";
-import type { Kernel } from "../kernel.js";
-import { OBJECT_PAGES_MAX } from "./memory-object.js";
+import {
+  KIND_FILE_CLEAN,
+  KIND_PAGE_TABLE,
+  KIND_USER,
+  PROCESS_AREAS,
+  PROCESS_PID,
+  PROCESS_ROOT,
+  processAddress,
+} from "./kernel-layout.js";
+import { OBJECT_PAGES_MAX, type Pager } from "./memory-object.js";
+import { AreaList, pageOf } from "./area-list.js";
+import type { MemoryParts } from "./parts.js";
 import {
   type Entry,
   findEntry,
   findTable,
   HUGE_BYTES,
+  HUGE_ORDER,
   HUGE_PAGES,
   mapPage,
+  PTE_FLAGS,
   unmapPage,
   visitEntries,
   walkTables,
 } from "./page-table.js";
-import { HEAP_BASE, HEAP_END, MMAP_BASE } from "../personality/step/program.js";
-import { processAddress } from "../tasks/process.js";
+import { HEAP_BASE, HEAP_END } from "./user-layout.js";
 
 const PERMISSIONS = PTE_R | PTE_W | PTE_X;
 const USER_END = 2 ** 32 - FRAME_BYTES;
-/** A stack does not grow up to another area: so many bytes below it stay empty. */
-const STACK_GUARD = 16 * FRAME_BYTES;
+
+/** Why an access fails: nothing there allows it, or there is no memory for it now. */
+export type FaultKind = "denied" | "no memory";
 
 /** A process's access that cannot be resolved: the process ends with this reason. */
 export class GuestFault extends Error {
   override readonly name = "GuestFault";
+  readonly kind: FaultKind;
+
+  constructor(message: string, kind: FaultKind = "denied") {
+    super(message);
+    this.kind = kind;
+  }
 }
 
 /** What to map. */
@@ -70,110 +87,35 @@ export interface Mapping {
 }
 
 export class AddressSpace {
-  readonly #kernel: Kernel;
+  readonly #parts: MemoryParts;
+  readonly #pager: Pager;
   readonly #slot: number;
   readonly #at: PhysicalAddress;
+  readonly #areas: AreaList;
 
-  constructor(kernel: Kernel, slot: number) {
-    this.#kernel = kernel;
+  constructor(parts: MemoryParts, pager: Pager, slot: number) {
+    this.#parts = parts;
+    this.#pager = pager;
     this.#slot = slot;
-    this.#at = processAddress(kernel.memory, slot);
+    this.#at = processAddress(parts.memory, slot);
+    this.#areas = new AreaList(parts, pager, this.#at + PROCESS_AREAS);
   }
 
   get #root(): Pfn {
-    return this.#kernel.memory.load32(this.#at + PROCESS_ROOT);
+    return this.#parts.memory.load32(this.#at + PROCESS_ROOT);
   }
 
   get #pid(): number {
-    return this.#kernel.memory.load32(this.#at + PROCESS_PID);
+    return this.#parts.memory.load32(this.#at + PROCESS_PID);
   }
 
-  // ---- areas ----
-
   areas(): Generator<StoredArea> {
-    return walkAreas(this.#kernel.memory, this.#kernel.memory.load32(this.#at + PROCESS_AREAS));
+    return this.#areas.walk();
   }
 
   /** Adds an area; its object gets one more holder. False if there is no memory. */
   addArea(area: Area): boolean {
-    const { memory, buddy, objects } = this.#kernel;
-    const at = allocateObject(memory, buddy, AREA_BYTES);
-    if (at === undefined) return false;
-    if (area.object !== 0) objects.share(area.object);
-    storeArea(memory, at, area);
-    linkArea(memory, at, memory.load32(this.#at + PROCESS_AREAS));
-    memory.store32(this.#at + PROCESS_AREAS, at);
-    return true;
-  }
-
-  #changeArea(area: StoredArea, change: Partial<Area>): void {
-    storeArea(this.#kernel.memory, area.at, { ...area, ...change });
-  }
-
-  #removeArea(at: PhysicalAddress): void {
-    const { memory, objects } = this.#kernel;
-    let before: StoredArea | undefined;
-    for (const area of this.areas()) {
-      if (area.at !== at) {
-        before = area;
-        continue;
-      }
-      if (before === undefined) memory.store32(this.#at + PROCESS_AREAS, area.next);
-      else linkArea(memory, before.at, area.next);
-      if (area.object !== 0) {
-        if (area.shared) this.#kernel.files.writeBack(area.object, area.offset, (area.end - area.start) / FRAME_BYTES);
-        objects.release(area.object);
-      }
-      freeObject(memory, at, AREA_BYTES);
-    }
-  }
-
-  /** Joins what differs in nothing, from the area that ends at `start` to the one that begins at `end`. */
-  #join(start: VirtualAddress, end: VirtualAddress): void {
-    const near = [...this.areas()].filter((area) => area.end >= start && area.start <= end).sort((a, b) => a.start - b.start);
-    let lower: StoredArea | undefined;
-    for (const area of near) {
-      if (lower === undefined || !continues(lower, area)) lower = area;
-      else {
-        lower.end = area.end;
-        storeArea(this.#kernel.memory, lower.at, lower);
-        this.#removeArea(area.at);
-      }
-    }
-  }
-
-  #areaOf(address: VirtualAddress): StoredArea | undefined {
-    return findArea(this.#kernel.memory, this.#kernel.memory.load32(this.#at + PROCESS_AREAS), address);
-  }
-
-  /** The stack that may grow down to an address where there is no area: the next one above, if nothing is near. */
-  #stackAbove(address: VirtualAddress): StoredArea | undefined {
-    const page = pageOf(address);
-    const near = [...this.areas()].filter(({ end }) => end > page - STACK_GUARD).sort((a, b) => a.start - b.start);
-    const [next] = near;
-    return next !== undefined && next.limit !== 0 && next.start > page && address >= next.limit ? next : undefined;
-  }
-
-  /** Cuts areas so that none lies across `address`. False if there is no memory. */
-  #cut(address: VirtualAddress): boolean {
-    const area = this.#areaOf(address);
-    if (area === undefined || area.start === address) return true;
-    const upper = { ...area, start: address, offset: area.offset + (address - area.start) / FRAME_BYTES };
-    if (!this.addArea(upper)) return false;
-    this.#changeArea(area, { end: address });
-    return true;
-  }
-
-  /** A free range of so many pages, from the top down; undefined if there is none. */
-  #findHole(pages: number): VirtualAddress | undefined {
-    const bytes = pages * FRAME_BYTES;
-    const taken = [...this.areas()].filter(({ start }) => start < HEAP_BASE).sort((a, b) => b.start - a.start);
-    let top = HEAP_BASE;
-    for (const { start, end } of taken) {
-      if (top - end >= bytes) break;
-      top = start;
-    }
-    return top - bytes >= MMAP_BASE ? top - bytes : undefined;
+    return this.#areas.add(area);
   }
 
   // ---- system calls: an address or 0, or an error number, negated ----
@@ -182,7 +124,7 @@ export class AddressSpace {
   map({ address, pages, flags, shared, object, offset = 0, readOnly = false }: Mapping): number {
     if (!Number.isInteger(pages) || pages < 1 || pages > USER_END / FRAME_BYTES) return -EINVAL;
     if (object !== 0 && !(Number.isInteger(offset) && offset >= 0 && offset + pages <= OBJECT_PAGES_MAX)) return -EINVAL;
-    const start = address ?? this.#findHole(pages);
+    const start = address ?? this.#areas.findHole(pages);
     if (start === undefined) return -ENOMEM;
     const end = start + pages * FRAME_BYTES;
     if (!isRange(start, end)) return -EINVAL;
@@ -190,7 +132,7 @@ export class AddressSpace {
     if (done < 0) return done;
     const area: Area = { start, end, flags: allowed(flags), kind: "mapping", limit: 0, object, offset, shared, readOnly };
     if (!this.addArea(area)) return -ENOMEM; // if anything is gone, it left its area's memory: then this does not fail
-    this.#join(start, end);
+    this.#areas.join(start, end);
     return start;
   }
 
@@ -199,7 +141,7 @@ export class AddressSpace {
     if (!isRange(start, end)) return -EINVAL;
     if (!this.#isolate(start, end)) return -ENOMEM;
     this.#clear(start, end);
-    for (const area of Array.from(this.areas())) if (area.start >= start && area.end <= end) this.#removeArea(area.at);
+    for (const area of Array.from(this.areas())) if (area.start >= start && area.end <= end) this.#areas.remove(area.at);
     return 0;
   }
 
@@ -212,12 +154,12 @@ export class AddressSpace {
     if (covered !== end - start || !this.#isolate(start, end)) return -ENOMEM;
     for (const area of inside()) {
       const changed = { ...area, flags: allowed(flags) };
-      storeArea(this.#kernel.memory, area.at, changed);
-      visitEntries(this.#kernel.memory, this.#root, area.start, area.end, (address, pte, entry) =>
+      storeArea(this.#parts.memory, area.at, changed);
+      visitEntries(this.#parts.memory, this.#root, area.start, area.end, (address, pte, entry) =>
         this.#setLeaf(address, entry, pte >>> PTE_PPN_SHIFT, this.#leafFlags(changed, pte, entry.level)),
       );
     }
-    this.#join(start, end);
+    this.#areas.join(start, end);
     return 0;
   }
 
@@ -229,7 +171,7 @@ export class AddressSpace {
       const [from, to] = [Math.max(start, area.start), Math.min(end, area.end)];
       if (!area.shared || area.object === 0 || from >= to) continue;
       const first = area.offset + (from - area.start) / FRAME_BYTES;
-      failed = this.#kernel.files.writeBack(area.object, first, (to - from) / FRAME_BYTES) || failed;
+      failed = this.#pager.writeBack(area.object, first, (to - from) / FRAME_BYTES) || failed;
     }
     return failed;
   }
@@ -255,9 +197,9 @@ export class AddressSpace {
 
   /** Resolves an access that has no leaf that allows it, or throws GuestFault. */
   fault(address: VirtualAddress, access: number): void {
-    const { memory } = this.#kernel;
-    const found = this.#areaOf(address);
-    const stack = found === undefined ? this.#stackAbove(address) : undefined;
+    const { memory } = this.#parts;
+    const found = this.#areas.find(address);
+    const stack = found === undefined ? this.#areas.stackAbove(address) : undefined;
     const area = found ?? stack;
     const write = access === ACCESS_WRITE;
     const where = `${write ? "write to" : "read of"} 0x${address.toString(16)}`;
@@ -265,19 +207,19 @@ export class AddressSpace {
     if ((area.flags & (write ? PTE_W : PTE_R)) === 0) throw new GuestFault(`${where}: the ${area.kind} area does not allow it`);
     const entry = findEntry(memory, this.#root, address);
     const done = entry === undefined ? this.#fill(area, pageOf(address), write, where) : this.#unshare(area, address, entry);
-    if (!done) throw new GuestFault(`out of memory at ${where}`);
-    if (stack !== undefined) this.#changeArea(stack, { start: pageOf(address) });
+    if (!done) throw new GuestFault(`out of memory at ${where}`, "no memory");
+    if (stack !== undefined) this.#areas.change(stack, { start: pageOf(address) });
   }
 
   /** Gives a page without a leaf what is behind its area. False if there is no memory. */
   #fill(area: Area, page: VirtualAddress, write: boolean, where: string): boolean {
-    const { memory, buddy, objects } = this.#kernel;
+    const { memory, buddy, objects } = this.#parts;
     if (area.object === 0) {
       if (!isDemandZero(area)) throw new GuestFault(`${where}, which is not mapped`);
       return this.mapNew(page, 0, area.flags);
     }
     const index = area.offset + (page - area.start) / FRAME_BYTES;
-    const frame = objects.find(area.object, index) ?? this.#kernel.files.fillPage(area.object, index);
+    const frame = objects.find(area.object, index) ?? this.#pager.fillPage(area.object, index);
     if (frame === undefined) return false;
     if (frame < 0) throw new GuestFault(`${where}: the file behind it ends before, or cannot be read`);
     if (write && !area.shared) return this.mapNew(page, 0, area.flags, memory.read(frame * FRAME_BYTES, FRAME_BYTES));
@@ -290,7 +232,7 @@ export class AddressSpace {
 
   /** A store to a leaf without W: a first store to a clean page of a file, or a copy on write. */
   #unshare(area: Area, address: VirtualAddress, entry: Entry): boolean {
-    const { memory, buddy, objects } = this.#kernel;
+    const { memory, buddy, objects } = this.#parts;
     const pte = memory.load32(entry.at);
     const frame = pte >>> PTE_PPN_SHIFT;
     const page = address - (address % (entry.level === 0 ? FRAME_BYTES : HUGE_BYTES));
@@ -304,7 +246,7 @@ export class AddressSpace {
   }
 
   #copyFrame(page: VirtualAddress, entry: Entry, flags: number): boolean {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     const old = memory.load32(entry.at) >>> PTE_PPN_SHIFT;
     const copy = buddy.allocate(0, this.#pid, KIND_USER);
     if (copy === undefined) return false;
@@ -316,9 +258,9 @@ export class AddressSpace {
 
   /** Copies 2 MiB that others hold too: into a block of the same size, or else into frames. */
   #copyHuge(page: VirtualAddress, entry: Entry, flags: number): boolean {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     const old = memory.load32(entry.at) >>> PTE_PPN_SHIFT;
-    const copy = buddy.allocateFree(9, this.#pid, KIND_USER);
+    const copy = buddy.allocateFree(HUGE_ORDER, this.#pid, KIND_USER);
     if (copy === undefined) return this.#splitHuge(page, entry);
     memory.copy(copy, old, HUGE_PAGES);
     this.#setLeaf(page, entry, copy, flags);
@@ -330,8 +272,8 @@ export class AddressSpace {
 
   /** What a leaf of an area may be: see "what must hold". A and D stay as they are; a frame that it may store to is its own. */
   #leafFlags(area: Area, pte: number, level: number, frame: Pfn = pte >>> PTE_PPN_SHIFT): number {
-    const { buddy } = this.#kernel;
-    const kept = pte & 0x3ff & ~(PERMISSIONS | PTE_COW | PTE_PARKED | 1);
+    const { buddy } = this.#parts;
+    const kept = pte & PTE_FLAGS & ~(PERMISSIONS | PTE_COW | PTE_PARKED | PTE_V);
     const flags = kept | (area.flags & PERMISSIONS) | PTE_U;
     if ((area.flags & PERMISSIONS) === 0) return flags | PTE_PARKED;
     if (area.shared) return buddy.kindOf(buddy.headOf(frame)) === KIND_FILE_CLEAN ? flags & ~PTE_W : flags;
@@ -344,7 +286,7 @@ export class AddressSpace {
 
   /** A frame that nobody else holds any more, neither another process nor an object, becomes this process's. */
   #own(head: Pfn): void {
-    const { buddy } = this.#kernel;
+    const { buddy } = this.#parts;
     buddy.setOwner(head, this.#pid);
     if (buddy.kindOf(head) !== KIND_USER) buddy.setKind(head, KIND_USER);
   }
@@ -355,23 +297,23 @@ export class AddressSpace {
   }
 
   #setLeaf(address: VirtualAddress, entry: Entry, frame: Pfn, flags: number): void {
-    const valid = (flags & PTE_PARKED) === 0 ? 1 : 0;
-    this.#kernel.memory.store32(entry.at, (frame << PTE_PPN_SHIFT) | flags | valid);
+    const valid = (flags & PTE_PARKED) === 0 ? PTE_V : 0;
+    this.#parts.memory.store32(entry.at, (frame << PTE_PPN_SHIFT) | flags | valid);
     this.#invalidate(address, entry.level === 0 ? 1 : HUGE_PAGES);
   }
 
   #mapLeaf(address: VirtualAddress, frame: Pfn, level: number, flags: number): boolean {
-    return mapPage(this.#kernel.memory, this.#root, address, frame, flags, () => this.allocateTable(), level);
+    return mapPage(this.#parts.memory, this.#root, address, frame, flags, () => this.allocateTable(), level);
   }
 
   #invalidate(address: VirtualAddress, pages: number): void {
-    for (let i = 0; i < pages; i++) this.#kernel.core.invalidate(address + i * FRAME_BYTES);
+    for (let i = 0; i < pages; i++) this.#parts.core.invalidate(address + i * FRAME_BYTES);
   }
 
   /** Allocates a zeroed page table; undefined if there is no memory. */
   allocateTable(): Pfn | undefined {
-    const frame = this.#kernel.buddy.allocate(0, this.#pid, KIND_PAGE_TABLE);
-    if (frame !== undefined) this.#kernel.memory.zero(frame, 1);
+    const frame = this.#parts.buddy.allocate(0, this.#pid, KIND_PAGE_TABLE);
+    if (frame !== undefined) this.#parts.memory.zero(frame, 1);
     return frame;
   }
 
@@ -380,7 +322,7 @@ export class AddressSpace {
    * but for page tables.
    */
   mapNew(address: VirtualAddress, order: number, flags: number, contents?: Uint8Array): boolean {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     const frame = buddy.allocate(order, this.#pid, KIND_USER);
     if (frame === undefined) return false;
     if (contents === undefined || contents.length < FRAME_BYTES << order) memory.zero(frame, 1 << order);
@@ -399,7 +341,7 @@ export class AddressSpace {
 
   /** Takes the leaves of [start, end) out and lets go of their frames. No 2 MiB leaf lies across the ends. */
   #clear(start: VirtualAddress, end: VirtualAddress): void {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     /** A block that is freed as a whole, with its last leaf. */
     let whole = { head: -1, end: 0 };
     visitEntries(memory, this.#root, start, end, (address, pte, entry) => {
@@ -428,21 +370,21 @@ export class AddressSpace {
    * is cheap to undo comes first, so that little memory was taken in vain.
    */
   #isolate(start: VirtualAddress, end: VirtualAddress): boolean {
-    if (this.#cut(start) && this.#cut(end) && this.#splitAt(start) && this.#splitAt(end)) return true;
-    this.#join(start, end);
+    if (this.#areas.cut(start) && this.#areas.cut(end) && this.#splitAt(start) && this.#splitAt(end)) return true;
+    this.#areas.join(start, end);
     return false;
   }
 
   /** Sees to it that no 2 MiB leaf lies across an address. */
   #splitAt(address: VirtualAddress): boolean {
-    const entry = findEntry(this.#kernel.memory, this.#root, address);
+    const entry = findEntry(this.#parts.memory, this.#root, address);
     const within = address % HUGE_BYTES;
     return entry?.level !== 1 || within === 0 || this.#splitHuge(address - within, entry);
   }
 
   /** Makes a 2 MiB leaf 512 of 4 KiB: of the same frames, or of copies if others hold the block. False if there is no memory. */
   #splitHuge(address: VirtualAddress, entry: Entry): boolean {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     const pte = memory.load32(entry.at);
     const head = pte >>> PTE_PPN_SHIFT;
     const frames = [];
@@ -464,18 +406,18 @@ export class AddressSpace {
       for (const frame of frames) buddy.setOwner(frame, this.#pid);
     } else buddy.release(head);
     // They are this process's alone now, so a copy on write is done with.
-    const flags = (pte & PTE_COW) === 0 ? pte & 0x3ff : (pte & 0x3ff & ~PTE_COW) | PTE_W;
+    const flags = (pte & PTE_COW) === 0 ? pte & PTE_FLAGS : (pte & PTE_FLAGS & ~PTE_COW) | PTE_W;
     for (const [i, frame] of frames.entries()) memory.store32(table * FRAME_BYTES + i * 8, (frame << PTE_PPN_SHIFT) | flags);
-    memory.store32(entry.at, (table << PTE_PPN_SHIFT) | 1);
+    memory.store32(entry.at, (table << PTE_PPN_SHIFT) | PTE_V);
     this.#invalidate(address, HUGE_PAGES);
     return true;
   }
 
   /** Puts aligned 2 MiB into one block under one leaf. True if it is so now. */
   #collapse(address: VirtualAddress, flags: number): boolean {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     if (findEntry(memory, this.#root, address)?.level === 1) return true;
-    const block = buddy.allocateFree(9, this.#pid, KIND_USER);
+    const block = buddy.allocateFree(HUGE_ORDER, this.#pid, KIND_USER);
     if (block === undefined) return false;
     memory.zero(block, HUGE_PAGES);
     visitEntries(memory, this.#root, address, address + HUGE_BYTES, (at, pte) => {
@@ -500,7 +442,7 @@ export class AddressSpace {
     if (address % FRAME_BYTES !== 0 || area?.kind !== "heap") {
       throw new GuestFault(`map of 0x${address.toString(16)}, order ${order}, outside the heap area`);
     }
-    visitEntries(this.#kernel.memory, this.#root, address, end, (page) => {
+    visitEntries(this.#parts.memory, this.#root, address, end, (page) => {
       throw new GuestFault(`map of 0x${page.toString(16)}, which is mapped`);
     });
     return this.mapNew(address, order, this.#newFlags(area));
@@ -508,7 +450,7 @@ export class AddressSpace {
 
   /** Unmaps and frees a block that mapBlock gave, also if a fork has split it. */
   unmapBlock(address: VirtualAddress, order: number): void {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     const end = address + (FRAME_BYTES << order);
     let leaves = 0;
     let head = -1;
@@ -536,7 +478,7 @@ export class AddressSpace {
    * them first. False if there is no memory: the child is to be released. This space's tags are to be dropped then.
    */
   copyTo(child: AddressSpace): boolean {
-    const { memory, buddy } = this.#kernel;
+    const { memory, buddy } = this.#parts;
     let done = true;
     for (const area of [...this.areas()].toReversed()) {
       if (!child.addArea(area)) return false;
@@ -545,7 +487,7 @@ export class AddressSpace {
         const frame = pte >>> PTE_PPN_SHIFT;
         if (entry.level === 0) buddy.split(buddy.headOf(frame));
         const writable = !area.shared && (pte & PTE_W) !== 0;
-        const flags = writable ? (pte & 0x3ff & ~PTE_W) | PTE_COW : pte & 0x3ff;
+        const flags = writable ? (pte & PTE_FLAGS & ~PTE_W) | PTE_COW : pte & PTE_FLAGS;
         if (!child.#mapLeaf(address, frame, entry.level, flags)) return void (done = false);
         if (writable) memory.store32(entry.at, (frame << PTE_PPN_SHIFT) | flags);
         buddy.share(frame);
@@ -557,20 +499,16 @@ export class AddressSpace {
 
   /** Lets go of everything: areas, frames, page tables. */
   release(): void {
-    const { memory, buddy, core } = this.#kernel;
+    const { memory, buddy, core } = this.#parts;
     const root = this.#root;
     if (root !== 0) {
       this.#clear(0, 2 ** 32);
       for (const table of Array.from(walkTables(memory, root))) buddy.free(table);
       memory.store32(this.#at + PROCESS_ROOT, 0);
     }
-    for (const { at } of Array.from(this.areas())) this.#removeArea(at);
+    for (const { at } of Array.from(this.areas())) this.#areas.remove(at);
     core.dropContext(this.#slot);
   }
-}
-
-function pageOf(address: VirtualAddress): VirtualAddress {
-  return address - (address % FRAME_BYTES);
 }
 
 /** Sv39 has no leaf that may be written and not read. */

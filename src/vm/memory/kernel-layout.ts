@@ -9,6 +9,7 @@
  * Changing anything here changes MACHINE_VERSION (image/format.ts).
  */
 import { FRAME_BYTES, MAX_PROCESSES } from "../../base/layout.js";
+import type { PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 
 export const KERNEL_MAGIC = 0x4b424948; // "HIBK"
 export const KERNEL_VERSION = 2;
@@ -215,6 +216,11 @@ export function kernelLayout(frames: number): KernelLayout {
   const frameTable = processTable + MAX_PROCESSES * PROCESS_BYTES;
   const end = frameTable + roundUp(frames * FRAME_ENTRY_BYTES);
   return { frames, arenas, arenaTable, processTable, frameTable, staticFrames: end / FRAME_BYTES };
+}
+
+/** Where a slot of the process table lies. */
+export function processAddress(memory: ReadableMemory, slot: number): PhysicalAddress {
+  return kernelLayout(memory.frames).processTable + slot * PROCESS_BYTES;
 }
 
 function roundUp(bytes: number): number {

@@ -26,11 +26,20 @@ const WORDS = FRAME_BYTES / 4;
 /** 4 GiB. */
 export const OBJECT_PAGES_MAX: number = WORDS * WORDS;
 
+/** Whoever has the pages of files: what a mapping needs of them. Callers hold the kernel lock. */
+export interface Pager {
+  /** A page that has no frame yet. Undefined if there is no memory; what is negative is an error number. */
+  fillPage(object: PhysicalAddress, page: number): Pfn | number | undefined;
+  /** Has pages that were stored to reach whatever is behind the object. Returns 0 or an error number, negated. */
+  writeBack(object: PhysicalAddress, first: number, pages: number): number;
+  /** An area that maps an object holds the inode whose pages these are. */
+  holdInode(inode: PhysicalAddress): void;
+  releaseInode(inode: PhysicalAddress): void;
+}
+
 export class MemoryObjects {
   readonly #memory: PhysicalMemory;
   readonly #buddy: BuddyAllocator;
-  /** Inodes are held and let go of by the file system. */
-  inodes: { share(inode: PhysicalAddress): void; release(inode: PhysicalAddress): void } | undefined;
 
   constructor(memory: PhysicalMemory, buddy: BuddyAllocator) {
     this.#memory = memory;
@@ -50,17 +59,13 @@ export class MemoryObjects {
 
   share(object: PhysicalAddress): void {
     this.#memory.store32(object + REFERENCES, this.#memory.load32(object + REFERENCES) + 1);
-    const inode = objectInode(this.#memory, object);
-    if (inode !== 0) this.inodes!.share(inode);
   }
 
-  /** One fewer maps it; the last one gives back its pages, or lets go of its inode, which does. */
+  /** One fewer maps it; the last one gives back its pages, if it is no inode's. */
   release(object: PhysicalAddress): void {
     const references = this.#memory.load32(object + REFERENCES) - 1;
     this.#memory.store32(object + REFERENCES, references);
-    const inode = objectInode(this.#memory, object);
-    if (inode !== 0) this.inodes!.release(inode);
-    else if (references === 0) this.destroy(object);
+    if (references === 0 && objectInode(this.#memory, object) === 0) this.destroy(object);
   }
 
   /** A page is about to be stored to by who maps it: it is not what the file has any more. */
@@ -106,6 +111,16 @@ export class MemoryObjects {
     if (leaf === undefined) return false;
     this.#memory.store32(leaf * FRAME_BYTES + (page % WORDS) * 4, frame + 1);
     return true;
+  }
+
+  /** Gives a page that has no frame a zeroed one. Undefined if there is no memory. */
+  fillWithZeros(object: PhysicalAddress, page: number): Pfn | undefined {
+    const frame = this.#buddy.allocate(0, 0, KIND_FILE);
+    if (frame === undefined) return undefined;
+    this.#memory.zero(frame, 1);
+    if (this.insert(object, page, frame)) return frame;
+    this.#buddy.free(frame);
+    return undefined;
   }
 
   /** Gives back the pages from `from` on, and tables that hold no others. */

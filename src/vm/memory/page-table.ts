@@ -8,9 +8,12 @@ import { FRAME_BYTES, PTE_PARKED, PTE_PPN_SHIFT, PTE_R, PTE_V, PTE_W, PTE_X } fr
 import type { Pfn, PhysicalAddress, ReadableMemory, VirtualAddress } from "../../base/memory.js";
 import type { PhysicalMemory } from "./physical.js";
 
+/** The bits of a PTE beside its PFN. */
+export const PTE_FLAGS: number = (1 << PTE_PPN_SHIFT) - 1;
 const LEAF = PTE_R | PTE_W | PTE_X;
-/** Pages of a 2 MiB leaf. */
-export const HUGE_PAGES = 512;
+/** A 2 MiB leaf maps a block of 2^HUGE_ORDER frames. */
+export const HUGE_ORDER = 9;
+export const HUGE_PAGES: number = 1 << HUGE_ORDER;
 export const HUGE_BYTES: number = HUGE_PAGES * FRAME_BYTES;
 
 /** A leaf's place: the physical address of its PTE, and its level (0 for 4 KiB, 1 for 2 MiB). */
@@ -154,7 +157,7 @@ function* leavesBelow(memory: ReadableMemory, table: Pfn, level: number, base: n
     if ((pte & (PTE_V | PTE_PARKED)) === 0) continue;
     const address = base + index * 2 ** (12 + 9 * level);
     const frame = pte >>> PTE_PPN_SHIFT;
-    if ((pte & (LEAF | PTE_PARKED)) !== 0) yield { address, frame, flags: pte & 0x3ff, level };
+    if ((pte & (LEAF | PTE_PARKED)) !== 0) yield { address, frame, flags: pte & PTE_FLAGS, level };
     else if (level > 0 && frame < memory.frames) yield* leavesBelow(memory, frame, level - 1, address);
   }
 }

@@ -147,3 +147,10 @@ export function placeOfFrame(frame: Pfn): number {
 
 /** The first place of the fixed pool. */
 export const POOL_PLACE: number = POOL_BASE >>> FRAME_SHIFT;
+
+/** Words as a device stores them. */
+export function littleEndian(...words: number[]): Uint8Array {
+  const bytes = Buffer.alloc(words.length * 4);
+  for (const [i, word] of words.entries()) bytes.writeUInt32LE(word >>> 0, i * 4);
+  return bytes;
+}

@@ -1,14 +1,15 @@
 /**
  * The process table: an entry a slot, in guest memory. Readers work on live RAM and on an image.
  */
-import { FRAME_BYTES, MAX_PROCESSES } from "../../base/layout.js";
+import { FRAME_BYTES, MAX_PROCESSES, PTE_PPN_SHIFT } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 import {
   FLAG_BOOT,
   KERNEL_SLOTS_USED,
-  kernelLayout,
+  processAddress,
   PROCESS_AREAS,
-  PROCESS_BYTES,
+  PROCESS_FAILED,
+  PROCESS_ZOMBIE,
   PROCESS_FAILURE,
   PROCESS_FAILURE_BYTES,
   PROCESS_FLAGS,
@@ -30,7 +31,8 @@ import {
   PROCESS_VCPU,
 } from "../memory/kernel-layout.js";
 import { findLeaf } from "../memory/page-table.js";
-import { CODE_BASE } from "../personality/step/program.js";
+import type { PhysicalMemory } from "../memory/physical.js";
+import { CODE_BASE, REGISTER_WORDS } from "../memory/user-layout.js";
 
 /** A process, as read from the table at one moment. */
 export interface Process {
@@ -58,10 +60,6 @@ export interface Process {
   /** Sets of signals: sent and not delivered, and not to be delivered now. */
   pending: number;
   mask: number;
-}
-
-export function processAddress(memory: ReadableMemory, slot: number): PhysicalAddress {
-  return kernelLayout(memory.frames).processTable + slot * PROCESS_BYTES;
 }
 
 export function readProcess(memory: ReadableMemory, slot: number): Process | undefined {
@@ -101,21 +99,68 @@ export function listProcesses(memory: ReadableMemory): Process[] {
   return found;
 }
 
-/** The 64 words of x0..x31. */
+/** The words of x0..x31. */
 export function readRegisters(memory: ReadableMemory, slot: number): Int32Array {
   const at = processAddress(memory, slot) + PROCESS_REGISTERS;
-  return Int32Array.from({ length: 64 }, (_, word) => memory.load32(at + word * 4));
+  return Int32Array.from({ length: REGISTER_WORDS }, (_, word) => memory.load32(at + word * 4));
 }
 
 function readText(memory: ReadableMemory, at: PhysicalAddress): string {
   const root = memory.load32(at + PROCESS_ROOT);
   const leaf = root === 0 ? 0 : findLeaf(memory, root, CODE_BASE);
   if (leaf === 0) return "";
-  const frame = memory.load32(leaf) >>> 10;
+  const frame = memory.load32(leaf) >>> PTE_PPN_SHIFT;
   return new TextDecoder().decode(memory.read(frame * FRAME_BYTES, memory.load32(at + PROCESS_TEXT_BYTES)));
 }
 
 function readString(bytes: Uint8Array): string {
   const end = bytes.indexOf(0);
   return new TextDecoder().decode(bytes.subarray(0, end < 0 ? bytes.length : end));
+}
+
+/** Slots of processes of which something holds, in order. */
+export function findSlots(memory: ReadableMemory, which: (at: PhysicalAddress) => boolean): number[] {
+  const used = memory.load32(KERNEL_SLOTS_USED);
+  const found = [];
+  for (let slot = 0; slot < used; slot++) {
+    const at = processAddress(memory, slot);
+    if (memory.load32(at + PROCESS_STATE) !== PROCESS_FREE && which(at)) found.push(slot);
+  }
+  return found;
+}
+
+/** Slot of a process that is alive, by its pid. */
+export function slotOf(memory: ReadableMemory, pid: number): number | undefined {
+  if (pid === 0) return undefined;
+  return findSlots(memory, (at) => memory.load32(at + PROCESS_PID) === pid && isAlive(memory.load32(at + PROCESS_STATE)))[0];
+}
+
+/** Whether a process in this state can still be sent something. */
+export function isAlive(state: number): boolean {
+  return state !== PROCESS_FREE && state !== PROCESS_ZOMBIE && state !== PROCESS_FAILED;
+}
+
+/** Whether kill or wait by the process at `by` mean this one with a pid, a group (negative) or their own group (0). */
+export function isMeant(memory: ReadableMemory, at: PhysicalAddress, pid: number, by: PhysicalAddress): boolean {
+  if (pid > 0) return memory.load32(at + PROCESS_PID) === pid;
+  return memory.load32(at + PROCESS_GROUP) === (pid === 0 ? memory.load32(by + PROCESS_GROUP) : -pid);
+}
+
+/** What a vCPU has of a process that it runs. */
+export interface Running {
+  readonly slot: number;
+  /** x0 to x31, low and high halves. */
+  readonly registers: Int32Array;
+  /** Completed since the process began. */
+  readonly steps: number;
+}
+
+/** Registers and step count go to the process table: kernel stores, tracked like any other. */
+export function storeRunning(memory: PhysicalMemory, { slot, registers, steps }: Running): void {
+  const at = processAddress(memory, slot);
+  for (let word = 0; word < registers.length; word++) {
+    const value = registers[word]!;
+    if (memory.load32(at + PROCESS_REGISTERS + word * 4) !== value) memory.store32(at + PROCESS_REGISTERS + word * 4, value);
+  }
+  memory.storeFloat64(at + PROCESS_STEPS, steps);
 }

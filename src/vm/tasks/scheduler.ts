@@ -17,7 +17,7 @@ import type { Control } from "../../base/control.js";
 import type { PhysicalAddress } from "../../base/memory.js";
 import * as K from "../memory/kernel-layout.js";
 import type { PhysicalMemory } from "../memory/physical.js";
-import { processAddress } from "./process.js";
+import { processAddress } from "../memory/kernel-layout.js";
 
 /** Virtual run time is weighed 25 % less for each step of niceness down. */
 const NICE_STEP = 1.25;

@@ -8,7 +8,7 @@
  *
  * What must hold:
  * - A signal is noted under the kernel lock, and whoever rests looks for signals under the same hold of the lock under which it
- *   lies down (Kernel.putBack). So none is slept through.
+ *   lies down (Turns.putBack). So none is slept through.
  * - All that a signal does to a process happens on the vCPU that runs it, between two steps; only SIGCONT and SIGKILL get a
  *   stopped one going, and it then takes its own step to wherever that leads.
  * - What a handler interrupts is in its frame: registers, mask, and what was left to sleep. A step that waited was not taken and
@@ -21,10 +21,10 @@ import type { PhysicalAddress, ReadableMemory, VirtualAddress } from "../../base
 import { EINVAL } from "../memory/errno.js";
 import * as K from "../memory/kernel-layout.js";
 import type { PhysicalMemory } from "../memory/physical.js";
-import { A0, HANDLER, SIGNAL_FRAME, SP, STACK_TOP, type UserMemory } from "../personality/step/program.js";
-import { processAddress } from "./process.js";
 import type { Scheduler } from "./scheduler.js";
-import { loadUserFloat64, storeUserFloat64 } from "../personality/step/user-memory.js";
+import { A0, HANDLER, SIGNAL_FRAME, SP, STACK_TOP } from "../memory/user-layout.js";
+import { loadUserFloat64, storeUserFloat64, type UserMemory } from "../memory/user-memory.js";
+import { processAddress } from "../memory/kernel-layout.js";
 
 export const SIGHUP = 1;
 export const SIGINT = 2;
@@ -281,11 +281,6 @@ export class Signals {
 
 export function isSignal(signal: number): boolean {
   return Number.isInteger(signal) && signal >= 1 && signal <= SIGNAL_MAX;
-}
-
-/** Whether a process in this state can still be sent something. */
-export function isAlive(state: number): boolean {
-  return state !== K.PROCESS_FREE && state !== K.PROCESS_ZOMBIE && state !== K.PROCESS_FAILED;
 }
 
 // ---- the frame, on the process's own stack: drawn at SIGNAL_FRAME (program.ts) ----

@@ -6,89 +6,27 @@
  * and can be thrown away at any step. Each step is deterministic: the memory after N steps follows from the text.
  */
 import type { VirtualAddress } from "../../../base/memory.js";
+import type { DiskOperation, DiskStatus } from "../../devices/block-requests.js";
+import type { DeviceCalls } from "../../devices/calls.js";
+import type { UserMemory } from "../../memory/user-memory.js";
+import type { ProcessTemplate } from "../../tasks/template.js";
 
-/** Where the areas of a step program are. Stack grows down from STACK_TOP. */
-export const CODE_BASE = 0x0001_0000;
-export const DATA_BASE = 0x1000_0000;
-export const HEAP_BASE = 0xe000_0000;
-export const HEAP_END = 0xf000_0000;
-export const STACK_TOP = 0xffff_f000;
-/** Mappings without an address go below HEAP_BASE, down to here. */
-export const MMAP_BASE: number = DATA_BASE;
-/** Word of the registers where the stack pointer (x2) lies; 0 is an empty stack. What is below it may be overwritten at any step. */
-export const SP = 4;
-/** Word of the registers where a0 (x10) lies: what a system call leaves for the next step. */
-export const A0 = 20;
-/**
- * Word of the registers where x31 lies: the number of the handler that the program is to run, 0 for none. When it begins, x10 is the
- * signal, x11 the address of the access that failed (SIGSEGV) or 0, x12 is 0, and x2 points at what it interrupted (SIGNAL_FRAME).
- */
-export const HANDLER = 62;
-
-/**
- * What lies at a handler's stack pointer: all that sigreturn restores. Byte offsets; a handler may change what it finds there.
- *
- *     +0    magic word
- *     +4    signal
- *     +8    mask
- *     +16   when it would have woken, ms of the guest clock (float64); 0 if it did not sleep
- *     +32   x0..x31, 64 words
- */
-export const SIGNAL_FRAME = {
-  magic: 0,
-  signal: 4,
-  mask: 8,
-  wake: 16,
-  registers: 32,
-  bytes: 288,
-  magicWord: 0x4749_5348,
-} as const;
-
-/** The areas' largest sizes, in pages. */
-export const DATA_PAGES_MAX: number = (HEAP_BASE - DATA_BASE) / 4096;
-export const HEAP_PAGES_MAX: number = (HEAP_END - HEAP_BASE) / 4096;
-export const STACK_PAGES_MAX = 16384;
-
-/**
- * A process's memory as it sees it. Addresses may be given as signed 32-bit integers (`DATA_BASE + (page << 12) | 0`),
- * which is the fastest. Any access may fault; the kernel resolves it or ends the process.
- */
-export interface UserMemory {
-  load8(address: VirtualAddress): number;
-  /** Signed or unsigned 32-bit word: use `| 0` or `>>> 0`. Need not be aligned. */
-  load32(address: VirtualAddress): number;
-  store8(address: VirtualAddress, value: number): void;
-  store32(address: VirtualAddress, value: number): void;
-  /** One 8-byte store, low word first. */
-  store64(address: VirtualAddress, low: number, high: number): void;
-}
-
-export type DiskOperation = "read" | "write" | "flush";
-/** How a request to the disk ended. */
-export type DiskStatus = "ok" | "out of range" | "I/O error" | "no space";
-
-/** System calls on devices. One that would have to wait says so and has changed nothing: the step then ends undone. */
-export interface DeviceCalls {
-  /**
-   * Submits a request to the disk, of one sector of 4,096 bytes. Several may be in flight; they are not ordered. False if
-   * there is no memory for it now.
-   *
-   * @param tag - the process's own number for it, 0 to 15; not one that is in flight
-   * @param sector - of a read or write
-   * @param address - what to write (copied now)
-   */
-  submitRequest(tag: number, operation: DiskOperation, sector: number, address: VirtualAddress): boolean;
-  /** How the request of that tag ended; what it read is then at `address`. Undefined if it has not ended yet. */
-  awaitRequest(tag: number, address: VirtualAddress): DiskStatus | undefined;
-  /** A random 32-bit word, signed; undefined if the pool is empty now. */
-  random(): number | undefined;
-  /** Grows with each resume, and differs between two resumes of one image: whoever keeps random state compares it. */
-  generation(): number;
-  /** Milliseconds of the machine's own clock, which stands still while the machine is an image. */
-  monotonicTime(): number;
-  /** Milliseconds since 1970, as the host has it: jumps over the time that the machine was an image. */
-  wallTime(): number;
-}
+// What a program is written against: these and the rest of this file.
+export {
+  A0,
+  CODE_BASE,
+  DATA_BASE,
+  DATA_PAGES_MAX,
+  HANDLER,
+  HEAP_BASE,
+  HEAP_END,
+  HEAP_PAGES_MAX,
+  SIGNAL_FRAME,
+  SP,
+  STACK_PAGES_MAX,
+  STACK_TOP,
+} from "../../memory/user-layout.js";
+export type { DeviceCalls, DiskOperation, DiskStatus, UserMemory };
 
 /** System calls of step programs. */
 export interface SystemCalls extends DeviceCalls {
@@ -153,7 +91,8 @@ export interface FileCalls {
   pipe(flags?: number): { reader: number; writer: number } | number;
   dup(fd: number): number;
   dup2(fd: number, to: number): number;
-  setCloexec(fd: number, cloexec: boolean): number;
+  /** FD_CLOEXEC, or 0. */
+  setFdFlags(fd: number, flags: number): number;
   /** An fd for the console. */
   console(): number;
   /** Maps a file's pages from page `offset` on. */
@@ -238,22 +177,11 @@ export function kernelCalls(context: ProgramContext): KernelCalls {
 }
 
 /** One process's program, made from its text. Holds nothing that cannot be made again from the text. */
-export interface Runner {
-  /** Pages of the data area. */
-  readonly dataPages: number;
-  /** Most pages that the stack may grow to. */
-  readonly stackPages: number;
-  /** Most steps a second; 0 for as many as it can. */
-  readonly rate: number;
+export interface Runner extends ProcessTemplate {
   /** Why its memory does not follow from its text alone; if given, it checks its memory only by itself. */
   readonly unpredictable?: string;
   /** Without these in the machine it is not started: a disk of so many sectors, a directory. */
   readonly needs?: { sectors?: number; directory?: string };
-  /**
-   * Writes the initial contents of a data page into `out` (4,096 bytes). False: the page is to stay absent and is
-   * read as zeros (demand-zero). A page that is present but zero returns true and a zero page. Without it all are absent.
-   */
-  initialPage?(page: number, out: Uint8Array): boolean;
   /**
    * Runs up to `fuel` steps and returns how many it completed; fewer if it sleeps or waits for memory. Registers and
    * memory are those between two steps whenever it returns. Throws SelfCheckError.

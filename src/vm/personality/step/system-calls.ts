@@ -2,19 +2,27 @@
 import type { PhysicalAddress } from "../../../base/memory.js";
 import { FRAME_BYTES, MACHINE_SAVE_PERCENT, PTE_W } from "../../../base/layout.js";
 import type { BootSystemCalls } from "./boot-programs.js";
-import { printToConsole } from "../../devices/console.js";
+import { CALL_BYTES_MAX } from "../../files/files.js";
 import { EINVAL, ENOMEM, EPIPE } from "../../memory/errno.js";
 import type { Kernel } from "../../kernel.js";
-import { PROCESS_MASK, PROCESS_NICE, PROCESS_PARENT, PROCESS_PENDING, PROCESS_PID } from "../../memory/kernel-layout.js";
-import { processAddress } from "../../tasks/process.js";
-import type { DeviceCalls } from "./program.js";
+import {
+  PROCESS_MASK,
+  PROCESS_NICE,
+  PROCESS_PARENT,
+  PROCESS_PENDING,
+  PROCESS_PID,
+  processAddress,
+} from "../../memory/kernel-layout.js";
 import { DISPOSITION_DEFAULT, DISPOSITION_IGNORE, HANDLER_MAX, SIGPIPE } from "../../tasks/signals.js";
+import { Wait } from "../../tasks/wait.js";
 import { UserCopy } from "../../memory/user-copy.js";
+import type { DeviceCalls } from "../../devices/calls.js";
+import { printToConsole } from "../../memory/console-ring.js";
 
 /** What a process asked for that is done once its step is over, before the next safepoint. */
 export type Afterwards =
   | { do: "sleep"; ms: number }
-  | { do: "block" }
+  | { do: "wait" }
   /** Nothing, but the batch is over: there may be a signal to deliver before the next step. */
   | { do: "signals" }
   | { do: "pause"; mask?: number }
@@ -46,10 +54,12 @@ export function createSystemCalls(
   const space = kernel.space(slot);
   const locked = <T>(call: () => T): T => control.locked(call);
   const end = (address: number, pages: number) => (address >>> 0) + pages * FRAME_BYTES;
-  /** The call's result, or that the process has to wait. */
-  const orWait = <T>(result: T | undefined): T | undefined => {
-    if (result === undefined) afterwards({ do: "block" });
-    return result;
+  /** The call's result; undefined if the process has to wait. */
+  const orWait = <T>(call: () => T | Wait): T | undefined => {
+    const result = kernel.turns.attempt(slot, call);
+    if (!(result instanceof Wait)) return result;
+    afterwards({ do: "wait" });
+    return undefined;
   };
   return {
     map: (address, order) => locked(() => space.mapBlock(address >>> 0, order)),
@@ -78,10 +88,10 @@ export function createSystemCalls(
     fork: () => afterwards({ do: "fork" }),
     exec: (text) => afterwards({ do: "exec", text }),
     exit: (code) => afterwards({ do: "exit", code: code & 0xff }),
-    wait: (pid) => orWait(kernel.wait(slot, pid)),
+    wait: (pid) => orWait(() => kernel.lifecycle.wait(slot, pid)),
 
-    getpgid: (pid) => kernel.getpgid(slot, pid),
-    setpgid: (pid, group) => kernel.setpgid(slot, pid, group),
+    getpgid: (pid) => kernel.groups.getpgid(slot, pid),
+    setpgid: (pid, group) => kernel.groups.setpgid(slot, pid, group),
     sigaction: (signal, action) => {
       const disposition = action === "default" ? DISPOSITION_DEFAULT : action === "ignore" ? DISPOSITION_IGNORE : action;
       if (typeof action === "number" && (action < 1 || action > HANDLER_MAX)) return -EINVAL;
@@ -96,7 +106,7 @@ export function createSystemCalls(
     sigpending: () => memory.load32(at + PROCESS_PENDING),
     kill: (pid, signal) => {
       afterwards({ do: "signals" });
-      return kernel.kill(slot, pid, signal);
+      return kernel.groups.kill(slot, pid, signal);
     },
     sigreturn: () => afterwards({ do: "sigreturn" }),
     pause: () => afterwards({ do: "pause" }),
@@ -118,15 +128,16 @@ export function createSystemCalls(
     open: (path, flags) => locked(() => files.open(slot, path, flags)),
     close: (fd) => locked(() => files.descriptions.close(slot, fd)),
     read: (fd, address, bytes) => {
-      user.prepare(address >>> 0, bytes);
-      const found = orWait(locked(() => files.read(slot, fd, bytes)));
+      const most = Math.min(bytes, CALL_BYTES_MAX);
+      user.prepare(address >>> 0, most);
+      const found = orWait(() => files.read(slot, fd, most));
       if (found === undefined || typeof found === "number") return found;
       user.copyOut(address >>> 0, found);
       return found.length;
     },
     write: (fd, address, bytes) => {
-      const data = user.copyIn(address >>> 0, bytes);
-      const written = orWait(locked(() => files.write(slot, fd, data)));
+      const data = user.copyIn(address >>> 0, Math.min(bytes, CALL_BYTES_MAX));
+      const written = orWait(() => files.write(slot, fd, data));
       if (written === -EPIPE) {
         locked(() => signals.post(at, SIGPIPE));
         afterwards({ do: "signals" });
@@ -145,11 +156,11 @@ export function createSystemCalls(
     pipe: (flags = 0) => locked(() => files.pipe(slot, flags)),
     dup: (fd) => locked(() => files.descriptions.duplicate(slot, fd)),
     dup2: (fd, to) => locked(() => files.descriptions.duplicate(slot, fd, to)),
-    setCloexec: (fd, cloexec) => locked(() => files.descriptions.setCloexec(slot, fd, cloexec)),
+    setFdFlags: (fd, flags) => locked(() => files.descriptions.setFlags(slot, fd, flags)),
     console: () => locked(() => files.openConsole(slot)),
     mmapFile: (fd, offset, { shared = false, ...request }) =>
       locked(() => {
-        const found = files.objectOf(slot, fd, shared && (request.flags & PTE_W) !== 0);
+        const found = files.objectOf(slot, fd, shared && (request.flags & PTE_W) !== 0 ? "store" : "load");
         if (typeof found === "number") return found;
         return space.map({ ...request, shared, object: found.object, offset, readOnly: shared && !found.writable });
       }),

@@ -13,24 +13,15 @@
 import { PTE_R, PTE_W } from "../../../../base/layout.js";
 import { EAGAIN, ENOMEM } from "../../../memory/errno.js";
 import { O_CREAT, O_EXCL, O_RDWR, SEEK_SET } from "../../../files/flags.js";
-import {
-  A0,
-  DATA_BASE,
-  HANDLER,
-  type KernelCalls,
-  kernelCalls,
-  type ProgramContext,
-  type Runner,
-  SelfCheckError,
-  type UserMemory,
-} from "../program.js";
+import { A0, DATA_BASE, type KernelCalls, SelfCheckError, type UserMemory } from "../program.js";
 import { SIGUSR1 } from "../../../tasks/signals.js";
 import { defineProgram, integer, type Program, rate, seed } from "./options.js";
 import { hash, keyOf, mix } from "./random.js";
 import { describeResult } from "./results.js";
+import { type Outcome, STATE, StateProgram, type Step } from "./states.js";
 
 // Words of the registers.
-const ROLE = 10;
+const ROLE = STATE;
 const PHASE = 12;
 const OPERATION = 14;
 const KEY = 16;
@@ -55,65 +46,54 @@ const RW = PTE_R | PTE_W;
 /** A call found no memory: the step is undone, and taken again. */
 class NotNow extends Error {}
 
-class Chaos implements Runner {
-  readonly dataPages = 3;
-  readonly stackPages = 4;
-  readonly unpredictable = "it uses all that the kernel has; what it sees goes into digests, which it compares";
-  readonly rate: number;
+class Chaos extends StateProgram {
+  override readonly dataPages = 3;
+  override readonly stackPages = 4;
+  override readonly unpredictable = "it uses all that the kernel has; what it sees goes into digests, which it compares";
+  override readonly rate: number;
   readonly #workers: number;
   readonly #operations: number;
   readonly #key: number;
 
   constructor(options: { workers: number; operations: number; seed: number; rate: number }) {
+    super();
     this.rate = options.rate;
     this.#workers = options.workers;
     this.#operations = options.operations;
     this.#key = keyOf(options.seed);
   }
 
-  run(context: ProgramContext, fuel: number): number {
-    const system = kernelCalls(context);
-    const { memory, registers: r } = context;
-    for (let done = 0; done < fuel; done++) {
-      if (r[HANDLER] !== 0) {
-        memory.store32(HANDLED, memory.load32(HANDLED) + r[A0]!);
-        system.sigreturn();
-        return done + 1;
-      }
-      let last: "goes on" | "over" | "undone";
-      try {
-        last =
-          r[ROLE] === ROOT
-            ? this.#root(memory, r, system)
-            : r[ROLE] === WORKER
-              ? this.#worker(memory, r, system)
-              : this.#leaf(memory, r, system);
-      } catch (error) {
-        if (!(error instanceof NotNow)) throw error;
-        system.sleep(2);
-        return done;
-      }
-      if (last === "undone") return done;
-      if (last === "over") return done + 1;
+  protected override step(role: number, step: Step): Outcome {
+    try {
+      return role === ROOT ? this.#root(step) : role === WORKER ? this.#worker(step) : this.#leaf(step);
+    } catch (error) {
+      if (!(error instanceof NotNow)) throw error;
+      step.system.sleep(2);
+      return "waits";
     }
-    return fuel;
+  }
+
+  protected override handle(_handler: number, { memory, registers, system }: Step): Outcome {
+    memory.store32(HANDLED, memory.load32(HANDLED) + registers[A0]!);
+    system.sigreturn();
+    return "asked";
   }
 
   // ---- the root: phases 0 fork a worker, 1 after the fork, 2 wait for one ----
 
-  #root(memory: UserMemory, r: Int32Array, system: KernelCalls): "goes on" | "over" | "undone" {
+  #root({ memory, registers: r, system }: Step): Outcome {
     const generation = memory.load32(TABLE) | 0;
     if (r[PHASE] === 0) {
       r[PHASE] = 1;
       system.fork();
-      return "over";
+      return "asked";
     }
     if (r[PHASE] === 1) {
       const child = r[A0]!;
       if (child === -EAGAIN || child === -ENOMEM) {
         r[PHASE] = 0;
         system.sleep(5);
-        return "over";
+        return "asked";
       }
       if (child === 0) {
         r[KEY] = hash(this.#key, generation * 64 + r[INDEX]!);
@@ -122,7 +102,7 @@ class Chaos implements Runner {
         r[OPERATION] = 0;
         r[DIGEST] = 0;
         for (let i = 0; i < MAPPINGS; i++) memory.store32(RECORDS + i * 16, 0);
-        return "goes on";
+        return "done";
       }
       memory.store32(RECORDS + r[INDEX]! * 4, child);
       r[INDEX]!++;
@@ -132,34 +112,35 @@ class Chaos implements Runner {
         r[PHASE] = 2;
         r[DIGEST] = generation;
       }
-      return "goes on";
+      return "done";
     }
     const end = system.wait(memory.load32(RECORDS + r[INDEX]! * 4) | 0);
-    if (end === undefined) return "undone";
+    if (end === undefined) return "waits";
     if (typeof end === "number") throw new SelfCheckError(`chaos: wait gave ${describeResult(end)}`);
     r[DIGEST] = mix(r[DIGEST]! ^ Math.imul(end.status + 1, 0x9e3779b1) ^ r[INDEX]!);
-    if (++r[INDEX]! < this.#workers) return "goes on";
+    if (++r[INDEX]! < this.#workers) return "done";
     memory.store32(TABLE + 4 + (generation % CHAOS_DIGESTS) * 4, r[DIGEST]);
     memory.store32(TABLE, generation + 1);
     r[INDEX] = 0;
     r[PHASE] = 0;
-    return "goes on";
+    return "done";
   }
 
   // ---- a worker: phase 0 an operation, 1 after a fork, 2 waits for its leaf ----
 
-  #worker(memory: UserMemory, r: Int32Array, system: KernelCalls): "goes on" | "over" | "undone" {
-    if (r[PHASE] === 1) return this.#forked(r, system);
-    if (r[PHASE] === 2) return this.#collect(memory, r, system);
-    if (r[PHASE] === 3) return this.#handled(memory, r);
+  #worker(step: Step): Outcome {
+    const { memory, registers: r, system } = step;
+    if (r[PHASE] === 1) return this.#forked(step);
+    if (r[PHASE] === 2) return this.#collect(step);
+    if (r[PHASE] === 3) return this.#handled(step);
     if (r[OPERATION] === this.#operations) {
       for (let i = 0; i < MAPPINGS; i++) this.#checkMapping(memory, r, RECORDS + i * 16);
       system.exit(r[DIGEST]!);
-      return "over";
+      return "asked";
     }
     const draw = hash(r[KEY]!, r[OPERATION]!) >>> 0;
     const record = RECORDS + ((draw >>> 8) % MAPPINGS) * 16;
-    let over: "goes on" | "over" = "goes on";
+    let outcome: Outcome = "done";
     switch (draw % 9) {
       case 0:
       case 1:
@@ -176,7 +157,7 @@ class Chaos implements Runner {
         break;
       case 5:
         system.sleep(draw % 3);
-        over = "over";
+        outcome = "asked";
         break;
       case 6:
         // A handler runs before the next step.
@@ -184,26 +165,26 @@ class Chaos implements Runner {
         system.sigaction(SIGUSR1, 1);
         system.kill(system.getpid(), SIGUSR1);
         r[PHASE] = 3;
-        return "over";
+        return "asked";
       default:
         // A leaf writes into a pipe and into shared memory.
         this.#openPipe(r, system);
         r[PHASE] = 1;
         system.fork();
-        return "over";
+        return "asked";
     }
     this.#fold(r, draw);
     r[OPERATION]!++;
-    return over;
+    return outcome;
   }
 
-  #handled(memory: UserMemory, r: Int32Array): "goes on" {
+  #handled({ memory, registers: r }: Step): Outcome {
     const handled = memory.load32(HANDLED);
     if (handled !== SIGUSR1) throw new SelfCheckError(`chaos: a signal was handled as ${handled}`);
     this.#fold(r, handled);
     r[OPERATION]!++;
     r[PHASE] = 0;
-    return "goes on";
+    return "done";
   }
 
   #fold(r: Int32Array, value: number): void {
@@ -300,27 +281,27 @@ class Chaos implements Runner {
     r[SHARED] = shared | 0;
   }
 
-  #forked(r: Int32Array, system: KernelCalls): "goes on" | "over" {
+  #forked({ registers: r, system }: Step): Outcome {
     const child = r[A0]!;
     if (child === 0) {
       system.close(r[FDS]!);
       r[ROLE] = LEAF;
       r[PHASE] = 0;
-      return "goes on";
+      return "done";
     }
     system.close(r[FDS + 1]!);
     r[CHILD] = child;
     r[PHASE] = 2;
-    if (child > 0) return "goes on";
+    if (child > 0) return "done";
     // No child: all is undone, and tried again later.
     system.close(r[FDS]!);
     system.munmap(r[SHARED]! >>> 0, 2);
     r[PHASE] = 0;
     system.sleep(5);
-    return "over";
+    return "asked";
   }
 
-  #leaf(memory: UserMemory, r: Int32Array, system: KernelCalls): "goes on" | "over" | "undone" {
+  #leaf({ memory, registers: r, system }: Step): Outcome {
     const key = hash(r[KEY]!, r[OPERATION]! + 1000);
     const bytes = 4 + ((key >>> 4) % 1000) * 4;
     if (r[PHASE] === 0) {
@@ -333,21 +314,21 @@ class Chaos implements Runner {
       memory.store32((r[SHARED]! + 4096 + (key & 0xffc)) | 0, ~key);
       for (let at = 0; at < bytes; at += 4) memory.store32(BUFFER + at, hash(key, at));
       r[PHASE] = 1;
-      return "goes on";
+      return "done";
     }
     const written = system.write(r[FDS + 1]!, BUFFER, bytes);
-    if (written === undefined) return "undone";
+    if (written === undefined) return "waits";
     if (written !== bytes) throw new SelfCheckError(`chaos: ${written} of ${bytes} bytes into the pipe`);
     system.exit(key);
-    return "over";
+    return "asked";
   }
 
-  #collect(memory: UserMemory, r: Int32Array, system: KernelCalls): "goes on" | "undone" {
+  #collect({ memory, registers: r, system }: Step): Outcome {
     const key = hash(r[KEY]!, r[OPERATION]! + 1000);
     const bytes = 4 + ((key >>> 4) % 1000) * 4;
     if (r[FDS]! >= 0) {
       const read = system.read(r[FDS]!, BUFFER, 4096);
-      if (read === undefined) return "undone";
+      if (read === undefined) return "waits";
       if (read !== bytes) throw new SelfCheckError(`chaos: ${read} of ${bytes} bytes out of the pipe`);
       let sum = 0;
       for (let at = 0; at < bytes; at += 4) {
@@ -358,10 +339,10 @@ class Chaos implements Runner {
       this.#fold(r, sum);
       system.close(r[FDS]!);
       r[FDS] = -1;
-      return "goes on";
+      return "done";
     }
     const end = system.wait(r[CHILD]!);
-    if (end === undefined) return "undone";
+    if (end === undefined) return "waits";
     const shared = [
       memory.load32((r[SHARED]! + (key & 0xffc)) | 0) | 0,
       memory.load32((r[SHARED]! + 4096 + (key & 0xffc)) | 0) | 0,
@@ -372,7 +353,7 @@ class Chaos implements Runner {
     this.#fold(r, end.status);
     r[OPERATION]!++;
     r[PHASE] = 0;
-    return "goes on";
+    return "done";
   }
 }
 

@@ -9,9 +9,10 @@
  *     word 3, 4      monotonic time, whole ms, low and high half
  *     word 5...      the last KEPT draws, four words each: step n's are at n mod KEPT
  */
-import { DATA_BASE, type ProgramContext, type Runner, SelfCheckError, type UserMemory } from "../program.js";
+import { DATA_BASE, SelfCheckError, type UserMemory } from "../program.js";
 import { defineProgram, type Program, rate } from "./options.js";
 import { lowWord, mix } from "./random.js";
+import { type Outcome, StateProgram, type Step } from "./states.js";
 
 const KEPT = 32;
 const DRAW_WORDS = 4;
@@ -20,41 +21,41 @@ const TIME = 3;
 const DRAWS = 5;
 const WORDS = DRAWS + KEPT * DRAW_WORDS;
 
-class Entropy implements Runner {
-  readonly dataPages = 1;
-  readonly stackPages = 0;
-  readonly rate: number;
-  readonly unpredictable = "its memory holds random words and times; it checks them itself";
+class Entropy extends StateProgram {
+  override readonly dataPages = 1;
+  override readonly stackPages = 0;
+  override readonly rate: number;
+  override readonly unpredictable = "its memory holds random words and times; it checks them itself";
 
   constructor(options: { rate: number }) {
+    super();
     this.rate = options.rate;
   }
 
-  run(context: ProgramContext, fuel: number): number {
-    for (let done = 0; done < fuel; done++) if (!step(context, context.steps + done)) return done;
-    return fuel;
+  protected override step(_state: number, step: Step): Outcome {
+    return draw(step);
   }
 }
 
-function step({ memory, system }: ProgramContext, steps: number): boolean {
-  const draw: number[] = [];
-  while (draw.length < DRAW_WORDS) {
+function draw({ memory, system, steps }: Step): Outcome {
+  const drawn: number[] = [];
+  while (drawn.length < DRAW_WORDS) {
     const word = system.random();
-    if (word === undefined) return false;
-    draw.push(word | 0);
+    if (word === undefined) return "waits";
+    drawn.push(word | 0);
   }
   const record = Array.from({ length: WORDS }, (_, i) => memory.load32(DATA_BASE + i * 4) | 0);
   if (steps > 0 && record[0] !== checkWord(record))
     throw new SelfCheckError("entropy: its record does not agree with its check word");
   for (let kept = 0; kept < Math.min(KEPT, steps); kept++) {
-    if (draw.every((word, i) => word === record[DRAWS + kept * DRAW_WORDS + i]))
+    if (drawn.every((word, i) => word === record[DRAWS + kept * DRAW_WORDS + i]))
       throw new SelfCheckError("entropy: the same 128 random bits came twice");
   }
   advance(memory, record, GENERATION, system.generation(), "generation");
   advance(memory, record, TIME, Math.floor(system.monotonicTime()), "monotonic clock");
-  for (const [i, word] of draw.entries()) store(memory, record, DRAWS + (steps % KEPT) * DRAW_WORDS + i, word);
+  for (const [i, word] of drawn.entries()) store(memory, record, DRAWS + (steps % KEPT) * DRAW_WORDS + i, word);
   store(memory, record, 0, checkWord(record));
-  return true;
+  return "done";
 }
 
 /** Records a number that may only grow. */

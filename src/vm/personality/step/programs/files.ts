@@ -4,24 +4,16 @@
  * What must hold: byte p of the file of round n follows from p, n and the seed. The file is named after the process, so many may
  * work in one directory.
  */
-import {
-  DATA_BASE,
-  type KernelCalls,
-  kernelCalls,
-  type ProgramContext,
-  type Runner,
-  SelfCheckError,
-  type UserMemory,
-} from "../program.js";
+import { DATA_BASE, SelfCheckError } from "../program.js";
 import { EBUSY, ENOENT } from "../../../memory/errno.js";
 import { O_APPEND, O_CREAT, O_EXCL, O_RDWR, SEEK_CUR, SEEK_SET } from "../../../files/flags.js";
 import { PTE_R } from "../../../../base/layout.js";
 import { defineProgram, integer, type Program, rate, seed, text } from "./options.js";
 import { hash, keyOf } from "./random.js";
+import { type Outcome, STATE, StateProgram, type Step } from "./states.js";
 import { describeResult } from "./results.js";
 
 // Words of the registers.
-const PHASE = 10;
 const ROUND = 12;
 const FD = 14;
 const SIZE = 16;
@@ -34,17 +26,18 @@ const BUFFER = DATA_BASE;
 const BUFFER_PAGES = 4;
 const BYTES_MAX = BUFFER_PAGES * 4096;
 
-class FilesProgram implements Runner {
-  readonly dataPages = BUFFER_PAGES;
-  readonly stackPages = 0;
-  readonly unpredictable = "its memory follows from files; it checks them itself";
-  readonly rate: number;
+class FilesProgram extends StateProgram {
+  override readonly dataPages = BUFFER_PAGES;
+  override readonly stackPages = 0;
+  override readonly unpredictable = "its memory follows from files; it checks them itself";
+  override readonly rate: number;
   readonly needs: { directory: string };
   readonly #directory: string;
   readonly #size: number;
   readonly #key: number;
 
   constructor(options: { dir: string; kilobytes: number; seed: number; rate: number }) {
+    super();
     this.rate = options.rate;
     this.needs = { directory: options.dir };
     this.#directory = options.dir.replace(/\/$/, "");
@@ -52,26 +45,21 @@ class FilesProgram implements Runner {
     this.#key = keyOf(options.seed);
   }
 
-  run(context: ProgramContext, fuel: number): number {
-    const system = kernelCalls(context);
-    for (let done = 0; done < fuel; done++) this.#step(context.memory, context.registers, system);
-    return fuel;
-  }
-
-  #step(memory: UserMemory, r: Int32Array, system: KernelCalls): void {
+  protected override step(state: number, step: Step): Outcome {
+    const { memory, registers: r, system } = step;
     const path = `${this.#directory}/files-${system.getpid()}`;
-    switch (r[PHASE]) {
+    switch (state) {
       case 0:
         r[ROUND]!++;
         r[FD] = expect("open", system.open(path, O_RDWR | O_CREAT | O_EXCL), (fd) => fd >= 0);
         r[SIZE] = 0;
         r[OPERATIONS] = 0;
-        r[PHASE] = 1;
-        return;
+        r[STATE] = 1;
+        return "done";
       case 1:
-        this.#operate(memory, r, system);
-        if (++r[OPERATIONS]! >= 64) r[PHASE] = 2;
-        return;
+        this.#operate(step);
+        if (++r[OPERATIONS]! >= 64) r[STATE] = 2;
+        return "done";
       case 2: {
         // A second fd by dup has the same position; one by open has its own, and O_APPEND writes at the end.
         const fd = r[FD]!;
@@ -80,13 +68,13 @@ class FilesProgram implements Runner {
         expect("shared position", system.lseek(fd, 0, SEEK_CUR), (at) => at === 1);
         expect("close", system.close(twin), (result) => result === 0);
         const other = expect("open again", system.open(path, O_RDWR | O_APPEND), (result) => result >= 0);
-        this.#fill(memory, r, r[SIZE]!, 5);
+        this.#fill(step, r[SIZE]!, 5);
         expect("append", system.write(other, BUFFER, 5) ?? -1, (count) => count === 5);
         r[SIZE] = r[SIZE]! + 5;
         expect("own position", system.lseek(fd, 0, SEEK_CUR), (at) => at === 1);
         expect("close", system.close(other), (result) => result === 0);
-        r[PHASE] = 3;
-        return;
+        r[STATE] = 3;
+        return "done";
       }
       case 3:
         r[MAPPED] = expect(
@@ -94,36 +82,38 @@ class FilesProgram implements Runner {
           system.mmapFile(r[FD]!, 0, { pages: Math.max(1, Math.ceil(r[SIZE]! / 4096)), flags: PTE_R }),
           (at) => at > 0 || at < -4096,
         );
-        r[PHASE] = 4;
-        return;
+        r[STATE] = 4;
+        return "done";
       case 4: {
         for (let at = 0; at < r[SIZE]!; at += 509) this.#check(memory.load8((r[MAPPED]! + at) | 0), r, at, "mapped");
         expect("munmap", system.munmap(r[MAPPED]!, Math.max(1, Math.ceil(r[SIZE]! / 4096))), (result) => result === 0);
-        r[PHASE] = 5;
-        return;
+        r[STATE] = 5;
+        return "done";
       }
       case 5: {
         // A file of the host cannot be renamed or removed while it is open.
         const renamed = expect("rename", system.rename(path, `${path}.old`), (result) => result === 0 || result === -EBUSY);
         expect("renamed", system.stat(path) === -ENOENT ? 1 : 0, (gone) => (gone === 1) === (renamed === 0));
         r[OPEN] = renamed === 0 ? 1 : 0;
-        r[PHASE] = 6;
-        return;
+        r[STATE] = 6;
+        return "done";
       }
       default: {
         const inMemory = r[OPEN] === 1;
         if (inMemory) expect("unlink", system.unlink(`${path}.old`), (result) => result === 0);
         // Open still, it is there still.
         expect("lseek", system.lseek(r[FD]!, 0, SEEK_SET), (at) => at === 0);
-        this.#readBack(memory, r, system, 0, Math.min(r[SIZE]!, 4096));
+        this.#readBack(step, 0, Math.min(r[SIZE]!, 4096));
         expect("close", system.close(r[FD]!), (result) => result === 0);
         if (!inMemory) expect("unlink", system.unlink(path), (result) => result === 0);
-        r[PHASE] = 0;
+        r[STATE] = 0;
+        return "done";
       }
     }
   }
 
-  #operate(memory: UserMemory, r: Int32Array, system: KernelCalls): void {
+  #operate(step: Step): void {
+    const { registers: r, system } = step;
     const draw = hash(this.#key, r[ROUND]! * 64 + r[OPERATIONS]!) >>> 0;
     const size = r[SIZE]!;
     const at = draw % (size + 1);
@@ -133,11 +123,11 @@ class FilesProgram implements Runner {
       expect("ftruncate", system.ftruncate(r[FD]!, at), (result) => result === 0);
       r[SIZE] = at;
     } else if (draw % 16 < 9 && at + count <= this.#size) {
-      this.#fill(memory, r, at, count);
+      this.#fill(step, at, count);
       expect("write", system.write(r[FD]!, BUFFER, count) ?? -1, (result) => result === count);
       r[SIZE] = Math.max(size, at + count);
       expect("position", system.lseek(r[FD]!, 0, SEEK_CUR), (result) => result === at + count);
-    } else this.#readBack(memory, r, system, at, Math.min(count, size - at));
+    } else this.#readBack(step, at, Math.min(count, size - at));
     const stat = system.fstat(r[FD]!);
     if (typeof stat === "number" || stat.size !== r[SIZE])
       throw new SelfCheckError(
@@ -145,13 +135,13 @@ class FilesProgram implements Runner {
       );
   }
 
-  #readBack(memory: UserMemory, r: Int32Array, system: KernelCalls, at: number, count: number): void {
+  #readBack({ memory, registers: r, system }: Step, at: number, count: number): void {
     const read = system.read(r[FD]!, BUFFER, count);
     expect("read", read ?? -1, (result) => result === count);
     for (let i = 0; i < count; i++) this.#check(memory.load8(BUFFER + i), r, at + i, "read");
   }
 
-  #fill(memory: UserMemory, r: Int32Array, at: number, count: number): void {
+  #fill({ memory, registers: r }: Step, at: number, count: number): void {
     for (let i = 0; i < count; i++) memory.store8(BUFFER + i, this.#byte(r, at + i));
   }
 

@@ -7,9 +7,10 @@
  */
 import { FRAME_BYTES } from "../../../../base/layout.js";
 import { ECHILD } from "../../../memory/errno.js";
-import { A0, DATA_BASE, kernelCalls, type ProgramContext, type Runner, SelfCheckError } from "../program.js";
+import { A0, DATA_BASE, SelfCheckError } from "../program.js";
 import { defineProgram, integer, type Program, rate, seed } from "./options.js";
 import { hash, keyOf, mix } from "./random.js";
+import { type Outcome, StateProgram, type Step } from "./states.js";
 
 /** What the next step does. */
 const WRITE = 0;
@@ -31,16 +32,18 @@ const RETRY_MS = 5;
 /** Status of a process that was ended from outside. */
 const KILLED = 9;
 
-class Fork implements Runner {
-  readonly unpredictable = "what it does depends on other processes and on memory; it checks itself";
-  readonly dataPages: number;
-  readonly stackPages = 0;
-  readonly rate: number;
+class Fork extends StateProgram {
+  override readonly unpredictable = "what it does depends on other processes and on memory; it checks itself";
+  protected override readonly stateWord = STATE;
+  override readonly dataPages: number;
+  override readonly stackPages = 0;
+  override readonly rate: number;
   readonly #children: number;
   readonly #depth: number;
   readonly #key: number;
 
   constructor(options: { children: number; depth: number; pages: number; seed: number; rate: number }) {
+    super();
     this.dataPages = options.pages;
     this.rate = options.rate;
     this.#children = options.children;
@@ -48,41 +51,35 @@ class Fork implements Runner {
     this.#key = keyOf(options.seed);
   }
 
-  run(context: ProgramContext, fuel: number): number {
-    const { registers } = context;
-    const calls = kernelCalls(context);
-    for (let done = 0; done < fuel; done++) {
-      switch (registers[STATE]) {
-        case WRITE:
-          this.#write(context);
-          break;
-        case FORK:
-          registers[STATE] = FORKED;
-          calls.fork();
-          return done + 1;
-        case FORKED:
-          this.#forked(context, registers[A0]!);
-          break;
-        default: {
-          if (registers[ALIVE] === 0 && registers[DEPTH] !== 0) {
-            calls.exit(this.#code(calls.getpid()));
-            return done + 1;
-          }
-          if (registers[ALIVE] === 0) {
-            if (registers[FORKS] === 0) calls.sleep(RETRY_MS); // there was no room for even one child
-            registers[FORKS] = 0;
-            this.#begin(context);
-            return done + 1;
-          }
-          if (!this.#wait(context)) return done;
+  protected override step(state: number, step: Step): Outcome {
+    const { registers, system } = step;
+    switch (state) {
+      case WRITE:
+        this.#write(step);
+        return "done";
+      case FORK:
+        registers[STATE] = FORKED;
+        system.fork();
+        return "asked";
+      case FORKED:
+        this.#forked(step, registers[A0]!);
+        return "done";
+      default: {
+        if (registers[ALIVE] !== 0) return this.#wait(step);
+        if (registers[DEPTH] !== 0) {
+          system.exit(this.#code(system.getpid()));
+          return "asked";
         }
+        if (registers[FORKS] === 0) system.sleep(RETRY_MS); // there was no room for even one child
+        registers[FORKS] = 0;
+        this.#begin(step);
+        return "asked";
       }
     }
-    return fuel;
   }
 
   /** Writes a page; the last one leads to what comes next. */
-  #write({ memory, registers }: ProgramContext): void {
+  #write({ memory, registers }: Step): void {
     const page = registers[PAGE]!;
     const at = DATA_BASE + page * FRAME_BYTES + offsetOf(page);
     const found = memory.load32(at) | 0;
@@ -97,8 +94,8 @@ class Fork implements Runner {
     registers[STATE] = more ? FORK : WAIT;
   }
 
-  #forked(context: ProgramContext, result: number): void {
-    const { registers } = context;
+  #forked(step: Step, result: number): void {
+    const { registers } = step;
     if (result < 0) {
       registers[STATE] = WAIT; // no room: go on with those that there are
       return;
@@ -111,28 +108,26 @@ class Fork implements Runner {
       registers[FORKS] = 0;
       registers[ALIVE] = 0;
     }
-    this.#begin(context);
+    this.#begin(step);
   }
 
   /** Begins to write a generation that no other process has. */
-  #begin(context: ProgramContext): void {
-    const { registers } = context;
-    registers[NOW] = mix((registers[NOW]! + Math.imul(kernelCalls(context).getpid(), 0x9e3779b1) + 1) | 0);
+  #begin({ registers, system }: Step): void {
+    registers[NOW] = mix((registers[NOW]! + Math.imul(system.getpid(), 0x9e3779b1) + 1) | 0);
     registers[STATE] = WRITE;
   }
 
-  /** Takes note of a child's end. False if there is none yet. */
-  #wait(context: ProgramContext): boolean {
-    const ended = kernelCalls(context).wait(-1);
-    if (ended === undefined) return false;
-    const { registers } = context;
+  /** Takes note of a child's end. */
+  #wait({ registers, system }: Step): Outcome {
+    const ended = system.wait(-1);
+    if (ended === undefined) return "waits";
     if (typeof ended === "number")
       throw new SelfCheckError(`fork: ${registers[ALIVE]} children, and wait says ${ended} (${-ECHILD}: none)`);
     const expected = this.#code(ended.pid) << 8;
     if (ended.status !== expected && ended.status !== KILLED)
       throw new SelfCheckError(`fork: child ${ended.pid} ended with ${ended.status}, expected ${expected}`);
     registers[ALIVE]!--;
-    return true;
+    return "done";
   }
 
   #word(page: number, generation: number): number {

@@ -12,9 +12,10 @@
  * A call that finds no memory has changed nothing, and neither has its step.
  */
 import { FRAME_BYTES, PTE_R, PTE_W } from "../../../../base/layout.js";
-import { DATA_BASE, kernelCalls, type ProgramContext, type Runner, SelfCheckError } from "../program.js";
+import { DATA_BASE, SelfCheckError } from "../program.js";
 import { defineProgram, integer, type Program, rate, seed } from "./options.js";
 import { hash, keyOf, lowWord, mix } from "./random.js";
+import { type Outcome, StateProgram, type Step } from "./states.js";
 
 const SLOTS_BASE = 0x4000_0000;
 const SLOT_BYTES = 4 * 2 ** 20;
@@ -29,30 +30,30 @@ interface Slot {
   birth: number;
 }
 
-class Mapper implements Runner {
-  readonly unpredictable = "what it does depends on other processes and on memory; it checks itself";
-  readonly dataPages = 1;
-  readonly stackPages = 0;
-  readonly rate: number;
+class Mapper extends StateProgram {
+  override readonly unpredictable = "what it does depends on other processes and on memory; it checks itself";
+  override readonly dataPages = 1;
+  override readonly stackPages = 0;
+  override readonly rate: number;
   readonly #slots: number;
   readonly #maxPages: number;
   readonly #key: number;
 
   constructor(options: { slots: number; maxpages: number; seed: number; rate: number }) {
+    super();
     this.rate = options.rate;
     this.#slots = options.slots;
     this.#maxPages = options.maxpages;
     this.#key = keyOf(options.seed);
   }
 
-  run(context: ProgramContext, fuel: number): number {
-    let step = lowWord(context.steps);
-    for (let done = 0; done < fuel; done++, step = (step + 1) | 0) this.#step(context, step);
-    return fuel;
+  protected override step(_state: number, step: Step): Outcome {
+    this.#change(step, lowWord(step.steps));
+    return "done";
   }
 
-  #step(context: ProgramContext, step: number): void {
-    const calls = kernelCalls(context);
+  #change(context: Step, step: number): void {
+    const calls = context.system;
     const draw = hash(this.#key, step);
     const slot = this.#read(context, ((draw >>> 16) * this.#slots) >>> 16);
     const amount = hash(this.#key ^ 0x5bd1e995, step) >>> 1;
@@ -93,7 +94,7 @@ class Mapper implements Runner {
     }
   }
 
-  #read({ memory }: ProgramContext, number: number): Slot {
+  #read({ memory }: Step, number: number): Slot {
     const record = DATA_BASE + number * RECORD_BYTES;
     const [pages, flags, birth, check] = [0, 4, 8, 12].map((at) => memory.load32(record + at) | 0);
     const empty = (pages! | flags! | birth! | check!) === 0;
@@ -102,7 +103,7 @@ class Mapper implements Runner {
     return { record, at: SLOTS_BASE + number * SLOT_BYTES, pages: pages!, flags: flags!, birth: birth! };
   }
 
-  #note({ memory }: ProgramContext, slot: Slot, change: Partial<Slot>): void {
+  #note({ memory }: Step, slot: Slot, change: Partial<Slot>): void {
     const { record, pages, flags, birth } = { ...slot, ...change };
     memory.store64(record, pages, flags);
     memory.store64(record + 8, birth, this.#hash(record, pages, flags, birth));
@@ -112,7 +113,7 @@ class Mapper implements Runner {
     return mix(mix(birth ^ this.#key) ^ Math.imul(record, 0x9e3779b1) ^ ((pages << 8) | flags)) | 1;
   }
 
-  #fill(context: ProgramContext, slot: Slot, pages: number, step: number): void {
+  #fill(context: Step, slot: Slot, pages: number, step: number): void {
     for (let page = 0; page < pages; page++) {
       const at = wordAt(slot, page);
       context.memory.store32(at, mix(at ^ step ^ this.#key));
@@ -121,7 +122,7 @@ class Mapper implements Runner {
   }
 
   /** The pages hold what was written last; those that may not be read are looked at later. */
-  #check({ memory }: ProgramContext, slot: Slot): void {
+  #check({ memory }: Step, slot: Slot): void {
     if ((slot.flags & PTE_R) === 0) return;
     for (let page = 0; page < slot.pages; page++) {
       const at = wordAt(slot, page);

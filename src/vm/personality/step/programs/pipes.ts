@@ -4,21 +4,12 @@
  *
  * What must hold: byte p of a stream follows from p and the seed, so a byte that is lost, doubled or changed is noticed.
  */
-import {
-  A0,
-  DATA_BASE,
-  type KernelCalls,
-  kernelCalls,
-  type ProgramContext,
-  type Runner,
-  SelfCheckError,
-  type UserMemory,
-} from "../program.js";
+import { A0, DATA_BASE, SelfCheckError } from "../program.js";
 import { defineProgram, integer, type Program, rate, seed } from "./options.js";
 import { hash, keyOf } from "./random.js";
+import { type Outcome, STATE, StateProgram, type Step } from "./states.js";
 
 // Words of the registers.
-const PHASE = 10;
 const POSITION = 12;
 const ACKNOWLEDGED = 14;
 const CHILD = 16;
@@ -38,35 +29,24 @@ const BYTES_MAX = (BUFFER_PAGES - 1) * 4096;
 /** The parent waits for an answer when the child is so far behind. */
 const WINDOW = 65536;
 
-class Pipes implements Runner {
-  readonly dataPages = BUFFER_PAGES;
-  readonly stackPages = 0;
-  readonly unpredictable = "its memory depends on who runs when; it checks every byte itself";
-  readonly rate: number;
+class Pipes extends StateProgram {
+  override readonly dataPages = BUFFER_PAGES;
+  override readonly stackPages = 0;
+  override readonly unpredictable = "its memory depends on who runs when; it checks every byte itself";
+  override readonly rate: number;
   readonly #length: number;
   readonly #key: number;
 
   constructor(options: { kilobytes: number; seed: number; rate: number }) {
+    super();
     this.rate = options.rate;
     this.#length = options.kilobytes * 1024;
     this.#key = keyOf(options.seed);
   }
 
-  run(context: ProgramContext, fuel: number): number {
-    const system = kernelCalls(context);
-    const { memory, registers } = context;
-    for (let done = 0; done < fuel; done++) {
-      const before = registers[PHASE]!;
-      if (!this.#step(memory, registers, system)) return done;
-      // What is done after a step ends the batch: fork and exit.
-      if (before === BEGIN || registers[PHASE] === LAST) return done + 1;
-    }
-    return fuel;
-  }
-
-  /** One step; false if it has to wait, and nothing has changed. */
-  #step(memory: UserMemory, r: Int32Array, system: KernelCalls): boolean {
-    switch (r[PHASE]) {
+  protected override step(state: number, step: Step): Outcome {
+    const { memory, registers: r, system } = step;
+    switch (state) {
       case BEGIN: {
         const stream = system.pipe();
         const answers = system.pipe();
@@ -75,9 +55,9 @@ class Pipes implements Runner {
         r.set([stream.reader, stream.writer, answers.reader, answers.writer], FDS);
         r[POSITION] = 0;
         r[ACKNOWLEDGED] = 0;
-        r[PHASE] = FORKED;
+        r[STATE] = FORKED;
         system.fork();
-        return true;
+        return "asked";
       }
       case FORKED: {
         const child = r[A0]!;
@@ -87,72 +67,73 @@ class Pipes implements Runner {
           if (system.close(fd) !== 0) throw new SelfCheckError(`pipes: fd ${fd} is not open`);
         }
         r[CHILD] = child;
-        r[PHASE] = child === 0 ? CHILD_READS : PARENT;
-        return true;
+        r[STATE] = child === 0 ? CHILD_READS : PARENT;
+        return "done";
       }
       case PARENT:
-        return this.#write(memory, r, system);
+        return this.#write(step);
       case CHILD_READS:
-        return this.#read(memory, r, system);
+        return this.#read(step);
       case CHILD_ANSWERS: {
         memory.store32(BUFFER, r[POSITION]!);
         const written = system.write(r[FDS + 3]!, BUFFER, 4);
-        if (written === undefined) return false;
+        if (written === undefined) return "waits";
         if (written !== 4) throw new SelfCheckError(`pipes: an answer of ${written} bytes`);
-        r[PHASE] = CHILD_READS;
-        return true;
+        r[STATE] = CHILD_READS;
+        return "done";
       }
       default:
-        throw new SelfCheckError(`pipes: no phase ${r[PHASE]}`);
+        throw new SelfCheckError(`pipes: no state ${state}`);
     }
   }
 
-  #write(memory: UserMemory, r: Int32Array, system: KernelCalls): boolean {
+  #write(step: Step): Outcome {
+    const { memory, registers: r, system } = step;
     const position = r[POSITION]!;
-    if (position === this.#length) return this.#finish(r, system);
+    if (position === this.#length) return this.#finish(step);
     if (position - r[ACKNOWLEDGED]! >= WINDOW) {
       const read = system.read(r[FDS + 2]!, BUFFER + BYTES_MAX, 4);
-      if (read === undefined) return false;
+      if (read === undefined) return "waits";
       const answer = memory.load32(BUFFER + BYTES_MAX) | 0;
       if (read !== 4 || answer <= r[ACKNOWLEDGED]! || answer > position)
         throw new SelfCheckError(`pipes: answer ${answer} (${read} bytes) at ${position}, after ${r[ACKNOWLEDGED]}`);
       r[ACKNOWLEDGED] = answer;
-      return true;
+      return "done";
     }
     const count = Math.min(this.#length - position, 1 + ((hash(this.#key, position) >>> 0) % BYTES_MAX));
     for (let i = 0; i < count; i++) memory.store8(BUFFER + i, this.#byte(position + i));
     const written = system.write(r[FDS + 1]!, BUFFER, count);
-    if (written === undefined) return false;
+    if (written === undefined) return "waits";
     if (written < 1 || written > count) throw new SelfCheckError(`pipes: ${written} of ${count} bytes written`);
     r[POSITION] = position + written;
-    return true;
+    return "done";
   }
 
   /** The stream is over: the writer is closed, and the child's end awaited. */
-  #finish(r: Int32Array, system: KernelCalls): boolean {
+  #finish({ registers: r, system }: Step): Outcome {
     if (r[FDS + 1]! >= 0) {
       system.close(r[FDS + 1]!);
       r[FDS + 1] = -1;
-      return true;
+      return "done";
     }
     const end = system.wait(r[CHILD]!);
-    if (end === undefined) return false;
+    if (end === undefined) return "waits";
     if (typeof end === "number" || end.pid !== r[CHILD] || end.status !== (this.#length & 0x7f) << 8)
       throw new SelfCheckError(`pipes: child ${r[CHILD]} ended with ${JSON.stringify(end)}`);
     system.close(r[FDS + 2]!);
-    r[PHASE] = BEGIN;
-    return true;
+    r[STATE] = BEGIN;
+    return "done";
   }
 
-  #read(memory: UserMemory, r: Int32Array, system: KernelCalls): boolean {
+  #read({ memory, registers: r, system }: Step): Outcome {
     const position = r[POSITION]!;
     const read = system.read(r[FDS]!, BUFFER, 1 + ((hash(this.#key ^ 1, position) >>> 0) % BYTES_MAX));
-    if (read === undefined) return false;
+    if (read === undefined) return "waits";
     if (read === 0) {
       if (position !== this.#length) throw new SelfCheckError(`pipes: the stream ends at ${position} of ${this.#length}`);
-      r[PHASE] = LAST;
+      r[STATE] = LAST;
       system.exit(this.#length & 0x7f);
-      return true;
+      return "asked";
     }
     for (let i = 0; i < read; i++) {
       const found = memory.load8(BUFFER + i);
@@ -160,8 +141,8 @@ class Pipes implements Runner {
     }
     r[POSITION] = position + read;
     // An answer for every half window.
-    if (Math.floor(position / (WINDOW / 2)) !== Math.floor((position + read) / (WINDOW / 2))) r[PHASE] = CHILD_ANSWERS;
-    return true;
+    if (Math.floor(position / (WINDOW / 2)) !== Math.floor((position + read) / (WINDOW / 2))) r[STATE] = CHILD_ANSWERS;
+    return "done";
   }
 
   #byte(position: number): number {

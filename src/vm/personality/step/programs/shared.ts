@@ -9,9 +9,10 @@
  * Each store depends on a load of the other's counter, so this needs no order of memory beyond that.
  */
 import { FRAME_BYTES, PTE_R, PTE_W } from "../../../../base/layout.js";
-import { A0, kernelCalls, type ProgramContext, type Runner, SelfCheckError } from "../program.js";
+import { A0, SelfCheckError } from "../program.js";
 import { defineProgram, integer, type Program, rate, seed } from "./options.js";
 import { hash, keyOf, lowWord } from "./random.js";
+import { type Outcome, StateProgram, type Step } from "./states.js";
 import { describeResult } from "./results.js";
 
 /** What the next step does. */
@@ -32,65 +33,64 @@ const KILLED = 9;
 /** One step in so many adds up all counters. */
 const SUM_EVERY = 256;
 
-class Shared implements Runner {
-  readonly unpredictable = "what it does depends on other processes and on memory; it checks itself";
-  readonly dataPages = 0;
-  readonly stackPages = 0;
-  readonly rate: number;
+class Shared extends StateProgram {
+  override readonly unpredictable = "what it does depends on other processes and on memory; it checks itself";
+  protected override readonly stateWord = STATE;
+  override readonly dataPages = 0;
+  override readonly stackPages = 0;
+  override readonly rate: number;
   readonly #slots: number;
   readonly #turns: number;
   readonly #key: number;
 
   constructor(options: { slots: number; turns: number; seed: number; rate: number }) {
+    super();
     this.rate = options.rate;
     this.#slots = options.slots;
     this.#turns = options.turns;
     this.#key = keyOf(options.seed);
   }
 
-  run(context: ProgramContext, fuel: number): number {
-    const { registers } = context;
-    const calls = kernelCalls(context);
-    let step = lowWord(context.steps);
-    for (let done = 0; done < fuel; done++, step = (step + 1) | 0) {
-      switch (registers[STATE]) {
-        case MAP: {
-          const address = calls.mmap({ pages: 2 * this.#slots, flags: PTE_R | PTE_W, shared: true });
-          if (address < 0) return retry(context, done);
-          registers[BASE] = address | 0;
-          registers[STATE] = FORK;
-          break;
-        }
-        case FORK:
-          registers[STATE] = FORKED;
-          calls.fork();
-          return done + 1;
-        case FORKED: {
-          const result = registers[A0]!;
-          registers[STATE] = result < 0 ? FORK : PLAY;
-          if (result < 0) return retry(context, done);
-          registers[CHILD] = result === 0 ? 1 : 0;
-          registers[COUNT] = 0;
-          break;
-        }
-        case PLAY:
-          if (step % SUM_EVERY === 0) this.#checkSum(context, registers[CHILD]!, registers[COUNT]!);
-          if (registers[COUNT]! < this.#turns) this.#play(context, hash(this.#key, step));
-          else if (registers[CHILD] === 0) registers[STATE] = WAIT;
-          else {
-            this.#checkSum(context, 1, this.#turns);
-            calls.exit(this.#key & 0xff);
-            return done + 1;
-          }
-          break;
-        default:
-          if (!this.#finish(context)) return done;
+  protected override step(state: number, step: Step): Outcome {
+    const { registers, system } = step;
+    switch (state) {
+      case MAP: {
+        const address = system.mmap({ pages: 2 * this.#slots, flags: PTE_R | PTE_W, shared: true });
+        if (address < 0) return retry(step);
+        registers[BASE] = address | 0;
+        registers[STATE] = FORK;
+        return "done";
       }
+      case FORK:
+        registers[STATE] = FORKED;
+        system.fork();
+        return "asked";
+      case FORKED: {
+        const result = registers[A0]!;
+        registers[STATE] = result < 0 ? FORK : PLAY;
+        if (result < 0) return retry(step);
+        registers[CHILD] = result === 0 ? 1 : 0;
+        registers[COUNT] = 0;
+        return "done";
+      }
+      case PLAY: {
+        const number = lowWord(step.steps);
+        if (number % SUM_EVERY === 0) this.#checkSum(step, registers[CHILD]!, registers[COUNT]!);
+        if (registers[COUNT]! < this.#turns) this.#play(step, hash(this.#key, number));
+        else if (registers[CHILD] === 0) registers[STATE] = WAIT;
+        else {
+          this.#checkSum(step, 1, this.#turns);
+          system.exit(this.#key & 0xff);
+          return "asked";
+        }
+        return "done";
+      }
+      default:
+        return this.#finish(step);
     }
-    return fuel;
   }
 
-  #play({ memory, registers }: ProgramContext, draw: number): void {
+  #play({ memory, registers }: Step, draw: number): void {
     const slot = ((draw >>> 16) * this.#slots) >>> 16;
     const parent = this.#counter(registers, slot, 0);
     const child = this.#counter(registers, slot, 1);
@@ -104,27 +104,26 @@ class Shared implements Runner {
   }
 
   /** The counters of one party add up to what it counted. */
-  #checkSum({ memory, registers }: ProgramContext, party: number, expected: number): void {
+  #checkSum({ memory, registers }: Step, party: number, expected: number): void {
     let sum = 0;
     for (let slot = 0; slot < this.#slots; slot++) sum += memory.load32(this.#counter(registers, slot, party)) >>> 0;
     if (sum !== expected) throw new SelfCheckError(`shared: party ${party} is at ${sum}, expected ${expected}`);
   }
 
-  /** The child's end is the game's. False if it has not ended yet. */
-  #finish(context: ProgramContext): boolean {
-    const calls = kernelCalls(context);
-    const { registers } = context;
-    const ended = calls.wait(-1);
-    if (ended === undefined) return false;
+  /** The child's end is the game's. */
+  #finish(step: Step): Outcome {
+    const { registers, system } = step;
+    const ended = system.wait(-1);
+    if (ended === undefined) return "waits";
     const status = typeof ended === "number" ? ended : ended.status;
     if (status !== KILLED) {
       if (status !== (this.#key & 0xff) << 8) throw new SelfCheckError(`shared: the child ended with ${status}`);
-      for (const party of [0, 1]) this.#checkSum(context, party, this.#turns);
+      for (const party of [0, 1]) this.#checkSum(step, party, this.#turns);
     }
-    const result = calls.munmap(registers[BASE]!, 2 * this.#slots);
+    const result = system.munmap(registers[BASE]!, 2 * this.#slots);
     if (result < 0) throw new SelfCheckError(`shared: munmap gave ${describeResult(result)}`);
     registers[STATE] = MAP;
-    return true;
+    return "done";
   }
 
   #counter(registers: Int32Array, slot: number, party: number): number {
@@ -132,9 +131,9 @@ class Shared implements Runner {
   }
 }
 
-function retry(context: ProgramContext, done: number): number {
-  context.system.sleep(RETRY_MS);
-  return done + 1;
+function retry({ system }: Step): Outcome {
+  system.sleep(RETRY_MS);
+  return "asked";
 }
 
 export const shared: Program = defineProgram({

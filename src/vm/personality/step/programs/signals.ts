@@ -11,10 +11,10 @@
 import { PTE_R, PTE_W } from "../../../../base/layout.js";
 import { A0, DATA_BASE, SelfCheckError } from "../program.js";
 import { SIGCHLD, SIGCONT, SIGSTOP, SIGUSR1, SIGUSR2, signalSet } from "../../../tasks/signals.js";
-import { loadUserFloat64, storeUserFloat64 } from "../user-memory.js";
 import { defineProgram, type Program, rate, seed } from "./options.js";
 import { hash, keyOf, mix } from "./random.js";
 import { count, type Outcome, PHASE, STATE, StateProgram, type Step } from "./states.js";
+import { loadUserFloat64, storeUserFloat64 } from "../../../memory/user-memory.js";
 
 const SIGNALS = [SIGUSR1, SIGUSR2] as const;
 /** A signal that was not handled for so long is lost, ms. */

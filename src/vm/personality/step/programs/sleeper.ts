@@ -5,10 +5,10 @@
  * goes back.
  */
 import { DATA_BASE, SelfCheckError } from "../program.js";
-import { loadUserFloat64, storeUserFloat64 } from "../user-memory.js";
 import { defineProgram, integer, type Program, seed } from "./options.js";
 import { hash, keyOf } from "./random.js";
 import { count, type Outcome, STATE, StateProgram, type Step } from "./states.js";
+import { loadUserFloat64, storeUserFloat64 } from "../../../memory/user-memory.js";
 
 /** Words of the data page: sleeps begun, when the one under way is over, and the clock as it was seen last. */
 const SLEEPS = DATA_BASE;

@@ -1,5 +1,6 @@
 /**
- * Programs that talk to the kernel, as numbered states and handlers of signals: a step is a call of one of them.
+ * Programs that talk to the kernel, as numbered states and handlers of signals: a step is a call of one of them. (Programs whose
+ * memory follows from their text alone are loops of their own: they are the load that everything is measured with.)
  *
  * What must hold: a step that waits has changed nothing; one that asked for something that is done once it is over (to sleep, to fork,
  * to be sent a signal) is the last of its call of `run`. What a handler knows lies in x12, which is 0 when it begins, and in memory.
@@ -19,12 +20,16 @@ export interface Step {
   readonly memory: UserMemory;
   readonly system: KernelCalls;
   readonly registers: Int32Array;
+  /** Steps completed since the process began. */
+  readonly steps: number;
 }
 
 export abstract class StateProgram implements Runner {
   readonly dataPages: number = 1;
   readonly stackPages: number = 16;
   readonly rate: number = 0;
+  /** Word of the registers where the state is. */
+  protected readonly stateWord: number = STATE;
   readonly unpredictable: string = "what it does depends on other processes and on time; it checks itself";
 
   /** A step outside of handlers. */
@@ -38,10 +43,10 @@ export abstract class StateProgram implements Runner {
 
   run(context: ProgramContext, fuel: number): number {
     const { memory, registers } = context;
-    const step: Step = { memory, registers, system: kernelCalls(context) };
-    for (let done = 0; done < fuel; done++) {
+    const step = { memory, registers, system: kernelCalls(context), steps: context.steps };
+    for (let done = 0; done < fuel; done++, step.steps++) {
       const handler = registers[HANDLER]!;
-      const outcome = handler === 0 ? this.step(registers[STATE]!, step) : this.handle(handler, step);
+      const outcome = handler === 0 ? this.step(registers[this.stateWord]!, step) : this.handle(handler, step);
       if (outcome === "waits") return done;
       if (outcome === "asked") return done + 1;
     }

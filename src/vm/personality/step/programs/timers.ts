@@ -7,10 +7,10 @@
  */
 import { DATA_BASE, SelfCheckError } from "../program.js";
 import { SIGALRM, signalSet } from "../../../tasks/signals.js";
-import { loadUserFloat64, storeUserFloat64 } from "../user-memory.js";
 import { defineProgram, integer, type Program, seed } from "./options.js";
 import { hash, keyOf } from "./random.js";
 import { count, type Outcome, STATE, StateProgram, type Step } from "./states.js";
+import { loadUserFloat64, storeUserFloat64 } from "../../../memory/user-memory.js";
 
 /** Words of the data page. */
 const DRAWS = DATA_BASE;

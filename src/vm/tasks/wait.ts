@@ -1,0 +1,33 @@
+/**
+ * The one way of a wait, from the object that is waited for to the vCPU that runs somebody else meanwhile:
+ *
+ *     a call finds that it cannot be done now  ->  Wait(channel)     pipes, children
+ *     Turns.attempt notes the channel, under the same hold of the kernel lock
+ *     the step ends undone; the vCPU puts the process back: Leave "wait"
+ *     the object changes: Scheduler.wake(channel), and the step is taken again
+ *
+ * What must hold: whoever changes the object does so under the lock, and finds the channel noted or came first.
+ */
+import type { PhysicalAddress } from "../../base/memory.js";
+
+/** The result of a call that cannot be done now, and has changed nothing: the process waits for the object at `channel`. */
+export class Wait {
+  readonly channel: PhysicalAddress;
+
+  constructor(channel: PhysicalAddress) {
+    this.channel = channel;
+  }
+}
+
+/** How a process leaves its vCPU. */
+export type Leave =
+  | { do: "ready" }
+  /** Until this time of the guest clock, ms; Infinity: until a handler has run. */
+  | { do: "sleep"; until: number }
+  /** For what was noted (Turns.attempt). */
+  | { do: "wait" }
+  /** Stops, if its stop signal still stands. */
+  | { do: "stop" }
+  /** Has failed; what its parent is told. */
+  | { do: "fail"; reason: string; status: number }
+  | { do: "exit"; status: number };

@@ -7,7 +7,7 @@
  * being replaced (`scatter`).
  */
 import {
-  BITMAP_BYTES, DIRTY_BITMAP, FAULT_DEVICE, FAULT_KERNEL, FRAME_BYTES, FRAME_SHIFT, KEEP_BITMAP, KERNEL_BITMAP, LIST_FRAMES, LIST_PLACES,
+  BITMAP_BYTES, DIRTY_BITMAP, FAULT_KERNEL, FRAME_BYTES, FRAME_SHIFT, KEEP_BITMAP, KERNEL_BITMAP, LIST_FRAMES, LIST_PLACES,
   MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_LIST_LENGTH, MACHINE_QUEUE_OVERFLOW, OPEN_BITMAP, PLACE_NONE, PLANNED_BITMAP, VERDICT_SAME_FILLED, SAVEABLE_BITMAP,
   VERDICT_SKIPPED, STAGE_PLACED, STAGE_TAIL, VERDICT_STAGED, STOP_BITMAP, VCPU_AREA, VCPU_BYTES, VCPU_WANTED,
 } from "../src/base/layout";
@@ -41,10 +41,10 @@ export function kernelZero(frame: u32, count: u32): void {
 }
 
 /** Marks the frames of a byte range before a bulk store by the kernel or a device (kind: FAULT_KERNEL, FAULT_DEVICE). */
-export function beforeBulkStore(address: u32, bytes: u32, device: bool): void {
+export function beforeBulkStore(address: u32, bytes: u32, kind: u32): void {
   const last = (address + bytes - 1) >>> FRAME_SHIFT;
   for (let frame = address >>> FRAME_SHIFT; frame <= last; frame++) {
-    beforeStore(frame, device ? FAULT_DEVICE : FAULT_KERNEL);
+    beforeStore(frame, kind);
   }
 }
 
@@ -53,8 +53,14 @@ export function beforeBulkStore(address: u32, bytes: u32, device: bool): void {
 /** Sets a frame's bit; true if this call set it. */
 export function setFrameBit(bitmap: u32, frame: u32): bool { return setBit(bitmap, frame); }
 
-/** Sets or clears `count` bits; callers hold the kernel lock or are alone, neighbours' bits are left alone atomically. */
-export function setBits(bitmap: u32, frame: u32, count: u32, value: bool): void {
+/** Sets `count` bits. Callers hold the kernel lock or are alone; neighbours' bits are left alone atomically. */
+export function setBits(bitmap: u32, frame: u32, count: u32): void { changeBits(bitmap, frame, count, true); }
+/** Clears `count` bits, as `setBits` sets them. */
+export function clearBits(bitmap: u32, frame: u32, count: u32): void { changeBits(bitmap, frame, count, false); }
+
+// @ts-ignore: decorator
+@inline
+function changeBits(bitmap: u32, frame: u32, count: u32, value: bool): void {
   const end = frame + count;
   while (frame < end) {
     const word = bitmap + ((frame >>> 5) << 2);

@@ -242,7 +242,7 @@ export class Machine {
     clearInterval(this.#timer);
     this.control.store(MACHINE_POWER_OFF, 1);
     this.control.ringDoorbell();
-    this.quiesce.go(true); // not a step more of what was running
+    this.quiesce.restart(); // not a step more of what was running
     // Each vCPU ends by itself at its next safepoint. One that was terminated might hold the kernel lock for ever, and
     // whoever looked at the machine's processes then would wait as long.
     const alive = this.#workers.filter(({ threadId }) => threadId !== -1);

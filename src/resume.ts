@@ -146,7 +146,7 @@ class Resume implements Disposable {
 
   /** S1.7: write-protect everything that is there; the handler keeps old contents of what is found equal. */
   protect(): void {
-    this.#machine.tracking.arm(true);
+    this.#machine.tracking.armForRestore();
   }
 
   /** S1.6, S1.7: read and verify all of the image; every frame finds its way. The boot processes run on. */
@@ -223,7 +223,7 @@ class Resume implements Disposable {
 
   /** The vCPUs forget what they ran and ask the scheduler, which is the saved machine's now. */
   go(): void {
-    this.#machine.quiesce.go(true);
+    this.#machine.quiesce.restart();
     this.#stopped = false;
     this.#times.ended("running");
     this.#steps.passed("scheduler", `goes on, vCPUs: ${this.#machine.vcpus}`);

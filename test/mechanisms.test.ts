@@ -162,7 +162,7 @@ test("a frame found equal is kept as it was before its first store, once; a full
     );
     control.store(MACHINE_QUEUE_ROOM, room);
     control.store(MACHINE_SABOTAGE, broken);
-    machine.tracking.arm(true);
+    machine.tracking.armForRestore();
     for (const frame of frames.slice(0, 2)) kernel.core.setBit(KEEP_BITMAP, frame);
     const core = machine.run(process);
     for (let round = 1; round <= 2; round++) for (let page = 0; page < 3; page++) core.store32(DATA_BASE + page * PAGE, round);

@@ -16,8 +16,8 @@ export function planFrames(claims: Claims, core: Core, memory: PhysicalMemory): 
   visitBlocks(memory, (frame, order, used, _owner, kind) => {
     if (!used || !isSaved(kind)) return;
     const count = Math.min(1 << order, memory.frames - frame);
-    core.setBits(PLANNED_BITMAP, frame, count, 1);
-    if (!isUserKind(kind)) core.setBits(KERNEL_BITMAP, frame, count, 1);
+    core.setBits(PLANNED_BITMAP, frame, count);
+    if (!isUserKind(kind)) core.setBits(KERNEL_BITMAP, frame, count);
   });
   const frames = core.listPlanned();
   claims.open(0, frames);

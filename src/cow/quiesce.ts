@@ -61,9 +61,18 @@ export class Quiesce {
     );
   }
 
-  /** Lets the machine go on; `restart` if memory is another machine's now. */
-  go(restart = false): void {
-    this.#release(restart ? COMMAND_RESTART : COMMAND_RUN);
+  /** Lets the machine go on. */
+  go(): void {
+    this.#leave(COMMAND_RUN);
+  }
+
+  /** Lets the machine go on with what its memory says now: each vCPU forgets what it ran, and asks the scheduler. */
+  restart(): void {
+    this.#leave(COMMAND_RESTART);
+  }
+
+  #leave(command: number): void {
+    this.#release(command);
     this.#await((vcpu) => this.#control.loadVcpu(vcpu, VCPU_STATE) !== VCPU_STATE_STOPPED);
   }
 

@@ -42,16 +42,20 @@ export class WriteTracking {
    * Write-protects every frame on every vCPU: clears the bitmap, publishes a new generation, and waits for each
    * vCPU to drop its write tags and acknowledge.
    *
-   * @param keepPreimages - resume: the handler also keeps the old contents of frames that were found equal (S1.7)
    * @throws HIB_INTERNAL if a vCPU does not answer
    */
-  arm(keepPreimages = false): void {
-    this.#core.clearBitmap(DIRTY_BITMAP);
-    if (keepPreimages) {
-      this.#core.clearBitmap(KEEP_BITMAP);
-      this.#core.clearBitmap(OPEN_BITMAP);
-    }
-    this.#control.store(MACHINE_KEEP_PREIMAGES, keepPreimages ? KEEP_FOR_RESTORE : KEEP_NONE);
+  arm(): void {
+    this.#arm([DIRTY_BITMAP], KEEP_NONE);
+  }
+
+  /** As `arm`, for a resume: the handler also keeps the old contents of frames that were found equal (S1.7). */
+  armForRestore(): void {
+    this.#arm([DIRTY_BITMAP, KEEP_BITMAP, OPEN_BITMAP], KEEP_FOR_RESTORE);
+  }
+
+  #arm(bitmaps: readonly number[], keep: number): void {
+    for (const bitmap of bitmaps) this.#core.clearBitmap(bitmap);
+    this.#control.store(MACHINE_KEEP_PREIMAGES, keep);
     this.#control.store(MACHINE_ARMED, 1);
     this.#shootDown();
   }

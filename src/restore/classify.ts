@@ -29,13 +29,13 @@ export function classify(kernel: Kernel, extents: ExtentTable, reserve: (conflic
   const { core, control } = kernel;
   core.clearBitmap(IMAGE_BITMAP);
   core.clearBitmap(DIRECT_BITMAP);
-  for (let i = 0; i < extents.length; i++) core.setBits(IMAGE_BITMAP, extents.pfn[i]!, extents.frames[i]!, 1);
+  for (let i = 0; i < extents.length; i++) core.setBits(IMAGE_BITMAP, extents.pfn[i]!, extents.frames[i]!);
   const inImage = (frame: Pfn, order: number): "all" | "none" | "part" => {
     let found = 0;
     for (let i = 0; i < 1 << order; i++) found += bit(control.words, IMAGE_BITMAP, frame + i);
     if (found === 0) return "none";
     if (found < 1 << order) return "part";
-    core.setBits(DIRECT_BITMAP, frame, 1 << order, 1);
+    core.setBits(DIRECT_BITMAP, frame, 1 << order);
     return "all";
   };
   return control.locked(() => {

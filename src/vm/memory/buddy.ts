@@ -141,7 +141,7 @@ export class BuddyAllocator {
   /** Frees a used block, merging it with free buddies. */
   free(frame: Pfn): void {
     let order = this.orderOf(frame);
-    if (isSaved(this.kindOf(frame))) this.#memory.core.setBits(SAVEABLE_BITMAP, frame, 1 << order, 0);
+    if (isSaved(this.kindOf(frame))) this.#memory.core.clearBits(SAVEABLE_BITMAP, frame, 1 << order);
     let first = frame;
     this.#setHeader(first, BLOCK_TAIL, 0, 0);
     while (order < MAX_ORDER) {
@@ -206,7 +206,8 @@ export class BuddyAllocator {
   setKind(head: Pfn, kind: number): void {
     const order = this.orderOf(head);
     this.#setHeader(head, BLOCK_USED, order, kind);
-    this.#memory.core.setBits(SAVEABLE_BITMAP, head, 1 << order, isSaved(kind) ? 1 : 0);
+    if (isSaved(kind)) this.#memory.core.setBits(SAVEABLE_BITMAP, head, 1 << order);
+    else this.#memory.core.clearBits(SAVEABLE_BITMAP, head, 1 << order);
   }
 
   orderOf(frame: Pfn): number {
@@ -224,7 +225,7 @@ export class BuddyAllocator {
     while (frame < Math.min(this.#layout.frames, MAX_FRAMES)) {
       const order = this.orderOf(frame);
       if ((this.#header(frame) & 0xff) === BLOCK_USED && isSaved(this.kindOf(frame))) {
-        this.#memory.core.setBits(SAVEABLE_BITMAP, frame, 1 << order, 1);
+        this.#memory.core.setBits(SAVEABLE_BITMAP, frame, 1 << order);
       }
       frame += 1 << order;
     }
@@ -238,7 +239,7 @@ export class BuddyAllocator {
     this.#setHeader(frame, BLOCK_USED, order, kind);
     this.#memory.store32(this.#entry(frame) + FRAME_OWNER, owner);
     this.#memory.store32(this.#entry(frame) + FRAME_REFERENCES, 1);
-    if (isSaved(kind)) this.#memory.core.setBits(SAVEABLE_BITMAP, frame, 1 << order, 1);
+    if (isSaved(kind)) this.#memory.core.setBits(SAVEABLE_BITMAP, frame, 1 << order);
   }
 
   #insert(frame: Pfn, order: number): void {

@@ -27,10 +27,12 @@ export interface Core {
   kernelStore32(address: number, value: number): void;
   kernelStoreFloat64(address: number, value: number): void;
   kernelZero(frame: number, count: number): void;
-  beforeBulkStore(address: number, bytes: number, device: number): void;
+  /** `kind`: FAULT_KERNEL or FAULT_DEVICE. */
+  beforeBulkStore(address: number, bytes: number, kind: number): void;
 
   setBit(bitmap: number, frame: number): number;
-  setBits(bitmap: number, frame: number, count: number, value: number): void;
+  setBits(bitmap: number, frame: number, count: number): void;
+  clearBits(bitmap: number, frame: number, count: number): void;
   clearBitmap(bitmap: number): void;
   copyBitmap(to: number, from: number): void;
   countBits(bitmap: number): number;

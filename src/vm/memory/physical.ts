@@ -6,7 +6,7 @@
  * named for what they are: `loadFrame` (direct load, into frames that nobody else touches) and the core's `scatter`.
  */
 import { HibernaculumError } from "../../base/errors.js";
-import { FRAME_BYTES, FRAME_SHIFT, MACHINE_FRAMES, POOL_BASE, RAM_BASE } from "../../base/layout.js";
+import { FAULT_DEVICE, FAULT_KERNEL, FRAME_BYTES, FRAME_SHIFT, MACHINE_FRAMES, POOL_BASE, RAM_BASE } from "../../base/layout.js";
 import { RAM_BYTES_MAX, RAM_BYTES_MIN } from "../../base/limits.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 import { type SharedMemory, wasm } from "../../base/wasm.js";
@@ -87,7 +87,7 @@ export class PhysicalMemory implements ReadableMemory {
   /** Tracked bulk store by the kernel, or by a device (DMA). */
   write(address: PhysicalAddress, bytes: Uint8Array, by: "kernel" | "device" = "kernel"): void {
     if (bytes.length === 0) return;
-    this.core.beforeBulkStore(address, bytes.length, by === "device" ? 1 : 0);
+    this.core.beforeBulkStore(address, bytes.length, by === "device" ? FAULT_DEVICE : FAULT_KERNEL);
     this.#bytes.set(bytes, RAM_BASE + address);
   }
 
@@ -98,7 +98,7 @@ export class PhysicalMemory implements ReadableMemory {
 
   /** Tracked copy of whole frames by the kernel. */
   copy(to: Pfn, from: Pfn, count: number = 1): void {
-    this.core.beforeBulkStore(to * FRAME_BYTES, count * FRAME_BYTES, 0);
+    this.core.beforeBulkStore(to * FRAME_BYTES, count * FRAME_BYTES, FAULT_KERNEL);
     this.#bytes.copyWithin(frameAddress(to), frameAddress(from), frameAddress(from + count));
   }
 

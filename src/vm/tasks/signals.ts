@@ -26,10 +26,6 @@ import { A0, HANDLER, SIGNAL_FRAME, SP, STACK_TOP } from "../memory/user-layout.
 import { loadUserFloat64, storeUserFloat64, type UserMemory } from "../memory/user-memory.js";
 import { processAddress } from "../memory/kernel-layout.js";
 
-export const SIGHUP = 1;
-export const SIGINT = 2;
-export const SIGQUIT = 3;
-export const SIGILL = 4;
 export const SIGABRT = 6;
 export const SIGKILL = 9;
 export const SIGUSR1 = 10;

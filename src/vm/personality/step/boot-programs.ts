@@ -11,8 +11,6 @@ export interface BootSystemCalls extends KernelCalls {
   loaded(): number | undefined;
 }
 
-export const BOOT_PROGRAMS = ["boot-progress", "boot-housekeeping"] as const;
-
 /** Prints how far the load is, at most four times a second, and keeps its history in memory. */
 class Progress implements Runner {
   readonly dataPages = 1;

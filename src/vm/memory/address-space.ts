@@ -11,49 +11,18 @@
  * Callers hold the kernel lock. They are on the vCPU that runs the process, whose TLB is the only one that knows it, or nobody
  * runs it.
  */
-import {
-  ACCESS_WRITE,
-  FRAME_BYTES,
-  PTE_COW,
-  PTE_PARKED,
-  PTE_PPN_SHIFT,
-  PTE_R,
-  PTE_U,
-  PTE_V,
-  PTE_W,
-  PTE_X,
-} from "../../base/layout.js";
+import { ACCESS_WRITE, FRAME_BYTES, PTE_COW, PTE_PPN_SHIFT, PTE_R, PTE_U, PTE_W } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress, VirtualAddress } from "../../base/memory.js";
 import { type Area, isDemandZero, type StoredArea, storeArea } from "./area.js";
 import { EACCES, EINVAL, ENOMEM } from "./errno.js";
-import {
-  KIND_FILE_CLEAN,
-  KIND_PAGE_TABLE,
-  KIND_USER,
-  PROCESS_AREAS,
-  PROCESS_PID,
-  PROCESS_ROOT,
-  processAddress,
-} from "./kernel-layout.js";
+import { PROCESS_AREAS, PROCESS_ROOT, processAddress } from "./kernel-layout.js";
 import { OBJECT_PAGES_MAX, type Pager } from "./memory-object.js";
 import { AreaList, pageOf } from "./area-list.js";
+import { Leaves, PERMISSIONS } from "./leaves.js";
 import type { MemoryParts } from "./parts.js";
-import {
-  type Entry,
-  findEntry,
-  findTable,
-  HUGE_BYTES,
-  HUGE_ORDER,
-  HUGE_PAGES,
-  mapPage,
-  PTE_FLAGS,
-  unmapPage,
-  visitEntries,
-  walkTables,
-} from "./page-table.js";
+import { type Entry, findEntry, HUGE_BYTES, PTE_FLAGS, visitEntries, walkTables } from "./page-table.js";
 import { HEAP_BASE, HEAP_END } from "./user-layout.js";
 
-const PERMISSIONS = PTE_R | PTE_W | PTE_X;
 const USER_END = 2 ** 32 - FRAME_BYTES;
 
 /** Why an access fails: nothing there allows it, or there is no memory for it now. */
@@ -92,6 +61,7 @@ export class AddressSpace {
   readonly #slot: number;
   readonly #at: PhysicalAddress;
   readonly #areas: AreaList;
+  readonly #leaves: Leaves;
 
   constructor(parts: MemoryParts, pager: Pager, slot: number) {
     this.#parts = parts;
@@ -99,14 +69,17 @@ export class AddressSpace {
     this.#slot = slot;
     this.#at = processAddress(parts.memory, slot);
     this.#areas = new AreaList(parts, pager, this.#at + PROCESS_AREAS);
+    this.#leaves = new Leaves(parts, this.#at);
   }
 
-  get #root(): Pfn {
-    return this.#parts.memory.load32(this.#at + PROCESS_ROOT);
+  /** Allocates a zeroed page table; undefined if there is no memory. */
+  allocateTable(): Pfn | undefined {
+    return this.#leaves.allocateTable();
   }
 
-  get #pid(): number {
-    return this.#parts.memory.load32(this.#at + PROCESS_PID);
+  /** Maps a block of 2^order new frames with `contents` and zeros, all of it or nothing. */
+  mapNew(address: VirtualAddress, order: number, flags: number, contents?: Uint8Array): boolean {
+    return this.#leaves.mapNew(address, order, flags, contents);
   }
 
   areas(): Generator<StoredArea> {
@@ -140,7 +113,7 @@ export class AddressSpace {
   unmap(start: VirtualAddress, end: VirtualAddress): number {
     if (!isRange(start, end)) return -EINVAL;
     if (!this.#isolate(start, end)) return -ENOMEM;
-    this.#clear(start, end);
+    this.#leaves.clear(start, end);
     for (const area of Array.from(this.areas())) if (area.start >= start && area.end <= end) this.#areas.remove(area.at);
     return 0;
   }
@@ -155,8 +128,8 @@ export class AddressSpace {
     for (const area of inside()) {
       const changed = { ...area, flags: allowed(flags) };
       storeArea(this.#parts.memory, area.at, changed);
-      visitEntries(this.#parts.memory, this.#root, area.start, area.end, (address, pte, entry) =>
-        this.#setLeaf(address, entry, pte >>> PTE_PPN_SHIFT, this.#leafFlags(changed, pte, entry.level)),
+      visitEntries(this.#parts.memory, this.#leaves.root, area.start, area.end, (address, pte, entry) =>
+        this.#leaves.set(address, entry, pte >>> PTE_PPN_SHIFT, this.#leaves.flagsOf(changed, pte, entry.level)),
       );
     }
     this.#areas.join(start, end);
@@ -188,7 +161,7 @@ export class AddressSpace {
       if (area.kind === "stack" || (area.flags & PTE_W) === 0 || !isDemandZero(area)) continue;
       const last = Math.min(end, area.end);
       const first = Math.ceil(Math.max(start, area.start) / HUGE_BYTES) * HUGE_BYTES;
-      for (let at = first; at + HUGE_BYTES <= last; at += HUGE_BYTES) if (this.#collapse(at, area.flags)) huge++;
+      for (let at = first; at + HUGE_BYTES <= last; at += HUGE_BYTES) if (this.#leaves.collapse(at, area.flags)) huge++;
     }
     return huge;
   }
@@ -205,7 +178,7 @@ export class AddressSpace {
     const where = `${write ? "write to" : "read of"} 0x${address.toString(16)}`;
     if (area === undefined) throw new GuestFault(`${where}, which no area holds`);
     if ((area.flags & (write ? PTE_W : PTE_R)) === 0) throw new GuestFault(`${where}: the ${area.kind} area does not allow it`);
-    const entry = findEntry(memory, this.#root, address);
+    const entry = findEntry(memory, this.#leaves.root, address);
     const done = entry === undefined ? this.#fill(area, pageOf(address), write, where) : this.#unshare(area, address, entry);
     if (!done) throw new GuestFault(`out of memory at ${where}`, "no memory");
     if (stack !== undefined) this.#areas.change(stack, { start: pageOf(address) });
@@ -216,16 +189,16 @@ export class AddressSpace {
     const { memory, buddy, objects } = this.#parts;
     if (area.object === 0) {
       if (!isDemandZero(area)) throw new GuestFault(`${where}, which is not mapped`);
-      return this.mapNew(page, 0, area.flags);
+      return this.#leaves.mapNew(page, 0, area.flags);
     }
     const index = area.offset + (page - area.start) / FRAME_BYTES;
     const frame = objects.find(area.object, index) ?? this.#pager.fillPage(area.object, index);
     if (frame === undefined) return false;
     if (frame < 0) throw new GuestFault(`${where}: the file behind it ends before, or cannot be read`);
-    if (write && !area.shared) return this.mapNew(page, 0, area.flags, memory.read(frame * FRAME_BYTES, FRAME_BYTES));
+    if (write && !area.shared) return this.#leaves.mapNew(page, 0, area.flags, memory.read(frame * FRAME_BYTES, FRAME_BYTES));
     if (write) objects.makeDirty(area.object, frame);
     buddy.share(frame);
-    if (this.#mapLeaf(page, frame, 0, this.#leafFlags(area, 0, 0, frame))) return true;
+    if (this.#leaves.map(page, frame, 0, this.#leaves.flagsOf(area, 0, 0, frame))) return true;
     buddy.release(frame);
     return false;
   }
@@ -239,130 +212,10 @@ export class AddressSpace {
     if (area.shared) {
       objects.makeDirty(area.object, frame);
     } else if (buddy.references(frame) > 1) {
-      return entry.level === 0 ? this.#copyFrame(page, entry, area.flags) : this.#copyHuge(page, entry, area.flags);
+      return entry.level === 0 ? this.#leaves.copyFrame(page, entry, area.flags) : this.#leaves.copyHuge(page, entry, area.flags);
     } // else the others let go of it
-    this.#setLeaf(page, entry, frame, this.#leafFlags(area, pte, entry.level));
+    this.#leaves.set(page, entry, frame, this.#leaves.flagsOf(area, pte, entry.level));
     return true;
-  }
-
-  #copyFrame(page: VirtualAddress, entry: Entry, flags: number): boolean {
-    const { memory, buddy } = this.#parts;
-    const old = memory.load32(entry.at) >>> PTE_PPN_SHIFT;
-    const copy = buddy.allocate(0, this.#pid, KIND_USER);
-    if (copy === undefined) return false;
-    memory.copy(copy, old);
-    this.#setLeaf(page, entry, copy, flags);
-    buddy.release(old);
-    return true;
-  }
-
-  /** Copies 2 MiB that others hold too: into a block of the same size, or else into frames. */
-  #copyHuge(page: VirtualAddress, entry: Entry, flags: number): boolean {
-    const { memory, buddy } = this.#parts;
-    const old = memory.load32(entry.at) >>> PTE_PPN_SHIFT;
-    const copy = buddy.allocateFree(HUGE_ORDER, this.#pid, KIND_USER);
-    if (copy === undefined) return this.#splitHuge(page, entry);
-    memory.copy(copy, old, HUGE_PAGES);
-    this.#setLeaf(page, entry, copy, flags);
-    buddy.release(old);
-    return true;
-  }
-
-  // ---- leaves ----
-
-  /** What a leaf of an area may be: see "what must hold". A and D stay as they are; a frame that it may store to is its own. */
-  #leafFlags(area: Area, pte: number, level: number, frame: Pfn = pte >>> PTE_PPN_SHIFT): number {
-    const { buddy } = this.#parts;
-    const kept = pte & PTE_FLAGS & ~(PERMISSIONS | PTE_COW | PTE_PARKED | PTE_V);
-    const flags = kept | (area.flags & PERMISSIONS) | PTE_U;
-    if ((area.flags & PERMISSIONS) === 0) return flags | PTE_PARKED;
-    if (area.shared) return buddy.kindOf(buddy.headOf(frame)) === KIND_FILE_CLEAN ? flags & ~PTE_W : flags;
-    if ((flags & PTE_W) === 0) return flags;
-    const head = level === 0 ? buddy.headOf(frame) : frame;
-    if (buddy.references(head) > 1) return (flags & ~PTE_W) | PTE_COW;
-    this.#own(head);
-    return flags;
-  }
-
-  /** A frame that nobody else holds any more, neither another process nor an object, becomes this process's. */
-  #own(head: Pfn): void {
-    const { buddy } = this.#parts;
-    buddy.setOwner(head, this.#pid);
-    if (buddy.kindOf(head) !== KIND_USER) buddy.setKind(head, KIND_USER);
-  }
-
-  /** What a leaf of an area is that maps a frame of the process's own. */
-  #newFlags({ flags }: Area): number {
-    return (flags & PERMISSIONS) === 0 ? PTE_U | PTE_PARKED : (flags & PERMISSIONS) | PTE_U;
-  }
-
-  #setLeaf(address: VirtualAddress, entry: Entry, frame: Pfn, flags: number): void {
-    const valid = (flags & PTE_PARKED) === 0 ? PTE_V : 0;
-    this.#parts.memory.store32(entry.at, (frame << PTE_PPN_SHIFT) | flags | valid);
-    this.#invalidate(address, entry.level === 0 ? 1 : HUGE_PAGES);
-  }
-
-  #mapLeaf(address: VirtualAddress, frame: Pfn, level: number, flags: number): boolean {
-    return mapPage(this.#parts.memory, this.#root, address, frame, flags, () => this.allocateTable(), level);
-  }
-
-  #invalidate(address: VirtualAddress, pages: number): void {
-    for (let i = 0; i < pages; i++) this.#parts.core.invalidate(address + i * FRAME_BYTES);
-  }
-
-  /** Allocates a zeroed page table; undefined if there is no memory. */
-  allocateTable(): Pfn | undefined {
-    const frame = this.#parts.buddy.allocate(0, this.#pid, KIND_PAGE_TABLE);
-    if (frame !== undefined) this.#parts.memory.zero(frame, 1);
-    return frame;
-  }
-
-  /**
-   * Allocates a block of 2^order frames, fills it with `contents` and zeros, and maps it: all of it, or nothing is changed
-   * but for page tables.
-   */
-  mapNew(address: VirtualAddress, order: number, flags: number, contents?: Uint8Array): boolean {
-    const { memory, buddy } = this.#parts;
-    const frame = buddy.allocate(order, this.#pid, KIND_USER);
-    if (frame === undefined) return false;
-    if (contents === undefined || contents.length < FRAME_BYTES << order) memory.zero(frame, 1 << order);
-    if (contents !== undefined) memory.write(frame * FRAME_BYTES, contents);
-    for (let i = 0; i < 1 << order; i++) {
-      if (this.#mapLeaf(address + i * FRAME_BYTES, frame + i, 0, flags)) continue;
-      for (let done = 0; done < i; done++) {
-        unmapPage(memory, this.#root, address + done * FRAME_BYTES);
-        this.#invalidate(address + done * FRAME_BYTES, 1);
-      }
-      buddy.free(frame);
-      return false;
-    }
-    return true;
-  }
-
-  /** Takes the leaves of [start, end) out and lets go of their frames. No 2 MiB leaf lies across the ends. */
-  #clear(start: VirtualAddress, end: VirtualAddress): void {
-    const { memory, buddy } = this.#parts;
-    /** A block that is freed as a whole, with its last leaf. */
-    let whole = { head: -1, end: 0 };
-    visitEntries(memory, this.#root, start, end, (address, pte, entry) => {
-      const frame = pte >>> PTE_PPN_SHIFT;
-      memory.store32(entry.at, 0);
-      this.#invalidate(address, entry.level === 0 ? 1 : HUGE_PAGES);
-      if (entry.level === 1) return buddy.release(frame);
-      if (frame > whole.head && frame < whole.end) {
-        if (frame === whole.end - 1) buddy.free(whole.head);
-        return;
-      }
-      const head = buddy.headOf(frame);
-      const frames = 1 << buddy.orderOf(head);
-      if (frames === 1) return buddy.release(frame);
-      // A block lies at consecutive addresses. If all of them go, it goes in one.
-      if (head === frame && address + frames * FRAME_BYTES <= end) whole = { head, end: head + frames };
-      else {
-        buddy.split(head);
-        buddy.release(frame);
-      }
-    });
   }
 
   /**
@@ -370,67 +223,9 @@ export class AddressSpace {
    * is cheap to undo comes first, so that little memory was taken in vain.
    */
   #isolate(start: VirtualAddress, end: VirtualAddress): boolean {
-    if (this.#areas.cut(start) && this.#areas.cut(end) && this.#splitAt(start) && this.#splitAt(end)) return true;
+    if (this.#areas.cut(start) && this.#areas.cut(end) && this.#leaves.splitAt(start) && this.#leaves.splitAt(end)) return true;
     this.#areas.join(start, end);
     return false;
-  }
-
-  /** Sees to it that no 2 MiB leaf lies across an address. */
-  #splitAt(address: VirtualAddress): boolean {
-    const entry = findEntry(this.#parts.memory, this.#root, address);
-    const within = address % HUGE_BYTES;
-    return entry?.level !== 1 || within === 0 || this.#splitHuge(address - within, entry);
-  }
-
-  /** Makes a 2 MiB leaf 512 of 4 KiB: of the same frames, or of copies if others hold the block. False if there is no memory. */
-  #splitHuge(address: VirtualAddress, entry: Entry): boolean {
-    const { memory, buddy } = this.#parts;
-    const pte = memory.load32(entry.at);
-    const head = pte >>> PTE_PPN_SHIFT;
-    const frames = [];
-    const table = this.allocateTable();
-    if (table === undefined) return false;
-    const alone = buddy.references(head) === 1;
-    for (let i = 0; i < HUGE_PAGES; i++) {
-      const frame = alone ? head + i : buddy.allocate(0, this.#pid, KIND_USER);
-      if (frame === undefined) {
-        for (const taken of frames) buddy.free(taken);
-        buddy.free(table);
-        return false;
-      }
-      frames.push(frame);
-      if (!alone) memory.copy(frame, head + i);
-    }
-    if (alone) {
-      buddy.split(head);
-      for (const frame of frames) buddy.setOwner(frame, this.#pid);
-    } else buddy.release(head);
-    // They are this process's alone now, so a copy on write is done with.
-    const flags = (pte & PTE_COW) === 0 ? pte & PTE_FLAGS : (pte & PTE_FLAGS & ~PTE_COW) | PTE_W;
-    for (const [i, frame] of frames.entries()) memory.store32(table * FRAME_BYTES + i * 8, (frame << PTE_PPN_SHIFT) | flags);
-    memory.store32(entry.at, (table << PTE_PPN_SHIFT) | PTE_V);
-    this.#invalidate(address, HUGE_PAGES);
-    return true;
-  }
-
-  /** Puts aligned 2 MiB into one block under one leaf. True if it is so now. */
-  #collapse(address: VirtualAddress, flags: number): boolean {
-    const { memory, buddy } = this.#parts;
-    if (findEntry(memory, this.#root, address)?.level === 1) return true;
-    const block = buddy.allocateFree(HUGE_ORDER, this.#pid, KIND_USER);
-    if (block === undefined) return false;
-    memory.zero(block, HUGE_PAGES);
-    visitEntries(memory, this.#root, address, address + HUGE_BYTES, (at, pte) => {
-      memory.copy(block + (at - address) / FRAME_BYTES, pte >>> PTE_PPN_SHIFT);
-    });
-    this.#clear(address, address + HUGE_BYTES);
-    const table = findTable(memory, this.#root, address);
-    if (!this.#mapLeaf(address, block, 1, flags)) {
-      buddy.free(block); // the zeros that were there are lost with nothing: no leaf, no page
-      return false;
-    }
-    if (table !== undefined) buddy.free(table);
-    return true;
   }
 
   // ---- the heap area: blocks of the buddy allocator, by the call `map` ----
@@ -442,10 +237,10 @@ export class AddressSpace {
     if (address % FRAME_BYTES !== 0 || area?.kind !== "heap") {
       throw new GuestFault(`map of 0x${address.toString(16)}, order ${order}, outside the heap area`);
     }
-    visitEntries(this.#parts.memory, this.#root, address, end, (page) => {
+    visitEntries(this.#parts.memory, this.#leaves.root, address, end, (page) => {
       throw new GuestFault(`map of 0x${page.toString(16)}, which is mapped`);
     });
-    return this.mapNew(address, order, this.#newFlags(area));
+    return this.#leaves.mapNew(address, order, this.#leaves.newFlags(area));
   }
 
   /** Unmaps and frees a block that mapBlock gave, also if a fork has split it. */
@@ -454,7 +249,7 @@ export class AddressSpace {
     const end = address + (FRAME_BYTES << order);
     let leaves = 0;
     let head = -1;
-    visitEntries(memory, this.#root, address, end, (at, pte) => {
+    visitEntries(memory, this.#leaves.root, address, end, (at, pte) => {
       leaves++;
       if (at === address) head = pte >>> PTE_PPN_SHIFT;
     });
@@ -462,13 +257,13 @@ export class AddressSpace {
     if (address < HEAP_BASE || end > HEAP_END || leaves !== 1 << order || !whole) {
       throw new GuestFault(`unmap of 0x${address.toString(16)}, order ${order}, which is no such block`);
     }
-    this.#clear(address, end);
+    this.#leaves.clear(address, end);
   }
 
   /** Frees the stack pages wholly below `address`. */
   shrinkStack(address: VirtualAddress): void {
     for (const { kind, start, end } of this.areas())
-      if (kind === "stack" && start < pageOf(address)) this.#clear(start, Math.min(pageOf(address), end));
+      if (kind === "stack" && start < pageOf(address)) this.#leaves.clear(start, Math.min(pageOf(address), end));
   }
 
   // ---- fork and end ----
@@ -482,13 +277,13 @@ export class AddressSpace {
     let done = true;
     for (const area of [...this.areas()].toReversed()) {
       if (!child.addArea(area)) return false;
-      visitEntries(memory, this.#root, area.start, area.end, (address, pte, entry) => {
+      visitEntries(memory, this.#leaves.root, area.start, area.end, (address, pte, entry) => {
         if (!done) return;
         const frame = pte >>> PTE_PPN_SHIFT;
         if (entry.level === 0) buddy.split(buddy.headOf(frame));
         const writable = !area.shared && (pte & PTE_W) !== 0;
         const flags = writable ? (pte & PTE_FLAGS & ~PTE_W) | PTE_COW : pte & PTE_FLAGS;
-        if (!child.#mapLeaf(address, frame, entry.level, flags)) return void (done = false);
+        if (!child.#leaves.map(address, frame, entry.level, flags)) return void (done = false);
         if (writable) memory.store32(entry.at, (frame << PTE_PPN_SHIFT) | flags);
         buddy.share(frame);
       });
@@ -500,9 +295,9 @@ export class AddressSpace {
   /** Lets go of everything: areas, frames, page tables. */
   release(): void {
     const { memory, buddy, core } = this.#parts;
-    const root = this.#root;
+    const root = this.#leaves.root;
     if (root !== 0) {
-      this.#clear(0, 2 ** 32);
+      this.#leaves.clear(0, 2 ** 32);
       for (const table of Array.from(walkTables(memory, root))) buddy.free(table);
       memory.store32(this.#at + PROCESS_ROOT, 0);
     }

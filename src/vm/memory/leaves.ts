@@ -1,0 +1,224 @@
+/**
+ * The leaves of one process's page tables and the frames that they map. What must hold of them: see address-space.ts.
+ *
+ * Callers hold the kernel lock.
+ */
+import { FRAME_BYTES, PTE_COW, PTE_PARKED, PTE_PPN_SHIFT, PTE_R, PTE_U, PTE_V, PTE_W, PTE_X } from "../../base/layout.js";
+import type { Pfn, PhysicalAddress, VirtualAddress } from "../../base/memory.js";
+import type { Area } from "./area.js";
+import { KIND_FILE_CLEAN, KIND_PAGE_TABLE, KIND_USER, PROCESS_PID, PROCESS_ROOT } from "./kernel-layout.js";
+import {
+  type Entry,
+  findEntry,
+  findTable,
+  HUGE_BYTES,
+  HUGE_ORDER,
+  HUGE_PAGES,
+  mapPage,
+  PTE_FLAGS,
+  unmapPage,
+  visitEntries,
+} from "./page-table.js";
+import type { MemoryParts } from "./parts.js";
+
+/** What a leaf may allow. */
+export const PERMISSIONS: number = PTE_R | PTE_W | PTE_X;
+
+export class Leaves {
+  readonly #parts: MemoryParts;
+  /** Of the process, in the process table. */
+  readonly #at: PhysicalAddress;
+
+  constructor(parts: MemoryParts, process: PhysicalAddress) {
+    this.#parts = parts;
+    this.#at = process;
+  }
+
+  /** Of the page tables; 0 if there are none. */
+  get root(): Pfn {
+    return this.#parts.memory.load32(this.#at + PROCESS_ROOT);
+  }
+
+  get #pid(): number {
+    return this.#parts.memory.load32(this.#at + PROCESS_PID);
+  }
+
+  /** Copies a frame that others hold too. False if there is no memory. */
+  copyFrame(page: VirtualAddress, entry: Entry, flags: number): boolean {
+    const { memory, buddy } = this.#parts;
+    const old = memory.load32(entry.at) >>> PTE_PPN_SHIFT;
+    const copy = buddy.allocate(0, this.#pid, KIND_USER);
+    if (copy === undefined) return false;
+    memory.copy(copy, old);
+    this.set(page, entry, copy, flags);
+    buddy.release(old);
+    return true;
+  }
+
+  /** Copies 2 MiB that others hold too: into a block of the same size, or else into frames. False if there is no memory. */
+  copyHuge(page: VirtualAddress, entry: Entry, flags: number): boolean {
+    const { memory, buddy } = this.#parts;
+    const old = memory.load32(entry.at) >>> PTE_PPN_SHIFT;
+    const copy = buddy.allocateFree(HUGE_ORDER, this.#pid, KIND_USER);
+    if (copy === undefined) return this.#splitHuge(page, entry);
+    memory.copy(copy, old, HUGE_PAGES);
+    this.set(page, entry, copy, flags);
+    buddy.release(old);
+    return true;
+  }
+
+  /** What a leaf of an area may be: see "what must hold". A and D stay as they are; a frame that it may store to is its own. */
+  flagsOf(area: Area, pte: number, level: number, frame: Pfn = pte >>> PTE_PPN_SHIFT): number {
+    const { buddy } = this.#parts;
+    const kept = pte & PTE_FLAGS & ~(PERMISSIONS | PTE_COW | PTE_PARKED | PTE_V);
+    const flags = kept | (area.flags & PERMISSIONS) | PTE_U;
+    if ((area.flags & PERMISSIONS) === 0) return flags | PTE_PARKED;
+    if (area.shared) return buddy.kindOf(buddy.headOf(frame)) === KIND_FILE_CLEAN ? flags & ~PTE_W : flags;
+    if ((flags & PTE_W) === 0) return flags;
+    const head = level === 0 ? buddy.headOf(frame) : frame;
+    if (buddy.references(head) > 1) return (flags & ~PTE_W) | PTE_COW;
+    this.#own(head);
+    return flags;
+  }
+
+  /** A frame that nobody else holds any more, neither another process nor an object, becomes this process's. */
+  #own(head: Pfn): void {
+    const { buddy } = this.#parts;
+    buddy.setOwner(head, this.#pid);
+    if (buddy.kindOf(head) !== KIND_USER) buddy.setKind(head, KIND_USER);
+  }
+
+  /** What a leaf of an area is that maps a frame of the process's own. */
+  newFlags({ flags }: Area): number {
+    return (flags & PERMISSIONS) === 0 ? PTE_U | PTE_PARKED : (flags & PERMISSIONS) | PTE_U;
+  }
+
+  /** Makes a leaf map a frame with these flags; parked, if they say so. */
+  set(address: VirtualAddress, entry: Entry, frame: Pfn, flags: number): void {
+    const valid = (flags & PTE_PARKED) === 0 ? PTE_V : 0;
+    this.#parts.memory.store32(entry.at, (frame << PTE_PPN_SHIFT) | flags | valid);
+    this.#invalidate(address, entry.level === 0 ? 1 : HUGE_PAGES);
+  }
+
+  /** Makes a leaf where there is none. False if there is no memory for its tables. */
+  map(address: VirtualAddress, frame: Pfn, level: number, flags: number): boolean {
+    return mapPage(this.#parts.memory, this.root, address, frame, flags, () => this.allocateTable(), level);
+  }
+
+  #invalidate(address: VirtualAddress, pages: number): void {
+    for (let i = 0; i < pages; i++) this.#parts.core.invalidate(address + i * FRAME_BYTES);
+  }
+
+  /** Allocates a zeroed page table; undefined if there is no memory. */
+  allocateTable(): Pfn | undefined {
+    const frame = this.#parts.buddy.allocate(0, this.#pid, KIND_PAGE_TABLE);
+    if (frame !== undefined) this.#parts.memory.zero(frame, 1);
+    return frame;
+  }
+
+  /**
+   * Allocates a block of 2^order frames, fills it with `contents` and zeros, and maps it: all of it, or nothing is changed
+   * but for page tables.
+   */
+  mapNew(address: VirtualAddress, order: number, flags: number, contents?: Uint8Array): boolean {
+    const { memory, buddy } = this.#parts;
+    const frame = buddy.allocate(order, this.#pid, KIND_USER);
+    if (frame === undefined) return false;
+    if (contents === undefined || contents.length < FRAME_BYTES << order) memory.zero(frame, 1 << order);
+    if (contents !== undefined) memory.write(frame * FRAME_BYTES, contents);
+    for (let i = 0; i < 1 << order; i++) {
+      if (this.map(address + i * FRAME_BYTES, frame + i, 0, flags)) continue;
+      for (let done = 0; done < i; done++) {
+        unmapPage(memory, this.root, address + done * FRAME_BYTES);
+        this.#invalidate(address + done * FRAME_BYTES, 1);
+      }
+      buddy.free(frame);
+      return false;
+    }
+    return true;
+  }
+
+  /** Takes the leaves of [start, end) out and lets go of their frames. No 2 MiB leaf lies across the ends. */
+  clear(start: VirtualAddress, end: VirtualAddress): void {
+    const { memory, buddy } = this.#parts;
+    /** A block that is freed as a whole, with its last leaf. */
+    let whole = { head: -1, end: 0 };
+    visitEntries(memory, this.root, start, end, (address, pte, entry) => {
+      const frame = pte >>> PTE_PPN_SHIFT;
+      memory.store32(entry.at, 0);
+      this.#invalidate(address, entry.level === 0 ? 1 : HUGE_PAGES);
+      if (entry.level === 1) return buddy.release(frame);
+      if (frame > whole.head && frame < whole.end) {
+        if (frame === whole.end - 1) buddy.free(whole.head);
+        return;
+      }
+      const head = buddy.headOf(frame);
+      const frames = 1 << buddy.orderOf(head);
+      if (frames === 1) return buddy.release(frame);
+      // A block lies at consecutive addresses. If all of them go, it goes in one.
+      if (head === frame && address + frames * FRAME_BYTES <= end) whole = { head, end: head + frames };
+      else {
+        buddy.split(head);
+        buddy.release(frame);
+      }
+    });
+  }
+
+  /** Sees to it that no 2 MiB leaf lies across an address. */
+  splitAt(address: VirtualAddress): boolean {
+    const entry = findEntry(this.#parts.memory, this.root, address);
+    const within = address % HUGE_BYTES;
+    return entry?.level !== 1 || within === 0 || this.#splitHuge(address - within, entry);
+  }
+
+  /** Makes a 2 MiB leaf 512 of 4 KiB: of the same frames, or of copies if others hold the block. False if there is no memory. */
+  #splitHuge(address: VirtualAddress, entry: Entry): boolean {
+    const { memory, buddy } = this.#parts;
+    const pte = memory.load32(entry.at);
+    const head = pte >>> PTE_PPN_SHIFT;
+    const frames = [];
+    const table = this.allocateTable();
+    if (table === undefined) return false;
+    const alone = buddy.references(head) === 1;
+    for (let i = 0; i < HUGE_PAGES; i++) {
+      const frame = alone ? head + i : buddy.allocate(0, this.#pid, KIND_USER);
+      if (frame === undefined) {
+        for (const taken of frames) buddy.free(taken);
+        buddy.free(table);
+        return false;
+      }
+      frames.push(frame);
+      if (!alone) memory.copy(frame, head + i);
+    }
+    if (alone) {
+      buddy.split(head);
+      for (const frame of frames) buddy.setOwner(frame, this.#pid);
+    } else buddy.release(head);
+    // They are this process's alone now, so a copy on write is done with.
+    const flags = (pte & PTE_COW) === 0 ? pte & PTE_FLAGS : (pte & PTE_FLAGS & ~PTE_COW) | PTE_W;
+    for (const [i, frame] of frames.entries()) memory.store32(table * FRAME_BYTES + i * 8, (frame << PTE_PPN_SHIFT) | flags);
+    memory.store32(entry.at, (table << PTE_PPN_SHIFT) | PTE_V);
+    this.#invalidate(address, HUGE_PAGES);
+    return true;
+  }
+
+  /** Puts aligned 2 MiB into one block under one leaf. True if it is so now. */
+  collapse(address: VirtualAddress, flags: number): boolean {
+    const { memory, buddy } = this.#parts;
+    if (findEntry(memory, this.root, address)?.level === 1) return true;
+    const block = buddy.allocateFree(HUGE_ORDER, this.#pid, KIND_USER);
+    if (block === undefined) return false;
+    memory.zero(block, HUGE_PAGES);
+    visitEntries(memory, this.root, address, address + HUGE_BYTES, (at, pte) => {
+      memory.copy(block + (at - address) / FRAME_BYTES, pte >>> PTE_PPN_SHIFT);
+    });
+    this.clear(address, address + HUGE_BYTES);
+    const table = findTable(memory, this.root, address);
+    if (!this.map(address, block, 1, flags)) {
+      buddy.free(block); // the zeros that were there are lost with nothing: no leaf, no page
+      return false;
+    }
+    if (table !== undefined) buddy.free(table);
+    return true;
+  }
+}

@@ -21,7 +21,6 @@ import { Claims } from "./cow/claims.js";
 import { Quiesce } from "./cow/quiesce.js";
 import { WriteTracking } from "./cow/tracking.js";
 import { type Core, instantiateCore } from "./vm/memory/core.js";
-import type { Mount } from "./vm/files/inode.js";
 import { diskSectors, type DiskRequest } from "./vm/devices/block-requests.js";
 import { Devices } from "./vm/devices/index.js";
 import { Kernel } from "./vm/kernel.js";
@@ -31,6 +30,7 @@ import type { Runner } from "./vm/personality/step/program.js";
 import { createRunner } from "./vm/personality/step/programs/index.js";
 import { createBootRunner } from "./vm/personality/step/boot-programs.js";
 import { PagePool, WORKER_LIMITS } from "./writer/pool.js";
+import type { Mount } from "./vm/files/path.js";
 
 export interface MachineOptions {
   /** Bytes of RAM, RAM_BYTES_MIN to RAM_BYTES_MAX: 4 MiB to 4,016 MiB. */
@@ -127,7 +127,7 @@ export class Machine {
     if (!statSync(mount.host, { throwIfNoEntry: false })?.isDirectory()) {
       throw new HibernaculumError("HIB_USAGE", `${mount.host} cannot be mounted: there is no such directory`);
     }
-    const result = this.control.locked(() => this.kernel.files.tree.mount({ ...mount, host: resolve(mount.host) }));
+    const result = this.control.locked(() => this.kernel.files.mounts.add({ ...mount, host: resolve(mount.host) }));
     if (result < 0) throw new HibernaculumError("HIB_NO_MEMORY", `no memory to mount ${mount.host}`);
   }
 

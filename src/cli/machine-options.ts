@@ -2,13 +2,13 @@
 import { setImmediate } from "node:timers/promises";
 import { type Command, InvalidArgumentError } from "commander";
 import { MAX_VCPUS } from "../base/layout.js";
-import type { Mount } from "../vm/files/inode.js";
 import { createRunner } from "../vm/personality/step/programs/index.js";
 import { PAGE_THREADS_MAX } from "../base/limits.js";
 import { createCommand, ramOption, wholeNumber } from "./command.js";
 import { defaultName, type Host, type HostOptions } from "./host.js";
 import { stdoutView } from "./output.js";
 import { renderPrograms } from "./programs.js";
+import type { Mount } from "../vm/files/path.js";
 
 /** What runs while an image is loaded: they go on if it fails. */
 export const BOOT_PROCESSES: readonly string[] = ["boot-progress", "boot-housekeeping:256"];

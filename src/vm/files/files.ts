@@ -44,8 +44,9 @@ import {
   SEEK_END,
   SEEK_SET,
 } from "./flags.js";
-import { type Inode, InodeTree, type Mount, readInode, splitPath, walkDirectory, walkHostInodes } from "./inode.js";
+import { type Inode, InodeTree, readInode, walkDirectory, walkHostInodes } from "./inode.js";
 import { printToConsole } from "../memory/console-ring.js";
+import { type Mount, Mounts, splitPath } from "./path.js";
 
 export type Stat = HostStat;
 
@@ -54,6 +55,7 @@ export const CALL_BYTES_MAX: number = 1 << 20;
 
 export class Files implements Pager {
   readonly tree: InodeTree;
+  readonly mounts: Mounts;
   readonly descriptions: Descriptions;
   readonly #parts: KernelParts;
   readonly #host = new HostHandles();
@@ -61,6 +63,7 @@ export class Files implements Pager {
   constructor(parts: KernelParts) {
     this.#parts = parts;
     this.tree = new InodeTree(parts);
+    this.mounts = new Mounts(parts);
     this.descriptions = new Descriptions(parts, (inode) => this.tree.release(inode));
   }
 
@@ -86,7 +89,7 @@ export class Files implements Pager {
 
   /** The inode of a path, held once more. */
   #openInode(parts: readonly string[], flags: number): number {
-    const mounted = this.tree.mountOf(parts);
+    const mounted = this.mounts.find(parts);
     const writes = (flags & ACCESS_MODE) !== O_RDONLY;
     if (mounted !== undefined) return this.#openHost(mounted.mount, mounted.rest, flags, writes);
     let at = this.tree.lookup(parts);
@@ -122,7 +125,7 @@ export class Files implements Pager {
 
   stat(path: string): Stat | number {
     const parts = splitPath(path);
-    const mounted = this.tree.mountOf(parts);
+    const mounted = this.mounts.find(parts);
     if (mounted !== undefined) return tryHost(() => statHost(hostPath(mounted.mount, mounted.rest)));
     const at = this.tree.lookup(parts);
     return at < 0 ? at : statOf(readInode(this.#parts.memory, at));
@@ -131,7 +134,7 @@ export class Files implements Pager {
   /** Names in a directory, in order. */
   list(path: string): string[] | number {
     const parts = splitPath(path);
-    const mounted = this.tree.mountOf(parts);
+    const mounted = this.mounts.find(parts);
     if (mounted !== undefined) return tryHost(() => listHost(hostPath(mounted.mount, mounted.rest)));
     const at = this.tree.lookup(parts);
     if (at < 0) return at;
@@ -171,7 +174,7 @@ export class Files implements Pager {
 
   #change(path: string, inMemory: (parts: string[]) => number, onHost: (path: string) => void): number {
     const parts = splitPath(path);
-    const mounted = this.tree.mountOf(parts);
+    const mounted = this.mounts.find(parts);
     if (mounted === undefined) return inMemory(parts);
     if (mounted.rest.length === 0) return -E.EBUSY;
     if (mounted.mount.readOnly) return -E.EROFS;
@@ -182,8 +185,8 @@ export class Files implements Pager {
   }
 
   rename(from: string, to: string): number {
-    const a = this.tree.mountOf(splitPath(from));
-    const b = this.tree.mountOf(splitPath(to));
+    const a = this.mounts.find(splitPath(from));
+    const b = this.mounts.find(splitPath(to));
     if (a === undefined && b === undefined) return this.tree.rename(splitPath(from), splitPath(to));
     if (a === undefined || b === undefined || a.mount.path !== b.mount.path) return -E.EXDEV;
     if (a.rest.length === 0 || b.rest.length === 0) return -E.EBUSY;

@@ -21,7 +21,8 @@ import {
 import { basename, dirname, join, sep } from "node:path";
 import { readUpTo } from "../../base/host-file.js";
 import * as E from "../memory/errno.js";
-import type { HostIdentity, Inode, Mount } from "./inode.js";
+import type { HostIdentity, Inode } from "./inode.js";
+import type { Mount } from "./path.js";
 
 const BY_CODE: Readonly<Record<string, number>> = {
   EACCES: E.EACCES,

@@ -21,9 +21,10 @@ import {
   EROFS,
   EBUSY,
 } from "../memory/errno.js";
-import { allocateObject, freeObject } from "../memory/kernel-heap.js";
-import { KERNEL_HOST_INODES, KERNEL_MOUNTS, KERNEL_ROOT } from "../memory/kernel-layout.js";
+import { allocateObject, createString, freeObject, freeString, readString } from "../memory/kernel-heap.js";
+import { KERNEL_HOST_INODES, KERNEL_ROOT } from "../memory/kernel-layout.js";
 import type { KernelParts } from "../tasks/parts.js";
+import type { Mount } from "./path.js";
 import { OBJECT_PAGES_MAX } from "../memory/memory-object.js";
 
 export const INODE_BYTES = 128;
@@ -50,7 +51,6 @@ const TYPES: readonly InodeType[] = ["file", "directory", "host"];
 
 const ENTRY_HEAD = 12;
 const NAME_BYTES_MAX = 255;
-const PATH_BYTES_MAX = 2000;
 /** Directories in directories: who walks the tree goes as deep. */
 const DEPTH_MAX = 64;
 
@@ -66,14 +66,6 @@ export interface Inode {
   readOnly: boolean;
   /** Of the host's: what the host says it is. */
   host: HostIdentity | undefined;
-}
-
-export interface Mount {
-  /** Where it is seen, with `/` at neither end but the start. */
-  path: string;
-  /** Directory of the host. */
-  host: string;
-  readOnly: boolean;
 }
 
 export function readInode(memory: ReadableMemory, at: PhysicalAddress): Inode {
@@ -114,27 +106,6 @@ export function* walkDirectory(
     const name = new TextDecoder().decode(memory.read(at + ENTRY_HEAD, memory.load32(at + 8)));
     yield { name, inode: memory.load32(at + 4) >>> 0, at };
   }
-}
-
-export function* walkMounts(memory: ReadableMemory): Generator<Mount> {
-  for (let at = memory.load32(KERNEL_MOUNTS) >>> 0; at !== 0; at = memory.load32(at) >>> 0) {
-    yield {
-      path: readString(memory, memory.load32(at + 4) >>> 0),
-      host: readString(memory, memory.load32(at + 8) >>> 0),
-      readOnly: memory.load32(at + 12) !== 0,
-    };
-  }
-}
-
-/** The parts of an absolute path, without `.` and `..`. */
-export function splitPath(path: string): string[] {
-  const parts: string[] = [];
-  for (const part of path.split("/")) {
-    if (part === "" || part === ".") continue;
-    if (part === "..") parts.pop();
-    else parts.push(part);
-  }
-  return parts;
 }
 
 /** What a file of the host is, as this machine last made or saw it. */
@@ -196,7 +167,7 @@ export class InodeTree {
     if (object !== 0) objects.destroy(object);
     if (type === "host") {
       this.#unlinkHost(inode);
-      this.#freeString(memory.load32(inode + HOST_PATH) >>> 0);
+      freeString(memory, memory.load32(inode + HOST_PATH) >>> 0);
     }
     freeObject(memory, inode, INODE_BYTES);
   }
@@ -382,39 +353,11 @@ export class InodeTree {
     return 0;
   }
 
-  // ---- the host's directories ----
-
-  /** Mounts a directory of the host at a path. */
-  mount({ path, host, readOnly }: Mount): number {
-    const { memory, buddy } = this.#parts;
-    const mount = allocateObject(memory, buddy, 16);
-    const strings = [this.#string(`/${splitPath(path).join("/")}`), this.#string(host)];
-    if (mount === undefined || strings.includes(undefined)) return -ENOMEM;
-    memory.store32(mount, memory.load32(KERNEL_MOUNTS));
-    memory.store32(mount + 4, strings[0]!);
-    memory.store32(mount + 8, strings[1]!);
-    memory.store32(mount + 12, readOnly ? 1 : 0);
-    memory.store32(KERNEL_MOUNTS, mount);
-    return 0;
-  }
-
-  /** The mount that a path lies in, and the rest of the path; undefined if it is in memory. */
-  mountOf(parts: readonly string[]): { mount: Mount; rest: string[] } | undefined {
-    let best: { mount: Mount; rest: string[] } | undefined;
-    let longest = -1;
-    for (const mount of walkMounts(this.#parts.memory)) {
-      const at = splitPath(mount.path);
-      if (at.length > longest && at.every((part, i) => parts[i] === part)) {
-        best = { mount, rest: parts.slice(at.length) };
-        longest = at.length;
-      }
-    }
-    return best;
-  }
+  // ---- files of the host ----
 
   /** The inode of a file of the host, held once more; made if it is not open. */
   openHost(identity: HostIdentity, { readOnly }: Pick<Mount, "readOnly">): number {
-    const { memory } = this.#parts;
+    const { memory, buddy, objects } = this.#parts;
     for (const inode of walkHostInodes(memory)) {
       if (inode.host?.device !== identity.device || inode.host.number !== identity.number) continue;
       if (inode.readOnly && !readOnly) return -EROFS; // one mount says so, and it was first
@@ -423,9 +366,9 @@ export class InodeTree {
     }
     const inode = this.create("host");
     if (inode < 0) return inode;
-    const path = this.#string(identity.path);
+    const path = createString(memory, buddy, identity.path);
     if (path === undefined) {
-      this.#parts.objects.destroy(readInode(memory, inode).object);
+      objects.destroy(readInode(memory, inode).object);
       freeObject(memory, inode, INODE_BYTES);
       return -ENOMEM;
     }
@@ -436,27 +379,6 @@ export class InodeTree {
     this.note(inode, identity);
     return inode;
   }
-
-  // ---- strings ----
-
-  #string(text: string): PhysicalAddress | undefined {
-    const bytes = new TextEncoder().encode(text);
-    if (bytes.length > PATH_BYTES_MAX) return undefined;
-    const { memory, buddy } = this.#parts;
-    const at = allocateObject(memory, buddy, 4 + bytes.length);
-    if (at === undefined) return undefined;
-    memory.store32(at, bytes.length);
-    memory.write(at + 4, bytes);
-    return at;
-  }
-
-  #freeString(at: PhysicalAddress): void {
-    freeObject(this.#parts.memory, at, 4 + this.#parts.memory.load32(at));
-  }
-}
-
-function readString(memory: ReadableMemory, at: PhysicalAddress): string {
-  return new TextDecoder().decode(memory.read(at + 4, memory.load32(at)));
 }
 
 function load64(memory: ReadableMemory, at: PhysicalAddress): bigint {

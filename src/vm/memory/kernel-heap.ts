@@ -3,7 +3,7 @@
  * A frame given to a class stays with it. Callers hold the kernel lock.
  */
 import { FRAME_BYTES } from "../../base/layout.js";
-import type { PhysicalAddress } from "../../base/memory.js";
+import type { PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 import type { BuddyAllocator } from "./buddy.js";
 import { KERNEL_HEAP_CLASSES, KERNEL_HEAP_HEADS, KIND_KERNEL_HEAP } from "./kernel-layout.js";
 import type { PhysicalMemory } from "./physical.js";
@@ -37,4 +37,27 @@ export function freeObject(memory: PhysicalMemory, object: PhysicalAddress, byte
   const head = KERNEL_HEAP_HEADS + classOf(bytes) * 4;
   memory.store32(object, memory.load32(head));
   memory.store32(head, object);
+}
+
+// ---- strings: their length in bytes, and as many of UTF-8 ----
+
+const STRING_BYTES_MAX = 2000;
+
+/** Undefined if there is no memory, or the text is too long. */
+export function createString(memory: PhysicalMemory, buddy: BuddyAllocator, text: string): PhysicalAddress | undefined {
+  const bytes = new TextEncoder().encode(text);
+  if (bytes.length > STRING_BYTES_MAX) return undefined;
+  const at = allocateObject(memory, buddy, 4 + bytes.length);
+  if (at === undefined) return undefined;
+  memory.store32(at, bytes.length);
+  memory.write(at + 4, bytes);
+  return at;
+}
+
+export function freeString(memory: PhysicalMemory, at: PhysicalAddress): void {
+  freeObject(memory, at, 4 + memory.load32(at));
+}
+
+export function readString(memory: ReadableMemory, at: PhysicalAddress): string {
+  return new TextDecoder().decode(memory.read(at + 4, memory.load32(at)));
 }

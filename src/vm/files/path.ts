@@ -1,0 +1,71 @@
+/** Paths of the machine, and the directories of the host that are mounted into them. Callers hold the kernel lock. */
+import type { ReadableMemory } from "../../base/memory.js";
+import { ENOMEM } from "../memory/errno.js";
+import { allocateObject, createString, readString } from "../memory/kernel-heap.js";
+import { KERNEL_MOUNTS } from "../memory/kernel-layout.js";
+import type { MemoryParts } from "../memory/parts.js";
+
+/** The parts of an absolute path, without `.` and `..`. */
+export function splitPath(path: string): string[] {
+  const parts: string[] = [];
+  for (const part of path.split("/")) {
+    if (part === "" || part === ".") continue;
+    if (part === "..") parts.pop();
+    else parts.push(part);
+  }
+  return parts;
+}
+
+export interface Mount {
+  /** Where it is seen, with `/` at neither end but the start. */
+  path: string;
+  /** Directory of the host. */
+  host: string;
+  readOnly: boolean;
+}
+
+export function* walkMounts(memory: ReadableMemory): Generator<Mount> {
+  for (let at = memory.load32(KERNEL_MOUNTS) >>> 0; at !== 0; at = memory.load32(at) >>> 0) {
+    yield {
+      path: readString(memory, memory.load32(at + 4) >>> 0),
+      host: readString(memory, memory.load32(at + 8) >>> 0),
+      readOnly: memory.load32(at + 12) !== 0,
+    };
+  }
+}
+
+export class Mounts {
+  readonly #parts: MemoryParts;
+
+  constructor(parts: MemoryParts) {
+    this.#parts = parts;
+  }
+
+  /** Mounts a directory of the host at a path. */
+  add({ path, host, readOnly }: Mount): number {
+    const { memory, buddy } = this.#parts;
+    const mount = allocateObject(memory, buddy, 16);
+    const strings = [createString(memory, buddy, `/${splitPath(path).join("/")}`), createString(memory, buddy, host)];
+    if (mount === undefined || strings.includes(undefined)) return -ENOMEM;
+    memory.store32(mount, memory.load32(KERNEL_MOUNTS));
+    memory.store32(mount + 4, strings[0]!);
+    memory.store32(mount + 8, strings[1]!);
+    memory.store32(mount + 12, readOnly ? 1 : 0);
+    memory.store32(KERNEL_MOUNTS, mount);
+    return 0;
+  }
+
+  /** The mount that a path lies in, and the rest of the path; undefined if it is in memory. */
+  find(parts: readonly string[]): { mount: Mount; rest: string[] } | undefined {
+    let best: { mount: Mount; rest: string[] } | undefined;
+    let longest = -1;
+    for (const mount of walkMounts(this.#parts.memory)) {
+      const at = splitPath(mount.path);
+      if (at.length > longest && at.every((part, i) => parts[i] === part)) {
+        best = { mount, rest: parts.slice(at.length) };
+        longest = at.length;
+      }
+    }
+    return best;
+  }
+}

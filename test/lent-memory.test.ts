@@ -22,8 +22,8 @@ function takeAll(machine: Machine): { frames: Pfn[]; of: number } {
   const { buddy, memory } = machine.kernel;
   return machine.control.locked(() => {
     let of = buddy.freeFrames;
-    visitBlocks(memory, (_frame, order, used, _owner, kind) => {
-      if (used && kind === KIND_RESERVE) of += 1 << order;
+    visitBlocks(memory, (_frame, order, use, _owner, kind) => {
+      if (use === "used" && kind === KIND_RESERVE) of += 1 << order;
     });
     const frames = [];
     for (let frame: Pfn | undefined; (frame = buddy.allocate(0, 0, KIND_KERNEL_HEAP)) !== undefined; ) frames.push(frame);

@@ -39,7 +39,7 @@ const PAGE = 4096;
 
 function blocksOf({ memory }: Kernel): { frame: number; order: number; used: boolean; owner: number; kind: number }[] {
   const found: ReturnType<typeof blocksOf> = [];
-  visitBlocks(memory, (frame, order, used, owner, kind) => void found.push({ frame, order, used, owner, kind }));
+  visitBlocks(memory, (frame, order, use, owner, kind) => void found.push({ frame, order, used: use === "used", owner, kind }));
   return found;
 }
 

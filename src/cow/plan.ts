@@ -13,8 +13,8 @@ import type { Claims } from "./claims.js";
 export function planFrames(claims: Claims, core: Core, memory: PhysicalMemory): number {
   core.clearBitmap(PLANNED_BITMAP);
   core.clearBitmap(KERNEL_BITMAP);
-  visitBlocks(memory, (frame, order, used, _owner, kind) => {
-    if (!used || !isSaved(kind)) return;
+  visitBlocks(memory, (frame, order, use, _owner, kind) => {
+    if (use === "free" || !isSaved(kind)) return;
     const count = Math.min(1 << order, memory.frames - frame);
     core.setBits(PLANNED_BITMAP, frame, count);
     if (!isUserKind(kind)) core.setBits(KERNEL_BITMAP, frame, count);

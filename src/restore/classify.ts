@@ -40,8 +40,8 @@ export function classify(kernel: Kernel, extents: ExtentTable, reserve: (conflic
   };
   return control.locked(() => {
     const free: { frame: Pfn; order: number }[] = [];
-    visitBlocks(kernel.memory, (frame, order, used) => {
-      if (!used) free.push({ frame, order });
+    visitBlocks(kernel.memory, (frame, order, use) => {
+      if (use === "free") free.push({ frame, order });
     });
     for (const { frame, order } of free) kernel.buddy.carve(frame, order, 0, KIND_LOADING, inImage);
     const direct = core.countBits(DIRECT_BITMAP);

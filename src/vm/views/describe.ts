@@ -94,8 +94,8 @@ export interface BlockCount {
 /** Blocks counted by kind, owner and order; each frame's order goes to `orders`. */
 export function countBlocks(memory: ReadableMemory, orders?: Uint8Array): BlockCount[] {
   const counts = new Map<string, BlockCount>();
-  visitBlocks(memory, (frame, order, used, owner, kindNumber) => {
-    const kind = used ? (KIND_NAMES[kindNumber] ?? "none") : "free";
+  visitBlocks(memory, (frame, order, use, owner, kindNumber) => {
+    const kind = use === "used" ? (KIND_NAMES[kindNumber] ?? "none") : "free";
     const key = `${kind} ${owner} ${order}`;
     let count = counts.get(key);
     if (count === undefined) counts.set(key, (count = { kind, owner, order, blocks: 0, frames: 0 }));

@@ -16,8 +16,8 @@ import {
   MAX_ORDER,
 } from "../memory/kernel-layout.js";
 
-/** Called for each block: its first frame, order, whether it is used, its owner's pid (0: the kernel), its kind. */
-export type VisitBlock = (frame: Pfn, order: number, used: boolean, owner: number, kind: number) => void;
+/** Called for each block: its first frame, order, its use, its owner's pid (0: the kernel), its kind. */
+export type VisitBlock = (frame: Pfn, order: number, use: "used" | "free", owner: number, kind: number) => void;
 
 /** Visits blocks in the order of their frames. A frame that begins no block (a machine in motion) is stepped over. */
 export function visitBlocks(memory: ReadableMemory, visit: VisitBlock): void {
@@ -34,7 +34,7 @@ export function visitBlocks(memory: ReadableMemory, visit: VisitBlock): void {
         frame++;
         continue;
       }
-      visit(frame, order, state === BLOCK_USED, memory.load32(entry + FRAME_OWNER), header >>> 16);
+      visit(frame, order, state === BLOCK_USED ? "used" : "free", memory.load32(entry + FRAME_OWNER), header >>> 16);
       frame += 1 << order;
     }
   }
@@ -43,8 +43,8 @@ export function visitBlocks(memory: ReadableMemory, visit: VisitBlock): void {
 /** First frames of the used blocks of a kind. */
 export function blocksOfKind(memory: ReadableMemory, wanted: number): Pfn[] {
   const found: Pfn[] = [];
-  visitBlocks(memory, (frame, _order, used, _owner, kind) => {
-    if (used && kind === wanted) found.push(frame);
+  visitBlocks(memory, (frame, _order, use, _owner, kind) => {
+    if (use === "used" && kind === wanted) found.push(frame);
   });
   return found;
 }

@@ -4,7 +4,7 @@
  */
 import { Worker } from "node:worker_threads";
 import test from "ava";
-import type { Leave } from "../src/vm/tasks/wait.js";
+import { type Leave, Wait } from "../src/vm/tasks/wait.js";
 import { RAM_BASE } from "../src/base/layout.js";
 import * as K from "../src/vm/memory/kernel-layout.js";
 import { SIGCONT, SIGKILL, SIGSTOP } from "../src/vm/tasks/signals.js";
@@ -79,6 +79,26 @@ test("who sleeps much comes first when it wakes, and not for longer than the cre
   t.deepEqual(slices(machine, 1), [1]);
   const after = slices(machine, 100);
   t.true(Math.abs(after[0]! - after[1]!) <= 2, `${after}`);
+});
+
+test("a call that has to wait leaves what it waits for noted, and whoever changes that wakes it; one that need not leaves nothing", (t) => {
+  const machine = machineOf(0);
+  const { kernel } = machine;
+  const at = addressOf(machine, 0);
+  const state = () => kernel.memory.load32(at + K.PROCESS_STATE);
+  const channel = 0x1234_0000;
+  t.is(kernel.turns.pick(0), 0);
+  t.is(
+    kernel.turns.attempt(0, () => 7),
+    7,
+  );
+  t.is(kernel.memory.load32(at + K.PROCESS_CHANNEL), 0);
+  const wait = kernel.turns.attempt(0, () => new Wait(channel));
+  t.true(wait instanceof Wait);
+  kernel.turns.putBack(0, 0, { do: "wait" });
+  t.is(state(), K.PROCESS_BLOCKED);
+  kernel.scheduler.wake(channel);
+  t.is(state(), K.PROCESS_READY);
 });
 
 test("many who slept long and wake one after another have no more credit than one", (t) => {

@@ -92,7 +92,7 @@ function threads() {
       "shared memory: control area (never saved, never write-protected)",
       [
         ["commands to vCPUs", "ARMED, GENERATION, STOP", ["w", "sets them"], ["r", "read at each safepoint"]],
-        ["words of a vCPU", "state, answers, wanted", ["r", "waits for the answers"], ["w", "answers at a safepoint"], ["w", "take a frame it waits for"]],
+        ["words of a vCPU", "state, answers, wanted", ["r", "waits for the answers"], ["w", "answer at a safepoint"], ["w", "take a frame it waits for"]],
         ["dirty bitmap", "one bit a frame", ["w", "clears; marks its stores"], ["w", "mark before a store"], ["w", "writers read, loaders mark"]],
         ["lists and queue", "src/cow/claims.ts", ["w", "opens entries to claims"], ["w", "claim: gather, pre-image"], ["w", "claim: stage, queue"]],
         ["TLBs", "2 MiB each", undefined, ["w", "each its own"]],

@@ -69,6 +69,16 @@ export function damaged(code: "HIB_CORRUPT" | "HIB_TRUNCATED", what: string, opt
   return new HibernaculumError(code, `${what}: the image is damaged, use another copy of it`, options);
 }
 
+/** What a machine's memory says cannot be: no kernel made it so. */
+export class Contradiction extends HibernaculumError {
+  readonly what: string;
+
+  constructor(what: string) {
+    super("HIB_INCONSISTENT", `the machine in the image contradicts itself: ${what}; use another image`);
+    this.what = what;
+  }
+}
+
 /** An error of Node's file system or of a failure point that acts as one. */
 export function isSystemError(error: unknown): boolean {
   return !(error instanceof HibernaculumError) && typeof (error as NodeJS.ErrnoException | undefined)?.code === "string";

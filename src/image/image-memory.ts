@@ -7,7 +7,7 @@
  */
 import { assert } from "../base/errors.js";
 import { FRAME_BYTES, FRAME_SHIFT } from "../base/layout.js";
-import type { Pfn, PhysicalAddress, ReadableMemory } from "../base/memory.js";
+import { type Pfn, type PhysicalAddress, type ReadableMemory, requireInRam } from "../base/memory.js";
 import type { BlobReader } from "./blob.js";
 import { decodeChunk } from "./codec.js";
 import { CHUNK_BYTES, CODEC_RAW, type Chunk, type ExtentTable, REFERENCED, SAME_FILLED } from "./format.js";
@@ -74,10 +74,10 @@ export class ImageMemory implements ReadableMemory {
   /**
    * The frame's 4096 bytes. They may be shared with the cache: for reading only.
    *
-   * @throws HIB_CORRUPT, HIB_TRUNCATED, HIB_FILES_CHANGED, HIB_IO; so do all the others here
+   * @throws HIB_CORRUPT, HIB_TRUNCATED, HIB_FILES_CHANGED, HIB_IO, HIB_INCONSISTENT beyond RAM; so do all the others here
    */
   readFrame(pfn: Pfn): Uint8Array {
-    assert(pfn >= 0 && pfn < this.frames, `frame ${pfn} is beyond RAM`);
+    requireInRam(this.frames, pfn * FRAME_BYTES, FRAME_BYTES);
     const i = this.#extents.find(pfn);
     if (i < 0) return new Uint8Array(FRAME_BYTES);
     const chunk = this.#extents.chunk[i]!;
@@ -91,14 +91,17 @@ export class ImageMemory implements ReadableMemory {
   }
 
   load32(address: PhysicalAddress): number {
+    requireInRam(this.frames, address, 4, 4);
     return this.#frameOf(address).getInt32(address & (FRAME_BYTES - 1), true);
   }
 
   loadFloat64(address: PhysicalAddress): number {
+    requireInRam(this.frames, address, 8, 8);
     return this.#frameOf(address).getFloat64(address & (FRAME_BYTES - 1), true);
   }
 
   read(address: PhysicalAddress, length: number): Uint8Array {
+    requireInRam(this.frames, address, length);
     const bytes = new Uint8Array(length);
     for (let done = 0; done < length; ) {
       const at = address + done;

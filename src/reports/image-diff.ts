@@ -9,6 +9,7 @@ import type { Image } from "../image/directory.js";
 import { type FrameChecksums, frameChecksums } from "../image/frame-checksums.js";
 import { HEADER_BYTES } from "../image/format.js";
 import type { ImageMemory } from "../image/image-memory.js";
+import { requireConsistent } from "../vm/views/consistency.js";
 import { describeProcess, type ProcessDescription } from "../vm/views/describe.js";
 import { walkLeaves } from "../vm/memory/page-table.js";
 import { listProcesses } from "../vm/tasks/process.js";
@@ -62,7 +63,7 @@ const CACHED_CHUNKS = 8;
 /**
  * Compares two open images of this kernel's version.
  *
- * @throws HIB_RAM_MISMATCH, HIB_CORRUPT, HIB_TRUNCATED, HIB_IO
+ * @throws HIB_RAM_MISMATCH, HIB_CORRUPT, HIB_TRUNCATED, HIB_INCONSISTENT, HIB_IO
  */
 export async function diffImages(a: Image, b: Image, { onProgress }: DiffOptions = {}): Promise<ImageDiff> {
   if (a.header.ramFrames !== b.header.ramFrames) {
@@ -108,6 +109,7 @@ async function side(image: Image, onProgress: (bytes: number) => void): Promise<
   try {
     const checksums = await frameChecksums(image, onProgress);
     const memory = image.memory({ cachedChunks: CACHED_CHUNKS });
+    requireConsistent(memory);
     return { memory, checksums, processes: listProcesses(memory).map((process) => describeProcess(memory, process)) };
   } catch (error) {
     throw naming(error, image.path);

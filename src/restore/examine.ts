@@ -3,16 +3,16 @@
  * the atomic restore will copy lies in the queue's places. Whatever is inconsistent is found while it costs nothing,
  * for the image is not consumed yet and the boot can go on.
  */
-import { HibernaculumError } from "../base/errors.js";
+import { Contradiction } from "../base/errors.js";
 import { FRAME_BYTES, FRAME_SHIFT } from "../base/layout.js";
 import type { Claims } from "../cow/claims.js";
-import type { Pfn, PhysicalAddress, ReadableMemory } from "../base/memory.js";
+import { type Pfn, type PhysicalAddress, type ReadableMemory, requireInRam } from "../base/memory.js";
 import { walkAreas } from "../vm/memory/area.js";
-import { checkConsistency } from "../vm/views/consistency.js";
+import { requireConsistent } from "../vm/views/consistency.js";
 import { walkFds } from "../vm/files/descriptions.js";
 import { ARENA_BYTES, ARENA_FREE_FRAMES, KERNEL_FREE_FRAMES, kernelLayout } from "../vm/memory/kernel-layout.js";
 import type { PhysicalMemory } from "../vm/memory/physical.js";
-import { listProcesses, readRegisters } from "../vm/tasks/process.js";
+import { listProcesses } from "../vm/tasks/process.js";
 import { readHandlers } from "../vm/tasks/signals.js";
 import type { LateFrame } from "./late-frames.js";
 import { readPipe } from "../vm/files/pipe.js";
@@ -32,7 +32,10 @@ export interface Examined {
   pending: number;
 }
 
-/** Memory as the atomic restore of what is queued and `late` frames will make it. Nothing may move meanwhile. */
+/**
+ * Memory as the atomic restore of what is queued and `late` frames will make it. Nothing may move meanwhile. Outside of RAM
+ * there is nothing to be read (HIB_INCONSISTENT).
+ */
 export class ComingMemory implements ReadableMemory {
   readonly frames: number;
   readonly #memory: PhysicalMemory;
@@ -52,6 +55,7 @@ export class ComingMemory implements ReadableMemory {
   }
 
   load32(address: PhysicalAddress): number {
+    requireInRam(this.frames, address, 4, 4);
     const source = this.#sources[address >>> FRAME_SHIFT];
     if (source === 0 || source === undefined) return this.#memory.load32(address);
     const offset = address % FRAME_BYTES;
@@ -59,10 +63,12 @@ export class ComingMemory implements ReadableMemory {
   }
 
   loadFloat64(address: PhysicalAddress): number {
+    requireInRam(this.frames, address, 8, 8);
     return new DataView(this.read(address, 8).buffer).getFloat64(0, true);
   }
 
   read(address: PhysicalAddress, length: number): Uint8Array {
+    requireInRam(this.frames, address, length);
     const bytes = new Uint8Array(length);
     for (let done = 0; done < length; ) {
       const at = address + done;
@@ -91,13 +97,8 @@ const LATE = -1;
 
 /** @throws HIB_INCONSISTENT */
 export function examine(memory: ReadableMemory): Examined {
-  const { blocks, freeFrames, mappedPages, problems } = checkConsistency(memory);
+  const { blocks, freeFrames, mappedPages } = requireConsistent(memory);
   const processes = listProcesses(memory);
-  for (const { pid, slot } of processes) {
-    const [low, high] = readRegisters(memory, slot);
-    if (low !== 0 || high !== 0) problems.push(`x0 of process ${pid} is not zero`);
-  }
-  if (problems.length > 0) throw inconsistent(problems[0]!);
   const fds = processes.flatMap(({ slot }) => [...walkFds(memory, slot)]);
   const pipes = new Set(
     fds.flatMap(({ description: { kind, behind } }) => (kind === "reader" || kind === "writer" ? [behind] : [])),
@@ -132,9 +133,9 @@ export function countRestored(
   const freeFrames = freeByArena.reduce((sum, frames) => sum + frames, 0);
   const processes = listProcesses(memory).length;
   if (freeFrames !== examined.freeFrames || memory.load32(KERNEL_FREE_FRAMES) !== freeFrames)
-    throw inconsistent(`${freeFrames} frames are free once it is in place, and ${examined.freeFrames} were before`);
+    throw new Contradiction(`${freeFrames} frames are free once it is in place, and ${examined.freeFrames} were before`);
   if (processes !== examined.processes)
-    throw inconsistent(`it has ${processes} processes once it is in place, and ${examined.processes} before`);
+    throw new Contradiction(`it has ${processes} processes once it is in place, and ${examined.processes} before`);
   return { freeByArena, freeFrames, processes };
 }
 
@@ -146,14 +147,7 @@ export function countRestored(
 export function countRunnable(memory: ReadableMemory): { ready: number; sleeping: number; others: number } {
   const states = listProcesses(memory).map(({ state }) => state);
   const count = (...which: typeof states) => states.filter((state) => which.includes(state)).length;
-  if (count("running", "ending") > 0) throw inconsistent(`${count("running", "ending")} processes run while nothing does`);
+  if (count("running", "ending") > 0) throw new Contradiction(`${count("running", "ending")} processes run while nothing does`);
   const [ready, sleeping] = [count("ready"), count("sleeping")];
   return { ready, sleeping, others: states.length - ready - sleeping };
-}
-
-function inconsistent(what: string): HibernaculumError {
-  return new HibernaculumError(
-    "HIB_INCONSISTENT",
-    `the machine in the image contradicts itself: ${what}; hib verify tells more, use another image`,
-  );
 }

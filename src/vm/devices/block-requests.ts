@@ -148,12 +148,25 @@ export function freeOrphans({ memory, buddy }: { memory: PhysicalMemory; buddy: 
   }
 }
 
-function* usedEntries(memory: ReadableMemory): Generator<{ at: PhysicalAddress; entry: number; slot: number }> {
-  const entries = memory.load32(KERNEL_SLOTS_USED) * TAGS;
+function* usedEntries(
+  memory: ReadableMemory,
+  slots: number = memory.load32(KERNEL_SLOTS_USED),
+): Generator<{ at: PhysicalAddress; entry: number; slot: number }> {
+  const entries = slots * TAGS;
   for (let entry = 0; entry < entries; entry++) {
     const at = entryAt(memory, entry);
     if (at === undefined) return;
     if (memory.load32(at + STATE) !== FREE) yield { at, entry, slot: Math.floor(entry / TAGS) };
+  }
+}
+
+/** Every entry that is in use, and whether what it says can be: for who checks a machine. */
+export function* readRequests(memory: ReadableMemory): Generator<{ entry: number; frame: Pfn; sound: boolean }> {
+  for (const { at, entry } of usedEntries(memory, MAX_PROCESSES)) {
+    const state = memory.load32(at + STATE);
+    const known = OPERATIONS[memory.load32(at + OPERATION)] !== undefined;
+    const ended = state === DONE && STATUSES[memory.load32(at + STATUS)] !== undefined;
+    yield { entry, frame: memory.load32(at + FRAME), sound: known && (state === SUBMITTED || ended) };
   }
 }
 

@@ -21,6 +21,7 @@ import { promisify } from "node:util";
 import { HibernaculumError } from "../../base/errors.js";
 import { type HostFile, readUpToAsync, type WriteObserver } from "../../base/host-file.js";
 import { FRAME_BYTES, MACHINE_SABOTAGE, SABOTAGE_NO_QUIESCE } from "../../base/layout.js";
+import type { ReadableMemory } from "../../base/memory.js";
 import type { KernelParts } from "../tasks/parts.js";
 import { KERNEL_BLOCK_STATE, KIND_DMA } from "../memory/kernel-layout.js";
 import {
@@ -269,6 +270,12 @@ export class BlockDevice implements Driver {
       memory.store32(KERNEL_BLOCK_STATE, 0);
     });
   }
+}
+
+/** Length of the path in what a disk saved; undefined if it does not fit. */
+export function savedPathBytes(memory: ReadableMemory): number | undefined {
+  const bytes = memory.load32(memory.load32(KERNEL_BLOCK_STATE) * FRAME_BYTES + PATH_BYTES);
+  return bytes >= 1 && bytes <= PATH_BYTES_MAX ? bytes : undefined;
 }
 
 function openDisk(parts: KernelParts, path: string): DiskFile {

@@ -40,7 +40,9 @@ export class CleanPages {
 
   /** While the machine runs, after tracking is armed. */
   learn(): void {
-    for (const { object, path } of this.#files()) this.#known.set(object, this.#read(object, path));
+    // The list is another at any moment; a page that moves meanwhile is put right at the stop.
+    const files = this.#kernel.control.locked(() => this.#files());
+    for (const { object, path } of files) this.#known.set(object, this.#read(object, path));
   }
 
   /**

@@ -19,7 +19,7 @@ const FD_BYTES = 8;
 /** Flag of an fd: closed by exec. */
 export const FD_CLOEXEC = 1;
 
-const DESCRIPTION_BYTES = 32;
+export const DESCRIPTION_BYTES = 32;
 const REFERENCES = 0;
 const KIND = 4;
 /** Inode or pipe. */

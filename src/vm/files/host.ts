@@ -164,7 +164,7 @@ export class HostHandles {
       return there.descriptor;
     if (there !== undefined) closeSync(there.descriptor);
     this.#open.delete(path);
-    const descriptor = openSync(path, writable ? constants.O_RDWR : constants.O_RDONLY);
+    const descriptor = openSync(path, (writable ? constants.O_RDWR : constants.O_RDONLY) | constants.O_NONBLOCK);
     const stats = fstatSync(descriptor, { bigint: true });
     if (stats.dev !== device || stats.ino !== number) {
       closeSync(descriptor);

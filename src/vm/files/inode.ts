@@ -6,7 +6,8 @@
  * file of the host is an inode only while it is open or mapped: its pages are never older than that.
  */
 import { FRAME_BYTES } from "../../base/layout.js";
-import type { PhysicalAddress, ReadableMemory } from "../../base/memory.js";
+import { Contradiction } from "../../base/errors.js";
+import { type PhysicalAddress, type ReadableMemory, walkList } from "../../base/memory.js";
 import {
   EEXIST,
   EFBIG,
@@ -21,7 +22,7 @@ import {
   EROFS,
   EBUSY,
 } from "../memory/errno.js";
-import { allocateObject, createString, freeObject, freeString, readString } from "../memory/kernel-heap.js";
+import { allocateObject, createString, freeObject, freeString, type HeapObject, readString, stringObject } from "../memory/kernel-heap.js";
 import { KERNEL_HOST_INODES, KERNEL_ROOT } from "../memory/kernel-layout.js";
 import type { KernelParts } from "../tasks/parts.js";
 import type { Mount } from "./path.js";
@@ -93,18 +94,25 @@ export function readInode(memory: ReadableMemory, at: PhysicalAddress): Inode {
 
 /** Files of the host that are open or mapped. */
 export function* walkHostInodes(memory: ReadableMemory): Generator<Inode> {
-  for (let at = memory.load32(KERNEL_HOST_INODES) >>> 0; at !== 0; at = memory.load32(at + NEXT_HOST) >>> 0)
-    yield readInode(memory, at);
+  for (const at of walkList(memory, memory.load32(KERNEL_HOST_INODES), { next: NEXT_HOST })) yield readInode(memory, at);
+}
+
+/** What an inode consists of, but for its memory object and its entries. */
+export function inodeParts(memory: ReadableMemory, at: PhysicalAddress): HeapObject[] {
+  const path = memory.load32(at + HOST_PATH) >>> 0;
+  return [{ at, bytes: INODE_BYTES }, ...(path === 0 ? [] : [stringObject(memory, path)])];
 }
 
 /** Names and inodes of a directory, newest first. */
 export function* walkDirectory(
   memory: ReadableMemory,
   directory: PhysicalAddress,
-): Generator<{ name: string; inode: PhysicalAddress; at: PhysicalAddress }> {
-  for (let at = memory.load32(directory + ENTRIES) >>> 0; at !== 0; at = memory.load32(at) >>> 0) {
-    const name = new TextDecoder().decode(memory.read(at + ENTRY_HEAD, memory.load32(at + 8)));
-    yield { name, inode: memory.load32(at + 4) >>> 0, at };
+): Generator<{ name: string; inode: PhysicalAddress } & HeapObject> {
+  for (const at of walkList(memory, memory.load32(directory + ENTRIES), { next: 0 })) {
+    const length = memory.load32(at + 8);
+    if (length < 1 || length > NAME_BYTES_MAX) throw new Contradiction(`a name in a directory has ${length} bytes`);
+    const name = new TextDecoder().decode(memory.read(at + ENTRY_HEAD, length));
+    yield { name, inode: memory.load32(at + 4) >>> 0, at, bytes: ENTRY_HEAD + length };
   }
 }
 

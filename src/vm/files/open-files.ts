@@ -1,4 +1,5 @@
 /** What a machine has open of the host's files, read from its memory: for the records of an image. */
+import { Contradiction } from "../../base/errors.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 import { walkAreas } from "../memory/area.js";
 import { FRAME_ENTRY_BYTES, FRAME_HEADER, KERNEL_ROOT, KIND_FILE_CLEAN, kernelLayout } from "../memory/kernel-layout.js";
@@ -53,19 +54,22 @@ export function describeFds(memory: ReadableMemory, slot: number): FdDescription
   });
 }
 
-/** Path of an inode; the first, if it has several. */
+/** Path of an inode; one of them, if it has several. */
 function pathOf(memory: ReadableMemory, wanted: PhysicalAddress): string | null {
   const { host } = readInode(memory, wanted);
   if (host !== undefined) return host.path;
-  const search = (directory: PhysicalAddress, path: string): string | null => {
-    for (const { name, inode } of walkDirectory(memory, directory)) {
+  const directories = [{ at: memory.load32(KERNEL_ROOT) >>> 0, path: "" }];
+  const seen = new Set<PhysicalAddress>();
+  for (let next = directories.pop(); next !== undefined; next = directories.pop()) {
+    const { at, path } = next;
+    if (seen.has(at)) throw new Contradiction(`the directory ${path} is in itself, or has two names`);
+    seen.add(at);
+    for (const { name, inode } of walkDirectory(memory, at)) {
       if (inode === wanted) return `${path}/${name}`;
-      const below = readInode(memory, inode).type === "directory" ? search(inode, `${path}/${name}`) : null;
-      if (below !== null) return below;
+      if (readInode(memory, inode).type === "directory") directories.push({ at: inode, path: `${path}/${name}` });
     }
-    return null;
-  };
-  return search(memory.load32(KERNEL_ROOT) >>> 0, "");
+  }
+  return null;
 }
 
 /** Clean pages of a file: what the host's file has there. */

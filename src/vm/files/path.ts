@@ -1,7 +1,7 @@
 /** Paths of the machine, and the directories of the host that are mounted into them. Callers hold the kernel lock. */
-import type { ReadableMemory } from "../../base/memory.js";
+import { type ReadableMemory, walkList } from "../../base/memory.js";
 import { ENOMEM } from "../memory/errno.js";
-import { allocateObject, createString, readString } from "../memory/kernel-heap.js";
+import { allocateObject, createString, type HeapObject, readString, stringObject } from "../memory/kernel-heap.js";
 import { KERNEL_MOUNTS } from "../memory/kernel-layout.js";
 import type { MemoryParts } from "../memory/parts.js";
 
@@ -24,12 +24,17 @@ export interface Mount {
   readOnly: boolean;
 }
 
-export function* walkMounts(memory: ReadableMemory): Generator<Mount> {
-  for (let at = memory.load32(KERNEL_MOUNTS) >>> 0; at !== 0; at = memory.load32(at) >>> 0) {
+const MOUNT_BYTES = 16;
+
+/** The mounts, each with the objects that it consists of. */
+export function* walkMounts(memory: ReadableMemory): Generator<Mount & { objects: HeapObject[] }> {
+  for (const at of walkList(memory, memory.load32(KERNEL_MOUNTS), { next: 0 })) {
+    const [path, host] = [memory.load32(at + 4) >>> 0, memory.load32(at + 8) >>> 0];
     yield {
-      path: readString(memory, memory.load32(at + 4) >>> 0),
-      host: readString(memory, memory.load32(at + 8) >>> 0),
+      path: readString(memory, path),
+      host: readString(memory, host),
       readOnly: memory.load32(at + 12) !== 0,
+      objects: [{ at, bytes: MOUNT_BYTES }, stringObject(memory, path), stringObject(memory, host)],
     };
   }
 }
@@ -44,7 +49,7 @@ export class Mounts {
   /** Mounts a directory of the host at a path. */
   add({ path, host, readOnly }: Mount): number {
     const { memory, buddy } = this.#parts;
-    const mount = allocateObject(memory, buddy, 16);
+    const mount = allocateObject(memory, buddy, MOUNT_BYTES);
     const strings = [createString(memory, buddy, `/${splitPath(path).join("/")}`), createString(memory, buddy, host)];
     if (mount === undefined || strings.includes(undefined)) return -ENOMEM;
     memory.store32(mount, memory.load32(KERNEL_MOUNTS));

@@ -5,14 +5,14 @@
  * Callers hold the kernel lock.
  */
 import { FRAME_BYTES } from "../../base/layout.js";
-import type { PhysicalAddress, ReadableMemory } from "../../base/memory.js";
+import type { Pfn, PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 import { EPIPE } from "../memory/errno.js";
 import { allocateObject, freeObject } from "../memory/kernel-heap.js";
 import { KIND_KERNEL_HEAP } from "../memory/kernel-layout.js";
 import type { KernelParts } from "../tasks/parts.js";
 import { Wait } from "../tasks/wait.js";
 
-const PIPE_BYTES = 32;
+export const PIPE_BYTES = 32;
 /** Descriptions of each end. */
 const READERS = 0;
 const WRITERS = 4;
@@ -27,11 +27,16 @@ export const PIPE_CAPACITY: number = FRAME_BYTES;
 export interface Pipe {
   readers: number;
   writers: number;
+  /** Of the ring. */
+  frame: Pfn;
+  /** Where in it the oldest byte is, and how many there are. */
+  start: number;
   filled: number;
 }
 
 export function readPipe(memory: ReadableMemory, pipe: PhysicalAddress): Pipe {
-  return { readers: memory.load32(pipe + READERS), writers: memory.load32(pipe + WRITERS), filled: memory.load32(pipe + FILLED) };
+  const word = (at: number): number => memory.load32(pipe + at);
+  return { readers: word(READERS), writers: word(WRITERS), frame: word(FRAME), start: word(START), filled: word(FILLED) };
 }
 
 /** A new pipe with one reader and one writer; undefined if there is no memory. */

@@ -3,7 +3,7 @@
  * page tables once it was touched; before that it is what is behind the area: zeros, or a page of a memory object.
  */
 import { FRAME_BYTES, PTE_R, PTE_U, PTE_W, PTE_X } from "../../base/layout.js";
-import type { PhysicalAddress, ReadableMemory, VirtualAddress } from "../../base/memory.js";
+import { type PhysicalAddress, type ReadableMemory, type VirtualAddress, walkList } from "../../base/memory.js";
 import type { PhysicalMemory } from "./physical.js";
 
 export const AREA_BYTES = 64;
@@ -17,6 +17,9 @@ const OBJECT = 24;
 const OFFSET = 28;
 const SHARED = 32;
 const READ_ONLY = 36;
+
+/** They do not overlap, and each has a page at least. */
+const AREAS_MAX = 2 ** 20;
 
 export const AREA_KIND_NAMES = ["none", "code", "data", "heap", "stack", "mapping"] as const;
 export type AreaKind = "code" | "data" | "heap" | "stack" | "mapping";
@@ -86,11 +89,7 @@ export function continues(lower: Area, upper: Area): boolean {
 
 /** The areas of a list, newest first. */
 export function* walkAreas(memory: ReadableMemory, head: PhysicalAddress): Generator<StoredArea> {
-  for (let at = head >>> 0; at !== 0; ) {
-    const area = loadArea(memory, at);
-    yield area;
-    at = area.next;
-  }
+  for (const at of walkList(memory, head, { next: NEXT, most: AREAS_MAX })) yield loadArea(memory, at);
 }
 
 /** The area of a list that an address lies in. On the way of every fault: it makes nothing of the others. */

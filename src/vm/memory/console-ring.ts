@@ -3,6 +3,7 @@
  * the tail, which is a store by a device and tracked as one. Callers hold the kernel lock.
  */
 import { FRAME_BYTES } from "../../base/layout.js";
+import type { ReadableMemory } from "../../base/memory.js";
 import { KERNEL_CONSOLE } from "./kernel-layout.js";
 import { littleEndian, type PhysicalMemory } from "./physical.js";
 
@@ -23,6 +24,12 @@ export function printToConsole(memory: PhysicalMemory, line: string): void {
     head = next;
   }
   memory.store32(ring + HEAD, head);
+}
+
+/** Whether both ends of the ring are in it. */
+export function isRing(memory: ReadableMemory): boolean {
+  const ring = memory.load32(KERNEL_CONSOLE) * FRAME_BYTES;
+  return [HEAD, TAIL].every((end) => memory.load32(ring + end) >= 0 && memory.load32(ring + end) < CAPACITY);
 }
 
 /** Takes out all that is there. */

@@ -2,13 +2,12 @@
  * The kernel heap: objects of 32 B to 2 KiB in frames of kind kernel-heap, free ones in a list a size class.
  * A frame given to a class stays with it. Callers hold the kernel lock.
  */
+import { Contradiction } from "../../base/errors.js";
 import { FRAME_BYTES } from "../../base/layout.js";
 import type { PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 import type { BuddyAllocator } from "./buddy.js";
-import { KERNEL_HEAP_CLASSES, KERNEL_HEAP_HEADS, KIND_KERNEL_HEAP } from "./kernel-layout.js";
+import { KERNEL_HEAP_CLASSES, KERNEL_HEAP_HEADS, KERNEL_HEAP_SMALLEST, KIND_KERNEL_HEAP } from "./kernel-layout.js";
 import type { PhysicalMemory } from "./physical.js";
-
-const SMALLEST = 32;
 
 function classOf(bytes: number): number {
   return Math.max(0, 32 - Math.clz32(bytes - 1) - 5);
@@ -23,7 +22,7 @@ export function allocateObject(memory: PhysicalMemory, buddy: BuddyAllocator, by
   if (object === 0) {
     const frame = buddy.allocate(0, 0, KIND_KERNEL_HEAP);
     if (frame === undefined) return undefined;
-    const size = SMALLEST << sizeClass;
+    const size = KERNEL_HEAP_SMALLEST << sizeClass;
     for (let at = FRAME_BYTES - size; at >= 0; at -= size) {
       memory.store32(frame * FRAME_BYTES + at, object);
       object = frame * FRAME_BYTES + at;
@@ -58,6 +57,20 @@ export function freeString(memory: PhysicalMemory, at: PhysicalAddress): void {
   freeObject(memory, at, 4 + memory.load32(at));
 }
 
+/** @throws HIB_INCONSISTENT if there is none */
 export function readString(memory: ReadableMemory, at: PhysicalAddress): string {
-  return new TextDecoder().decode(memory.read(at + 4, memory.load32(at)));
+  return new TextDecoder().decode(memory.read(at + 4, stringObject(memory, at).bytes - 4));
+}
+
+/** An object of the kernel heap: where, and the bytes that were asked for. */
+export interface HeapObject {
+  at: PhysicalAddress;
+  bytes: number;
+}
+
+/** @throws HIB_INCONSISTENT if there is none */
+export function stringObject(memory: ReadableMemory, at: PhysicalAddress): HeapObject {
+  const length = memory.load32(at);
+  if (length < 0 || length > STRING_BYTES_MAX) throw new Contradiction(`a path has ${length} bytes`);
+  return { at, bytes: 4 + length };
 }

@@ -38,6 +38,7 @@ export const KERNEL_HOST_INODES = 0x68;
 /** Kernel heap: heads of the free lists of its size classes, 32 B to 2 KiB. */
 export const KERNEL_HEAP_HEADS = 0x40;
 export const KERNEL_HEAP_CLASSES = 7;
+export const KERNEL_HEAP_SMALLEST = 32;
 // 0x80 to 0xff: devices.
 /** First frame of the block device's request table; 0: the machine has no disk. */
 export const KERNEL_BLOCK = 0x80;

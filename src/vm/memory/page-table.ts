@@ -5,12 +5,13 @@
  * 2^32, so a PTE's high word is always zero and one 32-bit store changes a PTE.
  */
 import { FRAME_BYTES, PTE_PARKED, PTE_PPN_SHIFT, PTE_R, PTE_V, PTE_W, PTE_X } from "../../base/layout.js";
+import { Contradiction } from "../../base/errors.js";
 import type { Pfn, PhysicalAddress, ReadableMemory, VirtualAddress } from "../../base/memory.js";
 import type { PhysicalMemory } from "./physical.js";
 
 /** The bits of a PTE beside its PFN. */
 export const PTE_FLAGS: number = (1 << PTE_PPN_SHIFT) - 1;
-const LEAF = PTE_R | PTE_W | PTE_X;
+export const LEAF: number = PTE_R | PTE_W | PTE_X;
 /** A 2 MiB leaf maps a block of 2^HUGE_ORDER frames. */
 export const HUGE_ORDER = 9;
 export const HUGE_PAGES: number = 1 << HUGE_ORDER;
@@ -146,31 +147,50 @@ export interface Leaf {
   level: number;
 }
 
-/** All leaves of an address space, parked ones too, in the order of their addresses. */
+/**
+ * All leaves of an address space, parked ones too, in the order of their addresses.
+ *
+ * @throws HIB_INCONSISTENT if a table is in it twice
+ */
 export function* walkLeaves(memory: ReadableMemory, root: Pfn): Generator<Leaf> {
-  if (root !== 0) yield* leavesBelow(memory, root, 2, 0);
+  if (root !== 0) yield* leavesBelow(memory, root, 2, 0, new Set());
 }
 
-function* leavesBelow(memory: ReadableMemory, table: Pfn, level: number, base: number): Generator<Leaf> {
+function* leavesBelow(memory: ReadableMemory, table: Pfn, level: number, base: number, seen: Set<Pfn>): Generator<Leaf> {
+  enter(table, seen);
   for (let index = 0; index < 512; index++) {
     const pte = memory.load32(table * FRAME_BYTES + index * 8);
     if ((pte & (PTE_V | PTE_PARKED)) === 0) continue;
     const address = base + index * 2 ** (12 + 9 * level);
     const frame = pte >>> PTE_PPN_SHIFT;
     if ((pte & (LEAF | PTE_PARKED)) !== 0) yield { address, frame, flags: pte & PTE_FLAGS, level };
-    else if (level > 0 && frame < memory.frames) yield* leavesBelow(memory, frame, level - 1, address);
+    else if (level > 0 && frame < memory.frames) yield* leavesBelow(memory, frame, level - 1, address, seen);
   }
 }
 
-/** Frames of the tables of an address space, the root's included. */
-export function* walkTables(memory: ReadableMemory, root: Pfn, level = 2): Generator<Pfn> {
-  if (root === 0) return; // an embryo or a zombie has none
-  yield root;
+/** Each table once: else a few that name each other would make an address space without an end. */
+function enter(table: Pfn, seen: Set<Pfn>): void {
+  if (seen.has(table)) throw new Contradiction(`page table ${table} is twice in one address space`);
+  seen.add(table);
+}
+
+/**
+ * Frames of the tables of an address space, the root's included.
+ *
+ * @throws HIB_INCONSISTENT if one is in it twice
+ */
+export function* walkTables(memory: ReadableMemory, root: Pfn): Generator<Pfn> {
+  if (root !== 0) yield* tablesBelow(memory, root, 2, new Set()); // an embryo or a zombie has none
+}
+
+function* tablesBelow(memory: ReadableMemory, table: Pfn, level: number, seen: Set<Pfn>): Generator<Pfn> {
+  enter(table, seen);
+  yield table;
   if (level === 0) return;
   for (let index = 0; index < 512; index++) {
-    const pte = memory.load32(root * FRAME_BYTES + index * 8);
+    const pte = memory.load32(table * FRAME_BYTES + index * 8);
     if ((pte & PTE_V) !== 0 && (pte & LEAF) === 0 && pte >>> PTE_PPN_SHIFT < memory.frames) {
-      yield* walkTables(memory, pte >>> PTE_PPN_SHIFT, level - 1);
+      yield* tablesBelow(memory, pte >>> PTE_PPN_SHIFT, level - 1, seen);
     }
   }
 }

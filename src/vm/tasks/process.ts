@@ -1,6 +1,7 @@
 /**
  * The process table: an entry a slot, in guest memory. Readers work on live RAM and on an image.
  */
+import { Contradiction } from "../../base/errors.js";
 import { FRAME_BYTES, MAX_PROCESSES, PTE_PPN_SHIFT } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 import {
@@ -110,7 +111,9 @@ function readText(memory: ReadableMemory, at: PhysicalAddress): string {
   const leaf = root === 0 ? 0 : findLeaf(memory, root, CODE_BASE);
   if (leaf === 0) return "";
   const frame = memory.load32(leaf) >>> PTE_PPN_SHIFT;
-  return new TextDecoder().decode(memory.read(frame * FRAME_BYTES, memory.load32(at + PROCESS_TEXT_BYTES)));
+  const length = memory.load32(at + PROCESS_TEXT_BYTES);
+  if (length < 0 || length > FRAME_BYTES) throw new Contradiction(`a program's text has ${length} bytes`);
+  return new TextDecoder().decode(memory.read(frame * FRAME_BYTES, length));
 }
 
 function readString(bytes: Uint8Array): string {

@@ -1,15 +1,35 @@
 /**
- * Is a machine consistent with itself? Buddy allocator, page tables and process table, read from memory: a live
- * machine's that is stopped, or an image's (S0.6). Shares no code with the allocator, only the layout.
+ * Is a machine consistent with itself? Buddy allocator, kernel heap, page tables, process table, files and devices, read from
+ * memory: a live machine's that is stopped, or an image's (S0.6). Shares no code with the allocator, only the layout.
+ *
+ * What must hold: an image may be somebody else's, who made every checksum right. So whatever a kernel follows is looked at
+ * here, before an image is used; each pointer is known to lead to what it should before it is followed; and every walk ends,
+ * because nothing is entered twice (inventory.ts).
  */
-import { FRAME_BYTES, MAX_PROCESSES, PTE_COW, PTE_D, PTE_PARKED, PTE_R, PTE_U, PTE_V, PTE_W, PTE_X } from "../../base/layout.js";
+import { Contradiction } from "../../base/errors.js";
+import {
+  FRAME_BYTES,
+  MAX_FRAMES,
+  PTE_COW,
+  PTE_D,
+  PTE_PARKED,
+  PTE_PPN_SHIFT,
+  PTE_R,
+  PTE_U,
+  PTE_V,
+  PTE_W,
+  PTE_X,
+} from "../../base/layout.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../../base/memory.js";
-import { type StoredArea, walkAreas } from "../memory/area.js";
+import { checkDevices } from "../devices/check.js";
 import { checkFiles } from "../files/check.js";
+import { AREA_BYTES, AREA_KIND_NAMES, type StoredArea, walkAreas } from "../memory/area.js";
+import { type Blocks, Inventory } from "../memory/inventory.js";
 import * as K from "../memory/kernel-layout.js";
-import { walkObject, walkObjectTables } from "../memory/memory-object.js";
-import { walkLeaves, walkTables } from "../memory/page-table.js";
-import { listProcesses, type Process } from "../tasks/process.js";
+import { OBJECT_PAGES_MAX, walkObject, walkObjectTables } from "../memory/memory-object.js";
+import { LEAF, type Leaf } from "../memory/page-table.js";
+import { checkProcessTable } from "../tasks/check.js";
+import type { Process } from "../tasks/process.js";
 
 export interface Consistency {
   blocks: number;
@@ -21,33 +41,75 @@ export interface Consistency {
 }
 
 const PROBLEMS_MAX = 20;
+/** A process has no page up here. */
+const ADDRESSES_END = 2 ** 32 - FRAME_BYTES;
+const AREA_KINDS: readonly string[] = AREA_KIND_NAMES.slice(1);
+const AREA_FLAGS: number = PTE_R | PTE_W | PTE_X | PTE_U;
 
+/** Never throws for what is wrong with a machine. */
 export function checkConsistency(memory: ReadableMemory): Consistency {
   const result: Consistency = { blocks: 0, freeFrames: 0, processes: 0, mappedPages: 0, problems: [] };
   const problem = (text: string): void => {
     if (result.problems.length < PROBLEMS_MAX) result.problems.push(text);
   };
-  if (memory.load32(K.KERNEL_MAGIC_WORD) !== K.KERNEL_MAGIC || memory.load32(K.KERNEL_FRAMES) !== memory.frames) {
-    problem("the kernel page is not a kernel's of this much RAM");
-    return result;
+  try {
+    checkMachine(memory, result, problem);
+  } catch (error) {
+    // A walk that cannot go on: an address outside of RAM, a list without an end.
+    if (!(error instanceof Contradiction)) throw error;
+    problem(error.what);
   }
-  const kinds = checkBuddy(memory, result, problem);
-  checkProcesses(memory, kinds, result, problem);
   return result;
 }
 
-/** Kind, owner and first frame of the used block that a frame lies in; kind 0 for free frames. */
-interface Kinds {
-  kind: Uint8Array;
-  head: Uint32Array;
-  owner: Int32Array;
+/**
+ * For who is to look at all of a machine that somebody else may have made: a consistent one has an end.
+ *
+ * @throws HIB_INCONSISTENT with the first of what is wrong
+ */
+export function requireConsistent(memory: ReadableMemory): Consistency {
+  const consistency = checkConsistency(memory);
+  if (consistency.problems.length > 0) throw new Contradiction(consistency.problems[0]!);
+  return consistency;
 }
 
-function checkBuddy(memory: ReadableMemory, result: Consistency, problem: (text: string) => void): Kinds {
+function checkMachine(memory: ReadableMemory, result: Consistency, problem: (text: string) => void): void {
+  if (memory.frames > MAX_FRAMES || memory.load32(K.KERNEL_FRAMES) !== memory.frames || !isKernelPage(memory))
+    return problem("the kernel page is not a kernel's of this much RAM");
+  const { staticFrames } = K.kernelLayout(memory.frames);
+  const inventory = new Inventory(checkBuddy(memory, result, problem), problem);
+  const { kind } = inventory.blocks;
+  for (let frame = 0; frame < staticFrames; frame++)
+    if (kind[frame] !== K.KIND_KERNEL_STATIC) return problem(`frame ${frame} holds the kernel's tables, and is of another kind`);
+  checkDevices(memory, inventory, problem);
+  checkProcesses(memory, inventory, result, problem);
+  checkHeap(memory, inventory);
+}
+
+function isKernelPage(memory: ReadableMemory): boolean {
+  return (
+    memory.load32(K.KERNEL_MAGIC_WORD) === K.KERNEL_MAGIC &&
+    memory.load32(K.KERNEL_VERSION_WORD) === K.KERNEL_VERSION &&
+    memory.load32(K.KERNEL_ARENAS) === K.kernelLayout(memory.frames).arenas
+  );
+}
+
+/** Free objects of the kernel heap; what is in use has been entered before. */
+function checkHeap(memory: ReadableMemory, inventory: Inventory): void {
+  for (let sizeClass = 0; sizeClass < K.KERNEL_HEAP_CLASSES; sizeClass++) {
+    const bytes = K.KERNEL_HEAP_SMALLEST << sizeClass;
+    for (let at = memory.load32(K.KERNEL_HEAP_HEADS + sizeClass * 4) >>> 0; at !== 0; at = memory.load32(at) >>> 0) {
+      if (!inventory.object(at, bytes, `a free object of ${bytes} bytes`)) break;
+    }
+  }
+}
+
+function checkBuddy(memory: ReadableMemory, result: Consistency, problem: (text: string) => void): Blocks {
   const layout = K.kernelLayout(memory.frames);
   const entry = (frame: Pfn) => layout.frameTable + frame * K.FRAME_ENTRY_BYTES;
-  const kinds: Kinds = {
+  const blocks: Blocks = {
     kind: new Uint8Array(memory.frames),
+    order: new Uint8Array(memory.frames),
     head: new Uint32Array(memory.frames),
     owner: new Int32Array(memory.frames),
   };
@@ -59,8 +121,9 @@ function checkBuddy(memory: ReadableMemory, result: Consistency, problem: (text:
       const header = memory.load32(entry(frame) + K.FRAME_HEADER);
       const state = header & 0xff;
       const order = (header >>> 8) & 0xff;
+      const kind = header >>> 16;
       if (
-        (state !== K.BLOCK_FREE && state !== K.BLOCK_USED) ||
+        (state !== K.BLOCK_FREE && !(state === K.BLOCK_USED && kind > 0 && kind < K.KIND_NAMES.length)) ||
         order > K.MAX_ORDER ||
         frame % (1 << order) !== 0 ||
         frame + (1 << order) > end
@@ -73,9 +136,16 @@ function checkBuddy(memory: ReadableMemory, result: Consistency, problem: (text:
         free.set(frame, order);
         freeFrames += 1 << order;
       } else {
-        kinds.kind.fill(header >>> 16, frame, frame + (1 << order));
-        kinds.head.fill(frame, frame, frame + (1 << order));
-        kinds.owner.fill(memory.load32(entry(frame) + K.FRAME_OWNER), frame, frame + (1 << order));
+        blocks.kind.fill(kind, frame, frame + (1 << order));
+        blocks.order.fill(order, frame, frame + (1 << order));
+        blocks.head.fill(frame, frame, frame + (1 << order));
+        blocks.owner.fill(memory.load32(entry(frame) + K.FRAME_OWNER), frame, frame + (1 << order));
+      }
+      // Whoever looks for the block that a frame lies in, or for a free buddy, must not find one inside of another.
+      for (let tail = frame + 1; tail < frame + (1 << order); tail++) {
+        if (memory.load32(entry(tail) + K.FRAME_HEADER) === K.BLOCK_TAIL) continue;
+        problem(`frame ${tail} lies in the block at frame ${frame} and says that it is one of its own`);
+        break;
       }
       frame += 1 << order;
     }
@@ -91,7 +161,7 @@ function checkBuddy(memory: ReadableMemory, result: Consistency, problem: (text:
   }
   const counted = memory.load32(K.KERNEL_FREE_FRAMES);
   if (counted !== result.freeFrames) problem(`the kernel counts ${counted} free frames and has ${result.freeFrames}`);
-  return kinds;
+  return blocks;
 }
 
 function checkFreeLists(
@@ -124,111 +194,150 @@ function checkFreeLists(
 /** What is held by leaves and memory objects, counted by frame. */
 interface Holders {
   leaves: Uint32Array;
+  /** Of blocks of more than one frame, by the first: 1 + the level of the leaves. */
+  levels: Uint8Array;
   objects: Uint32Array;
 }
 
-function checkProcesses(memory: ReadableMemory, kinds: Kinds, result: Consistency, problem: (text: string) => void): void {
+function checkProcesses(
+  memory: ReadableMemory,
+  inventory: Inventory,
+  result: Consistency,
+  problem: (text: string) => void,
+): void {
   const counted = (): Uint32Array => new Uint32Array(memory.frames);
-  const holders: Holders = { leaves: counted(), objects: counted() };
-  const pids = new Set<number>();
-  const tables = counted();
+  const holders: Holders = { leaves: counted(), levels: new Uint8Array(memory.frames), objects: counted() };
+  const tables = new Uint8Array(memory.frames);
   const objects = new Map<PhysicalAddress, number>();
-  if (memory.load32(K.KERNEL_SLOTS_USED) > MAX_PROCESSES) problem("the process table says it is larger than it is");
-  for (const process of listProcesses(memory)) {
+  const processes = checkProcessTable(memory, problem);
+  for (const process of processes) {
     result.processes++;
-    if (pids.has(process.pid)) problem(`two processes have pid ${process.pid}`);
-    pids.add(process.pid);
-    for (const table of walkTables(memory, process.root)) {
-      if (kinds.kind[table] !== K.KIND_PAGE_TABLE || kinds.owner[table] !== process.pid)
-        problem(`page table ${table} of process ${process.pid} is a frame of another kind or owner`);
-      if (tables[table]!++ > 0) problem(`page table ${table} is used twice`);
-    }
-    const areas = [...walkAreas(memory, process.areas)];
-    checkAreas(process, areas, problem);
+    const areas = enterAreas(memory, process, inventory, problem);
     for (const { object } of areas) if (object !== 0) objects.set(object, (objects.get(object) ?? 0) + 1);
-    result.mappedPages += checkMappings(memory, process, areas, kinds, holders.leaves, problem);
+    const leaves = readTables(memory, process, inventory.blocks, tables, problem);
+    result.mappedPages += checkMappings(memory, process, { areas, leaves }, inventory.blocks, holders, problem);
   }
-  for (const object of checkFiles(memory, objects, problem)) {
-    if (!checkObjectTables(memory, object, kinds, tables, problem)) continue;
+  for (const object of checkFiles(memory, inventory, processes, objects, problem)) {
+    if (!enterObjectTables(memory, object, inventory)) continue;
     for (const { frame } of walkObject(memory, object)) {
-      if (frame < memory.frames) holders.objects[frame]!++;
-      else problem(`a memory object holds frame ${frame}, which is beyond RAM`);
+      // It is let go of as a block of its own.
+      if (frame >= 0 && frame < memory.frames && inventory.blocks.order[frame] === 0) holders.objects[frame]!++;
+      else problem(`a memory object holds frame ${frame}, which is beyond RAM or in a larger block`);
     }
   }
-  checkHolders(memory, kinds, holders, tables, pids, problem);
+  checkHolders(memory, inventory.blocks, holders, tables, new Set(processes.map(({ pid }) => pid)), problem);
+}
+
+/**
+ * Reads the leaves of an address space, in the order of their addresses, and checks the tables. Only what the MMU and the kernel
+ * understand may be there: zero, a table, or a leaf of 4 KiB or 2 MiB.
+ */
+function* readTables(
+  memory: ReadableMemory,
+  { pid, root }: Process,
+  blocks: Blocks,
+  tables: Uint8Array,
+  problem: (text: string) => void,
+): Generator<Leaf> {
+  const below = function* (table: Pfn, level: number, base: number): Generator<Leaf> {
+    if (blocks.kind[table] !== K.KIND_PAGE_TABLE || blocks.order[table] !== 0 || blocks.owner[table] !== pid)
+      return problem(`page table ${table} of process ${pid} is a frame of another kind or owner`);
+    if (tables[table]!++ > 0) return problem(`page table ${table} is used twice`);
+    for (let index = 0; index < 512; index++) {
+      const at = table * FRAME_BYTES + index * 8;
+      const pte = memory.load32(at);
+      const high = memory.load32(at + 4);
+      if (pte === 0 && high === 0) continue;
+      const address = base + index * 2 ** (12 + 9 * level);
+      const isLeaf = (pte & (LEAF | PTE_PARKED)) !== 0;
+      if (high !== 0 || (pte & (PTE_V | PTE_PARKED)) === 0 || (isLeaf ? level === 2 : level === 0 || (pte & 0x3ff) !== PTE_V))
+        problem(`entry ${index} of page table ${table} of process ${pid} is neither a table nor a leaf`);
+      else if (isLeaf) yield { address, frame: pte >>> PTE_PPN_SHIFT, flags: pte & 0x3ff, level };
+      else yield* below(pte >>> PTE_PPN_SHIFT, level - 1, address);
+    }
+  };
+  if (root !== 0) yield* below(root, 2, 0);
 }
 
 /** False if a memory object's pages cannot be told. */
-function checkObjectTables(
-  memory: ReadableMemory,
-  object: PhysicalAddress,
-  kinds: Kinds,
-  tables: Uint32Array,
-  problem: (text: string) => void,
-): boolean {
-  for (const table of walkObjectTables(memory, object)) {
-    if (kinds.kind[table] !== K.KIND_KERNEL_HEAP) {
-      problem(`a memory object has a table in frame ${table}, which is of another kind`);
-      return false;
-    }
-    if (tables[table]!++ === 0) continue;
-    problem(`frame ${table} is a table of two memory objects`);
-    return false;
-  }
+function enterObjectTables(memory: ReadableMemory, object: PhysicalAddress, inventory: Inventory): boolean {
+  for (const table of walkObjectTables(memory, object))
+    if (!inventory.block(table, 0, K.KIND_KERNEL_HEAP, "a table of a memory object")) return false;
   return true;
 }
 
 /** Every frame of a user's kind is held as often as its block says, and every page table is used. */
 function checkHolders(
   memory: ReadableMemory,
-  kinds: Kinds,
+  blocks: Blocks,
   holders: Holders,
-  tables: Uint32Array,
+  tables: Uint8Array,
   pids: ReadonlySet<number>,
   problem: (text: string) => void,
 ): void {
   const layout = K.kernelLayout(memory.frames);
   for (let frame = 0; frame < memory.frames; frame++) {
-    const kind = kinds.kind[frame]!;
+    const kind = blocks.kind[frame]!;
     const held = holders.leaves[frame]! + holders.objects[frame]!;
     if (kind === K.KIND_PAGE_TABLE && tables[frame] === 0) problem(`page table ${frame} is in no address space`);
     if (!K.isUserKind(kind)) {
       if (held > 0) problem(`frame ${frame} of kind ${K.KIND_NAMES[kind]} is mapped`);
       continue;
     }
-    const head = kinds.head[frame]!;
+    const head = blocks.head[frame]!;
     const references = memory.load32(layout.frameTable + head * K.FRAME_ENTRY_BYTES + K.FRAME_REFERENCES);
     if (held !== references) problem(`frame ${frame} has ${references} references and is held by ${held}`);
-    const owner = kinds.owner[frame]!;
+    const owner = blocks.owner[frame]!;
     if (owner !== 0 && !pids.has(owner)) problem(`frame ${frame} belongs to process ${owner}, which is not there`);
     if (kind === K.KIND_USER && references > 1 && owner !== 0)
       problem(`frame ${frame} is shared and belongs to process ${owner}`);
   }
 }
 
-function checkAreas(process: Process, areas: readonly StoredArea[], problem: (text: string) => void): void {
-  const sorted = [...areas].sort((a, b) => a.start - b.start);
-  for (const [i, area] of sorted.entries()) {
-    const where = `area 0x${area.start.toString(16)} of process ${process.pid}`;
-    if (area.start >= area.end || area.start % FRAME_BYTES !== 0 || area.end % FRAME_BYTES !== 0) problem(`${where} is no range`);
-    const next = sorted[i + 1];
-    if (next !== undefined && area.end > next.start) problem(`${where} overlaps the next`);
+/** The areas of a process, by address. */
+function enterAreas(
+  memory: ReadableMemory,
+  { pid, areas: head }: Process,
+  inventory: Inventory,
+  problem: (text: string) => void,
+): StoredArea[] {
+  const areas: StoredArea[] = [];
+  for (const area of walkAreas(memory, head)) {
+    if (!inventory.object(area.at, AREA_BYTES, `an area of process ${pid}`)) break;
+    areas.push(area);
+    const { start, end, limit, flags, kind, object, offset, shared } = area;
+    const where = `area 0x${start.toString(16)} of process ${pid}`;
+    const pages = (end - start) / FRAME_BYTES;
+    if (start < FRAME_BYTES || start >= end || end > ADDRESSES_END || start % FRAME_BYTES !== 0 || !Number.isInteger(pages))
+      problem(`${where} is no range`);
+    if (!AREA_KINDS.includes(kind) || (flags & ~AREA_FLAGS) !== 0) problem(`${where} is of a kind that there is not`);
+    if (limit % FRAME_BYTES !== 0 || limit > start) problem(`${where} may grow down to 0x${limit.toString(16)}`);
+    if (object === 0 && shared) problem(`${where} is shared, and there is nothing behind it`);
+    if (object !== 0 && !(offset >= 0 && offset + pages <= OBJECT_PAGES_MAX))
+      problem(`${where} begins at page ${offset} of what is behind it`);
   }
+  areas.sort((a, b) => a.start - b.start);
+  for (const [i, area] of areas.entries()) {
+    const next = areas[i + 1];
+    if (next !== undefined && area.end > next.start)
+      problem(`area 0x${area.start.toString(16)} of process ${pid} overlaps the next`);
+  }
+  return areas;
 }
 
 /** Checks the leaves of a process against its areas and counts who maps what; returns how many pages are mapped. */
 function checkMappings(
   memory: ReadableMemory,
   process: Process,
-  areas: readonly StoredArea[],
-  kinds: Kinds,
-  leaves: Uint32Array,
+  { areas, leaves }: { areas: readonly StoredArea[]; leaves: Iterable<Leaf> },
+  blocks: Blocks,
+  { leaves: held, levels }: Holders,
   problem: (text: string) => void,
 ): number {
   let pages = 0;
-  let area = areas[0];
+  let next = 0;
   let before = { address: 0, frame: 0 };
-  for (const { address, frame, flags, level } of walkLeaves(memory, process.root)) {
+  for (const { address, frame, flags, level } of leaves) {
     const where = (): string => `page 0x${address.toString(16)} of process ${process.pid}`;
     const frames = 512 ** level;
     if (frame + frames > memory.frames) {
@@ -236,21 +345,29 @@ function checkMappings(
       continue;
     }
     pages += frames;
-    for (let i = 0; i < frames; i++) leaves[frame + i]!++;
-    const kind = kinds.kind[frame]!;
-    const owner = kinds.owner[frame]!;
+    for (let i = 0; i < frames; i++) held[frame + i]!++;
+    const kind = blocks.kind[frame]!;
+    const owner = blocks.owner[frame]!;
     if (!K.isUserKind(kind) || (owner !== 0 && owner !== process.pid))
       problem(`${where()} maps frame ${frame} of another kind or owner`);
-    if (level === 1 && kinds.head[frame] !== frame) problem(`${where()} maps 2 MiB that are no block`);
+    if (level === 1 && (blocks.head[frame] !== frame || blocks.order[frame] !== 9))
+      problem(`${where()} maps 2 MiB that are no block`);
     // Who takes a block's pages away relies on it: they lie one after another.
-    if (level === 0 && kinds.head[frame] !== frame && (before.frame !== frame - 1 || before.address !== address - FRAME_BYTES))
+    if (level === 0 && blocks.head[frame] !== frame && (before.frame !== frame - 1 || before.address !== address - FRAME_BYTES))
       problem(`${where()} maps frame ${frame} in the middle of a block, and the page before it another`);
     before = { address, frame };
+    // One that is shared is split into frames before, unless all have it as 2 MiB.
+    if (blocks.order[frame] !== 0) {
+      if (levels[frame] === level + 1 ? level === 0 : levels[frame] !== 0)
+        problem(`${where()} maps frame ${frame} of a block that is not shared as a whole`);
+      levels[frame] = level + 1;
+    }
     if (address % (FRAME_BYTES * frames) !== 0) problem(`${where()} is not aligned`);
-    // Leaves come in the order of their addresses: most lie in the area of the one before.
-    if (area === undefined || address < area.start || address >= area.end)
-      area = areas.find(({ start, end }) => address >= start && address < end);
-    if (area === undefined) problem(`${where()} lies in no area`);
+    // Both come in the order of their addresses.
+    while (next < areas.length && address >= areas[next]!.end) next++;
+    const area = areas[next];
+    if (area === undefined || address < area.start || address + frames * FRAME_BYTES > area.end)
+      problem(`${where()} lies in no area`);
     else checkFlags(where, area, flags, owner, kind, problem);
   }
   return pages;

@@ -26,7 +26,8 @@ export function readProcessMemory(
     const bytes = Math.min(FRAME_BYTES - offset, address + length - at);
     // A stack grows down to its limit.
     const area = areas.find(({ start, end, limit }) => at >= (limit === 0 ? start : limit) && at < end);
-    const pfn = findFrame(memory, root, at) ?? objectFrame(memory, area, at);
+    // A zombie has no page tables any more.
+    const pfn = (root === 0 ? undefined : findFrame(memory, root, at)) ?? objectFrame(memory, area, at);
     const last = parts.at(-1);
     if (pfn !== undefined) {
       parts.push({ address: at, length: bytes, state: "mapped", pfn, bytes: memory.read(pfn * FRAME_BYTES + offset, bytes) });

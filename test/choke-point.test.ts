@@ -104,7 +104,7 @@ const LAYERS: Record<string, string[]> = {
   "src/vm/tasks": ["src/base", "src/vm/memory"],
   "src/vm/files": ["src/base", "src/vm/memory", "src/vm/tasks"],
   "src/vm/devices": ["src/base", "src/vm/memory", "src/vm/tasks"],
-  "src/vm/views": ["src/base", "src/vm/memory", "src/vm/tasks", "src/vm/files"],
+  "src/vm/views": ["src/base", "src/vm/memory", "src/vm/tasks", "src/vm/files", "src/vm/devices"],
   "src/vm/kernel.ts": ["src/base", "src/vm/memory", "src/vm/tasks", "src/vm/files"],
   "src/vm/personality": ["src/base", "src/vm/memory", "src/vm/tasks", "src/vm/files", "src/vm/devices", "src/vm/kernel.ts"],
   "src/vm/engines": ["src/base", "src/vm/memory", "src/vm/tasks", "src/vm/personality", "src/vm/kernel.ts"],

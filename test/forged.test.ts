@@ -22,7 +22,7 @@ import { findLeaf, walkTables } from "../src/vm/memory/page-table.js";
 import { walkFds } from "../src/vm/files/descriptions.js";
 import { walkDirectory, walkHostInodes } from "../src/vm/files/inode.js";
 import { CODE_BASE } from "../src/vm/personality/step/program.js";
-import { listProcesses, type Process, processAddress } from "../src/vm/tasks/process.js";
+import { listProcesses, type Process } from "../src/vm/tasks/process.js";
 import { blocksOfKind } from "../src/vm/views/walker.js";
 import { diff, Host, inspect, makeImage, verify } from "./fixtures/forged.js";
 import { Forgery } from "./forger.js";
@@ -52,7 +52,7 @@ interface Case {
 
 // ---- where things are ----
 
-const slotAt = (f: Forgery, { slot }: Process): number => processAddress(f, slot);
+const slotAt = (f: Forgery, { slot }: Process): number => K.processAddress(f, slot);
 const named = (f: Forgery, name: string): Process => listProcesses(f).find(({ text }) => text.startsWith(name))!;
 const some = (f: Forgery): Process => named(f, "zipf");
 const word = (f: Forgery, address: number): number => f.load32(address) >>> 0;

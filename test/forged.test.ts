@@ -31,11 +31,12 @@ import { scratch } from "./support.js";
 const directory = mkdtempSync(join(tmpdir(), "hib-test-"));
 let original: string;
 let forgery: Forgery;
-const host = new Host();
+let host: Host;
 
 test.before("an image that has something of everything", async () => {
   original = await makeImage(directory);
   forgery = await Forgery.of(original);
+  host = new Host(directory);
 });
 
 test.after.always(async () => {

@@ -22,7 +22,15 @@ import {
   EROFS,
   EBUSY,
 } from "../memory/errno.js";
-import { allocateObject, createString, freeObject, freeString, type HeapObject, readString, stringObject } from "../memory/kernel-heap.js";
+import {
+  allocateObject,
+  createString,
+  freeObject,
+  freeString,
+  type HeapObject,
+  readString,
+  stringObject,
+} from "../memory/kernel-heap.js";
 import { KERNEL_HOST_INODES, KERNEL_ROOT } from "../memory/kernel-layout.js";
 import type { KernelParts } from "../tasks/parts.js";
 import type { Mount } from "./path.js";

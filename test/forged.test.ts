@@ -3,7 +3,7 @@
  * used: by `hib verify` and by a resume alike, in one line with a code; `inspect` and `diff` end, too. What is not followed is
  * harmless: a machine that has it runs on.
  */
-import { type ChildProcess, spawn } from "node:child_process";
+import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { randomInt } from "node:crypto";
 import { mkdtempSync } from "node:fs";
 import { rm } from "node:fs/promises";
@@ -472,3 +472,20 @@ test.serial("a process without page tables, a zombie, has no memory to be read",
   const { parts } = describeMemory(image, findProcess(image, zombie.pid), { address: 0, length: 2 * FRAME_BYTES });
   t.deepEqual(parts, [{ address: 0, length: 2 * FRAME_BYTES, state: "unmapped" }]);
 });
+
+test.serial("a report that is none is told in one line", async (t) => {
+  const path = join(scratch(t), "forged");
+  for (const value of ["null", "{}", "[]", "7", '{"frames":{}}']) {
+    await forgery.write(path, { catalogue: `UPDATE meta SET value = '${value}' WHERE key = 'report'` });
+    const { stderr, code } = await hibStats(path);
+    t.is(code, 1, value);
+    t.regex(stderr, /^hib(-stats)?: HIB_CORRUPT: [^\n]*no report[^\n]*\n$/, value);
+  }
+});
+
+function hibStats(path: string): Promise<{ stderr: string; code: number }> {
+  const script = fileURLToPath(new URL("../src/cli/hib-stats.js", import.meta.url));
+  return new Promise((resolve) =>
+    execFile(process.execPath, [script, path], (error, _, stderr) => resolve({ stderr, code: Number(error?.code ?? 0) })),
+  );
+}

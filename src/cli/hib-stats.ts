@@ -26,10 +26,16 @@ await main(program);
 async function showImage(path: string, json: boolean): Promise<void> {
   const image = await openImage(path);
   try {
-    const report = image.catalogue.meta["report"] as SaveReport | undefined;
-    if (report === undefined) throw new HibernaculumError("HIB_CORRUPT", `${path} has no report`);
-    if (json) printJson(report);
-    else print(renderSaveReport({ ...report, image: { ...report.image, path } }, stdoutView()).trimEnd());
+    const report = image.catalogue.meta["report"] as SaveReport | null | undefined;
+    // Nobody but people needs it, so it is looked at when it is shown: somebody else may have written anything there.
+    let text: string;
+    try {
+      text = renderSaveReport({ ...report!, image: { ...report!.image, path } }, stdoutView()).trimEnd();
+    } catch (cause) {
+      throw new HibernaculumError("HIB_CORRUPT", `${path} has no report of its save that can be shown`, { cause });
+    }
+    if (json) printJson(report!);
+    else print(text);
   } finally {
     image.close();
   }

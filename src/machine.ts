@@ -18,6 +18,7 @@ import { MACHINE_POWER_OFF, MACHINE_TIMELINE_BASE, MAX_VCPUS, VCPU_BUSY, VCPU_ST
 import { PAGE_THREADS_MAX } from "./base/limits.js";
 import type { SharedMemory } from "./base/wasm.js";
 import { Claims } from "./cow/claims.js";
+import { loadDatabase } from "./image/catalogue.js";
 import { Quiesce } from "./cow/quiesce.js";
 import { WriteTracking } from "./cow/tracking.js";
 import { type Core, instantiateCore } from "./vm/memory/core.js";
@@ -114,6 +115,7 @@ export class Machine {
       throw new HibernaculumError("HIB_USAGE", "give ramBytes and vcpus, whole numbers");
     }
     const machine = new Machine(options);
+    loadDatabase(); // for the images that it resumes; its page threads load their own
     machine.kernel.boot();
     for (const mount of options.mounts ?? []) machine.#mount(mount);
     machine.devices.boot(options.disk);

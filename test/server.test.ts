@@ -1,5 +1,5 @@
 /** The control socket: who may open it, what becomes of bad requests, of clients that go away, and of dead sockets. */
-import { chmod, mkdtemp, readdir, rm, stat, symlink } from "node:fs/promises";
+import { chmod, mkdtemp, readdir, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { createConnection, createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -18,8 +18,9 @@ import {
   removeDead,
   runtimeDirectory,
   socketPath,
+  sweepHidden,
 } from "../src/server/runtime-directory.js";
-import { ControlServer, type Handlers } from "../src/server/server.js";
+import { ControlServer, type Handlers, refuseLive, type ServerOptions } from "../src/server/server.js";
 import { MachineService } from "../src/server/service.js";
 
 const test = anyTest as TestFn<{ directory: string }>;
@@ -36,14 +37,16 @@ function never(): Promise<never> {
   return Promise.reject(new Error("not asked for in this test"));
 }
 
-async function listen(t: ExecutionContext<{ directory: string }>, handlers: Partial<Handlers> = {}): Promise<ControlServer> {
-  const server = await ControlServer.listen("m", {
-    status: async () => STATUS,
-    save: never,
-    check: never,
-    report: never,
-    ...handlers,
-  });
+async function listen(
+  t: ExecutionContext<{ directory: string }>,
+  handlers: Partial<Handlers> = {},
+  options: ServerOptions = {},
+): Promise<ControlServer> {
+  const server = await ControlServer.listen(
+    "m",
+    { status: async () => STATUS, save: never, check: never, report: never, ...handlers },
+    options,
+  );
   t.teardown(() => server.close());
   return server;
 }
@@ -247,6 +250,56 @@ test.serial("a name is taken while its machine lives, and no longer", async (t) 
   await t.throwsAsync(listen(t), { code: "HIB_NAME_TAKEN" });
   t.deepEqual(await readdir(t.context.directory), ["m.sock"], "the one that failed leaves nothing");
   t.is(await probe(socketPath("m")), "alive");
+});
+
+test.serial("a socket that is removed is made anew, and its name is not free meanwhile", async (t) => {
+  const notices: string[] = [];
+  const server = await listen(t, {}, { tend_ms: 5, onNotice: (line) => notices.push(line) });
+  const before = await Client.connect("m");
+  for (const remove of [server.path, t.context.directory]) {
+    await rm(remove, { recursive: true });
+    while (notices.length === 0) await sleep(1);
+    t.regex(notices.splice(0).join("\n"), /^the control socket \S+ was removed; it has been made anew$/);
+    const client = await Client.connect("m");
+    t.deepEqual(await client.request("status", {}), STATUS);
+    client.close();
+    t.deepEqual(await readdir(t.context.directory), ["m.sock"]);
+    t.is((await stat(server.path)).mode & 0o777, 0o600);
+  }
+  t.deepEqual(await before.request("status", {}), STATUS, "who is connected stays so");
+  before.close();
+  await server.close();
+  t.deepEqual(await readdir(t.context.directory), []);
+});
+
+(process.platform === "linux" ? test.serial : test.serial.skip)(
+  "a name whose socket is gone is taken all the same",
+  async (t) => {
+    const server = await listen(t, {}, { tend_ms: 1e9 });
+    await rm(server.path);
+    await t.throwsAsync(listen(t), { code: "HIB_NAME_TAKEN" });
+    await t.throwsAsync(refuseLive("m"), { code: "HIB_NAME_TAKEN" });
+    await server.close();
+    await (await listen(t)).close();
+    t.false(await refuseLive("m"));
+  },
+);
+
+test.serial("an end removes only its own socket", async (t) => {
+  const server = await listen(t, {}, { tend_ms: 1e9 });
+  await rm(server.path);
+  await writeFile(server.path, "another's");
+  await server.close();
+  t.deepEqual(await readdir(t.context.directory), ["m.sock"]);
+});
+
+test.serial("what a process left that ended while its socket was on its way is swept", async (t) => {
+  for (const name of [".00000001", ".00000002"]) leaveDeadSocket(join(t.context.directory, name));
+  await writeFile(join(t.context.directory, ".00000003"), "no socket");
+  await sweepHidden(t.context.directory, Date.now() + 30_000);
+  t.is((await readdir(t.context.directory)).length, 3, "all are young");
+  await sweepHidden(t.context.directory, Date.now() + 90_000);
+  t.deepEqual(await readdir(t.context.directory), [".00000003"]);
 });
 
 test.serial("a dead socket is told from none, and only one of many gets its name", async (t) => {

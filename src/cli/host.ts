@@ -71,7 +71,9 @@ export async function hostMachine(
   const watch = new Watch(service, terminal, (error) => end({ how: "failed", error }));
   let server: ControlServer | undefined;
   try {
-    server = await ControlServer.listen(name, service.handlers);
+    server = await ControlServer.listen(name, service.handlers, {
+      onNotice: (line) => terminal.line(`hib: ${line}`, process.stderr),
+    });
     const print = (line: string): void => terminal.console(`${line}\n`);
     await start({ machine, service, socket: server.path, signal: powerOff.signal, print });
     service.ready = true;

@@ -3,7 +3,7 @@
  *
  *     NAME/blob, NAME/catalogue.sqlite       an image
  *     NAME/used, attempt-1, outcome-1, ...   what has become of it (markers.ts)
- *     .NAME.partial-PID-RANDOM/              one that process PID is writing
+ *     .NAME.partial-PID-DIGEST-RANDOM/       one that a process is writing (host-process.ts: its tag)
  *     NAME.set-aside-REASON[-N]/             one that a boot could not resume, out of the way
  *
  * What must hold:
@@ -13,10 +13,9 @@
 import { randomBytes } from "node:crypto";
 import { mkdir, readdir, rename, rm } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
-import process from "node:process";
 import { attemptTo, damaged, HibernaculumError } from "../base/errors.js";
 import { failpoint } from "../base/failpoints.js";
-import { isAlive } from "../base/host-process.js";
+import { isTagAlive, processTag } from "../base/host-process.js";
 import { BlobReader } from "./blob.js";
 import { Catalogue } from "./catalogue.js";
 import { hashFile, loadChecksum } from "./checksum.js";
@@ -108,7 +107,7 @@ export class Image implements ImageContents {
  */
 export async function createPartial(path: string): Promise<PartialImage> {
   const final = resolve(path);
-  const partial = join(dirname(final), `.${basename(final)}.partial-${process.pid}-${randomBytes(4).toString("hex")}`);
+  const partial = join(dirname(final), `.${basename(final)}.partial-${processTag()}-${randomBytes(4).toString("hex")}`);
   await refuseTaken(final);
   // It holds all of a machine's memory, secrets too.
   await attemptTo(`creating an image at ${final}`, () => mkdir(partial, { mode: 0o700 }));
@@ -200,7 +199,7 @@ export async function removeStalePartials(parent: string): Promise<string[]> {
     const removed: string[] = [];
     for (const name of await readdir(parent)) {
       const partial = partialOf(name);
-      if (partial === undefined || isAlive(partial)) continue;
+      if (partial === undefined || partial.writing) continue;
       await rm(join(parent, name), { recursive: true, force: true });
       removed.push(join(parent, name));
     }
@@ -208,10 +207,10 @@ export async function removeStalePartials(parent: string): Promise<string[]> {
   });
 }
 
-/** Which process writes the partial image of this name; undefined if it is not the name of one. */
-export function partialOf(name: string): { pid: number } | undefined {
-  const pid = /^\..+\.partial-(\d+)-[0-9a-f]{8}$/.exec(name)?.[1];
-  return pid === undefined ? undefined : { pid: Number(pid) };
+/** Which process writes, or wrote, the partial image of this name; undefined if it is not the name of one. */
+export function partialOf(name: string): { pid: number; writing: boolean } | undefined {
+  const tag = /^\..+\.partial-(\d+-[0-9a-f]{8})-[0-9a-f]{8}$/.exec(name)?.[1];
+  return tag === undefined ? undefined : { pid: Number.parseInt(tag, 10), writing: isTagAlive(tag) };
 }
 
 async function sizeOf(directory: string, name: string): Promise<number> {

@@ -79,7 +79,7 @@ export class Image implements ImageContents {
   }
 
   /** The stored machine's memory. */
-  memory(options: Pick<ImageMemoryOptions, "cachedChunks" | "acceptChangedFiles"> = {}): ImageMemory {
+  memory(options: Pick<ImageMemoryOptions, "cachedChunks" | "acceptedFiles"> = {}): ImageMemory {
     const memory = new ImageMemory({
       frames: this.header.ramFrames,
       chunks: this.chunks,

@@ -10,7 +10,10 @@ export interface ResumeProgress {
 }
 
 export interface ResumeOptions {
-  /** Resume an image that was resumed before (two machines with one history corrupt what they share). */
+  /**
+   * Resume an image that was resumed before (two machines with one history corrupt what they share), or one that lies where
+   * nothing can be noted: then nobody can tell how often it was resumed, or that a resume of it died.
+   */
   again?: boolean;
   /**
    * Resume although files of the host that the machine has open are not what they were. Those that are keep their checks: what

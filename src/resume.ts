@@ -30,7 +30,7 @@ import { Reserve } from "./cow/reserve.js";
 import { findImage, type FoundImage } from "./find-image.js";
 import type { Image } from "./image/directory.js";
 import type { ComparedFiles } from "./image/host-files.js";
-import { claimUse, recordAttempt, recordOutcome, refuseHeld, releaseUse } from "./image/markers.js";
+import { cannotBeMarked, claimUse, recordAttempt, recordOutcome, refuseHeld, releaseUse } from "./image/markers.js";
 import type { Machine } from "./machine.js";
 import { makeResumeReport, RESUME_TIMES, type ResumeReport, ResumeSteps, type ResumeTime } from "./reports/resume-report.js";
 import { classify, declassify } from "./restore/classify.js";
@@ -128,10 +128,11 @@ class Resume implements Disposable {
   async attempt(): Promise<void> {
     const { again = false, keepImage = false } = this.#options;
     this.#cancellation.check();
-    if (!keepImage) this.#attempt = await recordAttempt(this.#image.path);
+    if (!keepImage) this.#attempt = await this.#recordAttempt();
     failpoint("resume.attempt");
     if (this.#attempt !== undefined && !again) await refuseHeld(this.#image.path, this.#attempt);
-    this.#steps.passed("attempt", this.#attempt === undefined ? "not recorded" : `${this.#attempt}, recorded`);
+    const unmarked = keepImage ? "not recorded" : "not recorded: the image is read-only here";
+    this.#steps.passed("attempt", this.#attempt === undefined ? unmarked : `${this.#attempt}, recorded`);
   }
 
   /** S1.6: allocate what is free here and used there; reserve a place for every other frame of the image. */
@@ -196,11 +197,12 @@ class Resume implements Disposable {
   async consume(): Promise<void> {
     const { claims } = this.#machine;
     const { refused } = claims.queue;
-    if (this.#options.keepImage !== true) await this.#claim();
+    if (this.#attempt !== undefined) await this.#claim();
     failpoint("resume.consume");
     // The coordinator had turns of its event loop meanwhile, and may have stored to what was equal.
     if (claims.queue.refused !== refused) this.#late = this.#readLate();
-    this.#steps.passed("consumed", this.#options.keepImage === true ? "not asked for" : "marked as used");
+    const unmarked = this.#options.keepImage === true ? "not asked for" : "not marked: the image is read-only here";
+    this.#steps.passed("consumed", this.#attempt === undefined ? unmarked : "marked as used");
     this.#times.ended("consumed");
   }
 
@@ -284,6 +286,21 @@ class Resume implements Disposable {
     const acceptedFiles = this.#acceptedFiles();
     const complete = claims.queue.refused === 0;
     return complete ? [] : readLateFrames(control, claims, this.#image.memory({ acceptedFiles }));
+  }
+
+  async #recordAttempt(): Promise<number | undefined> {
+    const { path } = this.#image;
+    try {
+      return await recordAttempt(path);
+    } catch (cause) {
+      if (!cannotBeMarked(cause)) throw cause;
+      if (this.#options.again === true) return undefined;
+      throw new HibernaculumError(
+        "HIB_IO",
+        `${path} is read-only here, so it cannot be marked as used: --again resumes it without a mark, and then nothing tells it from one that nobody has resumed; or copy it to where you may write`,
+        { cause },
+      );
+    }
   }
 
   /** Files that had changed when they were compared. One that changes later is refused. */

@@ -2,8 +2,8 @@
  * The commands, as a user runs them: child processes, their output and their exit codes. All machines of this file are
  * in one runtime directory, each test's under a name of its own; one test at a time, since `hib ps` sees them all.
  */
-import { type ChildProcess, execFile, spawn } from "node:child_process";
-import { mkdtempSync } from "node:fs";
+import { type ChildProcess, execFile, spawn, spawnSync } from "node:child_process";
+import { chmodSync, mkdtempSync } from "node:fs";
 import { cp, mkdtemp, open, readdir, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -323,6 +323,36 @@ test.serial("hib boot: hibernate= resumes, an image that was used lets the boot 
   const none = await (await boot("none", "hibernate=nothing.hib hibernate=")).interrupt();
   t.regex(none.stdout, /"hibernate=" names no image; give hibernate=PATH$[\s\S]*booting normally$/m);
 });
+
+test.serial("an image on a read-only store: resumed by --again, without a mark; else the refusal says so", async (t) => {
+  const a = await machine(t, "gold");
+  t.is((await run(t, ["save", "gold", "gold.hib"])).code, 0);
+  await a.ended;
+  const image = join(t.context.directory, "gold.hib");
+  const before = await readdir(image);
+  if (!makeReadOnly(t, image)) return t.pass("this user cannot make anything read-only for itself");
+  const refused = await run(t, ["resume", image, "--name", "again"]);
+  t.is(refused.code, 1);
+  t.regex(refused.stderr, /^hib: HIB_IO: \S+gold\.hib is read-only here[^\n]*--again[^\n]*\n$/);
+  for (let twice = 0; twice < 2; twice++) {
+    const resumed = await machine(t, "again", "resume", image, "--name", "again", "--again");
+    t.is((await resumed.interrupt()).code, 0);
+  }
+  t.deepEqual(await readdir(image), before);
+});
+
+/** Root may write wherever it likes, but where a mount says no. False if that cannot be had. */
+function makeReadOnly(t: ExecutionContext, path: string): boolean {
+  if (process.getuid?.() !== 0) {
+    chmodSync(path, 0o500);
+    t.teardown(() => chmodSync(path, 0o700));
+    return true;
+  }
+  const mount = (...args: string[]): boolean => spawnSync("mount", args).status === 0;
+  if (!mount("--bind", path, path)) return false;
+  t.teardown(() => spawnSync("umount", ["-l", path]));
+  return mount("-o", "remount,ro,bind", path);
+}
 
 test.serial("demo: every process continues exactly, and nothing is left behind", async (t) => {
   const { code, stdout, stderr } = await run(t, [

@@ -29,7 +29,10 @@ export function addResume(program: Command): void {
     .addOption(ramOption("memory, which must be what the machine had (the default)"))
     .option("--cpus <n>", `vCPUs, 1 to ${MAX_VCPUS} (default: as many as it had)`, wholeNumber(1, MAX_VCPUS))
     .option("--page-threads <n>", `threads that load and write pages, 1 to ${PAGE_THREADS_MAX}`, wholeNumber(1, PAGE_THREADS_MAX))
-    .option("--again", "resume an image that was resumed before: two machines with one history can damage files that both use")
+    .option(
+      "--again",
+      "resume an image that was resumed before: two machines with one history can damage files that both use; also one on a read-only store, where nobody can tell that it was",
+    )
     .option("--disk <file>", "where the machine's disk is now, if it was moved; its contents must be what they were")
     .option(...ACCEPT_CHANGED_FILES)
     .option("--json", "print the report for programs; the console goes to stderr")

@@ -117,10 +117,15 @@ export class Machine {
     const machine = new Machine(options);
     loadDatabase(); // for the images that it resumes; its page threads load their own
     machine.kernel.boot();
-    for (const mount of options.mounts ?? []) machine.#mount(mount);
-    machine.devices.boot(options.disk);
-    machine.#pool = new PagePool(machine.memory, machine.pageThreads);
-    await machine.#startVcpus();
+    try {
+      for (const mount of options.mounts ?? []) machine.#mount(mount);
+      machine.devices.boot(options.disk);
+      machine.#pool = new PagePool(machine.memory, machine.pageThreads, (error) => (machine.#failure ??= error));
+      await machine.#startVcpus();
+    } catch (error) {
+      await machine.powerOff(); // threads that began would keep the process
+      throw error;
+    }
     machine.#timer = setInterval(() => machine.#tick(), TICK_MS);
     return machine;
   }

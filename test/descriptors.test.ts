@@ -5,9 +5,11 @@
 import { spawn } from "node:child_process";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import test, { type ExecutionContext } from "ava";
 import { scratch } from "./support.js";
 
+const HIB = fileURLToPath(new URL("../src/cli/hib.js", import.meta.url));
 const LIBRARY = new URL("../src/index.js", import.meta.url).href;
 
 interface Result {
@@ -16,14 +18,17 @@ interface Result {
   stderr: string;
 }
 
-/** Runs node with so many descriptors. */
+/** Runs node with so many descriptors, until a machine in it runs. */
 function limited(descriptors: number, args: string[], env: Record<string, string> = {}): Promise<Result> {
   const child = spawn("sh", ["-c", `ulimit -n ${descriptors}; exec "$@"`, "sh", process.execPath, ...args], {
     env: { ...process.env, ...env },
     stdio: ["ignore", "pipe", "pipe"],
   });
   let [stdout, stderr] = ["", ""];
-  child.stdout.setEncoding("utf8").on("data", (text: string) => (stdout += text));
+  child.stdout.setEncoding("utf8").on("data", (text: string) => {
+    stdout += text;
+    if (stdout.includes(": process 1")) child.kill("SIGTERM"); // it is powered off
+  });
   child.stderr.setEncoding("utf8").on("data", (text: string) => (stderr += text));
   return new Promise((resolve) => child.once("close", (code) => resolve({ code, stdout, stderr })));
 }
@@ -70,4 +75,41 @@ test("a save that fails for want of descriptors leaves the machine one that can 
   t.is(code, 0);
   t.true(stdout.includes("HIB_IO"), stdout);
   t.false(stdout.includes("HIB_INTERNAL"), stdout);
+});
+
+test("a host without descriptors is nothing that a process is told: files are made, listed, opened and written all the same", async (t) => {
+  const directory = scratch(t);
+  const { code, stdout } = await runScript(
+    t,
+    directory,
+    `const mounts = [{ host: ${JSON.stringify(directory)}, path: "/d", readOnly: false }];
+     const machine = await Machine.boot({ ramBytes: 64 * 2 ** 20, vcpus: 2, pageThreads: 1, mounts });
+     for (const seed of [1, 2, 3]) machine.spawn("files:dir=/d,seed=" + seed);
+     const steps = () => machine.processes().map(({ steps }) => steps);
+     await until(() => steps().every((steps) => steps > 200));
+     const giveBack = exhaust(0);
+     const before = steps();
+     await until(() => steps().every((steps, i) => steps > before[i] + 1000) || machine.processes().some(({ failure }) => failure));
+     giveBack();
+     console.log(JSON.stringify(machine.processes().map(({ failure }) => failure)));
+     await machine.powerOff();`,
+  );
+  t.is(code, 0);
+  t.is(stdout, '["","",""]\n');
+});
+
+test("few descriptors: a line and a code, or a machine that runs", async (t) => {
+  const env = { HIB_RUNTIME_DIR: scratch(t) };
+  for (const descriptors of [20, 24, 32, 48, 64]) {
+    const { code, stdout, stderr } = await limited(descriptors, [HIB, "ps"], env);
+    t.is(code, 1, `${descriptors}: ${stdout}${stderr}`);
+    t.regex(stderr, /^hib: HIB_IO: too few file descriptors [^\n]+\n$/, String(descriptors));
+  }
+  // Its threads load their code at once: some find no descriptor, whichever come last.
+  for (const descriptors of [75, 85, 95, 110]) {
+    const args = ["run", "--name", "few", "--ram", "16M", "--cpus", "4", "idle"];
+    const { code, stdout, stderr } = await limited(descriptors, [HIB, ...args], env);
+    t.true(stdout.includes("few: process 1") ? code === 0 : code === 1, `${descriptors}: ${stdout}${stderr}`);
+    t.regex(stderr, code === 0 ? /^$/ : /^hib: HIB_IO: [^\n]+\n$/, String(descriptors));
+  }
 });

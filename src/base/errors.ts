@@ -53,7 +53,8 @@ export function fromSystemError(error: unknown, doing: string): HibernaculumErro
   if (code === "ENOSPC" || code === "EDQUOT") {
     return new HibernaculumError("HIB_NO_SPACE", `${doing}: no space left; free some or choose another path`, { cause: error });
   }
-  return new HibernaculumError("HIB_IO", `${doing}: ${text}`, { cause: error });
+  const hint = code === "EMFILE" || code === "ENFILE" ? "; close some files of this process, or raise its limit (ulimit -n)" : "";
+  return new HibernaculumError("HIB_IO", `${doing}: ${text}${hint}`, { cause: error });
 }
 
 /** Does something with files; a refusal says what was being done. */

@@ -12,10 +12,11 @@
  * its holder: a socket in the kernel's abstract namespace, which Linux has. Elsewhere only the file tells.
  */
 import { createHash, randomBytes } from "node:crypto";
-import { lstat, mkdir, readdir, rename, rm } from "node:fs/promises";
+import { constants } from "node:fs";
+import { lstat, mkdir, readdir, realpath, rename, rm } from "node:fs/promises";
 import { createConnection, createServer, type Server } from "node:net";
 import { tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import process from "node:process";
 import { fromSystemError, HibernaculumError } from "../base/errors.js";
 
@@ -40,6 +41,7 @@ export function runtimeDirectory(): string {
  */
 export async function prepareRuntimeDirectory(): Promise<string> {
   const directory = runtimeDirectory();
+  await checkParents(directory);
   try {
     await mkdir(directory, { mode: 0o700 });
   } catch (error) {
@@ -50,13 +52,46 @@ export async function prepareRuntimeDirectory(): Promise<string> {
   return directory;
 }
 
-/** @throws HIB_IO if the directory is not the user's alone. Absent is fine. */
+/**
+ * Refuses a directory whose place is another's: who can rename a parent can put his own in its place. Whoever owns the root
+ * can do so anyway.
+ */
+async function checkParents(directory: string): Promise<void> {
+  const parent = dirname(resolve(directory));
+  const real = await realpath(parent).catch((error: unknown) => {
+    throw fromSystemError(error, `looking at ${parent}`);
+  });
+  const trusted = new Set([0, process.getuid?.() ?? 0, (await lstat("/")).uid]);
+  for (const path of new Set([...ancestors(parent), ...ancestors(real)])) {
+    const { mode, uid } = await lstat(path).catch((error: unknown) => {
+      throw fromSystemError(error, `looking at ${path}`);
+    });
+    const open = (mode & S_IFMT) === S_IFDIR && (mode & 0o002) !== 0 && (mode & S_ISVTX) === 0;
+    if (trusted.has(uid) && !open) continue;
+    const why = open ? "anybody may write to" : `belongs to user ${uid}`;
+    throw new HibernaculumError(
+      "HIB_IO",
+      `${directory} is inside ${path}, which ${why}: control sockets need a place of your own; set HIB_RUNTIME_DIR to one`,
+    );
+  }
+}
+
+const { S_IFDIR, S_IFMT } = constants;
+/** Only who owns a file may remove it. */
+const S_ISVTX = 0o1000;
+
+function ancestors(path: string): string[] {
+  return path === dirname(path) ? [path] : [path, ...ancestors(dirname(path))];
+}
+
+/** @throws HIB_IO if the directory is not the user's alone, or not in a place of his. Absent is fine. */
 export async function checkPrivate(directory: string): Promise<void> {
   const found = await lstat(directory).catch((error: NodeJS.ErrnoException) => {
     if (error.code === "ENOENT") return undefined;
     throw fromSystemError(error, `looking at ${directory}`);
   });
   if (found === undefined) return;
+  await checkParents(directory);
   const refuse = (why: string): never => {
     throw new HibernaculumError(
       "HIB_IO",

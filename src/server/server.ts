@@ -49,9 +49,17 @@ export interface ServerOptions {
   onNotice?: (line: string) => void;
   /** How often it is looked whether the socket is there. */
   tend_ms?: number;
+  /** Most clients at a time. */
+  clientsMax?: number;
+  /** A client that has nothing under way and says nothing for so long is sent away. */
+  idle_ms?: number;
 }
 
 const TEND_MS = 1000;
+const CLIENTS_MAX = 32;
+const IDLE_MS = 600_000;
+/** A client that lets so many bytes of answers lie is not listened to until it has read them. */
+const UNREAD_BYTES_MAX = 2 ** 22;
 
 type AnyHandler = (options: unknown, context: RequestContext<CommandName>) => Promise<unknown>;
 
@@ -61,6 +69,8 @@ export class ControlServer {
   readonly #handlers: Handlers;
   readonly #connections = new Set<Connection>();
   readonly #onNotice: (line: string) => void;
+  readonly #clientsMax: number;
+  readonly #idle_ms: number;
   #lock: Server | undefined;
   #server: Server;
   /** What the socket's file is; somebody else's may come to be there. */
@@ -70,11 +80,14 @@ export class ControlServer {
   /** What was wrong with the socket when it was last looked at. */
   #trouble = "";
 
-  private constructor(name: string, handlers: Handlers, { onNotice = () => undefined }: ServerOptions) {
+  private constructor(name: string, handlers: Handlers, options: ServerOptions) {
+    const { onNotice = () => undefined, clientsMax = CLIENTS_MAX, idle_ms = IDLE_MS } = options;
     this.path = socketPath(name);
     this.#name = name;
     this.#handlers = handlers;
     this.#onNotice = onNotice;
+    this.#clientsMax = clientsMax;
+    this.#idle_ms = idle_ms;
     this.#server = this.#createServer();
   }
 
@@ -162,6 +175,7 @@ export class ControlServer {
 
   /** Makes the socket anew if it is gone. Whatever is in the way is tried again: without its socket a machine cannot be saved. */
   async #tend(): Promise<void> {
+    this.#refuseIdle();
     if ((await this.#look()) === "mine") return;
     const old = this.#server;
     this.#server = this.#createServer();
@@ -181,8 +195,27 @@ export class ControlServer {
 
   #accept(socket: Socket): void {
     const connection = new Connection(socket, this.#handlers);
+    // Who asks for something comes before who is only there.
+    const idlest = [...this.#connections].sort((a, b) => b.idle_ms - a.idle_ms)[0];
+    if (this.#connections.size >= this.#clientsMax) {
+      const [refused, why] =
+        idlest !== undefined && idlest.idle_ms >= 0 ? [idlest, "was idle for longest"] : [connection, "came last"];
+      refused.refuse(
+        `machine ${this.#name} has ${this.#clientsMax} clients, as many as it takes, and this one ${why}; try again`,
+      );
+      this.#connections.delete(refused);
+      if (refused === connection) return;
+    }
     this.#connections.add(connection);
     socket.once("close", () => this.#connections.delete(connection));
+  }
+
+  #refuseIdle(): void {
+    for (const connection of this.#connections) {
+      if (connection.idle_ms < this.#idle_ms) continue;
+      const seconds = Math.round(connection.idle_ms / 1000);
+      connection.refuse(`machine ${this.#name} has heard nothing from this client for ${seconds} s; connect again`);
+    }
   }
 }
 
@@ -212,12 +245,15 @@ class Connection {
   readonly #socket: Socket;
   readonly #handlers: Handlers;
   readonly #running = new Map<number, { abort: AbortController; done: Promise<void> }>();
+  #active = performance.now();
 
   constructor(socket: Socket, handlers: Handlers) {
     this.#socket = socket;
     this.#handlers = handlers;
     const lines = new LineReader((line) => this.#receive(line), REQUEST_BYTES_MAX);
+    socket.on("drain", () => socket.resume());
     socket.on("data", (bytes) => {
+      this.#active = performance.now();
       try {
         lines.push(bytes);
       } catch (error) {
@@ -227,6 +263,19 @@ class Connection {
     });
     socket.on("error", () => undefined); // "close" follows
     socket.once("close", () => this.#abortAll());
+  }
+
+  /** How long nothing has been asked or answered; -1 while something is under way. */
+  get idle_ms(): number {
+    return this.#running.size > 0 ? -1 : performance.now() - this.#active;
+  }
+
+  /** Says why, and ends the connection. */
+  refuse(why: string): void {
+    this.#send({ id: null, ok: false, error: { code: "HIB_BUSY", message: why } });
+    this.#socket.removeAllListeners("data").resume().end();
+    // One that does not read what it is told keeps no descriptor by that.
+    setTimeout(() => this.#socket.destroy(), 1000).unref();
   }
 
   async close(): Promise<void> {
@@ -268,11 +317,14 @@ class Connection {
       this.#send({ id, ok: false, error: serializeError(error) });
     } finally {
       this.#running.delete(id);
+      this.#active = performance.now();
     }
   }
 
   #send(response: Response): void {
-    if (this.#socket.writable) this.#socket.write(`${JSON.stringify(response)}\n`);
+    if (!this.#socket.writable) return;
+    this.#socket.write(`${JSON.stringify(response)}\n`);
+    if (this.#socket.writableLength > UNREAD_BYTES_MAX) this.#socket.pause();
   }
 
   #abortAll(): void {

@@ -13,6 +13,7 @@ import anyTest, { type ExecutionContext, type TestFn } from "ava";
 import { FRAME_BYTES } from "../src/base/layout.js";
 import { describeError } from "../src/cli/command.js";
 import { parseKernelCommandLine } from "../src/cli/kernel-command-line.js";
+import { atNewImage } from "../src/cli/save.js";
 import { parseSize } from "../src/cli/size.js";
 import { HibernaculumError, Machine, save } from "../src/index.js";
 import { Client } from "../src/server/client.js";
@@ -491,6 +492,19 @@ test.serial("pipes get no escape codes, and one that is closed early is no error
   const code = await new Promise((resolve) => child.once("close", resolve));
   t.is(stderr, "");
   t.is(code, 0);
+});
+
+test.serial("a default name that is taken by then is no reason to fail, and one that was asked for is", async (t) => {
+  const taken = new HibernaculumError("HIB_IMAGE_EXISTS", "taken");
+  const tried: string[] = [];
+  const make = (path: string): Promise<string> => (tried.push(path) < 4 ? Promise.reject(taken) : Promise.resolve(path));
+  t.is(await atNewImage(undefined, "m", make), tried[3]);
+  t.is(new Set(tried).size, 4);
+  for (const path of tried) t.regex(path, /^m-\d{8}-\d{6}-\d{3}\.hib$/);
+  t.is(await t.throwsAsync(atNewImage("x", "m", () => Promise.reject(taken))), taken);
+  const other = new HibernaculumError("HIB_IO", "another");
+  t.is(await t.throwsAsync(atNewImage(undefined, "m", () => Promise.reject(other))), other);
+  await t.throwsAsync(atNewImage("", "m", make), { code: "HIB_USAGE" });
 });
 
 test.serial("sizes: binary and decimal units, and what is none", (t) => {

@@ -105,7 +105,8 @@ function oneLine(text: string): string {
 
 /**
  * Runs `body` with a signal that Ctrl-C (or SIGTERM, or a closed terminal) fires. A second Ctrl-C ends the process at
- * once, as it does where nobody listens.
+ * once, as it does where nobody listens. One that comes when `body` is over comes too late: what was done is done, and the
+ * exit code says so.
  */
 export async function interruptible<T>(body: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const abort = new AbortController();
@@ -119,10 +120,16 @@ export async function interruptible<T>(body: (signal: AbortSignal) => Promise<T>
   };
   for (const signal of signals) process.on(signal, onSignal);
   try {
-    return await body(abort.signal);
+    const result = await body(abort.signal);
+    for (const signal of signals) process.on(signal, tooLate);
+    return result;
   } finally {
     stopListening();
   }
+}
+
+function tooLate(): void {
+  // What is left is to say what was done.
 }
 
 /** `--ram`, of which `initial` is the default; without one it is what the image says. */

@@ -3,7 +3,7 @@
  * in one runtime directory, each test's under a name of its own; one test at a time, since `hib ps` sees them all.
  */
 import { type ChildProcess, execFile, spawn, spawnSync } from "node:child_process";
-import { chmodSync, mkdtempSync } from "node:fs";
+import { chmodSync, mkdtempSync, statSync } from "node:fs";
 import { cp, mkdtemp, open, readdir, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -129,6 +129,8 @@ test.serial("a machine's whole life: run, ps, snapshot, inspect, verify, stats, 
   t.is(snapshot.code, 0);
   t.regex(snapshot.stdout, /a\.hib \(a snapshot\)[\s\S]*pause +[\d.]+ [mu]s: safepoint/);
   t.true((await run(t, ["ps", "--json"])).stdout.includes('"name":"life"'), "it goes on");
+  for (const name of ["blob", "catalogue.sqlite"])
+    t.is(statSync(join(t.context.directory, "a.hib", name)).mode & 0o777, 0o600, name);
 
   const inspected = JSON.parse((await run(t, ["inspect", "a.hib", "--json"])).stdout);
   t.is(inspected.schema, 1);
@@ -498,7 +500,7 @@ test.serial("a default name that is taken by then is no reason to fail, and one 
   const taken = new HibernaculumError("HIB_IMAGE_EXISTS", "taken");
   const tried: string[] = [];
   const make = (path: string): Promise<string> => (tried.push(path) < 4 ? Promise.reject(taken) : Promise.resolve(path));
-  t.is(await atNewImage(undefined, "m", make), tried[3]);
+  t.is(await atNewImage(undefined, "m", make), tried.at(-1)!);
   t.is(new Set(tried).size, 4);
   for (const path of tried) t.regex(path, /^m-\d{8}-\d{6}-\d{3}\.hib$/);
   t.is(await t.throwsAsync(atNewImage("x", "m", () => Promise.reject(taken))), taken);

@@ -6,6 +6,7 @@
 import process from "node:process";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { type ErrorCode, fromSystemError, HibernaculumError, isSystemError } from "../base/errors.js";
+import { printable } from "../stats/printable.js";
 import { note, prepareOutput } from "./output.js";
 import { parseSize, SIZE_HELP } from "./size.js";
 import { PACKAGE_VERSION } from "./version.js";
@@ -80,7 +81,7 @@ export function reportError(error: unknown): number {
 
 /** "CODE: message", one line. */
 export function describeError(error: unknown): string {
-  const message = oneLine(error instanceof Error ? error.message : String(error));
+  const message = printable(oneLine(error instanceof Error ? error.message : String(error)));
   const code = error instanceof HibernaculumError ? error.code : "HIB_INTERNAL";
   const hint = code === "HIB_INTERNAL" && !verbose ? " (a bug; --verbose shows where)" : "";
   return `${code}: ${message}${hint}`;

@@ -9,6 +9,7 @@ import { fromSystemError, HibernaculumError } from "../base/errors.js";
 import { BlobWriter } from "../image/blob.js";
 import { exportImage } from "../image/stream.js";
 import { formatBytes } from "../stats/format.js";
+import { printable } from "../stats/printable.js";
 import { createCommand, interruptible } from "./command.js";
 import { outliveReader, print } from "./output.js";
 import { createProgress, showBytes } from "./progress.js";
@@ -39,7 +40,7 @@ async function exportTo(path: string, file: string, { again = false }: { again?:
     } else {
       const bytes = await interruptible((signal) => writeFile(resolve(file), stream(signal)));
       progress.stop();
-      print(`exported ${path} to ${file}: ${formatBytes(bytes)}`);
+      print(`exported ${printable(path)} to ${printable(file)}: ${formatBytes(bytes)}`);
     }
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "EPIPE")

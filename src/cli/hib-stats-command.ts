@@ -6,6 +6,7 @@ import type { SaveReport } from "../reports/save-report.js";
 import { Client } from "../server/client.js";
 import { renderLiveReport } from "../stats/live-report.js";
 import { renderSaveReport } from "../stats/save-report.js";
+import { printableAll } from "../stats/printable.js";
 import { createProgram, main } from "./command.js";
 import { print, printJson, stdoutView } from "./output.js";
 
@@ -28,7 +29,7 @@ async function showImage(path: string, json: boolean): Promise<void> {
     const report = image.catalogue.meta["report"] as SaveReport | undefined;
     if (report === undefined) throw new HibernaculumError("HIB_CORRUPT", `${path} has no report`);
     if (json) printJson(report);
-    else print(renderSaveReport({ ...report, image: { ...report.image, path } }, stdoutView()).trimEnd());
+    else print(renderSaveReport(printableAll({ ...report, image: { ...report.image, path } }), stdoutView()).trimEnd());
   } finally {
     image.close();
   }
@@ -39,7 +40,7 @@ async function showMachine(name: string, json: boolean): Promise<void> {
   try {
     const report = await client.request("report", {});
     if (json) printJson({ schema: 1, ...report } as { schema: number });
-    else print(renderLiveReport(report, stdoutView()).trimEnd());
+    else print(renderLiveReport(printableAll(report), stdoutView()).trimEnd());
   } finally {
     client.close();
   }

@@ -6,6 +6,7 @@ import type { Command } from "commander";
 import { HibernaculumError } from "../base/errors.js";
 import { importImage } from "../image/stream.js";
 import { formatBytes } from "../stats/format.js";
+import { printable } from "../stats/printable.js";
 import { createCommand, interruptible } from "./command.js";
 import { print, printJson } from "./output.js";
 import { createProgress, showBytes } from "./progress.js";
@@ -40,7 +41,7 @@ async function importFrom(file: string, given: string | undefined, { json }: { j
     progress.stop();
     if (json === true)
       printJson({ schema: 1, path: image, id: header.id, frames: header.frames, bytes, used } as { schema: number });
-    else print(`imported ${image}: ${formatBytes(bytes)}${used ? "; it was used before, and is marked so" : ""}`);
+    else print(`imported ${printable(image)}: ${formatBytes(bytes)}${used ? "; it was used before, and is marked so" : ""}`);
   } finally {
     progress.stop();
   }

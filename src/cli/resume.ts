@@ -6,6 +6,7 @@ import { MACHINE_VERSION } from "../image/format.js";
 import { resume } from "../resume.js";
 import { renderResumeSummary } from "../stats/resume-report.js";
 import { PAGE_THREADS_MAX } from "../base/limits.js";
+import { printableAll } from "../stats/printable.js";
 import { ACCEPT_CHANGED_FILES, createCommand, ramOption, wholeNumber } from "./command.js";
 import { defaultName, hostMachine, introduce } from "./host.js";
 import { BOOT_PROCESSES } from "./machine-options.js";
@@ -60,7 +61,7 @@ async function resumeImage(path: string, options: ResumeCommandOptions): Promise
       });
       host.service.resumed = report;
       if (json) printJson({ ...report, machine: { name, pid: process.pid, socket: host.socket } } as { schema: number });
-      else print(renderResumeSummary(report, stdoutView()));
+      else print(renderResumeSummary(printableAll(report), stdoutView()));
       (json ? note : print)(introduce(host));
     },
   );

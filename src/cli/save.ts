@@ -8,6 +8,7 @@ import type { SaveProgress } from "../reports/save-progress.js";
 import { Client } from "../server/client.js";
 import type { SaveRequest } from "../server/protocol.js";
 import { renderSaveSummary } from "../stats/save-report.js";
+import { printableAll } from "../stats/printable.js";
 import { createCommand, interruptible, wholeNumber } from "./command.js";
 import { print, printJson, stdoutView } from "./output.js";
 import { createProgress, type ProgressStep } from "./progress.js";
@@ -58,7 +59,7 @@ async function saveMachine(name: string, image: string | undefined, options: Sav
     );
     progress.stop();
     if (options.json === true) printJson(report);
-    else print(renderSaveSummary(report, stdoutView()));
+    else print(renderSaveSummary(printableAll(report), stdoutView()));
   } finally {
     progress.stop();
     client.close();

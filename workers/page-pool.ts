@@ -4,7 +4,7 @@ import { runInNewContext } from "node:vm";
 import { workerData } from "node:worker_threads";
 import { serializeError } from "../src/base/errors.js";
 import type { SharedMemory } from "../src/base/wasm.js";
-import { loadDatabase } from "../src/image/catalogue.js";
+import { loadDatabase } from "../src/base/sqlite.js";
 import { type CatalogueResult, type CatalogueTask, writeCatalogue } from "../src/reports/image-catalogue.js";
 import { type LoadResult, type LoadTask, loadPages } from "../src/restore/page-loader.js";
 import { instantiateCore } from "../src/vm/memory/core.js";

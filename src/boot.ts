@@ -45,7 +45,14 @@ export type BootResult =
 export const DEATHS_MAX = 2;
 
 /** These say nothing about the image: the same boot a little later, or elsewhere, might resume it. */
-const NOT_THE_IMAGE: readonly ErrorCode[] = ["HIB_BUSY", "HIB_CANCELLED", "HIB_DEPENDENCY", "HIB_IMAGE_USED", "HIB_USAGE"];
+const NOT_THE_IMAGE: readonly ErrorCode[] = [
+  "HIB_BUSY",
+  "HIB_CANCELLED",
+  "HIB_DEPENDENCY",
+  "HIB_DISK_IN_USE",
+  "HIB_IMAGE_USED",
+  "HIB_USAGE",
+];
 
 /**
  * Resumes the image at `path` in a machine that has booted, or leaves that machine to go on booting.

@@ -1,17 +1,25 @@
 /** The first step of a resume: every check of an image that costs nothing, in the order of S2.1. */
-import { HibernaculumError } from "./base/errors.js";
+import { resolve } from "node:path";
+import { fromSystemError, HibernaculumError } from "./base/errors.js";
 import { FRAME_BYTES } from "./base/layout.js";
 import { type Image, openImage } from "./image/directory.js";
 import { MACHINE_VERSION } from "./image/format.js";
-import { type FileRow, findChangedFiles } from "./image/host-files.js";
+import { type ComparedFiles, compareFiles, type FileRow } from "./image/host-files.js";
 import { readHistory, usedBefore } from "./image/markers.js";
 import type { Machine } from "./machine.js";
 import type { ResumeSteps } from "./reports/resume-report.js";
 import type { ResumeOptions } from "./resume-options.js";
+import { savedDisk } from "./vm/devices/block.js";
+
+/** An image that can be resumed, and which of the host's files are not what they were when it was made. */
+export interface FoundImage {
+  image: Image;
+  files: ComparedFiles;
+}
 
 /** S2.1, S2.9: an image that is whole, of this kernel and this much RAM, and not used. */
-export async function findImage(machine: Machine, path: string, options: ResumeOptions, steps: ResumeSteps): Promise<Image> {
-  const { again = false, keepImage = false, acceptChangedFiles = false } = options;
+export async function findImage(machine: Machine, path: string, options: ResumeOptions, steps: ResumeSteps): Promise<FoundImage> {
+  const { again = false, keepImage = false } = options;
   const image = await openImage(path, {
     machineVersion: MACHINE_VERSION,
     onCheck: (check, found) => steps.passed(check, found),
@@ -29,22 +37,64 @@ export async function findImage(machine: Machine, path: string, options: ResumeO
     const { used } = await readHistory(path);
     if (used !== null && !again && !keepImage) throw usedBefore(path, used);
     steps.passed("not used before", used === null ? "by nobody" : "it was, and that is to be ignored");
-    const files = image.catalogue.files();
-    if (acceptChangedFiles) steps.passed("files of the host", `${files.length}, not looked at`);
-    else {
-      await refuseChangedFiles(path, files);
-      steps.passed("files of the host", `${files.length}, as they were`);
-    }
-    return image;
+    const rows = prepareDisk(machine, image, options);
+    const files = await compareFiles(rows);
+    if (options.acceptChangedFiles === true) acceptChanged(image, rows, files);
+    else refuseChangedFiles(path, files);
+    steps.passed("files of the host", describeFiles(rows.length, files));
+    return { image, files };
   } catch (error) {
     image.close();
     throw error;
   }
 }
 
+/** Takes the machine's disk, so that nobody else writes to it from before it is compared. Returns the files where they are now. */
+function prepareDisk(machine: Machine, image: Image, { disk, acceptChangedFiles }: ResumeOptions): FileRow[] {
+  const rows = image.catalogue.files();
+  const saved = findDisk(image);
+  if (saved === undefined) {
+    if (disk === undefined) return rows;
+    throw new HibernaculumError("HIB_USAGE", `${image.path} is of a machine without a disk; leave --disk away`);
+  }
+  const path = disk === undefined ? saved : resolve(disk);
+  try {
+    machine.devices.block.prepareRestore(path);
+  } catch (error) {
+    // One that cannot be opened has changed: that is for whoever compares to say, or for whoever has accepted it.
+    if (error instanceof HibernaculumError) throw error;
+    if (disk !== undefined && acceptChangedFiles !== true) throw fromSystemError(error, "opening the disk");
+  }
+  return rows.map((row) => (row.path === saved ? { ...row, path } : row));
+}
+
+/** An image that is damaged where this is written is refused later, when all of it is read. */
+function findDisk(image: Image): string | undefined {
+  const memory = image.memory({ cachedChunks: 1 });
+  try {
+    return savedDisk(memory);
+  } catch (error) {
+    if (error instanceof HibernaculumError && error.code !== "HIB_INTERNAL") return undefined;
+    throw error;
+  } finally {
+    memory.close();
+  }
+}
+
+/** Files that are not what they were are to be taken as they are; also those of pages that no process has open. */
+function acceptChanged({ references }: Image, rows: readonly FileRow[], { changed }: ComparedFiles): void {
+  const compared = new Set(rows.map(({ path }) => path));
+  for (const path of new Set(references.map((reference) => reference.path)))
+    if (!compared.has(path)) changed.push({ path, how: "is not known" });
+}
+
+function describeFiles(count: number, { changed, moved }: ComparedFiles): string {
+  if (changed.length > 0) return `${count}, changed and accepted: ${changed.map(({ path, how }) => `${path} ${how}`).join("; ")}`;
+  return moved.length > 0 ? `${count}, as they were by their contents` : `${count}, as they were`;
+}
+
 /** S3.6: whoever goes on with other files than it had damages them. */
-async function refuseChangedFiles(path: string, files: readonly FileRow[]): Promise<void> {
-  const changed = await findChangedFiles(files);
+function refuseChangedFiles(path: string, { changed }: ComparedFiles): void {
   if (changed.length === 0) return;
   throw new HibernaculumError(
     "HIB_FILES_CHANGED",

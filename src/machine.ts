@@ -16,6 +16,7 @@ import { type Control, hostNow } from "./base/control.js";
 import { HibernaculumError } from "./base/errors.js";
 import { MACHINE_POWER_OFF, MACHINE_TIMELINE_BASE, MAX_VCPUS, VCPU_BUSY, VCPU_STATE, VCPU_STATE_OFF } from "./base/layout.js";
 import { PAGE_THREADS_MAX } from "./base/limits.js";
+import { loadDatabase } from "./base/sqlite.js";
 import type { SharedMemory } from "./base/wasm.js";
 import { Claims } from "./cow/claims.js";
 import { Quiesce } from "./cow/quiesce.js";
@@ -114,11 +115,17 @@ export class Machine {
       throw new HibernaculumError("HIB_USAGE", "give ramBytes and vcpus, whole numbers");
     }
     const machine = new Machine(options);
+    loadDatabase(); // for the images that it resumes; its page threads load their own
     machine.kernel.boot();
-    for (const mount of options.mounts ?? []) machine.#mount(mount);
-    machine.devices.boot(options.disk);
-    machine.#pool = new PagePool(machine.memory, machine.pageThreads);
-    await machine.#startVcpus();
+    try {
+      for (const mount of options.mounts ?? []) machine.#mount(mount);
+      machine.devices.boot(options.disk);
+      machine.#pool = new PagePool(machine.memory, machine.pageThreads, (error) => (machine.#failure ??= error));
+      await machine.#startVcpus();
+    } catch (error) {
+      await machine.powerOff(); // threads that began would keep the process
+      throw error;
+    }
     machine.#timer = setInterval(() => machine.#tick(), TICK_MS);
     return machine;
   }

@@ -10,10 +10,18 @@ export interface ResumeProgress {
 }
 
 export interface ResumeOptions {
-  /** Resume an image that was resumed before (two machines with one history corrupt what they share). */
+  /**
+   * Resume an image that was resumed before (two machines with one history corrupt what they share), or one that lies where
+   * nothing can be noted: then nobody can tell how often it was resumed, or that a resume of it died.
+   */
   again?: boolean;
-  /** Resume although files of the host that the machine has open are not what they were. */
+  /**
+   * Resume although files of the host that the machine has open are not what they were. Those that are keep their checks: what
+   * the image takes from them must agree.
+   */
   acceptChangedFiles?: boolean;
+  /** The file that is the machine's disk now, if it is not where it was. */
+  disk?: string;
   /** Leave the image as it is: neither an attempt is recorded nor the image consumed (tests, benchmarks). */
   keepImage?: boolean;
   signal?: AbortSignal;

@@ -27,9 +27,10 @@ import { StepTimes } from "./base/step-times.js";
 import { atomicRestore } from "./cow/atomic-copy.js";
 import { Cancellation } from "./cow/cancellation.js";
 import { Reserve } from "./cow/reserve.js";
-import { findImage } from "./find-image.js";
+import { findImage, type FoundImage } from "./find-image.js";
 import type { Image } from "./image/directory.js";
-import { claimUse, recordAttempt, recordOutcome, refuseHeld, releaseUse } from "./image/markers.js";
+import type { ComparedFiles } from "./image/host-files.js";
+import { cannotBeMarked, claimUse, recordAttempt, recordOutcome, refuseHeld, releaseUse } from "./image/markers.js";
 import type { Machine } from "./machine.js";
 import { makeResumeReport, RESUME_TIMES, type ResumeReport, ResumeSteps, type ResumeTime } from "./reports/resume-report.js";
 import { classify, declassify } from "./restore/classify.js";
@@ -48,20 +49,22 @@ const WATCH_MS = 20;
  * would find it again
  * @throws HIB_BUSY (also if another process is at the image), HIB_NOT_AN_IMAGE, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION,
  * HIB_TRUNCATED, HIB_CORRUPT, HIB_RAM_MISMATCH, HIB_IMAGE_USED, HIB_FILES_CHANGED, HIB_INCONSISTENT, HIB_IO,
- * HIB_WORKER_DIED, HIB_NO_MEMORY, HIB_CANCELLED: the booted machine runs on
+ * HIB_DISK_IN_USE, HIB_WORKER_DIED, HIB_NO_MEMORY, HIB_CANCELLED: the booted machine runs on
  */
 export async function resume(machine: Machine, path: string, options: ResumeOptions = {}): Promise<ResumeReport> {
   using _busy = machine.begin("resume");
   const steps = new ResumeSteps(options.onStep);
   const times = new StepTimes(RESUME_TIMES);
   try {
-    const image = await findImage(machine, path, options, steps);
+    const found = await findImage(machine, path, options, steps);
     times.ended("opened");
-    return await resumeFrom(new Resume(machine, image, options, steps, times), path);
+    return await resumeFrom(new Resume(machine, found, options, steps, times), path);
   } catch (error) {
     const failure = named(error, path);
     steps.failed(failure);
     throw failure;
+  } finally {
+    machine.devices.block.forgetRestore();
   }
 }
 
@@ -93,6 +96,7 @@ function named(error: unknown, path: string): unknown {
 class Resume implements Disposable {
   readonly #machine: Machine;
   readonly #image: Image;
+  readonly #files: ComparedFiles;
   readonly #options: ResumeOptions;
   readonly #steps: ResumeSteps;
   /** The attempt's number, once it is on the disk. */
@@ -109,9 +113,10 @@ class Resume implements Disposable {
   #late: LateFrame[] = [];
   #examined: Examined | undefined;
 
-  constructor(machine: Machine, image: Image, options: ResumeOptions, steps: ResumeSteps, times: StepTimes<ResumeTime>) {
+  constructor(machine: Machine, found: FoundImage, options: ResumeOptions, steps: ResumeSteps, times: StepTimes<ResumeTime>) {
     this.#machine = machine;
-    this.#image = image;
+    this.#image = found.image;
+    this.#files = found.files;
     this.#options = options;
     this.#steps = steps;
     this.#times = times;
@@ -123,10 +128,11 @@ class Resume implements Disposable {
   async attempt(): Promise<void> {
     const { again = false, keepImage = false } = this.#options;
     this.#cancellation.check();
-    if (!keepImage) this.#attempt = await recordAttempt(this.#image.path);
+    if (!keepImage) this.#attempt = await this.#recordAttempt();
     failpoint("resume.attempt");
     if (this.#attempt !== undefined && !again) await refuseHeld(this.#image.path, this.#attempt);
-    this.#steps.passed("attempt", this.#attempt === undefined ? "not recorded" : `${this.#attempt}, recorded`);
+    const unmarked = keepImage ? "not recorded" : "not recorded: the image is read-only here";
+    this.#steps.passed("attempt", this.#attempt === undefined ? unmarked : `${this.#attempt}, recorded`);
   }
 
   /** S1.6: allocate what is free here and used there; reserve a place for every other frame of the image. */
@@ -153,7 +159,7 @@ class Resume implements Disposable {
   async load(): Promise<void> {
     const { control, pageThreads, pool } = this.#machine;
     failpoint("resume.verify");
-    const task = loadTask(this.#image, this.#options);
+    const task = loadTask(this.#image, this.#acceptedFiles());
     const watch = setInterval(() => this.#reportProgress(), WATCH_MS);
     try {
       this.#reportProgress();
@@ -191,11 +197,12 @@ class Resume implements Disposable {
   async consume(): Promise<void> {
     const { claims } = this.#machine;
     const { refused } = claims.queue;
-    if (this.#options.keepImage !== true) await this.#claim();
+    if (this.#attempt !== undefined) await this.#claim();
     failpoint("resume.consume");
     // The coordinator had turns of its event loop meanwhile, and may have stored to what was equal.
     if (claims.queue.refused !== refused) this.#late = this.#readLate();
-    this.#steps.passed("consumed", this.#options.keepImage === true ? "not asked for" : "marked as used");
+    const unmarked = this.#options.keepImage === true ? "not asked for" : "not marked: the image is read-only here";
+    this.#steps.passed("consumed", this.#attempt === undefined ? unmarked : "marked as used");
     this.#times.ended("consumed");
   }
 
@@ -215,7 +222,7 @@ class Resume implements Disposable {
     this.#times.ended("patched");
     const frames = { image: this.#image.header.frames, patched: this.#patched };
     tellRestored(kernel, this.#examined!, frames, (part, found) => this.#steps.passed(part, found));
-    rebuild(kernel, devices, this.#options.acceptChangedFiles === true ? "accepted" : "as they were");
+    rebuild(kernel, devices, new Set([...this.#acceptedFiles(), ...this.#files.moved]));
     const { ready, sleeping, others } = countRunnable(kernel.memory);
     this.#steps.passed("runnable", `ready: ${ready}, asleep: ${sleeping}, others: ${others}`);
     this.#times.ended("rebuilt");
@@ -276,9 +283,29 @@ class Resume implements Disposable {
 
   #readLate(): LateFrame[] {
     const { claims, control } = this.#machine;
-    const acceptChangedFiles = this.#options.acceptChangedFiles === true;
+    const acceptedFiles = this.#acceptedFiles();
     const complete = claims.queue.refused === 0;
-    return complete ? [] : readLateFrames(control, claims, this.#image.memory({ acceptChangedFiles }));
+    return complete ? [] : readLateFrames(control, claims, this.#image.memory({ acceptedFiles }));
+  }
+
+  async #recordAttempt(): Promise<number | undefined> {
+    const { path } = this.#image;
+    try {
+      return await recordAttempt(path);
+    } catch (cause) {
+      if (!cannotBeMarked(cause)) throw cause;
+      if (this.#options.again === true) return undefined;
+      throw new HibernaculumError(
+        "HIB_IO",
+        `${path} is read-only here, so it cannot be marked as used: --again resumes it without a mark, and then nothing tells it from one that nobody has resumed; or copy it to where you may write`,
+        { cause },
+      );
+    }
+  }
+
+  /** Files that had changed when they were compared. One that changes later is refused. */
+  #acceptedFiles(): Set<string> {
+    return new Set(this.#files.changed.map(({ path }) => path));
   }
 
   async #claim(): Promise<void> {

@@ -2,8 +2,8 @@
  * The commands, as a user runs them: child processes, their output and their exit codes. All machines of this file are
  * in one runtime directory, each test's under a name of its own; one test at a time, since `hib ps` sees them all.
  */
-import { type ChildProcess, execFile, spawn } from "node:child_process";
-import { mkdtempSync } from "node:fs";
+import { type ChildProcess, execFile, spawn, spawnSync } from "node:child_process";
+import { chmodSync, mkdtempSync, statSync } from "node:fs";
 import { cp, mkdtemp, open, readdir, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -13,6 +13,7 @@ import anyTest, { type ExecutionContext, type TestFn } from "ava";
 import { FRAME_BYTES } from "../src/base/layout.js";
 import { describeError } from "../src/cli/command.js";
 import { parseKernelCommandLine } from "../src/cli/kernel-command-line.js";
+import { atNewImage } from "../src/cli/save.js";
 import { parseSize } from "../src/cli/size.js";
 import { HibernaculumError, Machine, save } from "../src/index.js";
 import { Client } from "../src/server/client.js";
@@ -128,6 +129,8 @@ test.serial("a machine's whole life: run, ps, snapshot, inspect, verify, stats, 
   t.is(snapshot.code, 0);
   t.regex(snapshot.stdout, /a\.hib \(a snapshot\)[\s\S]*pause +[\d.]+ [mu]s: safepoint/);
   t.true((await run(t, ["ps", "--json"])).stdout.includes('"name":"life"'), "it goes on");
+  for (const name of ["blob", "catalogue.sqlite"])
+    t.is(statSync(join(t.context.directory, "a.hib", name)).mode & 0o777, 0o600, name);
 
   const inspected = JSON.parse((await run(t, ["inspect", "a.hib", "--json"])).stdout);
   t.is(inspected.schema, 1);
@@ -324,6 +327,36 @@ test.serial("hib boot: hibernate= resumes, an image that was used lets the boot 
   t.regex(none.stdout, /"hibernate=" names no image; give hibernate=PATH$[\s\S]*booting normally$/m);
 });
 
+test.serial("an image on a read-only store: resumed by --again, without a mark; else the refusal says so", async (t) => {
+  const a = await machine(t, "gold");
+  t.is((await run(t, ["save", "gold", "gold.hib"])).code, 0);
+  await a.ended;
+  const image = join(t.context.directory, "gold.hib");
+  const before = await readdir(image);
+  if (!makeReadOnly(t, image)) return t.pass("this user cannot make anything read-only for itself");
+  const refused = await run(t, ["resume", image, "--name", "again"]);
+  t.is(refused.code, 1);
+  t.regex(refused.stderr, /^hib: HIB_IO: \S+gold\.hib is read-only here[^\n]*--again[^\n]*\n$/);
+  for (let twice = 0; twice < 2; twice++) {
+    const resumed = await machine(t, "again", "resume", image, "--name", "again", "--again");
+    t.is((await resumed.interrupt()).code, 0);
+  }
+  t.deepEqual(await readdir(image), before);
+});
+
+/** Root may write wherever it likes, but where a mount says no. False if that cannot be had. */
+function makeReadOnly(t: ExecutionContext, path: string): boolean {
+  if (process.getuid?.() !== 0) {
+    chmodSync(path, 0o500);
+    t.teardown(() => chmodSync(path, 0o700));
+    return true;
+  }
+  const mount = (...args: string[]): boolean => spawnSync("mount", args).status === 0;
+  if (!mount("--bind", path, path)) return false;
+  t.teardown(() => spawnSync("umount", ["-l", path]));
+  return mount("-o", "remount,ro,bind", path);
+}
+
 test.serial("demo: every process continues exactly, and nothing is left behind", async (t) => {
   const { code, stdout, stderr } = await run(t, [
     "demo",
@@ -461,6 +494,19 @@ test.serial("pipes get no escape codes, and one that is closed early is no error
   const code = await new Promise((resolve) => child.once("close", resolve));
   t.is(stderr, "");
   t.is(code, 0);
+});
+
+test.serial("a default name that is taken by then is no reason to fail, and one that was asked for is", async (t) => {
+  const taken = new HibernaculumError("HIB_IMAGE_EXISTS", "taken");
+  const tried: string[] = [];
+  const make = (path: string): Promise<string> => (tried.push(path) < 4 ? Promise.reject(taken) : Promise.resolve(path));
+  t.is(await atNewImage(undefined, "m", make), tried.at(-1)!);
+  t.is(new Set(tried).size, 4);
+  for (const path of tried) t.regex(path, /^m-\d{8}-\d{6}-\d{3}\.hib$/);
+  t.is(await t.throwsAsync(atNewImage("x", "m", () => Promise.reject(taken))), taken);
+  const other = new HibernaculumError("HIB_IO", "another");
+  t.is(await t.throwsAsync(atNewImage(undefined, "m", () => Promise.reject(other))), other);
+  await t.throwsAsync(atNewImage("", "m", make), { code: "HIB_USAGE" });
 });
 
 test.serial("sizes: binary and decimal units, and what is none", (t) => {

@@ -2,6 +2,7 @@
  * Files under an image (S3.6): a resume goes on only with the files that the machine had, unless it is told otherwise. The
  * checksum of a file that is written to all the time is that of one instant.
  */
+import { execFileSync, spawnSync } from "node:child_process";
 import {
   closeSync,
   copyFileSync,
@@ -9,6 +10,7 @@ import {
   readFileSync,
   renameSync,
   rmSync,
+  symlinkSync,
   truncateSync,
   utimesSync,
   writeFileSync,
@@ -20,8 +22,10 @@ import fc from "fast-check";
 import type { HostFile } from "../src/base/host-file.js";
 import { save } from "../src/hibernate.js";
 import { openImage } from "../src/image/directory.js";
-import { FilesOfSave, type FileRow, findChangedFiles } from "../src/image/host-files.js";
+import { compareFiles, FilesOfSave, type FileRow } from "../src/image/host-files.js";
+import type { ResumeStep } from "../src/reports/resume-report.js";
 import { resume } from "../src/resume.js";
+import type { ResumeOptions } from "../src/resume-options.js";
 import { bootMachine, findWrong, scratch, sleep, until, whileStopped } from "./support.js";
 
 /** One at a time: a live machine wants both cores. */
@@ -43,7 +47,7 @@ async function hibernate(t: ExecutionContext, options: { keepRunning?: boolean }
   return { machine, image, disk };
 }
 
-async function goesOn(t: ExecutionContext, image: string, options: { acceptChangedFiles?: boolean } = {}) {
+async function goesOn(t: ExecutionContext, image: string, options: ResumeOptions = {}) {
   const machine = await bootMachine(t);
   await resume(machine, image, options);
   const before = machine.processes()[0]!.steps;
@@ -78,12 +82,12 @@ for (const { what, change, how } of [
   { what: "one byte of it", change: (disk: string) => poke(disk, 100 * BLOCK + 77), how: /has other contents/ },
   { what: "its size", change: (disk: string) => truncateSync(disk, 4 * BLOCK), how: /has 16384 bytes and had 524288/ },
   {
-    what: "its inode, with the same contents",
+    what: "its kind",
     change: (disk: string) => {
-      copyFileSync(disk, `${disk}.new`);
-      renameSync(`${disk}.new`, disk);
+      rmSync(disk);
+      execFileSync("mkfifo", [disk]);
     },
-    how: /was replaced by another file/,
+    how: /is no regular file/,
   },
   { what: "its existence", change: (disk: string) => rmSync(disk), how: /is gone/ },
 ]) {
@@ -98,15 +102,70 @@ for (const { what, change, how } of [
     t.is(machine.processes()[0]!.text, "boot-housekeeping");
     const accepted = await goesOn(t, image, { acceptChangedFiles: true });
     if (what === "its existence") t.regex(accepted.failure, /^disk: .*: I\/O error$/);
-    if (what.startsWith("one byte") || what.startsWith("its inode")) t.is(accepted.failure, "");
+    if (what.startsWith("one byte")) t.is(accepted.failure, "");
     accepted.machine.check();
   });
 }
 
-test("a disk of which only the times have changed is the same: its contents say so", async (t) => {
+function copyOver(path: string): void {
+  copyFileSync(path, `${path}.new`);
+  renameSync(`${path}.new`, path);
+}
+
+for (const { what, change } of [
+  { what: "times have", change: (disk: string) => utimesSync(disk, 1e9, 1e9) },
+  { what: "inode has", change: copyOver },
+]) {
+  test(`a disk of which only the ${what} changed is the same: its contents say so`, async (t) => {
+    const { image, disk } = await hibernate(t);
+    change(disk);
+    const found: string[] = [];
+    const onStep = (step: ResumeStep) => step.name === "files of the host" && "found" in step && found.push(step.found);
+    t.is((await goesOn(t, image, { onStep })).failure, "");
+    t.deepEqual(found, ["1, as they were by their contents"]);
+  });
+}
+
+test("a disk that was moved: the resume is told where it is, and so is the next image", async (t) => {
   const { image, disk } = await hibernate(t);
-  utimesSync(disk, 1e9, 1e9);
-  t.is((await goesOn(t, image)).failure, "");
+  const moved = `${disk}-moved`;
+  renameSync(disk, moved);
+  await t.throwsAsync(goesOn(t, image), { code: "HIB_FILES_CHANGED", message: /is gone/ });
+  await t.throwsAsync(goesOn(t, image, { disk: `${disk}-nowhere` }), { code: "HIB_IO", message: /opening the disk/ });
+  const { machine, failure } = await goesOn(t, image, { disk: moved });
+  t.is(failure, "");
+  await save(machine, `${image}-2`);
+  await machine.powerOff();
+  poke(moved, 100 * BLOCK + 77);
+  await t.throwsAsync(goesOn(t, `${image}-2`), { code: "HIB_FILES_CHANGED", message: /disk-moved has other contents/ });
+  const bare = await bootMachine(t);
+  await save(bare, `${image}-bare`, { keepRunning: true });
+  await t.throwsAsync(resume(bare, `${image}-bare`, { disk: moved }), { code: "HIB_USAGE", message: /without a disk/ });
+});
+
+test("a disk is one machine's at a time, whoever boots or resumes, and free once that is off", async (t) => {
+  const { machine, image, disk } = await hibernate(t, { keepRunning: true });
+  const link = `${disk}-link`;
+  symlinkSync(disk, link);
+  for (const path of [disk, link]) await t.throwsAsync(bootMachine(t, { disk: path }), { code: "HIB_DISK_IN_USE" });
+  await t.throwsAsync(goesOn(t, image), { code: "HIB_DISK_IN_USE" });
+  const boot = `import { Machine } from ${JSON.stringify(new URL("../src/index.js", import.meta.url).href)};
+    await Machine.boot({ ramBytes: 2 ** 24, vcpus: 1, disk: ${JSON.stringify(disk)} }).then(
+      () => console.log("booted"), (error) => console.log(error.code));
+    process.kill(process.pid, "SIGKILL");`;
+  writeFileSync(`${disk}.mjs`, boot);
+  const elsewhere = () => spawnSync(process.execPath, [`${disk}.mjs`], { encoding: "utf8" }).stdout;
+  t.is(elsewhere(), "HIB_DISK_IN_USE\n");
+  await machine.powerOff();
+  t.is(elsewhere(), "booted\n");
+  const next = await bootMachine(t, { disk });
+  await t.throwsAsync(resume(next, image, { disk: link }), { code: "HIB_FILES_CHANGED" });
+  await t.throwsAsync(bootMachine(t, { disk }), { code: "HIB_DISK_IN_USE" }, "a resume that failed has not given it back");
+  const taken = await resume(next, image, { disk: link, acceptChangedFiles: true });
+  t.truthy(taken, "the machine that has it may resume one that had it");
+  await t.throwsAsync(bootMachine(t, { disk }), { code: "HIB_DISK_IN_USE" });
+  await next.powerOff();
+  await (await bootMachine(t, { disk })).powerOff();
 });
 
 test("a snapshot whose machine has written on is refused; one whose machine has not is resumed", async (t) => {
@@ -137,16 +196,22 @@ function createFile(t: ExecutionContext, bytes: number, mode: "r" | "rw" = "rw")
   return { path, file, contents, pending };
 }
 
-test("a file that is only read: the time of its last change says whether it has changed", async (t) => {
+test("a file that is only read: its contents say whether it has changed, and its inode and time whether to read it", async (t) => {
   const { path, file } = createFile(t, 10_000, "r");
   const files = new FilesOfSave();
   await files.prepare([file], undefined);
   files.freeze([]);
   const rows = await files.rows();
-  t.is(rows[0]!.hash, null);
-  t.deepEqual(await findChangedFiles(rows), []);
+  t.not(rows[0]!.hash, null);
+  t.deepEqual(await compareFiles(rows), { changed: [], moved: [] });
+  t.deepEqual(await compareFiles([{ ...rows[0]!, hash: 0n }]), { changed: [], moved: [] }, "nothing was read");
   utimesSync(path, 1e9, 1e9);
-  t.deepEqual(await findChangedFiles(rows), [{ path, how: "was changed since" }]);
+  copyOver(path);
+  t.deepEqual(await compareFiles(rows), { changed: [], moved: [path] });
+  poke(path, 5000);
+  t.deepEqual(await compareFiles(rows), { changed: [{ path, how: "has other contents" }], moved: [] });
+  // The machine's last word on it was another already when it was saved.
+  t.deepEqual(await compareFiles([{ ...rows[0]!, hash: null }]), { changed: [{ path, how: "was changed since" }], moved: [] });
 });
 
 test("the checksum is of the instant of the freeze, whatever is written before, meanwhile and after", async (t) => {
@@ -196,13 +261,13 @@ test("the checksum is of the instant of the freeze, whatever is written before, 
       // What is left out may hold anything.
       for (const block of rows[0]!.except) frozen.fill(0xee, block * BLOCK, (block + 1) * BLOCK);
       writeFileSync(path, frozen);
-      if ((await findChangedFiles(rows)).length > 0) return false;
+      if ((await compareFiles(rows)).changed.length > 0) return false;
       const counted = Array.from({ length: BLOCKS }, (_, block) => block).filter((block) => !rows[0]!.except.includes(block));
       for (const block of [counted[0]!, counted.at(-1)!]) {
         const changed = Buffer.from(frozen);
         changed[Math.min(BYTES - 1, block * BLOCK + 4000)]! ^= 1;
         writeFileSync(path, changed);
-        if ((await findChangedFiles(rows)).length !== 1) return false;
+        if ((await compareFiles(rows)).changed.length !== 1) return false;
       }
       return readFileSync(path).length === BYTES;
     }),

@@ -223,7 +223,7 @@ test("export | import: through a pipe, or a file, byte for byte; and it resumes"
   for (const name of ["there.hib", "again.hib"])
     for (const file of [BLOB_NAME, CATALOGUE_NAME])
       t.true(readFileSync(join(directory, name, file)).equals(readFileSync(join(KEPT, file))));
-  t.regex((await shell(directory, "cat kept.stream | hib import -")).stdout, /^imported imported-\d{8}-\d{6}\.hib: /);
+  t.regex((await shell(directory, "cat kept.stream | hib import -")).stdout, /^imported imported-\d{8}-\d{6}-\d{3}\.hib: /);
   // Not by the function: signals must reach the program itself.
   const resume = `"${process.execPath}" "${HIB}" resume y --name y > log & pid=$!`;
   const lives = "until grep -q 'process 4' log || ! kill -0 $pid; do sleep 0.05; done; kill -TERM $pid; wait $pid";
@@ -268,6 +268,49 @@ test("export: a reader that goes away is told that it has no whole image", async
   const { code, stderr } = await shell(directory, "hib export kept.hib - | true");
   t.is(code, 1);
   t.regex(stderr, /^hib: HIB_IO: whoever reads standard output went away[^\n]*\n$/);
+});
+
+test("export: to a standard output that is closed fails, and to /dev/null it does not", async (t) => {
+  const directory = await withImage(t);
+  const { code, stderr } = await shell(directory, "hib export kept.hib - >&-");
+  t.is(code, 1);
+  t.regex(stderr, /^hib: HIB_IO: standard output is closed[^\n]*\n$/);
+  t.is((await shell(directory, "hib export kept.hib - > /dev/null")).code, 0);
+});
+
+test("import: a signal that comes when the image is there is too late", async (t) => {
+  const directory = await withImage(t);
+  await shell(directory, "hib export kept.hib kept.stream");
+  const child = spawn(process.execPath, [HIB, "import", "kept.stream", "x"], {
+    cwd: directory,
+    env: { ...process.env, HIB_FAILPOINTS: "save.after-rename=stop" },
+    stdio: ["ignore", "pipe", "ignore"],
+  });
+  t.teardown(() => child.kill("SIGKILL"));
+  let stdout = "";
+  child.stdout.setEncoding("utf8").on("data", (text: string) => (stdout += text));
+  const ended = new Promise((resolve) => child.once("close", (code, signal) => resolve(signal ?? code)));
+  await until(() => readdirSync(directory).includes("x"), "the image is there");
+  child.kill("SIGTERM");
+  const goOn = setInterval(() => child.kill("SIGCONT"), 20); // whenever it stops
+  t.is(await ended, 0);
+  clearInterval(goOn);
+  t.regex(stdout, /^imported x: /);
+});
+
+test("interruptible: once it is over a signal ends nothing, and before that a second one does", async (t) => {
+  const run = (script: string) => {
+    const code = `import { interruptible } from ${JSON.stringify(new URL("../src/cli/command.js", import.meta.url).href)};
+      const me = (signal) => { process.kill(process.pid, signal); return new Promise((resolve) => setTimeout(resolve, 200)); };
+      ${script}`;
+    return spawnSync(process.execPath, ["--input-type=module", "-e", code], { encoding: "utf8" });
+  };
+  for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"]) {
+    const over = run(`await interruptible(async () => {}); await me("${signal}"); console.log("told");`);
+    t.like(over, { status: 0, stdout: "told\n" });
+    const twice = run(`await interruptible(async () => { await me("${signal}"); console.log("once"); await me("${signal}"); });`);
+    t.like(twice, { signal, stdout: "once\n" });
+  }
 });
 
 test("import: one that is killed leaves no image, and the next one removes what it left", async (t) => {

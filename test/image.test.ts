@@ -10,6 +10,7 @@ import test, { type ExecutionContext } from "ava";
 import fc from "fast-check";
 import { setFailpoints } from "../src/base/failpoints.js";
 import { FRAME_BYTES, POOL_BASE } from "../src/base/layout.js";
+import { processTag, thisProcess } from "../src/base/host-process.js";
 import { wasm } from "../src/base/wasm.js";
 import { BlobReader, BlobWriter } from "../src/image/blob.js";
 import { CatalogueWriter } from "../src/image/catalogue.js";
@@ -30,6 +31,7 @@ import {
   MACHINE_VERSION,
   padded,
 } from "../src/image/format.js";
+import { listImages } from "../src/image/list.js";
 import { claimUse, isUsed, recordAttempt, setAside } from "../src/image/markers.js";
 import { verifyChunks } from "../src/image/verify.js";
 import { HandMachine } from "./support.js";
@@ -702,13 +704,24 @@ test("setAside: the image is away from its path, whole, under a name of its own"
 test("removeStalePartials: only those whose process is gone", async (t) => {
   const directory = await temporaryDirectory(t);
   const { pid } = spawnSync(process.execPath, ["--version"]);
-  const stale = `.image.partial-${pid}-0123abcd`;
-  await mkdir(join(directory, stale));
-  await writeFile(join(directory, stale, BLOB_NAME), "x");
+  // Of a process that is gone, and of one of another life of this container, which had the number that this one has now.
+  const me = thisProcess();
+  const [gone, stranger] = [processTag({ ...me, pid }), processTag({ ...me, started: "another boot 5" })];
+  const stale = [gone, stranger].map((tag) => `.image.partial-${tag}-0123abcd`);
+  for (const name of stale) {
+    await mkdir(join(directory, name));
+    await writeFile(join(directory, name, BLOB_NAME), "x");
+  }
   const mine = await createPartial(join(directory, "image"));
-  const kept = [basename(dirname(mine.blobPath)), `.image.partial-${pid}`, `image.partial-${pid}-0123abcd`];
+  const kept = [basename(dirname(mine.blobPath)), `.image.partial-${gone}`, `image.partial-${gone}-0123abcd`];
   for (const name of kept.slice(1)) await mkdir(join(directory, name));
-  t.deepEqual(await removeStalePartials(directory), [join(directory, stale)]);
+  const states = (await listImages(directory)).map(({ name, state, by_pid }) => [name, state, by_pid]);
+  t.deepEqual(
+    states.sort(),
+    [[kept[0], "writing", process.pid], ...stale.map((name) => [name, "partial", null])].sort(),
+    "hib images sees them as the next save does",
+  );
+  t.deepEqual((await removeStalePartials(directory)).sort(), stale.map((name) => join(directory, name)).sort());
   t.deepEqual((await readdir(directory)).sort(), kept.sort());
   await t.throwsAsync(removeStalePartials(join(directory, "nothing")), { code: "HIB_IO" });
 });

@@ -1,5 +1,5 @@
 /** The control socket: who may open it, what becomes of bad requests, of clients that go away, and of dead sockets. */
-import { chmod, mkdtemp, readdir, rm, stat, symlink } from "node:fs/promises";
+import { chmod, chown, mkdir, mkdtemp, readdir, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { createConnection, createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -18,8 +18,9 @@ import {
   removeDead,
   runtimeDirectory,
   socketPath,
+  sweepHidden,
 } from "../src/server/runtime-directory.js";
-import { ControlServer, type Handlers } from "../src/server/server.js";
+import { ControlServer, type Handlers, refuseLive, type ServerOptions } from "../src/server/server.js";
 import { MachineService } from "../src/server/service.js";
 
 const test = anyTest as TestFn<{ directory: string }>;
@@ -36,14 +37,16 @@ function never(): Promise<never> {
   return Promise.reject(new Error("not asked for in this test"));
 }
 
-async function listen(t: ExecutionContext<{ directory: string }>, handlers: Partial<Handlers> = {}): Promise<ControlServer> {
-  const server = await ControlServer.listen("m", {
-    status: async () => STATUS,
-    save: never,
-    check: never,
-    report: never,
-    ...handlers,
-  });
+async function listen(
+  t: ExecutionContext<{ directory: string }>,
+  handlers: Partial<Handlers> = {},
+  options: ServerOptions = {},
+): Promise<ControlServer> {
+  const server = await ControlServer.listen(
+    "m",
+    { status: async () => STATUS, save: never, check: never, report: never, ...handlers },
+    options,
+  );
   t.teardown(() => server.close());
   return server;
 }
@@ -96,6 +99,34 @@ test.serial("only the owner can open the socket", async (t) => {
   t.is((await stat(await prepareRuntimeDirectory())).mode & 0o777, 0o700);
 });
 
+test.serial("a runtime directory in a place of others is refused before anything is made", async (t) => {
+  const place = join(t.context.directory, "place");
+  await mkdir(place);
+  process.env["HIB_RUNTIME_DIR"] = join(place, "mine");
+  await chmod(place, 0o777);
+  await t.throwsAsync(prepareRuntimeDirectory(), { code: "HIB_IO", message: /inside \S+place, which anybody may write to/ });
+  await chmod(place, 0o1777);
+  await prepareRuntimeDirectory();
+  await chmod(place, 0o755);
+  if (process.getuid?.() !== 0) return;
+  await chown(place, 12345, 12345);
+  await t.throwsAsync(prepareRuntimeDirectory(), { code: "HIB_IO", message: /place, which belongs to user 12345/ });
+  await t.throwsAsync(Client.connect("m"), { code: "HIB_IO", message: /12345/ });
+  const link = join(t.context.directory, "link");
+  await symlink(place, link);
+  process.env["HIB_RUNTIME_DIR"] = join(link, "mine");
+  await t.throwsAsync(listNames(), { code: "HIB_IO", message: /place, which belongs to user 12345/ });
+});
+
+test.serial("a path that a socket has no room for: nothing is made", async (t) => {
+  process.env["HIB_RUNTIME_DIR"] = join(t.context.directory, "d".repeat(90));
+  const name = "a-machine-with-a-name";
+  await t.throwsAsync(refuseLive(name), { code: "HIB_USAGE", message: /too long/ });
+  await t.throwsAsync(ControlServer.listen(name, {} as Handlers), { code: "HIB_USAGE", message: /too long/ });
+  await t.throwsAsync(Client.connect(name), { code: "HIB_USAGE", message: /too long/ });
+  t.deepEqual(await readdir(t.context.directory), []);
+});
+
 test.serial("the runtime directory: the variable, then XDG_RUNTIME_DIR, then one of the user's own", (t) => {
   const { XDG_RUNTIME_DIR } = process.env;
   delete process.env["HIB_RUNTIME_DIR"];
@@ -133,6 +164,12 @@ test.serial("bad requests are answered, and the connection goes on", async (t) =
     ['{"id":7,"command":"save","options":{"path":"/x","keepRunning":1,"compression":"lz4"}}', 7],
     ['{"id":8,"command":"save","options":{"path":"/x","keepRunning":true,"compression":"zip"}}', 8],
     ['{"id":9,"command":"cancel"}', 9],
+    ...["reserveFrames", "oracle", "onProgress", "__proto__", "signal"].map((name): [string, number] => [
+      `{"id":11,"command":"save","options":{"path":"/x","keepRunning":true,"compression":"lz4","${name}":1}}`,
+      11,
+    ]),
+    ['{"id":12,"command":"status","options":{"path":"/x"}}', 12],
+    ['{"id":13,"command":"check","options":[1]}', 13],
   ];
   for (const [line, id] of bad) {
     const answer = await raw.ask(line);
@@ -141,6 +178,47 @@ test.serial("bad requests are answered, and the connection goes on", async (t) =
     t.false(answer.error?.message.includes("\n"));
   }
   t.deepEqual(await raw.ask('{"id":10,"command":"status"}'), { id: 10, ok: true, value: STATUS } as never);
+});
+
+test.serial("clients are limited by number: who is idle makes room, and is told", async (t) => {
+  let finish = (): void => undefined;
+  const waits = new Promise<void>((resolve) => (finish = resolve));
+  const check = () => waits.then(() => ({ processes: [], problems: [] }));
+  const { path } = await listen(t, { check }, { clientsMax: 4 });
+  const idle: Raw[] = [];
+  for (let i = 0; i < 50; i++) {
+    idle.push(new Raw(path));
+    await idle.at(-1)!.ask('{"id":1,"command":"status"}');
+  }
+  await Promise.all(idle.slice(0, 46).map(({ closed }) => closed));
+  for (const { lines } of idle.slice(0, 46)) {
+    t.is(lines.length, 2);
+    t.regex(lines[1]!, /^\{"id":null,"ok":false,"error":\{"code":"HIB_BUSY","message":"machine m has 4 clients, [^"]*idle/);
+  }
+  // Those who wait for something stay, and whoever comes then is refused.
+  const clients = await Promise.all(Array.from({ length: 4 }, () => Client.connect("m")));
+  const checks = clients.map((client) => client.request("check", {}));
+  await Promise.all(clients.map((client) => client.request("status", {})));
+  const late = await Client.connect("m");
+  await t.throwsAsync(late.request("status", {}), { code: "HIB_BUSY", message: /came last/ });
+  finish();
+  t.is((await Promise.all(checks)).length, 4);
+  for (const client of clients) client.close();
+});
+
+test.serial("a client that says nothing for long is sent away, and one that waits for an answer is not", async (t) => {
+  let finish = (): void => undefined;
+  const waits = new Promise<void>((resolve) => (finish = resolve));
+  const check = () => waits.then(() => ({ processes: [], problems: [] }));
+  const { path } = await listen(t, { check }, { idle_ms: 20, tend_ms: 5 });
+  const waiting = await Client.connect("m");
+  const answer = waiting.request("check", {});
+  const idle = new Raw(path);
+  await idle.closed;
+  t.regex(idle.lines.join("\n"), /^\{"id":null,"ok":false,"error":\{"code":"HIB_BUSY","message":"machine m has heard nothing/);
+  finish();
+  t.deepEqual(await answer, { processes: [], problems: [] });
+  waiting.close();
 });
 
 test.serial("a request that is too long ends its connection and no other", async (t) => {
@@ -247,6 +325,56 @@ test.serial("a name is taken while its machine lives, and no longer", async (t) 
   await t.throwsAsync(listen(t), { code: "HIB_NAME_TAKEN" });
   t.deepEqual(await readdir(t.context.directory), ["m.sock"], "the one that failed leaves nothing");
   t.is(await probe(socketPath("m")), "alive");
+});
+
+test.serial("a socket that is removed is made anew, and its name is not free meanwhile", async (t) => {
+  const notices: string[] = [];
+  const server = await listen(t, {}, { tend_ms: 5, onNotice: (line) => notices.push(line) });
+  const before = await Client.connect("m");
+  for (const remove of [server.path, t.context.directory]) {
+    await rm(remove, { recursive: true });
+    while (notices.length === 0) await sleep(1);
+    t.regex(notices.splice(0).join("\n"), /^the control socket \S+ was removed; it has been made anew$/);
+    const client = await Client.connect("m");
+    t.deepEqual(await client.request("status", {}), STATUS);
+    client.close();
+    t.deepEqual(await readdir(t.context.directory), ["m.sock"]);
+    t.is((await stat(server.path)).mode & 0o777, 0o600);
+  }
+  t.deepEqual(await before.request("status", {}), STATUS, "who is connected stays so");
+  before.close();
+  await server.close();
+  t.deepEqual(await readdir(t.context.directory), []);
+});
+
+(process.platform === "linux" ? test.serial : test.serial.skip)(
+  "a name whose socket is gone is taken all the same",
+  async (t) => {
+    const server = await listen(t, {}, { tend_ms: 1e9 });
+    await rm(server.path);
+    await t.throwsAsync(listen(t), { code: "HIB_NAME_TAKEN" });
+    await t.throwsAsync(refuseLive("m"), { code: "HIB_NAME_TAKEN" });
+    await server.close();
+    await (await listen(t)).close();
+    t.false(await refuseLive("m"));
+  },
+);
+
+test.serial("an end removes only its own socket", async (t) => {
+  const server = await listen(t, {}, { tend_ms: 1e9 });
+  await rm(server.path);
+  await writeFile(server.path, "another's");
+  await server.close();
+  t.deepEqual(await readdir(t.context.directory), ["m.sock"]);
+});
+
+test.serial("what a process left that ended while its socket was on its way is swept", async (t) => {
+  for (const name of [".00000001", ".00000002"]) leaveDeadSocket(join(t.context.directory, name));
+  await writeFile(join(t.context.directory, ".00000003"), "no socket");
+  await sweepHidden(t.context.directory, Date.now() + 30_000);
+  t.is((await readdir(t.context.directory)).length, 3, "all are young");
+  await sweepHidden(t.context.directory, Date.now() + 90_000);
+  t.deepEqual(await readdir(t.context.directory), [".00000003"]);
 });
 
 test.serial("a dead socket is told from none, and only one of many gets its name", async (t) => {

@@ -4,6 +4,7 @@ import { runInNewContext } from "node:vm";
 import { workerData } from "node:worker_threads";
 import { serializeError } from "../src/base/errors.js";
 import type { SharedMemory } from "../src/base/wasm.js";
+import { loadDatabase } from "../src/base/sqlite.js";
 import { type CatalogueResult, type CatalogueTask, writeCatalogue } from "../src/reports/image-catalogue.js";
 import { type LoadResult, type LoadTask, loadPages } from "../src/restore/page-loader.js";
 import { instantiateCore } from "../src/vm/memory/core.js";
@@ -12,6 +13,7 @@ import type { Answer } from "../src/writer/pool.js";
 
 const { memory } = workerData as { memory: SharedMemory };
 const core = instantiateCore(memory);
+loadDatabase();
 
 // A scavenge by this thread, which frees what it finds. The flags are the process's, so they are set here, once a machine has
 // been booted, and not by whoever imports the library. V8's helper threads would only be woken for it, at twice the cost.

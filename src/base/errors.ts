@@ -15,6 +15,7 @@ export type ErrorCode =
   | "HIB_RAM_MISMATCH" // the image is of a machine with other RAM
   | "HIB_IMAGE_USED" // resumed before
   | "HIB_RESUMES_DIED" // resumes of it died with their process, and a boot tries it no more
+  | "HIB_DISK_IN_USE" // another machine has the disk
   | "HIB_FILES_CHANGED" // files of the host that the machine has open are not what they were
   | "HIB_IMAGE_EXISTS" // the path to write to is taken
   | "HIB_IO" // the host's file system refused or failed
@@ -52,7 +53,8 @@ export function fromSystemError(error: unknown, doing: string): HibernaculumErro
   if (code === "ENOSPC" || code === "EDQUOT") {
     return new HibernaculumError("HIB_NO_SPACE", `${doing}: no space left; free some or choose another path`, { cause: error });
   }
-  return new HibernaculumError("HIB_IO", `${doing}: ${text}`, { cause: error });
+  const hint = code === "EMFILE" || code === "ENFILE" ? "; close some files of this process, or raise its limit (ulimit -n)" : "";
+  return new HibernaculumError("HIB_IO", `${doing}: ${text}${hint}`, { cause: error });
 }
 
 /** Does something with files; a refusal says what was being done. */

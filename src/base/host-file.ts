@@ -2,11 +2,22 @@
  * A file of the host that a machine has open. It is no part of the machine's memory, so an image can only say what it was
  * like (S3.6). Whoever opens one for a machine describes it by this.
  */
-import { read, readSync } from "node:fs";
+import { closeSync, constants, fstatSync, openSync, read, readSync } from "node:fs";
 import { promisify } from "node:util";
 import type { Pfn } from "./memory.js";
 
 const readSome = promisify(read);
+
+/**
+ * Opens a file that is there. What is no regular file is refused: whoever opens a pipe waits for its other end, and a device may
+ * do anything.
+ */
+export function openRegular(path: string, mode: "r" | "rw" = "r"): number {
+  const descriptor = openSync(path, (mode === "r" ? constants.O_RDONLY : constants.O_RDWR) | constants.O_NONBLOCK);
+  if (fstatSync(descriptor).isFile()) return descriptor;
+  closeSync(descriptor);
+  throw Object.assign(new Error(`${path} is no regular file`), { code: "EINVAL" });
+}
 
 /** Fills `bytes` from a position of a file; returns how many there were, fewer if it ends before. */
 export function readUpTo(descriptor: number, bytes: Uint8Array, position: number): number {

@@ -2,6 +2,7 @@
  * Processes of the host, told apart also after their number was given to another: whoever leaves a note on the disk says
  * by whom, and whoever reads it later, perhaps after the host was started anew, must not take a stranger for the writer.
  */
+import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { hostname } from "node:os";
 import process from "node:process";
@@ -32,6 +33,22 @@ export function isAlive({ pid, host = hostname(), started = null }: Pick<HostPro
   if (found === ENDED) return false;
   return started === null || found === null || started === found;
 }
+
+/** A process in so few characters that a file's name has room: its number, and a digest of all else that tells it apart. */
+export function processTag({ pid, host, started }: HostProcess = thisProcess()): string {
+  const digest = started === null ? "0".repeat(TAG_DIGITS) : createHash("sha256").update(`${host} ${started}`).digest("hex");
+  return `${pid}-${digest.slice(0, TAG_DIGITS)}`;
+}
+
+/** Whether the process of a tag lives. In a container every life may have the same number, so that alone says nothing. */
+export function isTagAlive(tag: string): boolean {
+  const pid = Number(tag.split("-")[0]);
+  if (!isAlive({ pid })) return false;
+  const started = startOf(pid);
+  return started === null || processTag({ pid, host: hostname(), started }) === tag || /-0+$/.test(tag);
+}
+
+const TAG_DIGITS = 8;
 
 /** Of a process that has ended and whose parent has not asked yet. */
 const ENDED = "ended";

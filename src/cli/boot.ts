@@ -7,6 +7,7 @@ import { serializeError } from "../base/errors.js";
 import { bootOrResume, type BootResult } from "../boot.js";
 import type { ResumeStep } from "../reports/resume-report.js";
 import { renderResumeSummary } from "../stats/resume-report.js";
+import { printable, printableAll } from "../stats/printable.js";
 import { ACCEPT_CHANGED_FILES, describeError } from "./command.js";
 import { type Host, hostMachine, introduce } from "./host.js";
 import { type KernelCommandLine, parseKernelCommandLine } from "./kernel-command-line.js";
@@ -67,18 +68,18 @@ function sayCommandLine({ print: say }: Host, { text, unknown, malformed }: Kern
 /** True if the saved machine runs. */
 async function lookForImage(host: Host, path: string, noresume: boolean, options: BootOptions): Promise<boolean> {
   if (noresume) {
-    host.print(`kernel: resume: noresume: ${path} is left alone`);
+    host.print(`kernel: resume: noresume: ${printable(path)} is left alone`);
     return false;
   }
   const result = await bootOrResume(host.machine, path, {
     signal: host.signal,
     acceptChangedFiles: options.acceptChangedFiles === true,
-    onStep: (step) => host.print(`kernel: resume: ${describeStep(step)}`),
+    onStep: (step) => host.print(`kernel: resume: ${printable(describeStep(step))}`),
   });
-  for (const line of describeResult(path, result)) host.print(`kernel: resume: ${line}`);
+  for (const line of describeResult(path, result)) host.print(`kernel: resume: ${printable(line)}`);
   if (result.how === "booted") return false;
   host.service.resumed = result.report;
-  print(renderResumeSummary(result.report, stdoutView()));
+  print(renderResumeSummary(printableAll(result.report), stdoutView()));
   return true;
 }
 

@@ -6,6 +6,7 @@
 import process from "node:process";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { type ErrorCode, fromSystemError, HibernaculumError, isSystemError } from "../base/errors.js";
+import { printable } from "../stats/printable.js";
 import { note, prepareOutput } from "./output.js";
 import { parseSize, SIZE_HELP } from "./size.js";
 import { PACKAGE_VERSION } from "./version.js";
@@ -80,7 +81,7 @@ export function reportError(error: unknown): number {
 
 /** "CODE: message", one line. */
 export function describeError(error: unknown): string {
-  const message = oneLine(error instanceof Error ? error.message : String(error));
+  const message = printable(oneLine(error instanceof Error ? error.message : String(error)));
   const code = error instanceof HibernaculumError ? error.code : "HIB_INTERNAL";
   const hint = code === "HIB_INTERNAL" && !verbose ? " (a bug; --verbose shows where)" : "";
   return `${code}: ${message}${hint}`;
@@ -105,7 +106,8 @@ function oneLine(text: string): string {
 
 /**
  * Runs `body` with a signal that Ctrl-C (or SIGTERM, or a closed terminal) fires. A second Ctrl-C ends the process at
- * once, as it does where nobody listens.
+ * once, as it does where nobody listens. One that comes when `body` is over comes too late: what was done is done, and the
+ * exit code says so.
  */
 export async function interruptible<T>(body: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const abort = new AbortController();
@@ -119,10 +121,16 @@ export async function interruptible<T>(body: (signal: AbortSignal) => Promise<T>
   };
   for (const signal of signals) process.on(signal, onSignal);
   try {
-    return await body(abort.signal);
+    const result = await body(abort.signal);
+    for (const signal of signals) process.on(signal, tooLate);
+    return result;
   } finally {
     stopListening();
   }
+}
+
+function tooLate(): void {
+  // What is left is to say what was done.
 }
 
 /** `--ram`, of which `initial` is the default; without one it is what the image says. */

@@ -6,6 +6,7 @@ import { MACHINE_VERSION } from "../image/format.js";
 import { diffImages, type ImageDiff, type ProcessDiff } from "../reports/image-diff.js";
 import { formatCount } from "../stats/format.js";
 import { field, section, table, type View } from "../stats/layout.js";
+import { printableAll } from "../stats/printable.js";
 import { createCommand } from "./command.js";
 import { print, printJson, stdoutView } from "./output.js";
 import { createProgress, showBytes } from "./progress.js";
@@ -31,7 +32,7 @@ async function diff(pathA: string, pathB: string, { json }: { json?: boolean }):
     });
     progress.stop();
     if (json === true) printJson(result);
-    else print(renderDiff(result, stdoutView()).trimEnd());
+    else print(renderDiff(printableAll(result), stdoutView()).trimEnd());
   } finally {
     progress.stop();
     for (const image of images) image.close();

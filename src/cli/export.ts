@@ -1,4 +1,5 @@
 /** `hib export`: an image as one stream, to a file or into a pipe. */
+import { constants, readFileSync, readlinkSync } from "node:fs";
 import { open, rm } from "node:fs/promises";
 import { resolve } from "node:path";
 import process from "node:process";
@@ -8,6 +9,7 @@ import { fromSystemError, HibernaculumError } from "../base/errors.js";
 import { BlobWriter } from "../image/blob.js";
 import { exportImage } from "../image/stream.js";
 import { formatBytes } from "../stats/format.js";
+import { printable } from "../stats/printable.js";
 import { createCommand, interruptible } from "./command.js";
 import { outliveReader, print } from "./output.js";
 import { createProgress, showBytes } from "./progress.js";
@@ -24,6 +26,9 @@ async function exportTo(path: string, file: string, { again = false }: { again?:
   if (file === "-" && process.stdout.isTTY) {
     throw new HibernaculumError("HIB_USAGE", "an image is not for a terminal: redirect standard output, or give a file");
   }
+  if (file === "-" && isClosed(1)) {
+    throw new HibernaculumError("HIB_IO", "standard output is closed: nobody would have the image; redirect it, or give a file");
+  }
   const progress = createProgress();
   const stream = (signal?: AbortSignal): AsyncGenerator<Uint8Array> =>
     exportImage(path, { again, signal, onProgress: showBytes(progress, "exporting") });
@@ -35,7 +40,7 @@ async function exportTo(path: string, file: string, { again = false }: { again?:
     } else {
       const bytes = await interruptible((signal) => writeFile(resolve(file), stream(signal)));
       progress.stop();
-      print(`exported ${path} to ${file}: ${formatBytes(bytes)}`);
+      print(`exported ${printable(path)} to ${printable(file)}: ${formatBytes(bytes)}`);
     }
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "EPIPE")
@@ -43,6 +48,19 @@ async function exportTo(path: string, file: string, { again = false }: { again?:
     throw fromSystemError(error, `writing ${file === "-" ? "standard output" : file}`);
   } finally {
     progress.stop();
+  }
+}
+
+/**
+ * Whether a standard descriptor was closed when the process began. Node puts /dev/null in its place, for reading and writing; who
+ * redirects to /dev/null has it for writing only, and means it.
+ */
+function isClosed(descriptor: number): boolean {
+  try {
+    const flags = /^flags:\s*([0-7]+)$/m.exec(readFileSync(`/proc/self/fdinfo/${descriptor}`, "utf8"))?.[1] ?? "0";
+    return readlinkSync(`/proc/self/fd/${descriptor}`) === "/dev/null" && (Number.parseInt(flags, 8) & 3) === constants.O_RDWR;
+  } catch {
+    return false; // no /proc here
   }
 }
 

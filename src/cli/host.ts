@@ -18,6 +18,7 @@ import type { SaveReport } from "../reports/save-report.js";
 import { ControlServer, refuseLive } from "../server/server.js";
 import { MachineService } from "../server/service.js";
 import { formatBytes, formatMs, formatShort } from "../stats/format.js";
+import { printable } from "../stats/printable.js";
 import { EXIT_DONE, EXIT_FAILED, EXIT_MISMATCH } from "./command.js";
 import { note, outliveReader } from "./output.js";
 import { Terminal } from "./terminal.js";
@@ -71,7 +72,9 @@ export async function hostMachine(
   const watch = new Watch(service, terminal, (error) => end({ how: "failed", error }));
   let server: ControlServer | undefined;
   try {
-    server = await ControlServer.listen(name, service.handlers);
+    server = await ControlServer.listen(name, service.handlers, {
+      onNotice: (line) => terminal.line(`hib: ${line}`, process.stderr),
+    });
     const print = (line: string): void => terminal.console(`${line}\n`);
     await start({ machine, service, socket: server.path, signal: powerOff.signal, print });
     service.ready = true;
@@ -80,7 +83,9 @@ export async function hostMachine(
     watch.end();
     if (ending.how === "failed") throw ending.error;
     if (!quiet)
-      terminal.line(ending.how === "hibernated" ? `${name}: hibernated in ${ending.report.image.path}` : `${name}: powered off`);
+      terminal.line(
+        ending.how === "hibernated" ? `${name}: hibernated in ${printable(ending.report.image.path)}` : `${name}: powered off`,
+      );
     return watch.exitCode;
   } finally {
     watch.end();
@@ -97,7 +102,7 @@ export function introduce({ service, socket }: Host): string {
   return [
     `${name}: pid ${pid}, ${formatBytes(ram_bytes)} of RAM, vCPUs: ${vcpus}`,
     `${name}: socket ${socket}`,
-    ...processes.map((entry) => `${name}: process ${entry.pid}: ${entry.text || entry.state}`),
+    ...processes.map((entry) => `${name}: process ${entry.pid}: ${printable(entry.text || entry.state)}`),
   ].join("\n");
 }
 
@@ -168,7 +173,7 @@ class Watch {
         // The machine keeps only the text of a failure; want of memory is no sign that any was wrong.
         const code: ErrorCode = failure.startsWith("out of memory") ? "HIB_NO_MEMORY" : "HIB_SELF_CHECK";
         this.exitCode = code === "HIB_SELF_CHECK" ? EXIT_MISMATCH : Math.max(EXIT_FAILED, this.exitCode);
-        this.#terminal.line(`hib: ${code}: process ${pid} (${text}) failed: ${failure}`, process.stderr);
+        this.#terminal.line(`hib: ${code}: process ${pid} (${text}) failed: ${printable(failure)}`, process.stderr);
       }
       if (process.stderr.isTTY) this.#terminal.status(this.#describe());
     } catch (error) {

@@ -4,6 +4,7 @@ import { type ImageEntry, type ImageState, listImages } from "../image/list.js";
 import type { Attempt } from "../image/markers.js";
 import { formatBytes } from "../stats/format.js";
 import { type Colors, type View, wrap } from "../stats/layout.js";
+import { printable, printableAll } from "../stats/printable.js";
 import { createCommand } from "./command.js";
 import { print, printJson, stdoutView } from "./output.js";
 
@@ -14,8 +15,8 @@ export function addImages(program: Command): void {
     .action(async (directory: string, { json }: { json?: boolean }) => {
       const images = await listImages(directory);
       if (json === true) printJson({ schema: 1, directory, images } as { schema: number });
-      else if (images.length === 0) print(`no images in ${directory}`);
-      else print(images.map((image) => renderImage(image, stdoutView())).join("\n"));
+      else if (images.length === 0) print(`no images in ${printable(directory)}`);
+      else print(images.map((image) => renderImage(printableAll(image), stdoutView())).join("\n"));
     });
 }
 

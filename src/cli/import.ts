@@ -6,10 +6,11 @@ import type { Command } from "commander";
 import { HibernaculumError } from "../base/errors.js";
 import { importImage } from "../image/stream.js";
 import { formatBytes } from "../stats/format.js";
+import { printable } from "../stats/printable.js";
 import { createCommand, interruptible } from "./command.js";
 import { print, printJson } from "./output.js";
 import { createProgress, showBytes } from "./progress.js";
-import { newImage } from "./save.js";
+import { atNewImage, defaultImage } from "./save.js";
 
 export function addImport(program: Command): void {
   createCommand(program, "import", "make an image of a stream that hib export wrote; every byte is checked")
@@ -21,22 +22,26 @@ export function addImport(program: Command): void {
 }
 
 async function importFrom(file: string, given: string | undefined, { json }: { json?: boolean }): Promise<void> {
-  const image = newImage(given, "imported");
   if (file === "-" && process.stdin.isTTY) {
     throw new HibernaculumError("HIB_USAGE", "standard input is a terminal: pipe a stream of hib export into it, or give a file");
   }
   const progress = createProgress();
   try {
-    const { header, bytes, used } = await interruptible((signal) => {
-      const source = file === "-" ? process.stdin : createReadStream(file);
-      source.on("error", () => undefined); // whoever reads is told; until somebody does, it must not end the process
-      const name = file === "-" ? "standard input" : file;
-      return importImage(addAbortSignal(signal, source), image, { name, signal, onProgress: showBytes(progress, "importing") });
-    });
+    // Another name could only be tried by reading all of it again.
+    const target = given ?? (file === "-" ? defaultImage("imported", new Date()) : undefined);
+    const { image, header, bytes, used } = await interruptible((signal) =>
+      atNewImage(target, "imported", async (path) => {
+        const source = file === "-" ? process.stdin : createReadStream(file);
+        source.on("error", () => undefined); // whoever reads is told; until somebody does, it must not end the process
+        const name = file === "-" ? "standard input" : file;
+        const options = { name, signal, onProgress: showBytes(progress, "importing") };
+        return { image: path, ...(await importImage(addAbortSignal(signal, source), path, options)) };
+      }),
+    );
     progress.stop();
     if (json === true)
       printJson({ schema: 1, path: image, id: header.id, frames: header.frames, bytes, used } as { schema: number });
-    else print(`imported ${image}: ${formatBytes(bytes)}${used ? "; it was used before, and is marked so" : ""}`);
+    else print(`imported ${printable(image)}: ${formatBytes(bytes)}${used ? "; it was used before, and is marked so" : ""}`);
   } finally {
     progress.stop();
   }

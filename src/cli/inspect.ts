@@ -8,6 +8,7 @@ import { CODEC_LZ4, type Extent, FORMAT_VERSION, MACHINE_VERSION, SAME_FILLED } 
 import { isUsed } from "../image/markers.js";
 import { formatBytes, formatCount } from "../stats/format.js";
 import { field, section, table, type View } from "../stats/layout.js";
+import { printableAll } from "../stats/printable.js";
 import { createCommand, wholeNumber } from "./command.js";
 import {
   describeHoldings,
@@ -78,7 +79,7 @@ async function inspect(path: string, { extents, pid, read, json }: InspectOption
   const image = await openImage(path, pid === undefined ? {} : { machineVersion: MACHINE_VERSION });
   try {
     const show = <T extends { schema: number }>(what: T, render: (what: T) => string): void =>
-      json === true ? printJson(what) : print(render(what).trimEnd());
+      json === true ? printJson(what) : print(render(printableAll(what)).trimEnd());
     if (pid !== undefined && read !== undefined) show(describeMemory(image, findProcess(image, pid), read), renderMemory);
     else if (pid !== undefined)
       show(describeHoldings(image, findProcess(image, pid)), (what) => renderHoldings(what, stdoutView()));

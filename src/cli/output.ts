@@ -6,6 +6,7 @@
  */
 import process from "node:process";
 import { type View, viewOf } from "../stats/layout.js";
+import { printableJson, printableLines } from "../stats/printable.js";
 
 let deaf = false;
 
@@ -25,17 +26,18 @@ export function outliveReader(): void {
 
 /** A line, or several, of the command's result. */
 export function print(text: string): void {
-  process.stdout.write(`${text}\n`);
+  const colors = stdoutView().colors.isColorSupported ? "colors" : "no colors";
+  process.stdout.write(`${printableLines(text, colors)}\n`);
 }
 
 /** The command's result for programs. */
 export function printJson(value: { schema: number }): void {
-  print(JSON.stringify(value, undefined, process.stdout.isTTY ? 2 : undefined));
+  process.stdout.write(`${printableJson(value, process.stdout.isTTY ? 2 : undefined)}\n`);
 }
 
 /** What is not the result: progress, notes, errors. */
 export function note(text: string): void {
-  process.stderr.write(`${text}\n`);
+  process.stderr.write(`${printableLines(text)}\n`);
 }
 
 export function stdoutView(): View {

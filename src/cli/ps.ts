@@ -7,6 +7,7 @@ import { listNames } from "../server/runtime-directory.js";
 import { formatBytes, formatMs } from "../stats/format.js";
 import type { View } from "../stats/layout.js";
 import { renderProcesses } from "../stats/live-report.js";
+import { printableAll } from "../stats/printable.js";
 import { createCommand, describeError } from "./command.js";
 import { note, print, printJson, stdoutView } from "./output.js";
 
@@ -32,7 +33,7 @@ async function listMachines({ json }: { json?: boolean }): Promise<void> {
   }
   if (json === true) printJson({ schema: 1, machines, silent } as { schema: number });
   else if (machines.length === 0) print("no machines run");
-  else print(machines.map((machine) => renderMachine(machine, stdoutView())).join("\n\n"));
+  else print(machines.map((machine) => renderMachine(printableAll(machine), stdoutView())).join("\n\n"));
 }
 
 async function askStatus(name: string): Promise<MachineStatus> {

@@ -6,6 +6,7 @@ import { MACHINE_VERSION } from "../image/format.js";
 import { resume } from "../resume.js";
 import { renderResumeSummary } from "../stats/resume-report.js";
 import { PAGE_THREADS_MAX } from "../base/limits.js";
+import { printableAll } from "../stats/printable.js";
 import { ACCEPT_CHANGED_FILES, createCommand, ramOption, wholeNumber } from "./command.js";
 import { defaultName, hostMachine, introduce } from "./host.js";
 import { BOOT_PROCESSES } from "./machine-options.js";
@@ -18,6 +19,7 @@ interface ResumeCommandOptions {
   pageThreads?: number;
   again?: boolean;
   acceptChangedFiles?: boolean;
+  disk?: string;
   json?: boolean;
 }
 
@@ -28,7 +30,11 @@ export function addResume(program: Command): void {
     .addOption(ramOption("memory, which must be what the machine had (the default)"))
     .option("--cpus <n>", `vCPUs, 1 to ${MAX_VCPUS} (default: as many as it had)`, wholeNumber(1, MAX_VCPUS))
     .option("--page-threads <n>", `threads that load and write pages, 1 to ${PAGE_THREADS_MAX}`, wholeNumber(1, PAGE_THREADS_MAX))
-    .option("--again", "resume an image that was resumed before: two machines with one history can damage files that both use")
+    .option(
+      "--again",
+      "resume an image that was resumed before: two machines with one history can damage files that both use; also one on a read-only store, where nobody can tell that it was",
+    )
+    .option("--disk <file>", "where the machine's disk is now, if it was moved; its contents must be what they were")
     .option(...ACCEPT_CHANGED_FILES)
     .option("--json", "print the report for programs; the console goes to stderr")
     .addHelpText(
@@ -42,15 +48,20 @@ export function addResume(program: Command): void {
 async function resumeImage(path: string, options: ResumeCommandOptions): Promise<void> {
   const saved = await savedMachine(path);
   const { name = defaultName(), ram = saved.ramBytes, cpus = saved.vcpus, pageThreads, again = false, json = false } = options;
-  const { acceptChangedFiles = false } = options;
+  const { acceptChangedFiles = false, disk } = options;
   process.exitCode = await hostMachine(
     { name, ramBytes: ram, vcpus: cpus, quiet: json, ...(pageThreads === undefined ? {} : { pageThreads }) },
     async (host) => {
       for (const text of BOOT_PROCESSES) host.machine.spawn(text);
-      const report = await resume(host.machine, path, { again, acceptChangedFiles, signal: host.signal });
+      const report = await resume(host.machine, path, {
+        again,
+        acceptChangedFiles,
+        signal: host.signal,
+        ...(disk === undefined ? {} : { disk }),
+      });
       host.service.resumed = report;
       if (json) printJson({ ...report, machine: { name, pid: process.pid, socket: host.socket } } as { schema: number });
-      else print(renderResumeSummary(report, stdoutView()));
+      else print(renderResumeSummary(printableAll(report), stdoutView()));
       (json ? note : print)(introduce(host));
     },
   );

@@ -1,11 +1,14 @@
 /** `hib save`: saves a running machine, from another terminal. */
 import { resolve } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { type Command, Option } from "commander";
 import { HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import type { SaveProgress } from "../reports/save-progress.js";
 import { Client } from "../server/client.js";
+import type { SaveRequest } from "../server/protocol.js";
 import { renderSaveSummary } from "../stats/save-report.js";
+import { printableAll } from "../stats/printable.js";
 import { createCommand, interruptible, wholeNumber } from "./command.js";
 import { print, printJson, stdoutView } from "./output.js";
 import { createProgress, type ProgressStep } from "./progress.js";
@@ -39,26 +42,24 @@ export function addSave(program: Command): void {
 }
 
 async function saveMachine(name: string, image: string | undefined, options: SaveCommandOptions): Promise<void> {
-  const path = resolve(newImage(image, name));
   const client = await Client.connect(name);
   const progress = createProgress();
   try {
+    const request: Omit<SaveRequest, "path"> = {
+      keepRunning: options.keepRunning === true,
+      compression: options.compression,
+      pauseTarget_ms: options.pauseTarget,
+      saveClean: options.saveClean === true,
+    };
     const report = await interruptible((signal) =>
-      client.request(
-        "save",
-        {
-          path,
-          keepRunning: options.keepRunning === true,
-          compression: options.compression,
-          pauseTarget_ms: options.pauseTarget,
-          saveClean: options.saveClean === true,
-        },
-        { signal, onProgress: (step) => progress.update(saveStep(step)) },
-      ),
+      atNewImage(image, name, (path) => {
+        const onProgress = (step: SaveProgress): void => progress.update(saveStep(step));
+        return client.request("save", { path: resolve(path), ...request }, { signal, onProgress });
+      }),
     );
     progress.stop();
     if (options.json === true) printJson(report);
-    else print(renderSaveSummary(report, stdoutView()));
+    else print(renderSaveSummary(printableAll(report), stdoutView()));
   } finally {
     progress.stop();
     client.close();
@@ -77,10 +78,29 @@ export function saveStep({ phase, done, total }: SaveProgress): ProgressStep {
   return { label: PHASE_LABELS[phase], done, total, unitBytes: FRAME_BYTES };
 }
 
-/** Where a new image is to be: as given, else NAME-TIME.hib, local time to the second: m1-20240131-235959.hib. @throws HIB_USAGE */
-export function newImage(given: string | undefined, name: string): string {
+/**
+ * Makes an image where one is wanted: as given, else NAME-TIME.hib, local time to the millisecond: m1-20240131-235959-123.hib.
+ * A name that nobody has asked for is no reason to fail: if it is taken by then, there is another one.
+ *
+ * @throws HIB_USAGE, and what `make` throws
+ */
+export async function atNewImage<T>(given: string | undefined, name: string, make: (path: string) => Promise<T>): Promise<T> {
   if (given === "") throw new HibernaculumError("HIB_USAGE", "the path of the image is empty");
-  if (given !== undefined) return given;
-  const now = new Date(Date.now() - new Date().getTimezoneOffset() * 60_000);
-  return `${name}-${now.toISOString().slice(0, 19).replaceAll(/[-:]/g, "").replace("T", "-")}.hib`;
+  if (given !== undefined) return make(given);
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await make(defaultImage(name, new Date()));
+    } catch (error) {
+      const taken = error instanceof HibernaculumError && error.code === "HIB_IMAGE_EXISTS";
+      if (!taken || attempt === DEFAULT_NAMES_MAX) throw error;
+      await sleep(1 + Math.random() * attempt); // those who met once should not meet again
+    }
+  }
+}
+
+const DEFAULT_NAMES_MAX = 20;
+
+export function defaultImage(name: string, time: Date): string {
+  const local = new Date(time.getTime() - time.getTimezoneOffset() * 60_000).toISOString();
+  return `${name}-${local.slice(0, 23).replaceAll(/[-:]/g, "").replace("T", "-").replace(".", "-")}.hib`;
 }

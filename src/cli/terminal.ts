@@ -1,6 +1,7 @@
 /** What a machine shows while it runs: its console, line by line, and on a terminal a status line below it. */
 import process from "node:process";
 import { clearLine, cursorTo } from "node:readline";
+import { printable, printableLines } from "../stats/printable.js";
 
 export class Terminal {
   readonly #prefix: string;
@@ -18,13 +19,13 @@ export class Terminal {
   console(text: string): void {
     const lines = (this.#partial + text).split("\n");
     this.#partial = lines.pop()!;
-    for (const line of lines) this.line(this.#prefix + printable(line));
+    for (const line of lines) this.line(this.#prefix + line);
   }
 
   /** A line above the status line. */
   line(text: string, out: NodeJS.WriteStream = this.#out): void {
     this.#clear();
-    out.write(`${text}\n`);
+    out.write(`${printableLines(text)}\n`); // a guest does not get to control the terminal
     this.#draw();
   }
 
@@ -32,7 +33,7 @@ export class Terminal {
   status(text: string): void {
     if (!process.stderr.isTTY) return;
     this.#clear();
-    this.#status = text;
+    this.#status = printable(text);
     this.#draw();
   }
 
@@ -53,9 +54,4 @@ export class Terminal {
     cursorTo(process.stderr, 0);
     clearLine(process.stderr, 0);
   }
-}
-
-/** A guest does not get to control the terminal. */
-function printable(line: string): string {
-  return line.replace(/[^\P{Cc}\t]/gu, "?");
 }

@@ -10,6 +10,7 @@ import { listProcesses } from "../vm/tasks/process.js";
 import { checkProcess, type ProcessCheck } from "../vm/personality/step/programs/check.js";
 import { createCommand, EXIT_MISMATCH, reportError } from "./command.js";
 import { note, print, printJson, stdoutView } from "./output.js";
+import { printable, printableAll } from "../stats/printable.js";
 import { createProgress, type ProgressDisplay, showBytes } from "./progress.js";
 
 /** Everything that `hib verify` looks at. */
@@ -37,9 +38,9 @@ async function verify(path: string, { replay, json }: { replay?: boolean; json?:
       const result = await verifyImage(image, { replay: replay === true, progress });
       progress.stop();
       if (json === true) printJson({ schema: 1, image: image.path, ...result } as { schema: number });
-      else print(renderVerification(path, result, stdoutView()));
+      else print(renderVerification(printable(path), printableAll(result), stdoutView()));
       if (!result.ok) {
-        note(`hib: HIB_INCONSISTENT: ${path} is not what it must be (above); do not resume it`);
+        note(`hib: HIB_INCONSISTENT: ${printable(path)} is not what it must be (above); do not resume it`);
         process.exitCode = EXIT_MISMATCH;
       }
     } finally {
@@ -72,7 +73,7 @@ export async function verifyImage(image: Image, options: { replay: boolean; prog
     processes = [];
     const all = listProcesses(memory).filter(({ boot }) => !boot);
     for (const process of all) {
-      progress.update({ label: `replaying ${process.text.split(":")[0]}`, done: processes.length, total: all.length });
+      progress.update({ label: printable(`replaying ${process.text.split(":")[0]}`), done: processes.length, total: all.length });
       processes.push(checkProcess(memory, process));
     }
   }

@@ -3,7 +3,7 @@
  *
  *     NAME/blob, NAME/catalogue.sqlite       an image
  *     NAME/used, attempt-1, outcome-1, ...   what has become of it (markers.ts)
- *     .NAME.partial-PID-RANDOM/              one that process PID is writing
+ *     .NAME.partial-PID-DIGEST-RANDOM/       one that a process is writing (host-process.ts: its tag)
  *     NAME.set-aside-REASON[-N]/             one that a boot could not resume, out of the way
  *
  * What must hold:
@@ -11,12 +11,11 @@
  *   could not be published durably is withdrawn, since the machine that it is of goes on running.
  */
 import { randomBytes } from "node:crypto";
-import { mkdir, readdir, rename, rm } from "node:fs/promises";
+import { chmod, mkdir, readdir, rename, rm, writeFile } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
-import process from "node:process";
 import { attemptTo, damaged, HibernaculumError } from "../base/errors.js";
 import { failpoint } from "../base/failpoints.js";
-import { isAlive } from "../base/host-process.js";
+import { isTagAlive, processTag } from "../base/host-process.js";
 import { BlobReader } from "./blob.js";
 import { Catalogue } from "./catalogue.js";
 import { hashFile, loadChecksum } from "./checksum.js";
@@ -80,7 +79,7 @@ export class Image implements ImageContents {
   }
 
   /** The stored machine's memory. */
-  memory(options: Pick<ImageMemoryOptions, "cachedChunks" | "acceptChangedFiles"> = {}): ImageMemory {
+  memory(options: Pick<ImageMemoryOptions, "cachedChunks" | "acceptedFiles"> = {}): ImageMemory {
     const memory = new ImageMemory({
       frames: this.header.ramFrames,
       chunks: this.chunks,
@@ -108,10 +107,15 @@ export class Image implements ImageContents {
  */
 export async function createPartial(path: string): Promise<PartialImage> {
   const final = resolve(path);
-  const partial = join(dirname(final), `.${basename(final)}.partial-${process.pid}-${randomBytes(4).toString("hex")}`);
+  const partial = join(dirname(final), `.${basename(final)}.partial-${processTag()}-${randomBytes(4).toString("hex")}`);
   await refuseTaken(final);
   // It holds all of a machine's memory, secrets too.
-  await attemptTo(`creating an image at ${final}`, () => mkdir(partial, { mode: 0o700 }));
+  await attemptTo(`creating an image at ${final}`, async () => {
+    await mkdir(partial, { mode: 0o700 });
+    // And its files still are the user's alone where a copy has lost the directory's mode. SQLite would make its own readable.
+    await writeFile(join(partial, CATALOGUE_NAME), "");
+    await chmod(join(partial, CATALOGUE_NAME), 0o600);
+  });
   let published = false;
   return {
     path: final,
@@ -200,7 +204,7 @@ export async function removeStalePartials(parent: string): Promise<string[]> {
     const removed: string[] = [];
     for (const name of await readdir(parent)) {
       const partial = partialOf(name);
-      if (partial === undefined || isAlive(partial)) continue;
+      if (partial === undefined || partial.writing) continue;
       await rm(join(parent, name), { recursive: true, force: true });
       removed.push(join(parent, name));
     }
@@ -208,10 +212,10 @@ export async function removeStalePartials(parent: string): Promise<string[]> {
   });
 }
 
-/** Which process writes the partial image of this name; undefined if it is not the name of one. */
-export function partialOf(name: string): { pid: number } | undefined {
-  const pid = /^\..+\.partial-(\d+)-[0-9a-f]{8}$/.exec(name)?.[1];
-  return pid === undefined ? undefined : { pid: Number(pid) };
+/** Which process writes, or wrote, the partial image of this name; undefined if it is not the name of one. */
+export function partialOf(name: string): { pid: number; writing: boolean } | undefined {
+  const tag = /^\..+\.partial-(\d+-[0-9a-f]{8})-[0-9a-f]{8}$/.exec(name)?.[1];
+  return tag === undefined ? undefined : { pid: Number.parseInt(tag, 10), writing: isTagAlive(tag) };
 }
 
 async function sizeOf(directory: string, name: string): Promise<number> {

@@ -2,8 +2,9 @@
  * Files under an image (S3.6): the files of the host that a machine has open are not in its image, so the image says what they
  * were at the consistency point, and a resume compares.
  *
- * What is compared: device and inode, size; then, for a file that is open for writing, the contents; for one that is only
- * read, the time of its last change. A file open for writing whose contents agree is the same whatever its times are.
+ * What is compared: the size and the contents. Device, inode and the time of its last change are hints: of a file that is only
+ * read and has all three as they were, nothing need be read. One that has others and the same bytes is the same file, brought
+ * here by a copy, another mount or another host.
  *
  * The contents of a file that the machine goes on writing to must be known as of the consistency point, and hashing a disk
  * while everything stands still would take long. So each block has a sum of its own: `FileContents` reads the blocks that it
@@ -13,11 +14,11 @@
  * What must hold: a block's sum is that of its bytes, or it is not known. Blocks that are not known at the stop (a write is in
  * flight, or failed) and those of writes that whoever resumes carries out again are left out, and listed as such.
  */
-import { fdatasync, fstatSync } from "node:fs";
+import { type BigIntStats, closeSync, fdatasync, fstatSync } from "node:fs";
 import { open, stat } from "node:fs/promises";
 import { promisify } from "node:util";
 import { attemptTo } from "../base/errors.js";
-import { FILE_BLOCK_BYTES, type HostFile, readUpToAsync, type WriteObserver } from "../base/host-file.js";
+import { FILE_BLOCK_BYTES, type HostFile, openRegular, readUpToAsync, type WriteObserver } from "../base/host-file.js";
 import { checksum, loadChecksum } from "./checksum.js";
 
 /** A file of the host, as it was at the consistency point. */
@@ -31,7 +32,7 @@ export interface FileRow {
   mtime: bigint;
   /** The first so many bytes count. */
   position: number;
-  /** XXH64 over the XXH64 of each block of 4,096 bytes up to `position`; null for a file that is only read. */
+  /** XXH64 over the XXH64 of each block of 4,096 bytes up to `position`; null for one that was not as the machine knew it. */
   hash: bigint | null;
   /** Blocks whose sum counts as 0. */
   except: number[];
@@ -134,6 +135,7 @@ export class FilesOfSave {
   #open: FileRow[] = [];
   #files: readonly { file: HostFile; contents: FileContents | undefined }[] = [];
   #rows: FileRow[] = [];
+  #signal: AbortSignal | undefined;
 
   /**
    * Learns what the files hold, while the machine runs. The first save of a machine reads all that is open for writing.
@@ -142,6 +144,7 @@ export class FilesOfSave {
    */
   async prepare(files: readonly HostFile[], signal: AbortSignal | undefined): Promise<void> {
     await loadChecksum();
+    this.#signal = signal;
     this.#files = files.map((file) => {
       if (file.mode === "r") return { file, contents: undefined };
       const contents = file.observer instanceof FileContents ? file.observer : new FileContents(file);
@@ -174,7 +177,9 @@ export class FilesOfSave {
     const own = this.#ownRows();
     const paths = new Set(own.map(({ path }) => path));
     const others = this.#open.filter(({ path }) => !paths.has(path));
-    return [...own, ...(await Promise.all(others.map(withContents)))];
+    const rows: FileRow[] = [];
+    for (const row of [...own, ...others]) rows.push(row.hash === null ? await withContents(row, this.#signal) : row);
+    return rows;
   }
 
   #ownRows(): FileRow[] {
@@ -203,57 +208,83 @@ async function syncFile(path: string): Promise<void> {
   }
 }
 
-/**
- * The checksum of a file that a process has open for writing, if the file still is what it was at the stop; else the time of
- * its last change must do, and it will not agree.
- */
-async function withContents(row: FileRow): Promise<FileRow> {
-  if (row.mode === "r" || (await compare(row)) !== undefined) return row;
-  const known = { ...row, position: Number(row.size) };
-  const hash = await checksumFile(known);
-  return (await compare(row)) === undefined ? { ...known, hash } : row;
+/** Checksums of files that were only read, by path: they are read once, as long as the hints agree. */
+const known = new Map<string, FileRow>();
+
+/** With the checksum of its contents, if the file still is what the machine knew at the stop; else a resume will say so. */
+async function withContents(row: FileRow, signal: AbortSignal | undefined): Promise<FileRow> {
+  const before = await statOf(row);
+  if (before === undefined || !isAsItWas(row, before)) return row;
+  const earlier = known.get(row.path);
+  if (row.mode === "r" && earlier !== undefined && isAsItWas(earlier, before)) return { ...earlier, mode: row.mode };
+  const all = { ...row, position: Number(row.size) };
+  const hash = await checksumFile(all, signal);
+  const after = await statOf(row);
+  if (hash === undefined || after === undefined || !isAsItWas(row, after)) return row;
+  if (row.mode === "r") known.set(row.path, { ...all, hash });
+  return { ...all, hash };
+}
+
+/** What has become of the files under an image. */
+export interface ComparedFiles {
+  /** A path and how it differs, each. */
+  changed: { path: string; how: string }[];
+  /** Paths of files that hold what they held, and are others by the host's account: copied, or mounted anew. */
+  moved: string[];
 }
 
 /**
  * Compares files with what an image says of them.
  *
- * @returns what has changed: a path and how it differs, each
  * @throws HIB_IO if a file cannot be read
  */
-export async function findChangedFiles(rows: Iterable<FileRow>): Promise<{ path: string; how: string }[]> {
+export async function compareFiles(rows: Iterable<FileRow>): Promise<ComparedFiles> {
   await loadChecksum();
-  const changed = [];
+  const compared: ComparedFiles = { changed: [], moved: [] };
   for (const row of rows) {
     const how = await attemptTo(`reading ${row.path}`, () => compare(row));
-    if (how !== undefined) changed.push({ path: row.path, how });
+    if (how === "moved") compared.moved.push(row.path);
+    else if (how !== "same") compared.changed.push({ path: row.path, how });
   }
-  return changed;
+  return compared;
 }
 
-async function compare(row: FileRow): Promise<string | undefined> {
-  const found = await stat(row.path, { bigint: true }).catch((error: NodeJS.ErrnoException) => {
+async function compare(row: FileRow): Promise<string> {
+  const found = await statOf(row);
+  if (found === undefined) return "is gone";
+  if (!found.isFile()) return "is no regular file";
+  if (found.size !== row.size) return `has ${found.size} bytes and had ${row.size}`;
+  const hinted = isAsItWas(row, found);
+  if (row.mode === "r" && hinted) return "same"; // the machine itself writes to others, and a clock is coarse
+  if (row.hash === null) return hinted ? "same" : "was changed since";
+  if ((await checksumFile(row)) !== row.hash) return "has other contents";
+  return hinted ? "same" : "moved";
+}
+
+function isAsItWas({ device, inode, size, mtime }: FileRow, found: BigIntStats): boolean {
+  return found.dev === device && found.ino === inode && found.size === size && found.mtimeNs === mtime;
+}
+
+async function statOf({ path }: FileRow): Promise<BigIntStats | undefined> {
+  return stat(path, { bigint: true }).catch((error: NodeJS.ErrnoException) => {
     if (error.code !== "ENOENT" && error.code !== "ENOTDIR") throw error;
     return undefined;
   });
-  if (found === undefined) return "is gone";
-  if (found.dev !== row.device || found.ino !== row.inode) return "was replaced by another file";
-  if (found.size !== row.size) return `has ${found.size} bytes and had ${row.size}`;
-  if (row.hash === null) return found.mtimeNs === row.mtime ? undefined : "was changed since";
-  return (await checksumFile(row)) === row.hash ? undefined : "has other contents";
 }
 
-/** The checksum of a file as it is now. */
-async function checksumFile({ path, position, except }: FileRow): Promise<bigint> {
+/** The checksum of a file as it is now; undefined if that was cancelled. */
+async function checksumFile({ path, position, except }: FileRow, signal?: AbortSignal): Promise<bigint | undefined> {
   const sums = new BigUint64Array(Math.ceil(position / FILE_BLOCK_BYTES));
   const buffer = new Uint8Array(WINDOW_BYTES);
-  const file = await open(path, "r");
+  const descriptor = openRegular(path);
   try {
     for (let at = 0; at < position; at += WINDOW_BYTES) {
-      const bytes = await readRange(file.fd, buffer, at, Math.min(position, at + WINDOW_BYTES));
+      if (signal?.aborted === true) return undefined;
+      const bytes = await readRange(descriptor, buffer, at, Math.min(position, at + WINDOW_BYTES));
       for (const [i, block] of blocksOf(bytes).entries()) sums[at / FILE_BLOCK_BYTES + i] = checksum(block);
     }
   } finally {
-    await file.close();
+    closeSync(descriptor);
   }
   return combine(sums, except);
 }

@@ -23,8 +23,8 @@ export interface ImageMemoryOptions {
   extents: ExtentTable;
   /** What extents with REFERENCED refer to. */
   references?: readonly Reference[];
-  /** Take what files of the host hold now. */
-  acceptChangedFiles?: boolean;
+  /** Paths of files of the host of which is taken what they hold now. */
+  acceptedFiles?: ReadonlySet<string>;
   blob: BlobReader;
   /** Decoded chunks to keep, 1 MiB each. */
   cachedChunks?: number;
@@ -44,16 +44,8 @@ export class ImageMemory implements ReadableMemory {
   #lastPfn = -1;
   #last: DataView = new DataView(new ArrayBuffer(0));
 
-  constructor({
-    frames,
-    chunks,
-    extents,
-    references = [],
-    acceptChangedFiles = false,
-    blob,
-    cachedChunks = 64,
-  }: ImageMemoryOptions) {
-    this.#references = new ReferenceReader(references, acceptChangedFiles);
+  constructor({ frames, chunks, extents, references = [], acceptedFiles, blob, cachedChunks = 64 }: ImageMemoryOptions) {
+    this.#references = new ReferenceReader(references, acceptedFiles);
     this.frames = frames;
     this.#chunks = chunks;
     this.#extents = extents;

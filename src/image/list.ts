@@ -5,7 +5,6 @@
 import { readdir } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
 import { attemptTo, type SerializedError, serializeError } from "../base/errors.js";
-import { isAlive } from "../base/host-process.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import { holdsImage, openImage, partialOf } from "./directory.js";
 import { statIfThere } from "./files.js";
@@ -67,8 +66,8 @@ async function describe(path: string): Promise<ImageEntry> {
   const entry = { name, path, bytes: await sizeOf(path), ram_bytes: null, time: null, processes: null, error: null };
   const writer = partialOf(name);
   if (writer !== undefined) {
-    const writes = isAlive({ pid: writer.pid });
-    return { ...entry, state: writes ? "writing" : "partial", by_pid: writes ? writer.pid : null, ...fieldsOf(NO_HISTORY) };
+    const { pid, writing } = writer;
+    return { ...entry, state: writing ? "writing" : "partial", by_pid: writing ? pid : null, ...fieldsOf(NO_HISTORY) };
   }
   const history = await readHistory(path).catch(() => NO_HISTORY);
   const holder = holderOf(history);

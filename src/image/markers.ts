@@ -102,6 +102,12 @@ export async function recordAttempt(path: string): Promise<number> {
   for (let n = 1; ; n++) if (await createMarker(path, `attempt-${n}`, {})) return n;
 }
 
+/** Whether an image lies where nothing can be noted: a read-only file system, or a directory of somebody else's. */
+export function cannotBeMarked(error: unknown): boolean {
+  const { code, cause } = error as { code?: string; cause?: unknown };
+  return ["EROFS", "EACCES", "EPERM"].includes(code ?? "") || (cause !== undefined && cannotBeMarked(cause));
+}
+
 /** Notes how an attempt ended. Never throws: what cannot be noted counts as a death once this process is gone. */
 export async function recordOutcome(path: string, attempt: number, code: string, message: string): Promise<void> {
   await createMarker(path, `outcome-${attempt}`, { code, message }).catch(() => undefined);

@@ -2,24 +2,24 @@
  * Frames that are not in the blob because a file of the host has them: clean pages of files that the machine has open or
  * mapped (S0.3). The catalogue says which page of which file a frame is, and its checksum; a reader reads the file.
  *
- * What must hold: no byte of a file is used before it has agreed with the checksum, unless the user has said that the files
- * may be others.
+ * What must hold: no byte of a file is used before it has agreed with the checksum, unless the user has said that this very
+ * file may be another.
  */
-import { closeSync, openSync } from "node:fs";
+import { closeSync } from "node:fs";
 import { HibernaculumError } from "../base/errors.js";
-import { type Reference, readUpTo } from "../base/host-file.js";
+import { openRegular, type Reference, readUpTo } from "../base/host-file.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import { checksum } from "./checksum.js";
 
 export class ReferenceReader {
   readonly #references: readonly Reference[];
-  readonly #accept: boolean;
+  readonly #accepted: ReadonlySet<string>;
   readonly #descriptors = new Map<string, number>();
 
-  /** @param accept - take what the files hold now, whatever it is */
-  constructor(references: readonly Reference[], accept = false) {
+  /** @param accepted - paths of files of which is taken what they hold now, whatever it is */
+  constructor(references: readonly Reference[], accepted: ReadonlySet<string> = new Set()) {
     this.#references = references;
-    this.#accept = accept;
+    this.#accepted = accepted;
   }
 
   /**
@@ -40,7 +40,7 @@ export class ReferenceReader {
         cause,
       });
     }
-    if (!this.#accept && checksum(bytes) !== hashes[frame]) {
+    if (!this.#accepted.has(path) && checksum(bytes) !== hashes[frame]) {
       throw new HibernaculumError(
         "HIB_FILES_CHANGED",
         `${path}: page ${page + frame} is not what it was when the machine was saved; put the file back, or go on with what it is by --accept-changed-files`,
@@ -51,7 +51,7 @@ export class ReferenceReader {
 
   #open(path: string): number {
     let descriptor = this.#descriptors.get(path);
-    if (descriptor === undefined) this.#descriptors.set(path, (descriptor = openSync(path, "r")));
+    if (descriptor === undefined) this.#descriptors.set(path, (descriptor = openRegular(path)));
     return descriptor;
   }
 

@@ -51,11 +51,11 @@ export interface LoadTask {
   filled: Uint32Array;
   /** Pages of files of the host, claimed last, one reference at a time. */
   references: readonly Reference[];
-  acceptChangedFiles: boolean;
+  acceptedFiles: ReadonlySet<string>;
 }
 
 /** The task of loading an image, for each of the loaders. */
-export function loadTask(image: Image, { acceptChangedFiles = false }: { acceptChangedFiles?: boolean }): LoadTask {
+export function loadTask(image: Image, acceptedFiles: ReadonlySet<string>): LoadTask {
   const { chunks, extents, path, references } = image;
   return {
     blob: join(path, BLOB_NAME),
@@ -64,7 +64,7 @@ export function loadTask(image: Image, { acceptChangedFiles = false }: { acceptC
     ...extents.byChunk(chunks.length),
     filled: extents.sameFilled(),
     references,
-    acceptChangedFiles,
+    acceptedFiles,
   };
 }
 
@@ -227,7 +227,7 @@ class PageLoader {
 
   /** Pages of a file of the host: all of a reference agree with their checksums before the first is placed. */
   #loadReference(index: number): void {
-    const reader = new ReferenceReader(this.#task.references, this.#task.acceptChangedFiles);
+    const reader = new ReferenceReader(this.#task.references, this.#task.acceptedFiles);
     try {
       const { pfn, frames } = this.#task.references[index]!;
       const data = Buffer.concat(Array.from({ length: frames }, (_, frame) => reader.read(index, frame)));

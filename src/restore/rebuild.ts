@@ -27,12 +27,16 @@ export function tellRestored(kernel: Kernel, examined: Examined, frames: { image
   tell("registers", `of processes: ${processes}, x0 is 0 in each`);
 }
 
-/** Contexts, bitmap, devices; and what was the snapshotter's is free (S1.1, S2.3). */
-export function rebuild(kernel: Kernel, devices: Devices, files: "as they were" | "accepted"): void {
+/**
+ * Contexts, bitmap, devices; and what was the snapshotter's is free (S1.1, S2.3).
+ *
+ * @param files - paths of files of the host that are others than they were
+ */
+export function rebuild(kernel: Kernel, devices: Devices, files: ReadonlySet<string>): void {
   kernel.buddy.rebuildSaveable();
   kernel.turns.releaseRunning();
   freeOldReserves(kernel);
-  if (files === "accepted") kernel.files.acceptHost();
+  kernel.files.acceptHost(files);
   kernel.memory.store32(KERNEL_RESUMES, kernel.memory.load32(KERNEL_RESUMES) + 1);
   devices.resume("restore");
 }

@@ -21,6 +21,8 @@ export class Client {
   readonly #socket: Socket;
   readonly #pending = new Map<number, Pending>();
   #nextId = 1;
+  /** Why the machine ends this connection, if it does. */
+  #refusal: HibernaculumError | undefined;
 
   private constructor(name: string, socket: Socket) {
     this.name = name;
@@ -35,7 +37,7 @@ export class Client {
     });
     socket.on("error", () => undefined); // "close" follows
     socket.once("close", () => {
-      const gone = new HibernaculumError("HIB_NO_MACHINE", `machine ${name} went away before it answered`);
+      const gone = this.#refusal ?? new HibernaculumError("HIB_NO_MACHINE", `machine ${name} went away before it answered`);
       for (const { reject } of this.#pending.values()) reject(gone);
       this.#pending.clear();
     });
@@ -76,7 +78,7 @@ export class Client {
         progress: (progress) => onProgress?.(progress as Commands[Name]["progress"]),
       });
       if (this.#socket.destroyed)
-        this.#pending.get(id)!.reject(new HibernaculumError("HIB_NO_MACHINE", `machine ${this.name} is gone`));
+        this.#pending.get(id)!.reject(this.#refusal ?? new HibernaculumError("HIB_NO_MACHINE", `machine ${this.name} is gone`));
       this.#send({ id, command, options });
       if (signal?.aborted === true) cancel();
       else signal?.addEventListener("abort", cancel);
@@ -93,6 +95,7 @@ export class Client {
 
   #receive(line: string): void {
     const response = JSON.parse(line) as Response;
+    if (response.id === null && "error" in response) this.#refusal = deserializeError(response.error); // "close" follows
     const pending = response.id === null ? undefined : this.#pending.get(response.id);
     if (pending === undefined) return; // the answer to a cancel
     if ("progress" in response) {

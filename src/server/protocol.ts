@@ -10,7 +10,8 @@
  *       | <--  {"id":1,"ok":false,...}        |
  *
  * What must hold: every request with an id is answered exactly once, in whatever order, and a client that goes away
- * cancels what it asked for. Whatever a client sends, the machine goes on.
+ * cancels what it asked for. Whatever a client sends, the machine goes on. One that is idle for long, or one too many, is told so
+ * by an error without an id, and its connection ends.
  */
 import { HibernaculumError, type SerializedError } from "../base/errors.js";
 import type { SaveProgress } from "../reports/save-progress.js";
@@ -183,10 +184,22 @@ export class RequestError extends HibernaculumError {
   }
 }
 
+/** All that may be asked for. What the library can do besides is not for clients. */
+const OPTION_NAMES: { [Name in CommandName]: readonly (keyof Commands[Name]["options"])[] } = {
+  status: [],
+  save: ["path", "keepRunning", "compression", "pauseTarget_ms", "saveClean"],
+  check: [],
+  report: [],
+  cancel: ["request"],
+};
+
 function checkOptions(id: number, command: CommandName, options: Record<string, unknown>): void {
   const need = (condition: boolean, what: string): void => {
     if (!condition) throw new RequestError(id, `${command}: ${what}`);
   };
+  const names: readonly string[] = OPTION_NAMES[command];
+  const there = names.length === 0 ? "there are none" : `there are ${names.join(", ")}`;
+  for (const name of Object.keys(options)) need(names.includes(name), `no option ${JSON.stringify(name)}; ${there}`);
   if (command === "cancel") need(Number.isSafeInteger(options["request"]), "request must be the id of another request");
   if (command === "save") {
     const { path, keepRunning, compression, pauseTarget_ms, saveClean } = options;

@@ -4,11 +4,10 @@
  * What must hold: only the owner can open it (mode 0600 in a directory of mode 0700, from the first instant on). A
  * request's signal fires when it is cancelled and when its client is gone. `close` lets every answer out.
  */
-import { link, rm } from "node:fs/promises";
+import { link, lstat, rm } from "node:fs/promises";
 import { createServer, type Server, type Socket } from "node:net";
-import { join } from "node:path";
 import process from "node:process";
-import { fromSystemError, HibernaculumError, serializeError } from "../base/errors.js";
+import { fromSystemError, serializeError } from "../base/errors.js";
 import {
   type CommandName,
   type Commands,
@@ -18,7 +17,17 @@ import {
   RequestError,
   type Response,
 } from "./protocol.js";
-import { prepareRuntimeDirectory, probe, removeDead, socketPath } from "./runtime-directory.js";
+import {
+  hiddenPath,
+  lockName,
+  nameLock,
+  nameTaken,
+  prepareRuntimeDirectory,
+  probe,
+  removeDead,
+  socketPath,
+  sweepHidden,
+} from "./runtime-directory.js";
 
 /** What a handler gets besides its options. */
 export interface RequestContext<Name extends CommandName> {
@@ -35,81 +44,178 @@ export type Handlers = {
   ) => Promise<Commands[Name]["value"]>;
 };
 
-/** Servers that this process has begun. */
-let servers = 0;
+export interface ServerOptions {
+  /** Is told, a line each, of what a user should know: the socket was removed and is there again. */
+  onNotice?: (line: string) => void;
+  /** How often it is looked whether the socket is there. */
+  tend_ms?: number;
+  /** Most clients at a time. */
+  clientsMax?: number;
+  /** A client that has nothing under way and says nothing for so long is sent away. */
+  idle_ms?: number;
+}
+
+const TEND_MS = 1000;
+const CLIENTS_MAX = 32;
+const IDLE_MS = 600_000;
+/** A client that lets so many bytes of answers lie is not listened to until it has read them. */
+const UNREAD_BYTES_MAX = 2 ** 22;
 
 type AnyHandler = (options: unknown, context: RequestContext<CommandName>) => Promise<unknown>;
 
 export class ControlServer {
   readonly path: string;
-  readonly #server: Server;
+  readonly #name: string;
   readonly #handlers: Handlers;
   readonly #connections = new Set<Connection>();
+  readonly #onNotice: (line: string) => void;
+  readonly #clientsMax: number;
+  readonly #idle_ms: number;
+  #lock: Server | undefined;
+  #server: Server;
+  /** What the socket's file is; somebody else's may come to be there. */
+  #file: { dev: number; ino: number } | undefined;
+  #timer: NodeJS.Timeout | undefined;
+  #tending: Promise<void> = Promise.resolve();
+  /** What was wrong with the socket when it was last looked at. */
+  #trouble = "";
 
-  private constructor(path: string, handlers: Handlers) {
-    this.path = path;
+  private constructor(name: string, handlers: Handlers, options: ServerOptions) {
+    const { onNotice = () => undefined, clientsMax = CLIENTS_MAX, idle_ms = IDLE_MS } = options;
+    this.path = socketPath(name);
+    this.#name = name;
     this.#handlers = handlers;
-    this.#server = createServer((socket) => this.#accept(socket));
+    this.#onNotice = onNotice;
+    this.#clientsMax = clientsMax;
+    this.#idle_ms = idle_ms;
+    this.#server = this.#createServer();
   }
 
   /**
-   * Listens under a machine's name.
+   * Listens under a machine's name. A socket that is removed, as those who clean up old files do, is made anew.
    *
    * @throws HIB_NAME_TAKEN, HIB_USAGE, HIB_IO
    */
-  static async listen(name: string, handlers: Handlers): Promise<ControlServer> {
-    const directory = await prepareRuntimeDirectory();
-    const server = new ControlServer(socketPath(name), handlers);
-    // Bound under a hidden name: a socket that is bound and not yet listened on looks like a dead machine's.
-    const hidden = join(directory, `.${process.pid}.${servers++}`);
-    await rm(hidden, { force: true });
-    await server.#bind(hidden);
+  static async listen(name: string, handlers: Handlers, options: ServerOptions = {}): Promise<ControlServer> {
+    const server = new ControlServer(name, handlers, options); // a name or a path that cannot be is refused first
+    await sweepHidden(await prepareRuntimeDirectory());
+    server.#lock = await lockName(name);
     try {
-      await server.#takeName(hidden, name);
+      await server.#open();
     } catch (error) {
-      server.#server.close();
+      server.#lock?.close();
       throw error;
-    } finally {
-      await rm(hidden, { force: true });
     }
+    const tend = (): Promise<void> => (server.#tending = server.#tend());
+    const wait = (): NodeJS.Timeout =>
+      setTimeout(() => void tend().then(() => server.#timer && (server.#timer = wait())), options.tend_ms ?? TEND_MS).unref();
+    server.#timer = wait();
     return server;
   }
 
   /** Takes no more requests, cancels those under way, lets their answers out, and is gone. */
   async close(): Promise<void> {
-    await rm(this.path, { force: true });
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    await this.#tending;
+    if ((await this.#look()) === "mine") await rm(this.path, { force: true });
     const closed = new Promise((resolve) => this.#server.close(resolve));
     await Promise.all([...this.#connections].map((connection) => connection.close()));
     await closed;
+    this.#lock?.close();
+  }
+
+  #createServer(): Server {
+    return createServer((socket) => this.#accept(socket));
+  }
+
+  async #open(): Promise<void> {
+    // Bound under a hidden name: a socket that is bound and not yet listened on looks like a dead machine's.
+    const hidden = hiddenPath(await prepareRuntimeDirectory());
+    try {
+      await this.#bind(hidden);
+      await this.#takeName(hidden);
+    } catch (error) {
+      this.#server.close();
+      throw error;
+    } finally {
+      await rm(hidden, { force: true });
+    }
   }
 
   #bind(path: string): Promise<void> {
     return new Promise((resolve, reject) => {
       const before = process.umask(0o177);
-      this.#server.once("error", (error) => reject(fromSystemError(error, `listening on ${path}`)));
+      this.#server.on("error", (error) => reject(fromSystemError(error, `listening on ${path}`)));
       this.#server.listen(path, resolve);
       process.umask(before); // binding is done when `listen` returns
     });
   }
 
   /** A link fails if the name is taken, which a rename does not. */
-  async #takeName(hidden: string, name: string): Promise<void> {
+  async #takeName(hidden: string): Promise<void> {
     for (let attempt = 0; attempt < 3; attempt++) {
       try {
         await link(hidden, this.path);
+        this.#file = await lstat(hidden);
         return;
       } catch (error) {
         if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw fromSystemError(error, `making ${this.path}`);
       }
-      await refuseLive(name);
+      await refuseLiveSocket(this.#name);
     }
-    throw nameTaken(name);
+    throw nameTaken(this.#name);
+  }
+
+  async #look(): Promise<"mine" | "another's" | "absent"> {
+    const found = await lstat(this.path).catch(() => undefined);
+    if (found === undefined) return "absent";
+    return found.dev === this.#file?.dev && found.ino === this.#file.ino ? "mine" : "another's";
+  }
+
+  /** Makes the socket anew if it is gone. Whatever is in the way is tried again: without its socket a machine cannot be saved. */
+  async #tend(): Promise<void> {
+    this.#refuseIdle();
+    if ((await this.#look()) === "mine") return;
+    const old = this.#server;
+    this.#server = this.#createServer();
+    try {
+      await this.#open();
+      old.close(); // its connections go on
+      this.#trouble = "";
+      this.#onNotice(`the control socket ${this.path} was removed; it has been made anew`);
+    } catch (error) {
+      this.#server = old;
+      const { code, message } = serializeError(error);
+      if (this.#trouble === code) return;
+      this.#trouble = code;
+      this.#onNotice(`${code}: the control socket ${this.path} is gone, so this machine cannot be reached: ${message}`);
+    }
   }
 
   #accept(socket: Socket): void {
     const connection = new Connection(socket, this.#handlers);
+    // Who asks for something comes before who is only there.
+    const idlest = [...this.#connections].sort((a, b) => b.idle_ms - a.idle_ms)[0];
+    if (this.#connections.size >= this.#clientsMax) {
+      const [refused, why] =
+        idlest !== undefined && idlest.idle_ms >= 0 ? [idlest, "was idle for longest"] : [connection, "came last"];
+      refused.refuse(
+        `machine ${this.#name} has ${this.#clientsMax} clients, as many as it takes, and this one ${why}; try again`,
+      );
+      this.#connections.delete(refused);
+      if (refused === connection) return;
+    }
     this.#connections.add(connection);
     socket.once("close", () => this.#connections.delete(connection));
+  }
+
+  #refuseIdle(): void {
+    for (const connection of this.#connections) {
+      if (connection.idle_ms < this.#idle_ms) continue;
+      const seconds = Math.round(connection.idle_ms / 1000);
+      connection.refuse(`machine ${this.#name} has heard nothing from this client for ${seconds} s; connect again`);
+    }
   }
 }
 
@@ -120,15 +226,18 @@ export class ControlServer {
  * @throws HIB_NAME_TAKEN, HIB_USAGE, HIB_IO
  */
 export async function refuseLive(name: string): Promise<boolean> {
+  socketPath(name); // before anything is made
   await prepareRuntimeDirectory();
+  const lock = nameLock(name);
+  if (lock !== undefined && (await probe(lock)) === "alive") throw nameTaken(name);
+  return refuseLiveSocket(name);
+}
+
+async function refuseLiveSocket(name: string): Promise<boolean> {
   const path = socketPath(name);
   const state = await probe(path);
   if (state === "alive" || (state === "dead" && !(await removeDead(path)))) throw nameTaken(name);
   return state === "dead";
-}
-
-function nameTaken(name: string): HibernaculumError {
-  return new HibernaculumError("HIB_NAME_TAKEN", `a machine named ${name} runs already: give this one another --name`);
 }
 
 /** A client. */
@@ -136,12 +245,15 @@ class Connection {
   readonly #socket: Socket;
   readonly #handlers: Handlers;
   readonly #running = new Map<number, { abort: AbortController; done: Promise<void> }>();
+  #active = performance.now();
 
   constructor(socket: Socket, handlers: Handlers) {
     this.#socket = socket;
     this.#handlers = handlers;
     const lines = new LineReader((line) => this.#receive(line), REQUEST_BYTES_MAX);
+    socket.on("drain", () => socket.resume());
     socket.on("data", (bytes) => {
+      this.#active = performance.now();
       try {
         lines.push(bytes);
       } catch (error) {
@@ -151,6 +263,19 @@ class Connection {
     });
     socket.on("error", () => undefined); // "close" follows
     socket.once("close", () => this.#abortAll());
+  }
+
+  /** How long nothing has been asked or answered; -1 while something is under way. */
+  get idle_ms(): number {
+    return this.#running.size > 0 ? -1 : performance.now() - this.#active;
+  }
+
+  /** Says why, and ends the connection. */
+  refuse(why: string): void {
+    this.#send({ id: null, ok: false, error: { code: "HIB_BUSY", message: why } });
+    this.#socket.removeAllListeners("data").resume().end();
+    // One that does not read what it is told keeps no descriptor by that.
+    setTimeout(() => this.#socket.destroy(), 1000).unref();
   }
 
   async close(): Promise<void> {
@@ -192,11 +317,14 @@ class Connection {
       this.#send({ id, ok: false, error: serializeError(error) });
     } finally {
       this.#running.delete(id);
+      this.#active = performance.now();
     }
   }
 
   #send(response: Response): void {
-    if (this.#socket.writable) this.#socket.write(`${JSON.stringify(response)}\n`);
+    if (!this.#socket.writable) return;
+    this.#socket.write(`${JSON.stringify(response)}\n`);
+    if (this.#socket.writableLength > UNREAD_BYTES_MAX) this.#socket.pause();
   }
 
   #abortAll(): void {

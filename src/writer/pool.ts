@@ -24,8 +24,11 @@ export class PagePool {
   /** Each of the first threads has loaded its code, or has ended. */
   readonly #loaded: Promise<unknown>;
 
-  /** @param threads - are started now */
-  constructor(memory: SharedMemory, threads: number) {
+  /**
+   * @param threads - are started now
+   * @param onError - is told of a thread that ended while it had nothing to do, or before it had loaded its code
+   */
+  constructor(memory: SharedMemory, threads: number, onError: (error: unknown) => void) {
     this.#piscina = new Piscina({
       filename: new URL("../../workers/page-pool.js", import.meta.url).href,
       workerData: { memory },
@@ -36,6 +39,7 @@ export class PagePool {
       // Tasks are asynchronous and long; the synchronous mode would keep compressed buffers from being freed.
       atomics: "disabled",
     });
+    this.#piscina.on("error", onError);
     this.#loaded = Promise.all(
       this.#piscina.threads.map(
         (thread) =>

@@ -13,13 +13,15 @@
  * `saveState` puts its path into a frame. After a restore the file of that path is opened and what the table has as submitted
  * is carried out. If it cannot be opened, every request ends with an I/O error: the machine lives on without its disk.
  *
- * What must hold: one request a sector is in flight. So what a sector holds is known once its write has ended.
+ * What must hold: one request a sector is in flight. So what a sector holds is known once its write has ended. And a file is one
+ * machine's disk at a time: whoever has it open has its lock.
  */
-import { closeSync, fdatasync, fstatSync, openSync, write } from "node:fs";
+import { closeSync, fdatasync, fstatSync, realpathSync, write } from "node:fs";
 import { resolve } from "node:path";
 import { promisify } from "node:util";
 import { HibernaculumError } from "../../base/errors.js";
-import { type HostFile, readUpToAsync, type WriteObserver } from "../../base/host-file.js";
+import { FileLock } from "../../base/file-lock.js";
+import { type HostFile, openRegular, readUpToAsync, type WriteObserver } from "../../base/host-file.js";
 import { FRAME_BYTES, MACHINE_SABOTAGE, SABOTAGE_NO_QUIESCE } from "../../base/layout.js";
 import type { ReadableMemory } from "../../base/memory.js";
 import type { KernelParts } from "../tasks/parts.js";
@@ -49,6 +51,13 @@ const PATH_BYTES = 0;
 const PATH = 4;
 const PATH_BYTES_MAX: number = FRAME_BYTES - PATH;
 
+/** A file that is open as a disk, and locked. */
+interface OpenDisk {
+  path: string;
+  descriptor: number;
+  lock: FileLock;
+}
+
 /** The host's file behind a disk. */
 class DiskFile implements HostFile {
   readonly path: string;
@@ -56,13 +65,15 @@ class DiskFile implements HostFile {
   readonly mode = "rw";
   readonly position: number;
   observer: WriteObserver | undefined;
+  readonly lock: FileLock;
   readonly #parts: KernelParts;
 
-  constructor(parts: KernelParts, path: string, sectors?: number) {
+  constructor(parts: KernelParts, { path, descriptor, lock }: OpenDisk, sectors?: number) {
     this.#parts = parts;
     this.path = path;
-    this.descriptor = openSync(path, "r+");
-    this.position = (sectors ?? Math.floor(fstatSync(this.descriptor).size / SECTOR_BYTES)) * SECTOR_BYTES;
+    this.descriptor = descriptor;
+    this.lock = lock;
+    this.position = (sectors ?? Math.floor(fstatSync(descriptor).size / SECTOR_BYTES)) * SECTOR_BYTES;
   }
 
   pendingBlocks(): number[] {
@@ -83,6 +94,8 @@ export class BlockDevice implements Driver {
   readonly #gate: StoreGate;
   readonly #onTransfer: ((request: DiskRequest) => Promise<void> | void) | undefined;
   #file: DiskFile | undefined;
+  /** The disk of a machine that is about to be restored. */
+  #coming: OpenDisk | undefined;
   /** Requests that this host process is at work on, by entry: from their begin until they are done in the table. */
   readonly #inFlight = new Map<number, DiskRequest>();
   #finished: Finished[] = [];
@@ -108,7 +121,7 @@ export class BlockDevice implements Driver {
   /**
    * Gives a machine that boots its disk.
    *
-   * @throws HIB_IO, HIB_USAGE if it is no file that can be a disk
+   * @throws HIB_IO, HIB_USAGE if it is no file that can be a disk, HIB_DISK_IN_USE
    */
   boot(path: string): void {
     const file = openDisk(this.#parts, resolve(path));
@@ -119,6 +132,22 @@ export class BlockDevice implements Driver {
       if (table === undefined) throw new HibernaculumError("HIB_USAGE", "too little RAM for a disk; ask for 16M");
       createTable(memory, table, file.position / SECTOR_BYTES);
     });
+  }
+
+  /**
+   * Opens and locks the disk of a machine that is to be restored here: later there is nobody to refuse to.
+   *
+   * @throws HIB_IO, HIB_DISK_IN_USE
+   */
+  prepareRestore(path: string): void {
+    this.forgetRestore();
+    this.#coming = openLocked(resolve(path), this.#file?.lock);
+  }
+
+  /** It is not restored after all. */
+  forgetRestore(): void {
+    if (this.#coming !== undefined) closeDisk(this.#coming, this.#file?.lock);
+    this.#coming = undefined;
   }
 
   /** Completes what is finished and begins what is submitted. */
@@ -203,6 +232,7 @@ export class BlockDevice implements Driver {
   /** Lets go of the file; the machine is off. */
   async close(): Promise<void> {
     this.#gate.close();
+    this.forgetRestore();
     await this.#replaceFile(undefined);
   }
 
@@ -214,7 +244,7 @@ export class BlockDevice implements Driver {
     this.#inFlight.clear();
     this.#finished = [];
     await this.settle();
-    if (old !== undefined) closeSync(old.descriptor);
+    if (old !== undefined) closeDisk(old, this.#file?.lock);
   }
 
   saveState(): void {
@@ -251,14 +281,10 @@ export class BlockDevice implements Driver {
   /** The file that the saved machine's disk is; undefined if it had none or it cannot be opened, which the guest will see. */
   #openSaved(): DiskFile | undefined {
     const { memory } = this.#parts;
-    const at = memory.load32(KERNEL_BLOCK_STATE) * FRAME_BYTES;
-    if (at === 0) return undefined;
-    const path = Buffer.from(memory.read(at + PATH, memory.load32(at + PATH_BYTES))).toString();
-    try {
-      return new DiskFile(this.#parts, path, diskSectors(memory));
-    } catch {
-      return undefined;
-    }
+    const coming = this.#coming;
+    if (coming === undefined || savedDisk(memory) === undefined) return undefined;
+    this.#coming = undefined;
+    return new DiskFile(this.#parts, coming, diskSectors(memory));
   }
 
   freeState(): void {
@@ -278,19 +304,56 @@ export function savedPathBytes(memory: ReadableMemory): number | undefined {
   return bytes >= 1 && bytes <= PATH_BYTES_MAX ? bytes : undefined;
 }
 
+/** Path of the disk that a stored machine had, if it had one. */
+export function savedDisk(memory: ReadableMemory): string | undefined {
+  const frame = memory.load32(KERNEL_BLOCK_STATE);
+  if (frame <= 0 || frame >= memory.frames) return undefined;
+  const at = frame * FRAME_BYTES;
+  const bytes = memory.load32(at + PATH_BYTES);
+  return Buffer.from(memory.read(at + PATH, Math.max(0, Math.min(bytes, PATH_BYTES_MAX)))).toString();
+}
+
+/** @param held - the lock that this machine has on its disk, which may be the same file */
+function openLocked(path: string, held?: FileLock): OpenDisk {
+  const descriptor = openRegular(path, "rw");
+  try {
+    const lock = held !== undefined && held.path === realpathSync(path) ? held : FileLock.take(path);
+    if (lock !== undefined) return { path, descriptor, lock };
+    throw new HibernaculumError(
+      "HIB_DISK_IN_USE",
+      `${path} is the disk of another machine: power that off, or give another file`,
+    );
+  } catch (error) {
+    closeSync(descriptor);
+    if (error instanceof HibernaculumError) throw error;
+    const why = (error as Error).message;
+    throw new HibernaculumError(
+      "HIB_IO",
+      `the disk ${path} cannot be locked: ${why}; its directory must be one where a lock file can be made`,
+      { cause: error },
+    );
+  }
+}
+
+function closeDisk({ descriptor, lock }: OpenDisk, kept: FileLock | undefined): void {
+  closeSync(descriptor);
+  if (lock !== kept) lock.release();
+}
+
 function openDisk(parts: KernelParts, path: string): DiskFile {
   const hint = "give a file whose size is a multiple of 4 KiB (truncate -s 64M makes one)";
   let file: DiskFile;
   try {
-    file = new DiskFile(parts, path);
+    file = new DiskFile(parts, openLocked(path));
   } catch (error) {
+    if (error instanceof HibernaculumError) throw error;
     throw new HibernaculumError("HIB_IO", `the disk: ${(error as Error).message}; ${hint}`, { cause: error });
   }
   const stat = fstatSync(file.descriptor);
   const usable =
     stat.isFile() && stat.size >= SECTOR_BYTES && stat.size % SECTOR_BYTES === 0 && file.position / SECTOR_BYTES < 2 ** 32;
   if (usable && Buffer.byteLength(path) <= PATH_BYTES_MAX) return file;
-  closeSync(file.descriptor);
+  closeDisk(file, undefined);
   throw new HibernaculumError("HIB_USAGE", `${path} cannot be a disk: ${hint}`);
 }
 

@@ -337,9 +337,10 @@ export class Files implements Pager {
     return bytes.length > 0 || all.length === 0 ? bytes.length : -done.error;
   }
 
-  /** The user has accepted files of the host that are others than they were: they are what they are now. */
-  acceptHost(): void {
+  /** These files of the host are others than they were, by their contents or by the host's account: they are what they are now. */
+  acceptHost(paths: ReadonlySet<string>): void {
     for (const { at, host } of Array.from(walkHostInodes(this.#parts.memory))) {
+      if (!paths.has(host!.path)) continue;
       const now = tryHost(() => this.#host.identify(host!.path));
       if (typeof now !== "number") this.tree.note(at, now);
     }

@@ -1,6 +1,10 @@
 /**
  * Files of the host, as the kernel sees them. Handles are not part of the machine: a thread opens a path when it first needs
  * it, and forgets it when the kernel's inode is gone. All calls block, for a system call is part of a step.
+ *
+ * What must hold: a host without descriptors is nothing that a process of the machine is told. No call needs more than one at a
+ * time, and a thread always has one to give up: one in reserve, or a handle that it keeps. Should another thread be quicker to take
+ * it, the call waits.
  */
 import {
   closeSync,
@@ -30,7 +34,6 @@ const BY_CODE: Readonly<Record<string, number>> = {
   EEXIST: E.EEXIST,
   EINVAL: E.EINVAL,
   EISDIR: E.EISDIR,
-  EMFILE: E.EMFILE,
   ENAMETOOLONG: E.ENAMETOOLONG,
   ENOENT: E.ENOENT,
   ENOSPC: E.ENOSPC,
@@ -44,13 +47,49 @@ const BY_CODE: Readonly<Record<string, number>> = {
 
 /** Runs a call of the host's file system; its errors become numbers, EIO if the guest has no name for one. */
 export function tryHost<T>(call: () => T): T | number {
-  try {
-    return call();
-  } catch (error) {
-    const { code } = error as NodeJS.ErrnoException;
-    if (code === undefined) throw error;
-    return -(BY_CODE[code] ?? E.EIO);
+  for (let waits = 0; ; ) {
+    try {
+      const result = call();
+      keepReserve();
+      return result;
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException;
+      if (code === undefined) throw error;
+      const scarce = code === "EMFILE" || code === "ENFILE";
+      if (scarce && (giveUpOne() || waits++ < WAITS_MAX)) continue;
+      keepReserve();
+      return -(BY_CODE[code] ?? E.EIO);
+    }
   }
+}
+
+/** How often a call waits for a descriptor, WAIT_MS each: the kernel is locked meanwhile. */
+const WAITS_MAX = 1000;
+const WAIT_MS = 2;
+
+/** This thread's descriptor in reserve, and the handles that it has. */
+let reserve: number | undefined;
+const handlesOfThread = new Set<WeakRef<HostHandles>>();
+
+function keepReserve(): void {
+  if (reserve !== undefined) return;
+  try {
+    reserve = openSync("/dev/null", constants.O_RDONLY);
+  } catch {
+    // Then a handle that is open now is what can be given up.
+  }
+}
+
+/** True if a descriptor of this thread's was closed; else waits a little for another's. */
+function giveUpOne(): boolean {
+  if (reserve !== undefined) {
+    closeSync(reserve);
+    reserve = undefined;
+    return true;
+  }
+  for (const handles of handlesOfThread) if (handles.deref()?.closeOldest() === true) return true;
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, WAIT_MS);
+  return false;
 }
 
 /** Where a name of a mount is on the host; if it is a symbolic link's, the link. Links above it must not lead out. */
@@ -120,6 +159,12 @@ export const renameHost: (from: string, to: string) => void = renameSync;
 export class HostHandles {
   readonly #open = new Map<string, { descriptor: number; writable: boolean; device: bigint; number: bigint }>();
 
+  constructor() {
+    for (const other of handlesOfThread) if (other.deref() === undefined) handlesOfThread.delete(other);
+    handlesOfThread.add(new WeakRef(this));
+    keepReserve();
+  }
+
   /**
    * Opens a file for a new inode.
    *
@@ -170,15 +215,19 @@ export class HostHandles {
       closeSync(descriptor);
       throw Object.assign(new Error(`${path} was replaced since it was opened`), { code: "EIO" });
     }
-    if (this.#open.size >= HANDLES_MAX) this.#closeOldest();
+    if (this.#open.size >= HANDLES_MAX) this.closeOldest();
     this.#open.set(path, { descriptor, writable, device, number });
     return descriptor;
   }
 
-  #closeOldest(): void {
-    const [path, { descriptor }] = this.#open.entries().next().value!;
-    closeSync(descriptor);
+  /** False if there is none. */
+  closeOldest(): boolean {
+    const oldest = this.#open.entries().next();
+    if (oldest.done === true) return false;
+    const [path, { descriptor }] = oldest.value;
     this.#open.delete(path);
+    closeSync(descriptor);
+    return true;
   }
 
   /** Closes what no inode is open of any more. */

@@ -1,0 +1,53 @@
+/** `hib-stats`: the fault and atomic-copy report of an image, or of a running machine. */
+import { existsSync } from "node:fs";
+import { HibernaculumError } from "../base/errors.js";
+import { openImage } from "../image/directory.js";
+import type { SaveReport } from "../reports/save-report.js";
+import { Client } from "../server/client.js";
+import { renderLiveReport } from "../stats/live-report.js";
+import { renderSaveReport } from "../stats/save-report.js";
+import { printableAll } from "../stats/printable.js";
+import { createProgram, main } from "./command.js";
+import { print, printJson, stdoutView } from "./output.js";
+
+const program = createProgram(
+  "hib-stats",
+  "The report of a save: faults, atomic copy, pause, throughput, and what the workload felt.",
+)
+  .argument("<image|machine>", "an image's path, or the name of a machine that runs")
+  .option("--json", "for programs")
+  .action(async (what: string, { json }: { json?: boolean }) => {
+    // A machine's name has no slash; one that is also a path here is taken for the path.
+    if (what.includes("/") || existsSync(what)) await showImage(what, json === true);
+    else await showMachine(what, json === true);
+  });
+await main(program);
+
+async function showImage(path: string, json: boolean): Promise<void> {
+  const image = await openImage(path);
+  try {
+    const report = image.catalogue.meta["report"] as SaveReport | null | undefined;
+    // Nobody but people needs it, so it is looked at when it is shown: somebody else may have written anything there.
+    let text: string;
+    try {
+      text = renderSaveReport(printableAll({ ...report!, image: { ...report!.image, path } }), stdoutView()).trimEnd();
+    } catch (cause) {
+      throw new HibernaculumError("HIB_CORRUPT", `${path} has no report of its save that can be shown`, { cause });
+    }
+    if (json) printJson(report!);
+    else print(text);
+  } finally {
+    image.close();
+  }
+}
+
+async function showMachine(name: string, json: boolean): Promise<void> {
+  const client = await Client.connect(name);
+  try {
+    const report = await client.request("report", {});
+    if (json) printJson({ schema: 1, ...report } as { schema: number });
+    else print(renderLiveReport(printableAll(report), stdoutView()).trimEnd());
+  } finally {
+    client.close();
+  }
+}

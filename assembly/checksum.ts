@@ -29,7 +29,8 @@ export function checksum(at: usize, bytes: u32): u64 {
   let b: u64 = PRIME_2;
   let c: u64 = 0;
   let d: u64 = 0 - PRIME_1;
-  for (const end = at + bytes; at < end; at += 32) {
+  // Counted, not compared with an end: that of the memory's last frame is 2^32, which is 0 here.
+  for (let left = bytes; left != 0; left -= 32, at += 32) {
     a = round(a, load<u64>(at));
     b = round(b, load<u64>(at, 8));
     c = round(c, load<u64>(at, 16));

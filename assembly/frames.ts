@@ -148,8 +148,8 @@ export function isSameFilled(at: usize): bool {
   const first = load<u64>(at);
   if (load<u64>(at + 8) != first || load<u64>(at + 4088) != first) return false;
   const splat = i64x2.splat(first);
-  const end = at + FRAME_BYTES;
-  while (at < end) {
+  // Counted, not compared with an end: that of the memory's last frame is 2^32, which is 0 here.
+  for (let left: u32 = FRAME_BYTES; left != 0; left -= 128) {
     let different = v128.xor(v128.load(at), splat);
     different = v128.or(different, v128.xor(v128.load(at, 16), splat));
     different = v128.or(different, v128.xor(v128.load(at, 32), splat));

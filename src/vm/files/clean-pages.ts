@@ -6,6 +6,10 @@
  * then, and so does a frame that has become another page: at the stop only those that bear one are hashed. And only objects
  * whose pages have changed since (`objectChanges`) are walked once more: a pause does not grow with the page cache.
  *
+ * What must hold: what is used at the stop is what a walk at the stop would find. So objects are known by their number: one
+ * that has it still is the same, and was there all the time. Its pages are read under the kernel lock, a piece at a time, and
+ * changes are counted from before the first piece: a change between two pieces is seen at the stop.
+ *
  * A file that somebody else has changed does not have these pages any more: then they are saved.
  */
 import { statSync } from "node:fs";
@@ -15,23 +19,36 @@ import { DIRTY_BITMAP, FRAME_BYTES } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress } from "../../base/memory.js";
 import { KIND_FILE } from "../memory/kernel-layout.js";
 import type { KernelParts } from "../tasks/parts.js";
-import { objectChanges } from "../memory/memory-object.js";
+import { OBJECT_PAGES_MAX, objectChanges, objectSerial } from "../memory/memory-object.js";
 import { frameAddress } from "../memory/physical.js";
 import { type HostIdentity, walkHostInodes } from "./inode.js";
 import { walkCleanPages } from "./open-files.js";
 
+/** A file of the host that is open or mapped. */
+interface File {
+  /** Its memory object, and that one's number. */
+  object: PhysicalAddress;
+  serial: number;
+  path: string;
+}
+
 /** Clean pages of one file, as found at one moment. */
 interface PagesOfFile {
   path: string;
+  /** The object's changes before they were read. */
   changes: number;
   pages: number[];
   frames: Pfn[];
   hashes: bigint[];
 }
 
+/** Pages that are looked at under one hold of the kernel lock. */
+const PIECE_PAGES = 1024;
+
 export class CleanPages {
   readonly #kernel: KernelParts;
-  readonly #known = new Map<PhysicalAddress, PagesOfFile>();
+  /** By the number of the file's object. */
+  readonly #known = new Map<number, PagesOfFile>();
   #atStop: PagesOfFile[] = [];
 
   constructor(kernel: KernelParts) {
@@ -40,7 +57,13 @@ export class CleanPages {
 
   /** While the machine runs, after tracking is armed. */
   learn(): void {
-    for (const { object, path } of this.#files()) this.#known.set(object, this.#read(object, path));
+    const { control } = this.#kernel;
+    for (const file of control.locked(() => this.#files())) {
+      const pages: PagesOfFile = control.locked(() => this.#empty(file));
+      for (let from = 0; from < OBJECT_PAGES_MAX; ) from = control.locked(() => this.#list(file, pages, from, PIECE_PAGES));
+      pages.hashes = pages.frames.map((frame) => this.#hash(frame)); // stored to meanwhile, they bear a mark
+      this.#known.set(file.serial, pages);
+    }
   }
 
   /**
@@ -67,9 +90,9 @@ export class CleanPages {
   /** At the stop: from now on `references` says what the pages are at this moment. */
   freeze(): void {
     const { control, memory } = this.#kernel;
-    this.#atStop = this.#files().map(({ object, path }) => {
-      const known = this.#known.get(object);
-      if (known?.path !== path || known.changes !== objectChanges(memory, object)) return this.#read(object, path);
+    this.#atStop = this.#files().map((file) => {
+      const known = this.#known.get(file.serial);
+      if (known?.changes !== objectChanges(memory, file.object)) return this.#read(file);
       for (const [i, frame] of known.frames.entries())
         if (bit(control.words, DIRTY_BITMAP, frame) === 1) known.hashes[i] = this.#hash(frame);
       return known;
@@ -91,20 +114,38 @@ export class CleanPages {
     return runs.map(({ hashes, ...run }) => ({ ...run, frames: hashes.length, hashes: BigUint64Array.from(hashes) }));
   }
 
-  #files(): { object: PhysicalAddress; path: string }[] {
-    return Array.from(walkHostInodes(this.#kernel.memory), ({ object, host }) => ({ object, path: host!.path }));
+  #files(): File[] {
+    const { memory } = this.#kernel;
+    return Array.from(walkHostInodes(memory), ({ object, host }) => ({
+      object,
+      serial: objectSerial(memory, object),
+      path: host!.path,
+    }));
   }
 
-  #read(object: PhysicalAddress, path: string): PagesOfFile {
+  /** Everything is stopped. */
+  #read(file: File): PagesOfFile {
+    const pages = this.#empty(file);
+    this.#list(file, pages, 0, Infinity);
+    pages.hashes = pages.frames.map((frame) => this.#hash(frame));
+    return pages;
+  }
+
+  #empty({ object, path }: File): PagesOfFile {
+    return { path, changes: objectChanges(this.#kernel.memory, object), pages: [], frames: [], hashes: [] };
+  }
+
+  /** Adds clean pages from `from` on, at most so many; returns where to go on. Of a file that is closed by now there are none. */
+  #list({ object, serial }: File, { pages, frames }: PagesOfFile, from: number, most: number): number {
     const { memory } = this.#kernel;
-    const file: PagesOfFile = { path, changes: objectChanges(memory, object), pages: [], frames: [], hashes: [] };
-    for (const { page, frame } of walkCleanPages(memory, object)) {
-      if (frame >= memory.frames) continue; // it moves; the stop puts it right
-      file.pages.push(page);
-      file.frames.push(frame);
-      file.hashes.push(this.#hash(frame));
+    if (objectSerial(memory, object) !== serial) return OBJECT_PAGES_MAX;
+    const end = pages.length + most;
+    for (const { page, frame } of walkCleanPages(memory, object, from)) {
+      if (pages.length === end) return page;
+      pages.push(page);
+      frames.push(frame);
     }
-    return file;
+    return OBJECT_PAGES_MAX;
   }
 
   #hash(frame: Pfn): bigint {

@@ -68,10 +68,14 @@ function pathOf(memory: ReadableMemory, wanted: PhysicalAddress): string | null 
   return search(memory.load32(KERNEL_ROOT) >>> 0, "");
 }
 
-/** Clean pages of a file: what the host's file has there. */
-export function* walkCleanPages(memory: ReadableMemory, object: PhysicalAddress): Generator<{ page: number; frame: Pfn }> {
+/** Clean pages of a file, from page `from` on: what the host's file has there. */
+export function* walkCleanPages(
+  memory: ReadableMemory,
+  object: PhysicalAddress,
+  from = 0,
+): Generator<{ page: number; frame: Pfn }> {
   const { frameTable } = kernelLayout(memory.frames);
-  for (const found of walkObject(memory, object)) {
+  for (const found of walkObject(memory, object, from)) {
     if (memory.load32(frameTable + found.frame * FRAME_ENTRY_BYTES + FRAME_HEADER) >>> 16 === KIND_FILE_CLEAN) yield found;
   }
 }

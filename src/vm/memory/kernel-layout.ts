@@ -35,6 +35,8 @@ export const KERNEL_CLOCK = 0x28;
 export const KERNEL_ROOT = 0x60;
 export const KERNEL_MOUNTS = 0x64;
 export const KERNEL_HOST_INODES = 0x68;
+/** Memory objects that were made so far (float64): each has its number, which no other ever gets. */
+export const KERNEL_OBJECTS = 0x70;
 /** Kernel heap: heads of the free lists of its size classes, 32 B to 2 KiB. */
 export const KERNEL_HEAP_HEADS = 0x40;
 export const KERNEL_HEAP_CLASSES = 7;

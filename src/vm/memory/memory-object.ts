@@ -10,7 +10,7 @@ import { FRAME_BYTES } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 import type { BuddyAllocator } from "./buddy.js";
 import { allocateObject, freeObject } from "./kernel-heap.js";
-import { KIND_FILE, KIND_FILE_CLEAN, KIND_KERNEL_HEAP } from "./kernel-layout.js";
+import { KERNEL_OBJECTS, KIND_FILE, KIND_FILE_CLEAN, KIND_KERNEL_HEAP } from "./kernel-layout.js";
 import type { PhysicalMemory } from "./physical.js";
 
 export const OBJECT_BYTES = 64;
@@ -19,8 +19,10 @@ const REFERENCES = 0;
 const TABLE = 4;
 /** The inode whose pages these are, 0 for a shared anonymous mapping. Who maps the object holds the inode, too. */
 const INODE = 8;
-/** Raised by every change of which frames its pages have, and of what kind those are. */
+/** Raised after every change of which frames its pages have, and of what kind those are. */
 const CHANGES = 12;
+/** Its number (float64): addresses are used again, and numbers are not. 0 once it is gone. */
+const SERIAL = 16;
 
 const WORDS = FRAME_BYTES / 4;
 /** 4 GiB. */
@@ -54,6 +56,9 @@ export class MemoryObjects {
     this.#memory.store32(object + TABLE, 0);
     this.#memory.store32(object + INODE, inode);
     this.#memory.store32(object + CHANGES, 0);
+    const serial = this.#memory.loadFloat64(KERNEL_OBJECTS) + 1;
+    this.#memory.storeFloat64(KERNEL_OBJECTS, serial);
+    this.#memory.storeFloat64(object + SERIAL, serial);
     return object;
   }
 
@@ -90,6 +95,7 @@ export class MemoryObjects {
     this.truncate(object, 0);
     const table = this.#memory.load32(object + TABLE);
     if (table !== 0) this.#buddy.free(table - 1);
+    this.#memory.storeFloat64(object + SERIAL, 0);
     freeObject(this.#memory, object, OBJECT_BYTES);
   }
 
@@ -104,12 +110,12 @@ export class MemoryObjects {
    */
   insert(object: PhysicalAddress, page: number, frame: Pfn): boolean {
     if (!isPage(page)) return false;
-    this.note(object);
     const table = this.#tableAt(object + TABLE);
     if (table === undefined) return false;
     const leaf = this.#tableAt(table * FRAME_BYTES + Math.floor(page / WORDS) * 4);
     if (leaf === undefined) return false;
     this.#memory.store32(leaf * FRAME_BYTES + (page % WORDS) * 4, frame + 1);
+    this.note(object);
     return true;
   }
 
@@ -127,7 +133,6 @@ export class MemoryObjects {
   truncate(object: PhysicalAddress, from: number): void {
     const table = this.#memory.load32(object + TABLE);
     if (table === 0) return;
-    this.note(object);
     for (let index = Math.floor(from / WORDS); index < WORDS; index++) {
       const at = (table - 1) * FRAME_BYTES + index * 4;
       const leaf = this.#memory.load32(at);
@@ -144,6 +149,7 @@ export class MemoryObjects {
       this.#memory.store32(at, 0);
       this.#buddy.free(leaf - 1);
     }
+    this.note(object);
   }
 
   /** The table that a word names (its PFN + 1), made if there is none. */
@@ -179,6 +185,11 @@ export function objectChanges(memory: ReadableMemory, object: PhysicalAddress): 
   return memory.load32(object + CHANGES);
 }
 
+/** The number of the object at an address. Where one has been and is no more, it is not that one's. */
+export function objectSerial(memory: ReadableMemory, object: PhysicalAddress): number {
+  return memory.loadFloat64(object + SERIAL);
+}
+
 /** The frame of an object's page, undefined if it has none. */
 export function findObjectPage(memory: ReadableMemory, object: PhysicalAddress, page: number): Pfn | undefined {
   const table = isPage(page) ? memory.load32(object + TABLE) : 0;
@@ -198,14 +209,14 @@ export function* walkObjectTables(memory: ReadableMemory, object: PhysicalAddres
   }
 }
 
-/** Every page of an object that has a frame. */
-export function* walkObject(memory: ReadableMemory, object: PhysicalAddress): Generator<{ page: number; frame: Pfn }> {
+/** Every page of an object that has a frame, from page `from` on. */
+export function* walkObject(memory: ReadableMemory, object: PhysicalAddress, from = 0): Generator<{ page: number; frame: Pfn }> {
   const table = memory.load32(object + TABLE);
   if (table === 0) return;
-  for (let index = 0; index < WORDS; index++) {
+  for (let index = Math.floor(from / WORDS); index < WORDS; index++) {
     const leaf = memory.load32((table - 1) * FRAME_BYTES + index * 4);
     if (leaf === 0) continue;
-    for (let word = 0; word < WORDS; word++) {
+    for (let word = Math.max(0, from - index * WORDS); word < WORDS; word++) {
       const frame = memory.load32((leaf - 1) * FRAME_BYTES + word * 4);
       if (frame !== 0) yield { page: index * WORDS + word, frame: frame - 1 };
     }

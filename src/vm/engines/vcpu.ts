@@ -219,13 +219,11 @@ export class Vcpu<T extends Task> {
     const began = hostNow();
     this.#recorder.advance(began);
     let bell = control.load(MACHINE_COMMAND_BELL);
+    let restart = false;
     control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_STOPPED);
     control.ring(MACHINE_ACK_BELL);
-    if (control.load(MACHINE_STOP) === 0 && control.load(MACHINE_COMMAND_BELL) === bell) {
-      // The stop was given up before this vCPU got here, and its bell has rung.
-      control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_RUNNING);
-      return true;
-    }
+    // If the stop was given up before this vCPU got here, its bell has rung.
+    if (control.load(MACHINE_STOP) === 0 && control.load(MACHINE_COMMAND_BELL) === bell && this.#leaveStop()) return true;
     while (true) {
       control.wait(MACHINE_COMMAND_BELL, bell, Infinity);
       const seen = control.load(MACHINE_COMMAND_BELL);
@@ -235,11 +233,10 @@ export class Vcpu<T extends Task> {
       if (command === COMMAND_GATHER) this.#core.gather();
       else if (command === COMMAND_SCATTER) this.#core.scatter();
       else if (command === COMMAND_RUN || command === COMMAND_RESTART) {
-        this.#core.acknowledge(); // tracking may have tightened while all stood still
-        control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_RUNNING);
-        control.ring(MACHINE_ACK_BELL);
+        restart ||= command === COMMAND_RESTART;
+        if (!this.#leaveStop()) continue;
         this.#recorder.gap(hostNow() - began); // felt also by who was not running at this moment
-        if (command === COMMAND_RUN) return true;
+        if (!restart) return true;
         this.#engine.clear();
         this.#paces.clear();
         this.#slot = -1;
@@ -249,5 +246,19 @@ export class Vcpu<T extends Task> {
       control.storeVcpu(this.#number, VCPU_COMMAND_DONE, bell);
       control.ring(MACHINE_ACK_BELL);
     }
+  }
+
+  /**
+   * Says that it runs, and only then looks whether it may: who tells it to stop, or tightens tracking, after a stop that was
+   * given up, may have seen it stopped still and not wait for it. Returns false if it is to stay, for the next ring of the bell.
+   */
+  #leaveStop(): boolean {
+    const control = this.#control;
+    control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_RUNNING);
+    this.#core.acknowledge();
+    const leaves = control.load(MACHINE_STOP) === 0;
+    if (!leaves) control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_STOPPED);
+    control.ring(MACHINE_ACK_BELL);
+    return leaves;
   }
 }

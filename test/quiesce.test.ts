@@ -46,7 +46,8 @@ class Interleaving {
       storeVcpu.call(this, vcpu, offset, value);
     };
     prototype.wait = function (offset, seen, ms) {
-      if (offset === MACHINE_COMMAND_BELL && at.onWait === undefined) release(this); // a test that fails must not hang
+      if (offset === MACHINE_COMMAND_BELL && at.onWait === undefined)
+        release(this); // a test that fails must not hang
       else if (offset === MACHINE_COMMAND_BELL) pass("onWait");
       wait.call(this, offset, seen, ms);
     };

@@ -16,7 +16,10 @@ import {
   MACHINE_KERNEL_LOCK,
   MACHINE_PREIMAGES,
   MACHINE_QUEUE_END,
+  MACHINE_QUEUE_OVERFLOW,
   MACHINE_SABOTAGE,
+  MACHINE_STOP,
+  QUEUE_SPARE,
   SABOTAGE_NO_PREIMAGE,
 } from "../src/base/layout.js";
 import { save } from "../src/hibernate.js";
@@ -161,42 +164,80 @@ test("equal here and there, and left alone: nothing is patched", async (t) => {
   t.true(frames.equal > 0 && frames.patched < frames.image - frames.direct);
 });
 
-/** Resumes a machine in which the kernel writes to a frame after it was found equal; returns how that went. */
-async function writeEqual(t: ExecutionContext, options: { sabotage?: number; queueFrames?: number; later?: boolean }) {
+/** Who stores to what was found equal: the coordinator, which has places of its own, or a vCPU, which has none of them. */
+interface EqualWrite {
+  sabotage?: number;
+  queueFrames?: number;
+  /** The coordinator also stores to so many frames that were equal, once the machine has stopped and the image is being consumed. */
+  later?: number;
+}
+
+/** Resumes a machine in which frames are written to after they were found equal; returns whether they are the image's again. */
+async function writeEqual(t: ExecutionContext, options: EqualWrite) {
   const path = await hibernate(t, [SLEEPER]);
   const machine = await booted(t);
-  machine.control.store(MACHINE_SABOTAGE, options.sabotage ?? 0);
+  const { control, kernel } = machine;
+  control.store(MACHINE_SABOTAGE, options.sabotage ?? 0);
   const frame = unusedTable(machine);
-  const write = () => machine.kernel.memory.write(frame * FRAME_BYTES + PROCESS_BYTES, new Uint8Array(PROCESS_BYTES).fill(0xee));
+  const write = (to: number) => kernel.memory.write(to * FRAME_BYTES + PROCESS_BYTES, new Uint8Array(PROCESS_BYTES).fill(0xee));
+  const written = [frame];
   const settings: ResumeOptions = {
     ...(options.queueFrames === undefined ? {} : { queueFrames: options.queueFrames }),
-    onLoaded: () => void (options.later ? setImmediate(write) : write()),
+    onLoaded: () => {
+      if (options.later === undefined) return write(frame);
+      const first = kernelLayout(kernel.memory.frames).processTable / FRAME_BYTES;
+      written.length = 0;
+      for (let from = first; written.length < options.later; from = written.at(-1)! + 1)
+        written.push(findFrame(machine, from, (is) => is(KEEP_BITMAP) && !is(DIRTY_BITMAP)));
+      setImmediate(() => {
+        t.is(control.load(MACHINE_STOP), 1, "it is being consumed");
+        for (const to of written) write(to);
+      });
+    },
   };
-  const frames = checkReport(t, await resume(machine, path, settings));
-  const zero = machine.kernel.memory.read(frame * FRAME_BYTES, FRAME_BYTES).every((byte) => byte === 0);
-  return { zero, frames };
+  const frames = checkReport(t, await resume(machine, path, { ...settings, keepImage: false, again: true }));
+  const image = await openImage(path);
+  t.teardown(() => image.close());
+  const memory = image.memory();
+  const same = written.filter((one) => kernel.memory.equals(one, memory.readFrame(one))).length;
+  return { restored: same === written.length, frames };
 }
 
 test("equal, but written afterwards: the unmodified version is copied back", async (t) => {
-  const { zero, frames } = await writeEqual(t, {});
-  t.true(zero);
+  const { restored, frames } = await writeEqual(t, {});
+  t.true(restored);
   t.true(frames.equal_written > 0);
 });
 
 test("equal, but written afterwards: without the pre-image the machine would be wrong", async (t) => {
-  const { zero } = await writeEqual(t, { sabotage: SABOTAGE_NO_PREIMAGE });
-  t.false(zero);
+  const { restored } = await writeEqual(t, { sabotage: SABOTAGE_NO_PREIMAGE });
+  t.false(restored);
 });
 
-test("equal, but written afterwards, and no room for the pre-image: it is read again", async (t) => {
-  const { zero, frames } = await writeEqual(t, { queueFrames: 3 });
-  t.true(zero);
-  t.true(frames.overflow > 0);
+test("equal, but written afterwards by a vCPU, and no room for the pre-image: it is read again", async (t) => {
+  const program = "incrementer:pages=4000,rate=2000";
+  const path = await hibernate(t, [program]);
+  const machine = await bootMachine(t);
+  machine.spawn(program);
+  let refused = 0;
+  const report = await resume(machine, path, {
+    queueFrames: 0, // a vCPU finds no place at all
+    onLoaded: () => {
+      // This thread waits; the vCPUs do not.
+      const before = machine.control.load(MACHINE_QUEUE_OVERFLOW);
+      const kept = () => machine.control.load(MACHINE_QUEUE_OVERFLOW) - before;
+      while (kept() < 20) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+      refused = kept();
+    },
+  });
+  const { overflow } = checkReport(t, report);
+  t.true(refused >= 20 && overflow > refused);
+  await runsOn(t, machine);
 });
 
-test("equal, and written by the coordinator while the image is being consumed, without room: it is read again", async (t) => {
-  const { zero } = await writeEqual(t, { queueFrames: 3, later: true });
-  t.true(zero);
+test("equal, and written by the coordinator while the image is being consumed, beyond its spare places: read again", async (t) => {
+  const { restored } = await writeEqual(t, { queueFrames: 0, later: QUEUE_SPARE + 8 });
+  t.true(restored);
 });
 
 test("the same machine booted again, a little further on, writes what was found equal", async (t) => {

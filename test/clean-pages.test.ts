@@ -12,7 +12,7 @@ import type { Reference } from "../src/base/host-file.js";
 import { FRAME_BYTES } from "../src/base/layout.js";
 import type { Kernel } from "../src/vm/kernel.js";
 import { CleanPages } from "../src/vm/files/clean-pages.js";
-import { O_RDWR } from "../src/vm/files/flags.js";
+import { O_RDWR, SEEK_SET } from "../src/vm/files/flags.js";
 import { readInode } from "../src/vm/files/inode.js";
 import { KIND_FILE_CLEAN, KIND_KERNEL_HEAP } from "../src/vm/memory/kernel-layout.js";
 import { objectSerial, walkObjectTables } from "../src/vm/memory/memory-object.js";
@@ -107,6 +107,28 @@ test("a file that is closed and opened again while a save streams, at the same a
   clean.freeze();
   t.deepEqual(clean.references(), reader.now());
   t.is(clean.references().length, 1);
+});
+
+test("a page that is written through to its file after it was learnt is said to be what it is at the stop", (t) => {
+  const reader = new Reader(t, ["data"]);
+  const { kernel, tracking } = reader.machine;
+  const fd = reader.open("data");
+  reader.read(fd, PAGES);
+  tracking.arm();
+  const clean = new CleanPages(kernel);
+  clean.learn();
+  clean.freeze();
+  const hashes = () => clean.references().flatMap((run) => [...run.hashes]); // by frame
+  const before = hashes();
+  kernel.control.locked(() => {
+    kernel.files.seek(reader.slot, fd, FRAME_BYTES + 100, SEEK_SET);
+    kernel.files.write(reader.slot, fd, Uint8Array.of(1, 2, 3));
+  });
+  clean.freeze();
+  const after = hashes();
+  t.deepEqual(clean.references(), reader.now());
+  t.is(before.length, PAGES);
+  t.is(before.filter((hash, i) => hash !== after[i]).length, 1);
 });
 
 test("no two memory objects have one number, whatever is made and given back", (t) => {

@@ -1,0 +1,141 @@
+/**
+ * Faults put into the code on purpose, one at a time, and the tests that should notice. Whoever changes a line that is named here
+ * changes it here, too: text that is not found is an error.
+ */
+export interface Mutant {
+  file: string;
+  /** Exactly once in the file. */
+  find: string;
+  replace: string;
+  /** Test files by name, and which of their tests. */
+  tests: readonly { file: string; match?: string }[];
+  breaks: string;
+}
+
+const clean = [{ file: "clean-pages" }];
+const quiesce = [{ file: "quiesce" }];
+const largest = [{ file: "largest-ram" }];
+const equal = [{ file: "resume", match: "equal*" }];
+const marks = [{ file: "marks" }];
+
+export const MUTANTS: readonly Mutant[] = [
+  {
+    file: "assembly/frames.ts",
+    find: "for (let left: u32 = FRAME_BYTES; left != 0; left -= 128) {",
+    replace: "for (const end = at + FRAME_BYTES; at < end; ) {",
+    tests: largest,
+    breaks: "the memory's last frame counts as same-filled",
+  },
+  {
+    file: "assembly/checksum.ts",
+    find: "for (let left = bytes; left != 0; left -= 32, at += 32) {",
+    replace: "for (const end = at + bytes; at < end; at += 32) {",
+    tests: largest,
+    breaks: "the memory's last frame has one hash, whatever it holds",
+  },
+  {
+    file: "src/vm/files/clean-pages.ts",
+    find: "this.#known.get(file.serial)",
+    replace: "[...this.#known.values()].find(({ path }) => path === file.path)",
+    tests: clean,
+    breaks: "a file that was closed and opened again is taken for the same",
+  },
+  {
+    file: "src/vm/files/clean-pages.ts",
+    find: "if (objectSerial(memory, object) !== serial) return OBJECT_PAGES_MAX;",
+    replace: "if (objectSerial(memory, object) < serial * 0) return OBJECT_PAGES_MAX;",
+    tests: clean,
+    breaks: "the tables of a file that is gone are walked",
+  },
+  {
+    file: "src/vm/memory/memory-object.ts",
+    find: "frame + 1);\n    this.note(object);\n    return true;",
+    replace: "frame + 1);\n    return true;",
+    tests: clean,
+    breaks: "a page that is read after the learning is not looked at at the stop",
+  },
+  {
+    file: "src/vm/memory/memory-object.ts",
+    find: "    this.#memory.storeFloat64(KERNEL_OBJECTS, serial);\n",
+    replace: "",
+    tests: clean,
+    breaks: "objects have one number",
+  },
+  {
+    file: "src/vm/files/clean-pages.ts",
+    find: "if (bit(control.words, DIRTY_BITMAP, frame) === 1) known.hashes[i]",
+    replace: "if (bit(control.words, DIRTY_BITMAP, frame) === 2) known.hashes[i]",
+    tests: clean,
+    breaks: "E3: a page that changed since it was learnt keeps its old hash",
+  },
+  {
+    file: "src/vm/engines/vcpu.ts",
+    find: "const leaves = control.load(MACHINE_STOP) === 0;",
+    replace: "const leaves = control.load(MACHINE_STOP) < 2;",
+    tests: quiesce,
+    breaks: "a vCPU that comes late to a stop runs on in the next one",
+  },
+  {
+    file: "src/vm/engines/vcpu.ts",
+    find: "control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_RUNNING);\n    this.#core.acknowledge();\n",
+    replace: "this.#core.acknowledge();\n    control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_RUNNING);\n",
+    tests: quiesce,
+    breaks: "a vCPU that comes late to a stop keeps its write tags",
+  },
+  {
+    file: "src/resume.ts",
+    find: "if (readQueue(control).refused !== refused) this.#late = this.#readLate();",
+    replace: "if (readQueue(control).refused < 0 * refused) this.#late = this.#readLate();",
+    tests: equal,
+    breaks: "C4: frames refused during the consuming are not read again",
+  },
+  {
+    file: "src/restore/late-frames.ts",
+    find: "bit(words, KEEP_BITMAP, frame) === 1 && bit(words, DIRTY_BITMAP, frame) === 0",
+    replace: "bit(words, KEEP_BITMAP, frame) === 1 && bit(words, DIRTY_BITMAP, frame) < 2",
+    tests: equal,
+    breaks: "a frame that was equal, then stored to without room, is not read again",
+  },
+  {
+    file: "assembly/frames.ts",
+    find: "  const last = (address + bytes - 1) >>> FRAME_SHIFT;",
+    replace: "  const last = (address + bytes - 2) >>> FRAME_SHIFT;",
+    tests: marks,
+    breaks: "a bulk store whose last byte alone lies in the next frame does not mark that",
+  },
+  {
+    file: "assembly/frames.ts",
+    find: "  const last = (address + bytes - 1) >>> FRAME_SHIFT;",
+    replace: "  const last = min<u32>((address + bytes - 1) >>> FRAME_SHIFT, (address >>> FRAME_SHIFT) + 255);",
+    tests: marks,
+    breaks: "A2: bulk stores mark only their first 256 frames",
+  },
+  {
+    file: "assembly/frames.ts",
+    find: "for (let i: u32 = 0; i < count; i++) beforeStore(frame + i, FAULT_KERNEL);",
+    replace: "for (let i: u32 = 0; i < min<u32>(count, 256); i++) beforeStore(frame + i, FAULT_KERNEL);",
+    tests: marks,
+    breaks: "zeroing marks only its first 256 frames",
+  },
+  {
+    file: "assembly/tracking.ts",
+    find: "        atomic.store<u32>(MACHINE_CANCEL, CANCEL_NO_ROOM);\n        setBit(OPEN_BITMAP, frame);\n",
+    replace: "        setBit(OPEN_BITMAP, frame);\n",
+    tests: marks,
+    breaks: "A10: the coordinator's store without room does not give up the save",
+  },
+  {
+    file: "src/cow/tracking.ts",
+    find: "this.#control.store(MACHINE_KEEP_PREIMAGES, KEEP_NONE);\n    this.#shootDown();",
+    replace: "this.#control.store(MACHINE_KEEP_PREIMAGES, KEEP_NONE);\n    this.#control.add(MACHINE_GENERATION, 1);",
+    tests: marks,
+    breaks: "B1: disarm does not wait for acknowledgements",
+  },
+  {
+    file: "src/cow/tracking.ts",
+    find: "      this.#core.clearBitmap(KEEP_BITMAP);\n",
+    replace: "",
+    tests: marks,
+    breaks: "arm for a resume keeps what was wanted before",
+  },
+];

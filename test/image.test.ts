@@ -300,6 +300,21 @@ test("codec: a chunk comes back, compressed or raw, from shared memory too", asy
   }
 });
 
+test("codec: a bit that is flipped is found, in chunks that are raw too", async (t) => {
+  for (const [frames, codec] of [
+    [COMPRESSIBLE, CODEC_LZ4],
+    [INCOMPRESSIBLE, CODEC_RAW],
+  ] as const) {
+    const { chunk, stored } = await encodeChunk(0, 4096, frames);
+    t.is(chunk.codec, codec);
+    for (let byte = 0; byte < stored.length; byte += 509) {
+      const bytes = Buffer.from(stored);
+      bytes[byte]! ^= 1 << (byte % 8);
+      t.throws(() => decodeChunk(chunk, bytes), { code: "HIB_CORRUPT" }, `byte ${byte}`);
+    }
+  }
+});
+
 test("codec: what does not save a page is stored raw", async (t) => {
   t.is(await compressChunk(Buffer.concat([randomBytes(3000), Buffer.alloc(1096)])), undefined);
 });

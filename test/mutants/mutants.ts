@@ -16,6 +16,7 @@ const clean = [{ file: "clean-pages" }];
 const quiesce = [{ file: "quiesce" }];
 const largest = [{ file: "largest-ram" }];
 const equal = [{ file: "resume", match: "equal*" }];
+const order = [{ file: "sync-order" }];
 const marks = [{ file: "marks" }];
 
 export const MUTANTS: readonly Mutant[] = [
@@ -137,5 +138,54 @@ export const MUTANTS: readonly Mutant[] = [
     replace: "",
     tests: marks,
     breaks: "arm for a resume keeps what was wanted before",
+  },
+  {
+    file: "src/image/markers.ts",
+    find: "await syncDirectory(dirname(marker));",
+    replace: "await Promise.resolve(syncDirectory);",
+    tests: order,
+    breaks: "D1: the directory of a marker is not synced",
+  },
+  {
+    file: "src/image/markers.ts",
+    find: "    await file.sync();\n",
+    replace: "",
+    tests: order,
+    breaks: "D2: a marker's file is not synced",
+  },
+  {
+    file: "src/image/directory.ts",
+    find: "await syncDirectory(dirname(final));",
+    replace: "await Promise.resolve();",
+    tests: order,
+    breaks: "D3: the parent is not synced after the rename",
+  },
+  {
+    file: "src/image/directory.ts",
+    find: "        await syncDirectory(partial);\n",
+    replace: "",
+    tests: order,
+    breaks: "the names of an image's files are not synced before its rename",
+  },
+  {
+    file: "src/image/seal.ts",
+    find: '    await blob.sync();\n    failpoint("save.seal");',
+    replace: '    failpoint("save.seal");',
+    tests: order,
+    breaks: "D4: chunks are not synced before the header",
+  },
+  {
+    file: "src/image/seal.ts",
+    find: "encodeHeader(header), 0);\n    await blob.sync();",
+    replace: "encodeHeader(header), 0);",
+    tests: order,
+    breaks: "the header is not synced before the image has its name",
+  },
+  {
+    file: "src/image/codec.ts",
+    find: "  checkStored(chunk, stored);\n  if (chunk.codec",
+    replace: "  if (chunk.codec !== CODEC_RAW) checkStored(chunk, stored);\n  if (chunk.codec",
+    tests: [{ file: "image", match: "codec*" }],
+    breaks: "D7: the checksum of raw chunks is not compared",
   },
 ];

@@ -21,6 +21,7 @@ import {
   VERDICT_STAGED,
 } from "../src/base/layout.js";
 import { bit } from "../src/base/control.js";
+import { RAM_BYTES_MAX } from "../src/base/limits.js";
 import { save } from "../src/hibernate.js";
 import { checksum, loadChecksum } from "../src/image/checksum.js";
 import { openImage } from "../src/image/directory.js";
@@ -29,7 +30,7 @@ import { resume } from "../src/resume.js";
 import { O_RDWR } from "../src/vm/files/flags.js";
 import type { Kernel } from "../src/vm/kernel.js";
 import { KIND_FILE_CLEAN, KIND_RESERVE, KIND_USER, MAX_ORDER } from "../src/vm/memory/kernel-layout.js";
-import { frameAddress, placeOfFrame, POOL_PLACE, RAM_BYTES_MAX } from "../src/vm/memory/physical.js";
+import { frameAddress, placeOfFrame, POOL_PLACE } from "../src/vm/memory/physical.js";
 import { bootMachine, findWrong, HandMachine, scratch, until, whileStopped } from "./support.js";
 
 /** One at a time: a live machine wants both cores. */

@@ -14,7 +14,7 @@ import {
   OPEN_BITMAP,
   QUEUE_SPARE,
 } from "../src/base/layout.js";
-import { openQueue } from "../src/cow/queue.js";
+import { Claims } from "../src/cow/claims.js";
 import { POOL_PLACE } from "../src/vm/memory/physical.js";
 import { HandMachine } from "./support.js";
 
@@ -66,8 +66,8 @@ test("disarming is over only once each vCPU has acknowledged", (t) => {
 test("arming anew forgets what was wanted, marked and open before", (t) => {
   const { control, kernel, tracking } = new HandMachine();
   const bitmaps = [DIRTY_BITMAP, KEEP_BITMAP, OPEN_BITMAP];
-  for (const bitmap of bitmaps) kernel.core.mark(bitmap, FIRST);
-  tracking.arm(true);
+  for (const bitmap of bitmaps) kernel.core.setBit(bitmap, FIRST);
+  tracking.armForRestore();
   t.deepEqual(
     bitmaps.map((bitmap) => bit(control.words, bitmap, FIRST)),
     [0, 0, 0],
@@ -79,8 +79,8 @@ test("a coordinator's store during a tail: its spare places are used, and beyond
   tracking.arm();
   const places = QUEUE_SPARE + 3;
   for (let i = 0; i < places; i++) control.words[(LIST_PLACES >>> 2) + i] = POOL_PLACE + i;
-  openQueue(control, 3, places); // without the spare there is none
-  for (let i = 0; i <= QUEUE_SPARE; i++) kernel.core.mark(KEEP_BITMAP, FIRST + i);
+  new Claims(control).openQueue(3, places); // without the spare there is none
+  for (let i = 0; i <= QUEUE_SPARE; i++) kernel.core.setBit(KEEP_BITMAP, FIRST + i);
   control.store(MACHINE_CANCEL, 0);
   control.store(MACHINE_KEEP_PREIMAGES, KEEP_FOR_TAIL);
   const store = (i: number) => kernel.memory.store32((FIRST + i) * FRAME_BYTES, i + 1);

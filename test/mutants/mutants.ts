@@ -85,8 +85,8 @@ export const MUTANTS: readonly Mutant[] = [
   },
   {
     file: "src/resume.ts",
-    find: "if (readQueue(control).refused !== refused) this.#late = this.#readLate();",
-    replace: "if (readQueue(control).refused < 0 * refused) this.#late = this.#readLate();",
+    find: "if (claims.queue.refused !== refused) this.#late = this.#readLate();",
+    replace: "if (claims.queue.refused < 0 * refused) this.#late = this.#readLate();",
     tests: equal,
     breaks: "C4: frames refused during the consuming are not read again",
   },
@@ -134,8 +134,8 @@ export const MUTANTS: readonly Mutant[] = [
   },
   {
     file: "src/cow/tracking.ts",
-    find: "      this.#core.clearBitmap(KEEP_BITMAP);\n",
-    replace: "",
+    find: "[DIRTY_BITMAP, KEEP_BITMAP, OPEN_BITMAP], KEEP_FOR_RESTORE",
+    replace: "[DIRTY_BITMAP, OPEN_BITMAP], KEEP_FOR_RESTORE",
     tests: marks,
     breaks: "arm for a resume keeps what was wanted before",
   },

@@ -17,8 +17,8 @@ import { visitBlocks } from "../src/vm/views/walker.js";
 import { KIND_KERNEL_HEAP, KIND_RESERVE } from "../src/vm/memory/kernel-layout.js";
 import { bootMachine, findWrong, MIB, scratch, sleep, whileStopped } from "./support.js";
 
-/** Takes memory, in frames, until there is none. `of` is what there was, free or lent. */
-function takeAll(machine: Machine): { frames: Pfn[]; of: number } {
+/** Takes memory, in frames, until there is none, and gives it back before anybody else may miss it, unless it is kept. `of` is what there was, free or lent. */
+function takeAll(machine: Machine, then: "give it back" | "keep it"): { frames: Pfn[]; of: number } {
   const { buddy, memory } = machine.kernel;
   return machine.control.locked(() => {
     let of = buddy.freeFrames;
@@ -27,6 +27,7 @@ function takeAll(machine: Machine): { frames: Pfn[]; of: number } {
     });
     const frames = [];
     for (let frame: Pfn | undefined; (frame = buddy.allocate(0, 0, KIND_KERNEL_HEAP)) !== undefined; ) frames.push(frame);
+    if (then === "give it back") for (const frame of frames) buddy.free(frame);
     return { frames, of };
   });
 }
@@ -54,9 +55,8 @@ function takeAt(
   let taken = { frames: 0, of: -1 };
   const onProgress: SaveOptions["onProgress"] = (progress) => {
     if (progress.phase !== phase || progress.done > 0 || ++entered !== nth) return;
-    const { frames, of } = takeAll(machine);
+    const { frames, of } = takeAll(machine, "give it back");
     taken = { frames: frames.length, of };
-    giveBack(machine, frames);
   };
   return { options: { onProgress }, taken: () => taken };
 }
@@ -93,7 +93,7 @@ test.serial("reserve: what is lent can be taken back, to the last frame, and wha
   t.is(buddy.freeFrames, free);
   const whole = new Reserve(machine.kernel, machine.claims);
   whole.grow(3000);
-  const { frames: all } = takeAll(machine);
+  const { frames: all } = takeAll(machine, "keep it");
   t.is(all.length, free);
   t.is(machine.claims.lent, 0);
   giveBack(machine, all);
@@ -156,7 +156,7 @@ test.serial(
         if (done > 0 || taken.length > 0) return;
         free = machine.kernel.buddy.freeFrames;
         lent = machine.claims.lent;
-        taken = takeAll(machine).frames;
+        taken = takeAll(machine, "keep it").frames;
       },
     });
     t.true(taken.length > free && lent > 0);

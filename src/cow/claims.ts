@@ -125,26 +125,40 @@ export class Claims {
    * @returns how many copies find a place
    */
   layOut(pool: { first: number; count: number }, copies: number, listed: number, limit: number): number {
-    const all = Math.min(this.#collect(pool), limit);
+    const lent = this.#collectLent();
+    const all = Math.min(lent + pool.count, limit);
     const copied = Math.min(copies, all);
+    // Copies take the pool first, pre-images the guest's memory: what is not used of it yet can be taken back.
+    const copiesInPool = Math.min(copied, pool.count);
+    const copiesInLent = copied - copiesInPool;
+    const lentUsed = Math.min(lent, all - copiesInPool);
     const start = MAX_FRAMES - (all - copied);
-    this.places.copyWithin(start, copied, all);
+    this.places.copyWithin(start, copiesInLent, lentUsed);
+    this.places.copyWithin(copiesInPool, 0, copiesInLent);
+    this.#placePool(0, copiesInPool, pool.first);
+    this.#placePool(start + lentUsed - copiesInLent, MAX_FRAMES, pool.first + copiesInPool);
     this.openQueue(Math.max(start, listed), MAX_FRAMES);
     return copied;
   }
 
   /** Opens what is lent and `pool` places more as a queue of at most `limit` entries. Caller holds the kernel lock. */
   openLent(pool: { first: number; count: number }, limit: number): void {
-    this.openQueue(0, Math.min(this.#collect(pool), limit));
+    const lent = this.#collectLent();
+    this.#placePool(lent, lent + pool.count, pool.first);
+    this.openQueue(0, Math.min(lent + pool.count, limit));
   }
 
-  /** Lists what is lent, then the pool, from the first entry on; returns how many places there are. */
-  #collect(pool: { first: number; count: number }): number {
+  /** Moves what is lent to the first entries; returns how many places that is. */
+  #collectLent(): number {
     const { lent } = this;
     const from = this.#control.load(MACHINE_QUEUE_CURSOR);
     this.places.copyWithin(0, from, from + lent);
-    for (let i = 0; i < pool.count; i++) this.places[lent + i] = pool.first + i;
-    return lent + pool.count;
+    return lent;
+  }
+
+  /** Fills entries [from, to) with consecutive places. */
+  #placePool(from: number, to: number, first: number): void {
+    for (let entry = from; entry < to; entry++) this.places[entry] = first + entry - from;
   }
 
   #setQueue(start: number, room: number, end: number): void {

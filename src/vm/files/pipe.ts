@@ -5,7 +5,7 @@
  * Callers hold the kernel lock.
  */
 import { FRAME_BYTES } from "../../base/layout.js";
-import type { PhysicalAddress, ReadableMemory } from "../../base/memory.js";
+import type { Pfn, PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 import { EPIPE } from "../memory/errno.js";
 import { allocateObject, freeObject } from "../memory/kernel-heap.js";
 import { KIND_KERNEL_HEAP } from "../memory/kernel-layout.js";
@@ -27,11 +27,21 @@ export const PIPE_CAPACITY: number = FRAME_BYTES;
 export interface Pipe {
   readers: number;
   writers: number;
+  /** Its ring. */
+  frame: Pfn;
+  /** Where in that its first byte is. */
+  start: number;
   filled: number;
 }
 
 export function readPipe(memory: ReadableMemory, pipe: PhysicalAddress): Pipe {
-  return { readers: memory.load32(pipe + READERS), writers: memory.load32(pipe + WRITERS), filled: memory.load32(pipe + FILLED) };
+  return {
+    readers: memory.load32(pipe + READERS),
+    writers: memory.load32(pipe + WRITERS),
+    frame: memory.load32(pipe + FRAME),
+    start: memory.load32(pipe + START),
+    filled: memory.load32(pipe + FILLED),
+  };
 }
 
 /** A new pipe with one reader and one writer; undefined if there is no memory. */

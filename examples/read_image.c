@@ -1,5 +1,5 @@
 /*
- * Reads an image: design/image-format.md as a program. Needs SQLite and nothing else:
+ * Reads an image: design/image-format.md as a program. Needs SQLite (3.38 or later) and nothing else:
  *
  *     cc -O2 -o read_image read_image.c -lsqlite3
  *
@@ -7,7 +7,7 @@
  *     read_image IMAGE --check                     check every chunk as well
  *     read_image IMAGE --frame 43                  a frame of physical memory
  *     read_image IMAGE --memory > ram              all of physical memory, as it is
- *     read_image IMAGE --pid 3 --read 0x10000:64   memory of a process, by way of its page tables
+ *     read_image IMAGE --pid 3 --read 0x10000:64   memory of a process, by way of its page tables; --read may be given again
  *
  * IMAGE is the directory that hib save made, or the file that hib export wrote.
  */
@@ -223,7 +223,7 @@ static void read_tables(u64 chunks, u64 frames, u64 ram) {
     *e = (struct extent){column(found, 0), column(found, 1), column(found, 2), column(found, 3), column(found, 4), column(found, 5)};
     need(e->kind <= 2 || e->kind == 4, "the extent at frame %llu is of an unknown kind", (unsigned long long)e->pfn);
     need(e->pfn >= free && e->frames >= 1 && e->frames <= ram, "the extents overlap at frame %llu", (unsigned long long)e->pfn);
-    need(e->kind != 0 || (e->chunk < chunks && e->first + e->frames <= image.chunks[e->chunk].frames),
+    need(e->kind != 0 || (e->chunk < chunks && e->first < 256 && e->first + e->frames <= image.chunks[e->chunk].frames),
          "the extent at frame %llu is not within its chunk", (unsigned long long)e->pfn);
     free = e->pfn + e->frames;
     total += e->frames;
@@ -242,7 +242,8 @@ static void read_tables(u64 chunks, u64 frames, u64 ram) {
 
 static void open_image(const char *path) {
   struct stat found;
-  need(stat(path, &found) == 0, "%s: %s", path, strerror(errno));
+  int result = stat(path, &found);
+  need(result == 0, "%s: %s", path, strerror(errno));
   int object = !S_ISDIR(found.st_mode); /* one object: its header is its last page */
   image.blob = open_file(object ? path : joined(path, "blob"));
   u64 size = size_of(image.blob);
@@ -427,14 +428,16 @@ static void print_process(u64 pid, const char *what) {
 }
 
 int main(int count, char **arguments) {
-  const char *path = NULL, *number = NULL, *pid = NULL, *what = NULL;
-  int check = 0, memory = 0;
+  const char *path = NULL, *number = NULL, *pid = NULL, **reads = room((u64)count * sizeof *reads);
+  int check = 0, memory = 0, read_count = 0;
   for (int i = 1; i < count; i++) {
     const char *argument = arguments[i];
-    const char **value = strcmp(argument, "--frame") == 0 ? &number : strcmp(argument, "--pid") == 0 ? &pid : strcmp(argument, "--read") == 0 ? &what : NULL;
+    const char *value = i + 1 < count ? arguments[i + 1] : NULL;
     if (strcmp(argument, "--check") == 0) check = 1;
     else if (strcmp(argument, "--memory") == 0) memory = 1;
-    else if (value != NULL && i + 1 < count) *value = arguments[++i];
+    else if (value != NULL && strcmp(argument, "--frame") == 0) number = value, i++;
+    else if (value != NULL && strcmp(argument, "--pid") == 0) pid = value, i++;
+    else if (value != NULL && strcmp(argument, "--read") == 0) reads[read_count++] = value, i++;
     else if (path == NULL && argument[0] != '-') path = argument;
     else need(0, "usage: read_image IMAGE [--check] [--frame N | --memory | --pid N --read ADDRESS:LENGTH]");
   }
@@ -451,16 +454,16 @@ int main(int count, char **arguments) {
     for (u64 i = 0; i < image.region_count; i++)
       for (u64 pfn = 0; pfn < image.regions[i].frames; pfn++) {
         frame(image.regions[i].pfn + pfn, page);
-        need(fwrite(page, FRAME, 1, stdout) == 1, "writing: %s", strerror(errno));
+        if (fwrite(page, FRAME, 1, stdout) != 1) need(0, "writing: %s", strerror(errno));
       }
-  } else if (pid != NULL && what != NULL) {
-    print_process(strtoull(pid, NULL, 0), what);
+  } else if (pid != NULL && read_count > 0) {
+    for (int i = 0; i < read_count; i++) print_process(strtoull(pid, NULL, 0), reads[i]);
   } else {
     sqlite3_stmt *found = query("SELECT pid, name, state, steps FROM process ORDER BY pid");
     while (row(found))
       printf("%lld %s %s %.0f\n", (long long)column(found, 0), sqlite3_column_text(found, 1), sqlite3_column_text(found, 2),
              sqlite3_column_double(found, 3));
   }
-  need(fflush(stdout) == 0, "writing: %s", strerror(errno));
+  if (fflush(stdout) != 0) need(0, "writing: %s", strerror(errno));
   return 0;
 }

@@ -192,8 +192,9 @@ def dump(data, address):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, kind in (("image", str), ("--check", str), ("--frame", int), ("--pid", int), ("--read", str)):
+    for name, kind in (("image", str), ("--check", str), ("--frame", int), ("--pid", int)):
         parser.add_argument(name, type=kind)
+    parser.add_argument("--read", action="append", default=[], help="may be given again")
     parser.add_argument("--memory", action="store_true")
     args = parser.parse_args()
     image = Image(args.image)
@@ -214,12 +215,13 @@ def main():
             print(pid, name, state, int(steps))
     else:
         need(args.pid in processes, f"there is no process {args.pid}")
-        need(re.fullmatch(r"(\d+|0x[0-9a-f]+):(\d+|0x[0-9a-f]+)", args.read), "give --read ADDRESS:LENGTH, such as 0x10000:64")
-        address, length = (int(number, 0) for number in args.read.split(":"))
         process = json.loads(processes[args.pid][3])
-        for at in range(address & -FRAME, address + length, FRAME):
-            page, start, end = image.page(process, at), max(at, address), min(at + FRAME, address + length)
-            print(f"{start:08x}  {page}") if isinstance(page, str) else dump(page[start - at:end - at], start)
+        for what in args.read:
+            need(re.fullmatch(r"(\d+|0x[0-9a-f]+):(\d+|0x[0-9a-f]+)", what), "give --read ADDRESS:LENGTH, such as 0x10000:64")
+            address, length = (int(number, 0) for number in what.split(":"))
+            for at in range(address & -FRAME, address + length, FRAME):
+                page, start, end = image.page(process, at), max(at, address), min(at + FRAME, address + length)
+                print(f"{start:08x}  {page}") if isinstance(page, str) else dump(page[start - at:end - at], start)
 
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads may stop
 try:

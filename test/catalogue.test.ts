@@ -58,9 +58,39 @@ test("catalogue: every table comes back as it was written", async (t) => {
     meta: { program: "0.1.0", tracking: { faults: 12, rounds: [1, 2] }, nothing: null },
     regions: [{ pfn: 0, frames: 2 ** 20 }],
     chunks: [
-      { id: 0, offset: 4096, stored: 4096, payload: 1234, frames: 200, codec: 1, hash: 2n ** 64n - 1n, pieces: pieces(1), digest: null },
-      { id: 1, offset: 2 ** 40, stored: 65536, payload: 65536, frames: 16, codec: 0, hash: 2n ** 63n, pieces: pieces(1), digest: null },
-      { id: 2, offset: 8192, stored: 69632, payload: 69632, frames: 17, codec: 0, hash: 1n, pieces: pieces(2), digest: Buffer.alloc(32, 9) },
+      {
+        id: 0,
+        offset: 4096,
+        stored: 4096,
+        payload: 1234,
+        frames: 200,
+        codec: 1,
+        hash: 2n ** 64n - 1n,
+        pieces: pieces(1),
+        digest: null,
+      },
+      {
+        id: 1,
+        offset: 2 ** 40,
+        stored: 65536,
+        payload: 65536,
+        frames: 16,
+        codec: 0,
+        hash: 2n ** 63n,
+        pieces: pieces(1),
+        digest: null,
+      },
+      {
+        id: 2,
+        offset: 8192,
+        stored: 69632,
+        payload: 69632,
+        frames: 17,
+        codec: 0,
+        hash: 1n,
+        pieces: pieces(2),
+        digest: Buffer.alloc(32, 9),
+      },
     ],
     processes: [
       { pid: 1, slot: 0, name: "init", state: "sleeping", steps: 2 ** 53 - 1, detail: { fds: ["console"] } },
@@ -158,7 +188,10 @@ test("catalogue: a reader knows it by its numbers, and finds the files' mounts",
 
 /** What somebody may have done to a catalogue, and that it is refused, before a row is read. */
 const FOREIGN: readonly [what: string, sql: string][] = [
-  ["a view in place of a table", "ALTER TABLE meta RENAME TO m; CREATE VIEW meta AS WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT n AS key, n AS value FROM r"],
+  [
+    "a view in place of a table",
+    "ALTER TABLE meta RENAME TO m; CREATE VIEW meta AS WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT n AS key, n AS value FROM r",
+  ],
   ["another column", "ALTER TABLE extent ADD COLUMN cipher INTEGER"],
   ["a generated column", "ALTER TABLE extent ADD COLUMN more GENERATED ALWAYS AS (pfn + 1)"],
   ["another table", "CREATE TABLE parent (id INTEGER)"],
@@ -187,7 +220,9 @@ async function wellFormed(directory: string): Promise<CatalogueWriter> {
     ...EMPTY,
     meta: { vcpus: 1 },
     regions: [{ pfn: 0, frames: 64 }],
-    chunks: [{ id: 0, offset: 4096, stored: 4096, payload: 4096, frames: 1, codec: 0, hash: 1n, pieces: pieces(1), digest: null }],
+    chunks: [
+      { id: 0, offset: 4096, stored: 4096, payload: 4096, frames: 1, codec: 0, hash: 1n, pieces: pieces(1), digest: null },
+    ],
     extents: [
       { pfn: 0, frames: 1, chunk: 0, first: 0 },
       { pfn: 1, frames: 1, chunk: null, fill: 5n },
@@ -228,7 +263,9 @@ test("catalogue: each value of each row that is of another type or out of range 
     .all() as [string, string][];
   found.close();
   for (const [table, column] of columns) {
-    const whole = !(opaque.includes(column) && !(table === "extent" && column === "kind")) && !["pieces", "hashes", "digest", "steps"].includes(column);
+    const whole =
+      !(opaque.includes(column) && !(table === "extent" && column === "kind")) &&
+      !["pieces", "hashes", "digest", "steps"].includes(column);
     const values = ["zeroblob(20000000)"];
     if (whole) values.push("9e99", "'text'", "1.5", ...(wide.includes(column) ? [] : ["-1", "9223372036854775807"]));
     if (column === "steps") values.push("-1.0", "'x'");

@@ -271,12 +271,33 @@ test("header: a feature, an algorithm or a byte that nobody knows is refused, an
   for (let bit = 0; bit < 32; bit++) {
     const page = changed((view) => view.setUint32(32, 2 ** bit, true));
     t.throws(() => decodeHeader(page, "x"), { code: "HIB_FORMAT_VERSION", message: /features .*0x/ });
-    t.is(decodeHeader(changed((view) => view.setUint32(36, 2 ** bit, true)), "x").compatible, 2 ** bit);
+    t.is(
+      decodeHeader(
+        changed((view) => view.setUint32(36, 2 ** bit, true)),
+        "x",
+      ).compatible,
+      2 ** bit,
+    );
   }
   for (const at of [40, 44, 48, 52]) {
-    t.throws(() => decodeHeader(changed((view) => view.setUint32(at, 99, true)), "x"), { code: "HIB_FORMAT_VERSION" }, String(at));
+    t.throws(
+      () =>
+        decodeHeader(
+          changed((view) => view.setUint32(at, 99, true)),
+          "x",
+        ),
+      { code: "HIB_FORMAT_VERSION" },
+      String(at),
+    );
   }
-  t.throws(() => decodeHeader(changed((view) => view.setUint32(56, 2, true)), "x"), { code: "HIB_FORMAT_VERSION" });
+  t.throws(
+    () =>
+      decodeHeader(
+        changed((view) => view.setUint32(56, 2, true)),
+        "x",
+      ),
+    { code: "HIB_FORMAT_VERSION" },
+  );
   for (let at = 0; at < 4088; at++) {
     if (!((at >= 136 && at < 160) || at >= 256)) continue;
     const page = changed((view) => view.setUint8(at, 1 << (at % 8)));

@@ -201,7 +201,10 @@ test("import: an object whose opening could not say what comes, as one that is w
   t.is(await refusal(directory, stream.subarray(0, -1)), "HIB_TRUNCATED");
   t.is(await refusal(directory, stream.subarray(0, trailer)), "HIB_TRUNCATED");
   t.is(await refusal(directory, Buffer.concat([stream, Buffer.alloc(4096)])), "HIB_CORRUPT");
-  t.is(await refusal(directory, Buffer.concat([stream.subarray(0, trailer), Buffer.alloc(4096), stream.subarray(trailer)])), "HIB_CORRUPT");
+  t.is(
+    await refusal(directory, Buffer.concat([stream.subarray(0, trailer), Buffer.alloc(4096), stream.subarray(trailer)])),
+    "HIB_CORRUPT",
+  );
   stream.set(encodeOpening({ ...header, id: randomUUID() }));
   t.is(await refusal(directory, stream), "HIB_CORRUPT");
 });

@@ -42,7 +42,14 @@ export function addResume(program: Command): void {
 
 async function resumeImage(path: string, options: ResumeCommandOptions): Promise<void> {
   const saved = await savedMachine(path);
-  const { name = await freeName(saved.name), ram = saved.ramBytes, cpus = saved.vcpus, pageThreads, again = false, json = false } = options;
+  const {
+    name = await freeName(saved.name),
+    ram = saved.ramBytes,
+    cpus = saved.vcpus,
+    pageThreads,
+    again = false,
+    json = false,
+  } = options;
   const { acceptChangedFiles = false } = options;
   process.exitCode = await hostMachine(
     { name, ramBytes: ram, vcpus: cpus, quiet: json, ...(pageThreads === undefined ? {} : { pageThreads }) },

@@ -34,7 +34,10 @@ export function addSave(program: Command): void {
       "--save-clean",
       "store pages of files of the host that are as the file has them, too; else the image refers to the file",
     )
-    .option("--digest", "also a SHA-256 of each chunk and of the catalogue, for who signs or compares images; takes processor time")
+    .option(
+      "--digest",
+      "also a SHA-256 of each chunk and of the catalogue, for who signs or compares images; takes processor time",
+    )
     .option("--json", "print the report for programs")
     .addHelpText("after", "\nCtrl-C cancels: the machine goes on, and nothing is left behind.")
     .action(saveMachine);

@@ -231,7 +231,8 @@ export class CatalogueWriter {
       }
 
       // All but these is the head; SQLite only adds pages at the end, and goes on changing the roots of these two.
-      this.#headBytes = Number(database.pragma("page_count", { simple: true })) * Number(database.pragma("page_size", { simple: true }));
+      this.#headBytes =
+        Number(database.pragma("page_count", { simple: true })) * Number(database.pragma("page_size", { simple: true }));
       const objectRow = insert("object VALUES (?, ?, ?, ?)");
       for (const o of objects) objectRow.run(o.object, o.page, o.pfn, o.pages);
 
@@ -291,7 +292,8 @@ function mountOf(path: string, mounts: readonly MountRow[]): MountRow | undefine
 }
 
 /** A column that is a whole number in a range. */
-const whole = (column: string, least: number, most: number): string => `typeof(${column}) = 'integer' AND ${column} BETWEEN ${least} AND ${most}`;
+const whole = (column: string, least: number, most: number): string =>
+  `typeof(${column}) = 'integer' AND ${column} BETWEEN ${least} AND ${most}`;
 const word = (column: string): string => `typeof(${column}) = 'integer'`;
 const text = (column: string, bytes = 4096): string => `typeof(${column}) = 'text' AND octet_length(${column}) <= ${bytes}`;
 const blob = (column: string, bytes: string): string => `typeof(${column}) = 'blob' AND octet_length(${column}) = ${bytes}`;
@@ -334,7 +336,9 @@ const TABLES: Readonly<Record<string, { most: number; bytes?: string; rows: read
         WHEN ${KIND_CHUNK} THEN fill IS NULL AND chunk BETWEEN 0 AND ${2 * MAX_FRAMES} AND chunk = CAST(chunk AS INTEGER)
           AND first BETWEEN 0 AND ${CHUNK_FRAMES - 1} AND first = CAST(first AS INTEGER)
         WHEN ${KIND_FILL} THEN chunk IS NULL AND first IS NULL AND typeof(fill) = 'integer'
-        ELSE chunk IS NULL AND first IS NULL AND fill IS NULL AND ${whole("kind", 0, WORD)} END`,
+        WHEN ${KIND_REFERENCE} THEN chunk IS NULL AND first IS NULL AND fill IS NULL
+        WHEN ${KIND_HOLE} THEN chunk IS NULL AND first IS NULL AND fill IS NULL
+        ELSE ${whole("kind", 0, WORD)} END`,
     ],
   },
   reference: {
@@ -389,7 +393,12 @@ const TABLES: Readonly<Record<string, { most: number; bytes?: string; rows: read
   },
   object: {
     most: 2 ** 24,
-    rows: [whole("object", 1, WORD), whole("page", 0, SAFE / FRAME_BYTES), whole("pfn", 0, MAX_FRAMES - 1), whole("pages", 1, MAX_FRAMES)],
+    rows: [
+      whole("object", 1, WORD),
+      whole("page", 0, SAFE / FRAME_BYTES),
+      whole("pfn", 0, MAX_FRAMES - 1),
+      whole("pages", 1, MAX_FRAMES),
+    ],
   },
   mapping: {
     most: 2 ** 26,
@@ -448,12 +457,14 @@ export class Catalogue {
     const plain = new Database(":memory:");
     try {
       plain.exec(SCHEMA);
-      if (!isDeepStrictEqual(schemaOf(this.#database), schemaOf(plain))) throw this.#corrupt("it has other tables than a catalogue");
+      if (!isDeepStrictEqual(schemaOf(this.#database), schemaOf(plain)))
+        throw this.#corrupt("it has other tables than a catalogue");
     } finally {
       plain.close();
     }
     const [id, version] = ["application_id", "user_version"].map((name) => this.#database.pragma(name, { simple: true }));
-    if (id !== APPLICATION_ID || version !== FORMAT_VERSION) throw this.#corrupt("it does not say that it is a catalogue of this version");
+    if (id !== APPLICATION_ID || version !== FORMAT_VERSION)
+      throw this.#corrupt("it does not say that it is a catalogue of this version");
   }
 
   /** Every value of a table is in range. */
@@ -594,9 +605,7 @@ export class Catalogue {
   blocks(): BlockRow[] {
     return this.#attempt(() => {
       this.#check("blocks");
-      return this.#database
-        .prepare<[], BlockRow>('SELECT kind, owner, frame_order AS "order", blocks, frames FROM blocks')
-        .all();
+      return this.#database.prepare<[], BlockRow>('SELECT kind, owner, frame_order AS "order", blocks, frames FROM blocks').all();
     });
   }
 

@@ -40,7 +40,8 @@ export function compressChunk(frames: Uint8Array): Buffer | undefined {
  */
 export function checkStored(chunk: Chunk, stored: Uint8Array): void {
   const pieces = (): Uint8Array => hashPieces(stored.length, (at, length) => checksum(stored.subarray(at, at + length)));
-  if (stored.length !== chunk.stored || checksum(pieces()) !== chunk.hash) throw corrupt(chunk, "does not agree with its checksum");
+  if (stored.length !== chunk.stored || checksum(pieces()) !== chunk.hash)
+    throw corrupt(chunk, "does not agree with its checksum");
 }
 
 /** `pieces` of a chunk's stored bytes. @param hash - XXH64 of a part of them */
@@ -89,7 +90,10 @@ export function decodeChunk(chunk: Chunk, stored: Uint8Array): Uint8Array {
 
 /** A reader that went on would take the chunk's bytes for frames. */
 export function unknownCodec({ id, codec }: Chunk): HibernaculumError {
-  return new HibernaculumError("HIB_FORMAT_VERSION", `chunk ${id} has a codec that this program does not know (${codec}); use a newer one`);
+  return new HibernaculumError(
+    "HIB_FORMAT_VERSION",
+    `chunk ${id} has a codec that this program does not know (${codec}); use a newer one`,
+  );
 }
 
 function corrupt(chunk: Chunk, what: string, cause?: unknown): HibernaculumError {

@@ -229,7 +229,8 @@ export function decodeHeader(
     throw damaged("HIB_CORRUPT", `${where}: the header does not agree with its checksum`);
   }
   onCheck("header checksum", "agrees");
-  for (const [at, value, what] of FIXED) if (view.getUint32(at, true) !== value) throw unknown(where, `${what} (0x${view.getUint32(at, true).toString(16)})`);
+  for (const [at, value, what] of FIXED)
+    if (view.getUint32(at, true) !== value) throw unknown(where, `${what} (0x${view.getUint32(at, true).toString(16)})`);
   if (RESERVED.some(([from, to]) => page.subarray(from, to).some((byte) => byte !== 0)) || view.getUint32(56, true) > STATE_USED)
     throw unknown(where, "something where this program knows of nothing");
   const machineVersion = view.getUint32(8, true);
@@ -270,7 +271,10 @@ export function decodeHeader(
 function checkRanges(header: ImageHeader, where: string): void {
   const { ramFrames, frames, chunks, blobBytes, catalogueOffset, catalogueBytes, catalogueHeadBytes, time } = header;
   if (ramFrames > MAX_FRAMES)
-    throw new HibernaculumError("HIB_RAM_TOO_LARGE", `${where}: of a machine with ${ramFrames} frames of RAM, and this program has at most ${MAX_FRAMES}`);
+    throw new HibernaculumError(
+      "HIB_RAM_TOO_LARGE",
+      `${where}: of a machine with ${ramFrames} frames of RAM, and this program has at most ${MAX_FRAMES}`,
+    );
   const sound =
     frames <= ramFrames &&
     chunks <= blobBytes / FRAME_BYTES &&
@@ -283,7 +287,10 @@ function checkRanges(header: ImageHeader, where: string): void {
 }
 
 function unknown(where: string, what: string): HibernaculumError {
-  return new HibernaculumError("HIB_FORMAT_VERSION", `${where}: the image has ${what}; use the program that wrote it, or a newer one`);
+  return new HibernaculumError(
+    "HIB_FORMAT_VERSION",
+    `${where}: the image has ${what}; use the program that wrote it, or a newer one`,
+  );
 }
 
 /** Rounds up to whole pages. */

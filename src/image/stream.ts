@@ -92,7 +92,8 @@ export async function* exportImage(path: string, options: ExportOptions = {}): A
     } finally {
       catalogue.close();
     }
-    if (header.catalogueBytes % FRAME_BYTES > 0) yield send(new Uint8Array(padded(header.catalogueBytes) - header.catalogueBytes));
+    if (header.catalogueBytes % FRAME_BYTES > 0)
+      yield send(new Uint8Array(padded(header.catalogueBytes) - header.catalogueBytes));
     // Looked at again: somebody may have resumed it meanwhile, and then this is the second machine.
     yield send(encodeHeader({ ...trailer, used: await checkUse() }));
   } finally {
@@ -215,7 +216,8 @@ async function takeOutCatalogue(
   const file = await BlobWriter.open(cataloguePath, { direct: false });
   try {
     await withReader(blobPath, async (from) => {
-      for (const [at, bytes] of pieces(blobBytes, catalogueBytes)) await file.write(await readPiece(from, at, bytes), at - blobBytes);
+      for (const [at, bytes] of pieces(blobBytes, catalogueBytes))
+        await file.write(await readPiece(from, at, bytes), at - blobBytes);
       const end = blobBytes + catalogueBytes;
       const rest = await readPiece(from, end, blobBytes + padded(catalogueBytes) - end);
       if (rest.some((byte) => byte !== 0)) throw broken(name, "HIB_CORRUPT", "there is something behind its catalogue");
@@ -229,7 +231,11 @@ async function takeOutCatalogue(
 }
 
 /** Every chunk of a partial image, by a catalogue that agrees with the header. */
-async function checkChunks(header: ImageHeader, { blobPath, cataloguePath }: PartialImage, signal: AbortSignal | undefined): Promise<void> {
+async function checkChunks(
+  header: ImageHeader,
+  { blobPath, cataloguePath }: PartialImage,
+  signal: AbortSignal | undefined,
+): Promise<void> {
   const catalogue = Catalogue.open(dirname(cataloguePath));
   try {
     const { chunks } = readTables(header, catalogue);

@@ -53,9 +53,16 @@ export function readTables(header: ImageHeader, catalogue: Catalogue): Pick<Imag
 /** RAM is one region from frame 0 on in this product's machines. */
 function checkRegions({ ramFrames }: ImageHeader, catalogue: Catalogue): void {
   const regions = catalogue.regions();
-  same("frames of RAM", regions.reduce((sum, { frames }) => sum + frames, 0), ramFrames);
+  same(
+    "frames of RAM",
+    regions.reduce((sum, { frames }) => sum + frames, 0),
+    ramFrames,
+  );
   if (regions.length !== 1 || regions[0]!.pfn !== 0)
-    throw new HibernaculumError("HIB_FORMAT_VERSION", "the image is of a machine whose memory does not begin at 0, or has gaps; use the program that wrote it");
+    throw new HibernaculumError(
+      "HIB_FORMAT_VERSION",
+      "the image is of a machine whose memory does not begin at 0, or has gaps; use the program that wrote it",
+    );
 }
 
 /**
@@ -94,7 +101,8 @@ export function checkCounts({
     }
     if (chunk === REFERENCED) {
       const reference = references[referred++];
-      if (reference?.pfn !== pfn || reference.frames !== length) throw corrupt(`the extent at frame ${pfn} has no reference of its own`);
+      if (reference?.pfn !== pfn || reference.frames !== length)
+        throw corrupt(`the extent at frame ${pfn} has no reference of its own`);
     }
     frames += length;
   }

@@ -377,7 +377,9 @@ test("checksum: the values of the published XXH64, and the same for a file", asy
     await writeFile(path, content);
     const head = Math.min(bytes, 70_000);
     t.deepEqual(await hashFile(path, { head }), {
-      ...{ bytes, hash: checksum(content), digest: null },
+      bytes,
+      hash: checksum(content),
+      digest: null,
       headHash: checksum(content.subarray(0, head)),
     });
   }
@@ -436,8 +438,15 @@ test("codec: pieces of 64 KiB have hashes of their own, and a digest that does n
   t.is(pieces.readBigUInt64LE(0), checksum(stored.subarray(0, 65536)));
   t.is(pieces.readBigUInt64LE(8), checksum(stored.subarray(65536)));
   const chunk: Chunk = {
-    ...{ id: 0, offset: 4096, stored: stored.length, payload: stored.length, frames: 17, codec: CODEC_RAW },
-    ...{ hash: checksum(pieces), pieces, digest: digestOf(stored) },
+    id: 0,
+    offset: 4096,
+    stored: stored.length,
+    payload: stored.length,
+    frames: 17,
+    codec: CODEC_RAW,
+    hash: checksum(pieces),
+    pieces,
+    digest: digestOf(stored),
   };
   t.notThrows(() => decodeChunk(chunk, stored));
   t.notThrows(() => checkDigest(chunk, stored));

@@ -157,8 +157,10 @@ export async function importImage(
 
 async function takeOpening(input: Input): Promise<ImageHeader> {
   const page = await input.take(HEADER_BYTES, { orLess: true });
-  if (page.length < 4 && MAGIC_TEXT.startsWith(Buffer.from(page).toString("latin1")))
-    throw broken(input.name, "HIB_TRUNCATED", `it ends after ${page.length} bytes, before its end`);
+  const begins = Buffer.from(page.subarray(0, MAGIC_TEXT.length)).toString("latin1");
+  if (!MAGIC_TEXT.startsWith(begins))
+    throw new HibernaculumError("HIB_NOT_AN_IMAGE", `${input.name}: not a stream of hib export, it begins with other bytes`);
+  if (page.length < HEADER_BYTES) throw broken(input.name, "HIB_TRUNCATED", `it ends after ${page.length} bytes, before its end`);
   return decodeHeader(page, input.name);
 }
 

@@ -4,7 +4,7 @@
  * image what this program sees.
  */
 import { execFile, spawnSync } from "node:child_process";
-import { randomBytes } from "node:crypto";
+import { createHash, randomBytes } from "node:crypto";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { cp } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -33,7 +33,7 @@ import { createSystemCalls } from "../src/vm/personality/step/system-calls.js";
 import { listProcesses, type Process } from "../src/vm/tasks/process.js";
 import { describeProcess } from "../src/vm/views/describe.js";
 import { readProcessMemory } from "../src/vm/views/process-memory.js";
-import { headerWord, recatalogue } from "./damage.js";
+import { headerWord, recatalogue, reheader } from "./damage.js";
 import { bootMachine, findWrong, MIB, scratch, until, whileStopped } from "./support.js";
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));
@@ -379,6 +379,52 @@ for (const [name, read] of readers) {
     t.is((await read(path, ...check)).code, 0);
   });
 }
+
+test("catalogue: says of a machine what a reader needs who does not know the kernel", async (t) => {
+  const image = await variedImage(t, "none");
+  const { catalogue, header, chunks } = image;
+  t.is(catalogue.meta["name"], "varied");
+  t.regex(header.writer, /^hibernaculum \d+\.\d+\.\d+/);
+  t.deepEqual(catalogue.regions(), [{ pfn: 0, frames: header.ramFrames }]);
+  const mounts = catalogue.mounts();
+  t.deepEqual(
+    mounts.map(({ path, readOnly }) => ({ path, readOnly })),
+    [{ path: "/host", readOnly: false }],
+  );
+  const database = new Database(join(image.path, CATALOGUE_NAME), { readonly: true });
+  t.deepEqual(database.prepare("SELECT path, mount, name FROM file").raw().all(), [
+    [join(mounts[0]!.host, "data"), "/host", "data"],
+  ]);
+  database.close();
+  // Both ends of a pipe are found by what they have in common.
+  const details = catalogue.processes().map(({ detail }) => detail as { fds: FdDescription[] });
+  const fds = details.flatMap((detail) => detail.fds);
+  const ends = fds.filter(({ pipe }) => pipe !== null);
+  t.true(ends.length >= 4);
+  for (const { pipe, frame, start, filled } of ends) {
+    t.is([...new Set(ends.filter((other) => other.pipe === pipe).map(({ kind }) => kind))].sort().join(), "reader,writer");
+    t.true(frame! > 0 && frame! < header.ramFrames && start! < FRAME_BYTES && filled! <= FRAME_BYTES);
+  }
+  t.true(fds.some(({ path, host }) => host === true && path === join(mounts[0]!.host, "data")));
+  // Digests were asked for.
+  const stored = readFileSync(join(image.path, BLOB_NAME));
+  for (const { offset, stored: bytes, digest } of chunks)
+    t.deepEqual(
+      digest,
+      createHash("sha256")
+        .update(stored.subarray(offset, offset + bytes))
+        .digest(),
+    );
+  const file = readFileSync(join(image.path, CATALOGUE_NAME));
+  t.deepEqual(Buffer.from(header.catalogueDigest!), createHash("sha256").update(file).digest());
+  headerWord(160, 7)(image.path);
+  await t.throwsAsync(openImage(image.path), { code: "HIB_CORRUPT", message: /catalogue .*digest/ });
+  reheader({ catalogueDigest: null })(image.path);
+  recatalogue("UPDATE chunk SET digest = zeroblob(32) WHERE id = 0")(image.path);
+  const damaged = await openImage(image.path);
+  t.teardown(() => damaged.close());
+  await t.throwsAsync(verifyChunks(damaged), { code: "HIB_CORRUPT", message: /chunk 0 .*digest/ });
+});
 
 test("openImage: a feature, a codec and a kind of extent that this program does not know have one code", async (t) => {
   const changes = [

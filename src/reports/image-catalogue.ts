@@ -14,7 +14,7 @@ import type { Reference } from "../base/host-file.js";
 import { ImageMemory } from "../image/image-memory.js";
 import { countBlocks, describeMappings, describeObjects, describeProcess } from "../vm/views/describe.js";
 import { type SaveFacts, type SaveReport, saveReport } from "./save-report.js";
-import { walkMounts } from "../vm/files/inode.js";
+import { walkMounts } from "../vm/files/path.js";
 import { listProcesses } from "../vm/tasks/process.js";
 
 /** Decoded chunks to keep: the kernel's frames are in the first few. */

@@ -105,6 +105,7 @@ class Save implements Disposable {
       frames: kernel.memory.frames,
       writers,
       compression: options.compression ?? "lz4",
+      digest: options.digest ?? "none",
       oracle: this.#oracle,
       onError: this.#cancellation.cancel,
     });
@@ -195,7 +196,14 @@ class Save implements Disposable {
     failpoint("save.catalogue");
     // Whoever resumes carries out again what is in flight: this host must not do it later than that.
     if (!this.#keepRunning) await this.#machine.devices.settle();
-    const parts = { facts: this.#facts(), extents: table, files: await this.#files.rows(), references };
+    const parts = {
+      facts: this.#facts(),
+      extents: table,
+      files: await this.#files.rows(),
+      references,
+      name: this.#options.name,
+      digest: this.#options.digest ?? "none",
+    } as const;
     return publishImage(this.#machine, this.#image, this.#cancellation, parts);
   }
 

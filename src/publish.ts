@@ -3,6 +3,7 @@
  */
 import { FRAME_BYTES, MACHINE_BLOB_CURSOR } from "./base/layout.js";
 import type { Reference } from "./base/host-file.js";
+import { PACKAGE_VERSION } from "./base/version.js";
 import type { Cancellation } from "./cow/cancellation.js";
 import type { PartialImage } from "./image/directory.js";
 import { type ExtentTable, MACHINE_VERSION } from "./image/format.js";
@@ -18,6 +19,9 @@ export interface ImageParts {
   extents: ExtentTable;
   files: FileRow[];
   references: Reference[];
+  /** Of the machine. */
+  name: string | undefined;
+  digest: "none" | "sha256";
 }
 
 /** @throws HIB_NO_SPACE, HIB_IO, HIB_CANCELLED, HIB_WORKER_DIED: there is no image then */
@@ -25,7 +29,7 @@ export async function publishImage(
   { control, pool }: Machine,
   image: PartialImage,
   cancellation: Cancellation,
-  { facts, extents, files, references }: ImageParts,
+  { facts, extents, files, references, name, digest }: ImageParts,
 ): Promise<SaveReport> {
   const task: CatalogueTask = {
     path: image.cataloguePath,
@@ -34,21 +38,26 @@ export async function publishImage(
     extents: extents.columns,
     files,
     references,
+    name,
+    digest,
   };
-  const [catalogue] = await pool.runOn<CatalogueTask, CatalogueResult>(1, "catalogue", () => task, cancellation.cancel);
-  const { report, bytes, hash } = catalogue!;
+  const [result] = await pool.runOn<CatalogueTask, CatalogueResult>(1, "catalogue", () => task, cancellation.cancel);
+  const { report, ...catalogue } = result!;
   cancellation.check();
   const { saved } = facts.counts;
   await sealBlob(image.blobPath, {
     machineVersion: MACHINE_VERSION,
     id: facts.id,
+    compatible: 0,
+    used: false,
     ramFrames: facts.frames,
     chunks: facts.chunks.length,
     blobBytes: control.load(MACHINE_BLOB_CURSOR) * FRAME_BYTES,
-    catalogueBytes: bytes,
-    catalogueHash: hash,
+    catalogueOffset: 0,
+    ...catalogue,
     frames: saved.frames + saved.byReference,
     time: facts.time,
+    writer: `hibernaculum ${PACKAGE_VERSION}`,
   });
   cancellation.check();
   await image.publish();

@@ -1,23 +1,32 @@
 /** The catalogue and its extents: what is written comes back, and what went wrong has the right name. */
-import { mkdtemp, readdir, rm, stat, writeFile } from "node:fs/promises";
+import { createHash } from "node:crypto";
+import { mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import test from "ava";
+import Database from "better-sqlite3";
 import fc from "fast-check";
+import { HibernaculumError } from "../src/base/errors.js";
 import { Catalogue, type CatalogueContents, CatalogueWriter, fromSqlite } from "../src/image/catalogue.js";
-import { hashFile } from "../src/image/checksum.js";
-import { CATALOGUE_NAME, type Extent, ExtentTable } from "../src/image/format.js";
+import { checksum } from "../src/image/checksum.js";
+import { CATALOGUE_NAME, type Extent, ExtentTable, FORMAT_VERSION } from "../src/image/format.js";
 
 const EMPTY: CatalogueContents = {
   meta: {},
+  regions: [],
   chunks: [],
   extents: [],
   processes: [],
   mappings: [],
   blocks: [],
+  objects: [],
   files: [],
+  mounts: [],
   references: [],
 };
+
+/** XXH64s of so many pieces. */
+const pieces = (count: number): Buffer => Buffer.alloc(count * 8, 7);
 
 async function temporaryDirectory(t: { teardown(fn: () => Promise<void>): void }): Promise<string> {
   const directory = await mkdtemp(join(tmpdir(), "hib-catalogue-"));
@@ -47,10 +56,41 @@ async function roundTrip<T>(
 test("catalogue: every table comes back as it was written", async (t) => {
   const contents = {
     meta: { program: "0.1.0", tracking: { faults: 12, rounds: [1, 2] }, nothing: null },
+    regions: [{ pfn: 0, frames: 2 ** 20 }],
     chunks: [
-      { id: 0, offset: 4096, stored: 4096, payload: 1234, frames: 200, codec: 1, hash: 0xffff_ffff_ffff_ffffn },
-      { id: 1, offset: 2 ** 40, stored: 8192, payload: 8192, frames: 2, codec: 0, hash: 0x8000_0000_0000_0000n },
-      { id: 2, offset: 8192, stored: 4096, payload: 4096, frames: 1, codec: 0, hash: 1n },
+      {
+        id: 0,
+        offset: 4096,
+        stored: 4096,
+        payload: 1234,
+        frames: 200,
+        codec: 1,
+        hash: 2n ** 64n - 1n,
+        pieces: pieces(1),
+        digest: null,
+      },
+      {
+        id: 1,
+        offset: 2 ** 40,
+        stored: 65536,
+        payload: 65536,
+        frames: 16,
+        codec: 0,
+        hash: 2n ** 63n,
+        pieces: pieces(1),
+        digest: null,
+      },
+      {
+        id: 2,
+        offset: 8192,
+        stored: 69632,
+        payload: 69632,
+        frames: 17,
+        codec: 0,
+        hash: 1n,
+        pieces: pieces(2),
+        digest: Buffer.alloc(32, 9),
+      },
     ],
     processes: [
       { pid: 1, slot: 0, name: "init", state: "sleeping", steps: 2 ** 53 - 1, detail: { fds: ["console"] } },
@@ -60,13 +100,18 @@ test("catalogue: every table comes back as it was written", async (t) => {
       { pid: 7, vaddr: 0xffff_e000, order: 0, pfn: 0xf_ffff, pages: 1, flags: 0xd7, blobOffset: null },
       { pid: 1, vaddr: 0x1000_0000, order: 9, pfn: 512, pages: 1024, flags: 0x57, blobOffset: 2 ** 40 },
     ],
+    objects: [{ object: 0x1_2340, page: 2 ** 20 - 1, pfn: 77, pages: 1 }],
+    mounts: [{ path: "/data", host: "/srv/x", readOnly: true }],
     blocks: [{ kind: "user", owner: 7, order: 9, blocks: 2, frames: 1024 }],
   };
   const read = await roundTrip(await temporaryDirectory(t), contents, (catalogue) => ({
     meta: catalogue.meta,
+    regions: catalogue.regions(),
     chunks: catalogue.chunks(),
     processes: catalogue.processes(),
     mappings: [...catalogue.mappings()],
+    objects: [...catalogue.objects()],
+    mounts: catalogue.mounts(),
     blocks: catalogue.blocks(),
   }));
   t.deepEqual(read as unknown, contents);
@@ -77,10 +122,188 @@ test("catalogue: it is one file, and what close returns is that file's length an
   const path = join(directory, CATALOGUE_NAME);
   const writer = CatalogueWriter.create(path);
   writer.write({ ...EMPTY, extents: Array.from({ length: 1000 }, (_, i) => ({ pfn: 2 * i, frames: 1, chunk: 0, first: 0 })) });
-  const sealed = await writer.close();
+  const sealed = await writer.close({ digest: "sha256" });
   t.deepEqual(await readdir(directory), [CATALOGUE_NAME]);
-  t.deepEqual(sealed, await hashFile(path));
-  t.is(sealed.bytes, (await stat(path)).size);
+  t.is((await stat(path)).mode & 0o777, 0o600, "nobody else reads it");
+  const bytes = await readFile(path);
+  const head = bytes.subarray(0, sealed.catalogueHeadBytes);
+  t.deepEqual(sealed, {
+    catalogueBytes: bytes.length,
+    catalogueHash: checksum(bytes),
+    catalogueHeadBytes: head.length,
+    catalogueHeadHash: checksum(head),
+    catalogueDigest: createHash("sha256").update(bytes).digest(),
+  });
+});
+
+test("catalogue: its head alone has all but mappings and pages of objects", async (t) => {
+  const directory = await temporaryDirectory(t);
+  const path = join(directory, CATALOGUE_NAME);
+  const writer = CatalogueWriter.create(path);
+  const many = Array.from({ length: 3000 }, (_, i): Extent => ({ pfn: 2 * i, frames: 1, chunk: null, fill: BigInt(i) }));
+  const mapping = { pid: 1, vaddr: 0, order: 0, pfn: 5, pages: 1, flags: 1, blobOffset: null };
+  writer.write({
+    ...EMPTY,
+    meta: { report: "x".repeat(20_000) },
+    extents: many,
+    mappings: many.map(({ pfn }) => ({ ...mapping, vaddr: pfn * 4096 })),
+    objects: many.map(({ pfn }) => ({ object: 64, page: pfn, pfn, pages: 1 })),
+  });
+  const { catalogueHeadBytes: head, catalogueBytes: all } = await writer.close();
+  t.true(head < all - 80_000, `${head} of ${all} bytes`);
+  const bytes = await readFile(path);
+  await writeFile(path, bytes.fill(0, head));
+  const catalogue = Catalogue.open(directory);
+  t.teardown(() => catalogue.close());
+  t.deepEqual([...catalogue.extents()], many);
+  t.deepEqual(catalogue.meta, { report: "x".repeat(20_000) });
+  t.throws(() => [...catalogue.mappings()], { code: "HIB_CORRUPT" });
+});
+
+test("catalogue: a reader knows it by its numbers, and finds the files' mounts", async (t) => {
+  const directory = await temporaryDirectory(t);
+  const path = join(directory, CATALOGUE_NAME);
+  const writer = CatalogueWriter.create(path);
+  const file = { mode: "r", device: 1n, inode: 2n, size: 3n, mtime: 4n, position: 0, hash: null, except: [] } as const;
+  writer.write({
+    ...EMPTY,
+    mounts: [
+      { path: "/a", host: "/srv", readOnly: false },
+      { path: "/b", host: "/srv/deep", readOnly: true },
+    ],
+    files: ["/srv/x", "/srv/deep/y/z", "/srvx", "/srv/deeper"].map((where) => ({ ...file, path: where, except: [] })),
+  });
+  await writer.close();
+  const database = new Database(path, { readonly: true });
+  t.teardown(() => database.close());
+  t.is(database.pragma("application_id", { simple: true }), Buffer.from("HBRN").readUInt32BE());
+  t.is(database.pragma("user_version", { simple: true }), FORMAT_VERSION);
+  t.deepEqual(database.prepare("SELECT path, mount, name FROM file ORDER BY path").raw().all(), [
+    ["/srv/deep/y/z", "/b", "y/z"],
+    ["/srv/deeper", "/a", "deeper"],
+    ["/srv/x", "/a", "x"],
+    ["/srvx", null, null],
+  ]);
+});
+
+/** What somebody may have done to a catalogue, and that it is refused, before a row is read. */
+const FOREIGN: readonly [what: string, sql: string][] = [
+  [
+    "a view in place of a table",
+    "ALTER TABLE meta RENAME TO m; CREATE VIEW meta AS WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT n AS key, n AS value FROM r",
+  ],
+  ["another column", "ALTER TABLE extent ADD COLUMN cipher INTEGER"],
+  ["a generated column", "ALTER TABLE extent ADD COLUMN more GENERATED ALWAYS AS (pfn + 1)"],
+  ["another table", "CREATE TABLE parent (id INTEGER)"],
+  ["a trigger", "CREATE TRIGGER t AFTER INSERT ON meta BEGIN DELETE FROM chunk; END"],
+  ["an index", "CREATE INDEX i ON mapping (pid)"],
+  ["a table less", "DROP TABLE blocks"],
+  ["another application", "PRAGMA application_id = 7"],
+  ["another version", "PRAGMA user_version = 1"],
+];
+
+for (const [what, sql] of FOREIGN) {
+  test(`catalogue: ${what} is refused`, async (t) => {
+    const directory = await temporaryDirectory(t);
+    await (await wellFormed(directory)).close();
+    const database = new Database(join(directory, CATALOGUE_NAME));
+    database.exec(sql);
+    database.close();
+    t.throws(() => Catalogue.open(directory), { code: "HIB_CORRUPT" });
+  });
+}
+
+/** A catalogue with a row in each table. */
+async function wellFormed(directory: string): Promise<CatalogueWriter> {
+  const writer = CatalogueWriter.create(join(directory, CATALOGUE_NAME));
+  writer.write({
+    ...EMPTY,
+    meta: { vcpus: 1 },
+    regions: [{ pfn: 0, frames: 64 }],
+    chunks: [
+      { id: 0, offset: 4096, stored: 4096, payload: 4096, frames: 1, codec: 0, hash: 1n, pieces: pieces(1), digest: null },
+    ],
+    extents: [
+      { pfn: 0, frames: 1, chunk: 0, first: 0 },
+      { pfn: 1, frames: 1, chunk: null, fill: 5n },
+    ],
+    references: [{ pfn: 2, frames: 1, path: "/x", page: 0, hashes: new BigUint64Array(1) }],
+    processes: [{ pid: 1, slot: 0, name: "init", state: "ready", steps: 1, detail: {} }],
+    mappings: [{ pid: 1, vaddr: 4096, order: 0, pfn: 0, pages: 1, flags: 1, blobOffset: null }],
+    objects: [{ object: 64, page: 0, pfn: 0, pages: 1 }],
+    blocks: [{ kind: "user", owner: 1, order: 0, blocks: 1, frames: 1 }],
+    files: [{ path: "/x", mode: "r", device: 1n, inode: 2n, size: 3n, mtime: 4n, position: 0, hash: null, except: [] }],
+    mounts: [{ path: "/m", host: "/h", readOnly: false }],
+  });
+  return writer;
+}
+
+test("catalogue: each value of each row that is of another type or out of range is refused", async (t) => {
+  const directory = await temporaryDirectory(t);
+  const path = join(directory, CATALOGUE_NAME);
+  await (await wellFormed(directory)).close();
+  const good = await readFile(path);
+  const readAll = (): void => {
+    const catalogue = Catalogue.open(directory);
+    try {
+      void [catalogue.regions(), catalogue.chunks(), catalogue.extents(), catalogue.references(), catalogue.processes()];
+      void [[...catalogue.mappings()], [...catalogue.objects()], catalogue.blocks(), catalogue.files(), catalogue.mounts()];
+    } finally {
+      catalogue.close();
+    }
+  };
+  readAll();
+  const wide = ["hash", "fill", "device", "inode", "mtime_ns"]; // any word
+  const opaque = ["text", "path", "key", "value", "name", "host", "state", "detail", "skipped", "mount", "kind", "mode"];
+  let tried = 0;
+  const found = new Database(path, { readonly: true });
+  const columns = found
+    .prepare("SELECT m.name, c.name FROM sqlite_schema m JOIN pragma_table_info(m.name) c WHERE m.type = 'table'")
+    .raw()
+    .all() as [string, string][];
+  found.close();
+  for (const [table, column] of columns) {
+    const whole =
+      !(opaque.includes(column) && !(table === "extent" && column === "kind")) &&
+      !["pieces", "hashes", "digest", "steps"].includes(column);
+    const values = ["zeroblob(20000000)"];
+    if (whole) values.push("9e99", "'text'", "1.5", ...(wide.includes(column) ? [] : ["-1", "9223372036854775807"]));
+    if (column === "steps") values.push("-1.0", "'x'");
+    for (const value of values) {
+      await writeFile(path, good);
+      const database = new Database(path);
+      try {
+        database.prepare(`UPDATE ${table} SET ${column} = ${value}`).run();
+      } catch {
+        continue; // SQLite refuses it itself: a rowid is an integer
+      } finally {
+        database.close();
+      }
+      t.throws(readAll, { instanceOf: HibernaculumError }, `${table}.${column} = ${value}`);
+      tried++;
+    }
+  }
+  t.true(tried > 100, `${tried} tried`);
+});
+
+test("catalogue: an extent of a kind that is not known is refused, and a hole is zeros", async (t) => {
+  const directory = await temporaryDirectory(t);
+  const path = join(directory, CATALOGUE_NAME);
+  await (await wellFormed(directory)).close();
+  const withKind = (kind: number): Catalogue => {
+    const database = new Database(path);
+    database.exec(`UPDATE extent SET kind = ${kind}, chunk = NULL, first = NULL, fill = NULL WHERE pfn = 1`);
+    database.close();
+    return Catalogue.open(directory);
+  };
+  for (const kind of [3, 5, 99]) {
+    const catalogue = withKind(kind);
+    t.throws(() => catalogue.extents(), { code: "HIB_FORMAT_VERSION", message: new RegExp(`kind .*\\(${kind}\\)`) });
+    catalogue.close();
+  }
+  const hole = withKind(4);
+  t.deepEqual(hole.extents().at(1), { pfn: 1, frames: 1, chunk: null, fill: 0n });
+  hole.close();
 });
 
 /** Disjoint extents in order, with gaps and neighbours, as a save makes them. */

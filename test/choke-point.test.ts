@@ -35,8 +35,9 @@ function count(pattern: RegExp): Record<string, number> {
 const BUFFERS: Record<string, [times: number, what: string]> = {
   "src/base/control.ts": [2, "the control area: ends where RAM begins (tested below)"],
   "src/image/catalogue.ts": [3, "the fills of an extent table; checksums of references"],
+  "src/image/checksum.ts": [1, "hashes, packed"],
   "src/image/codec.ts": [1, "a payload that was read from a file"],
-  "src/image/format.ts": [2, "a header's page"],
+  "src/image/format.ts": [3, "a header's page"],
   "src/image/host-files.ts": [1, "the sums of a file's blocks"],
   "src/image/image-memory.ts": [2, "a frame that was read from a file"],
   "src/restore/examine.ts": [2, "copies of frames"],

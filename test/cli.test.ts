@@ -182,7 +182,7 @@ test.serial("a machine's whole life: run, ps, snapshot, inspect, verify, stats, 
   t.regex(end.stdout, /^life: hibernated in .*b\.hib$/m);
   t.false((await run(t, ["ps", "--json"])).stdout.includes('"name":"life"'), "it is gone");
 
-  const b = await machine(t, "life", "resume", "b.hib", "--name", "life");
+  const b = await machine(t, "life", "resume", "b.hib"); // its image has its name
   const client = await Client.connect("life");
   const { processes, problems } = await client.request("check", {});
   client.close();
@@ -194,6 +194,13 @@ test.serial("a machine's whole life: run, ps, snapshot, inspect, verify, stats, 
   const saved = JSON.parse((await run(t, ["inspect", "b.hib", "--json"])).stdout);
   t.true(saved.used);
   for (const [i, { steps }] of processes.entries()) t.true(steps >= saved.processes[i].steps);
+  const other = new Running(t, ["resume", "a.hib", "--json"]); // its name is taken
+  await until(
+    async () =>
+      (await run(t, ["ps", "--json"])).stdout.includes(`"name":"machine-${other.child.pid}"`) || other.child.exitCode !== null,
+  );
+  t.is(other.child.exitCode, null);
+  await other.interrupt();
   const off = await b.interrupt();
   t.is(off.code, 0);
   t.regex(off.stdout, /^Resumed .*b\.hib$[\s\S]*^life: powered off$/m);

@@ -1,8 +1,10 @@
 /** What tests do to images, and where they kill those who resume them. */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import Database from "better-sqlite3";
 import type { Failpoint } from "../src/base/failpoints.js";
-import { BLOB_NAME, decodeHeader, encodeHeader, HEADER_BYTES, type ImageHeader } from "../src/image/format.js";
+import { checksum } from "../src/image/checksum.js";
+import { BLOB_NAME, CATALOGUE_NAME, decodeHeader, encodeHeader, HEADER_BYTES, type ImageHeader } from "../src/image/format.js";
 
 export interface ResumeKill {
   point: Failpoint;
@@ -27,6 +29,33 @@ export const RESUME_KILLS: readonly ResumeKill[] = [
 export function edit(path: string, file: string, change: (bytes: Buffer) => Uint8Array): void {
   writeFileSync(join(path, file), change(readFileSync(join(path, file))));
 }
+
+/** Sets a word of the header, which then agrees with its checksum. */
+export const headerWord =
+  (at: number, value: number): ((path: string) => void) =>
+  (path) =>
+    edit(path, BLOB_NAME, (blob) => {
+      blob.writeUInt32LE(value, at);
+      blob.writeBigUInt64LE(checksum(blob.subarray(0, HEADER_BYTES - 8)), HEADER_BYTES - 8);
+      return blob;
+    });
+
+/** Changes a catalogue, and the header so that all checksums agree. */
+export const recatalogue =
+  (sql: string): ((path: string) => void) =>
+  (path) => {
+    const file = join(path, CATALOGUE_NAME);
+    const database = new Database(file);
+    database.exec(sql);
+    database.close();
+    const bytes = readFileSync(file);
+    const { catalogueHeadBytes } = decodeHeader(readFileSync(join(path, BLOB_NAME)).subarray(0, HEADER_BYTES), path);
+    reheader({
+      catalogueBytes: bytes.length,
+      catalogueHash: checksum(bytes),
+      catalogueHeadHash: checksum(bytes.subarray(0, catalogueHeadBytes)),
+    })(path);
+  };
 
 /** A header that agrees with its checksum and says something else. */
 export const reheader =

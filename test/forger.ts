@@ -9,6 +9,7 @@ import { FRAME_BYTES } from "../src/base/layout.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../src/base/memory.js";
 import { type CatalogueContents, CatalogueWriter } from "../src/image/catalogue.js";
 import { checksum, hashFile, loadChecksum } from "../src/image/checksum.js";
+import { hashPieces } from "../src/image/codec.js";
 import { openImage } from "../src/image/directory.js";
 import {
   BLOB_NAME,
@@ -19,6 +20,7 @@ import {
   type Extent,
   HEADER_BYTES,
   type ImageHeader,
+  type SealedCatalogue,
 } from "../src/image/format.js";
 import { sealBlob } from "../src/image/seal.js";
 
@@ -69,9 +71,12 @@ export class Forgery implements ReadableMemory {
         chunks: [],
         extents: [],
         references,
+        regions: catalogue.regions(),
         processes: catalogue.processes(),
         mappings: [...catalogue.mappings()],
+        objects: [...catalogue.objects()],
         blocks: catalogue.blocks(),
+        mounts: catalogue.mounts(),
         files: catalogue.files(),
       };
       return new Forgery(header, contents, bytes, filled);
@@ -141,13 +146,12 @@ export class Forgery implements ReadableMemory {
     const writer = CatalogueWriter.create(join(path, CATALOGUE_NAME));
     writer.write({ ...this.#contents, chunks, extents, mappings });
     let sealed = await writer.close();
-    if (catalogue !== undefined) sealed = await alter(join(path, CATALOGUE_NAME), catalogue);
+    if (catalogue !== undefined) sealed = { ...sealed, ...(await alter(join(path, CATALOGUE_NAME), catalogue)) };
     await sealBlob(join(path, BLOB_NAME), {
       ...this.#header,
       chunks: chunks.length,
       blobBytes: blob.length,
-      catalogueBytes: sealed.bytes,
-      catalogueHash: sealed.hash,
+      ...sealed,
       ...header,
     });
   }
@@ -162,7 +166,18 @@ export class Forgery implements ReadableMemory {
       const pfns = all.slice(first, first + CHUNK_FRAMES);
       const stored = Buffer.concat(pfns.map((pfn) => new Uint8Array(this.#bytes.get(pfn)!.buffer)));
       const [id, bytes] = [chunks.length, stored.length];
-      chunks.push({ id, offset, stored: bytes, payload: bytes, frames: pfns.length, codec: CODEC_RAW, hash: checksum(stored) });
+      const pieces = hashPieces(bytes, (at, length) => checksum(stored.subarray(at, at + length)));
+      chunks.push({
+        id,
+        offset,
+        stored: bytes,
+        payload: bytes,
+        frames: pfns.length,
+        codec: CODEC_RAW,
+        pieces,
+        hash: checksum(pieces),
+        digest: null,
+      });
       for (const [place, pfn] of pfns.entries()) extents.push({ pfn, frames: 1, chunk: id, first: place });
       parts.push(stored);
       offset += bytes;
@@ -172,7 +187,7 @@ export class Forgery implements ReadableMemory {
 }
 
 /** Changes a catalogue that is closed; what SQLite itself refuses to store is not. */
-async function alter(path: string, sql: string): Promise<{ bytes: number; hash: bigint }> {
+async function alter(path: string, sql: string): Promise<SealedCatalogue> {
   const database = new Database(path);
   try {
     for (const pragma of ["journal_mode = MEMORY", "synchronous = OFF", "ignore_check_constraints = ON", "writable_schema = ON"])
@@ -184,5 +199,8 @@ async function alter(path: string, sql: string): Promise<{ bytes: number; hash: 
   } finally {
     database.close();
   }
-  return hashFile(path);
+  const { bytes, hash } = await hashFile(path);
+  // All of it is the head: what is where in a file that was changed is not known.
+  const head = { catalogueHeadBytes: bytes, catalogueHeadHash: hash };
+  return { catalogueBytes: bytes, catalogueHash: hash, ...head, catalogueDigest: null };
 }

@@ -13,9 +13,9 @@ import { FRAME_BYTES, POOL_BASE } from "../src/base/layout.js";
 import { processTag, thisProcess } from "../src/base/host-process.js";
 import { wasm } from "../src/base/wasm.js";
 import { BlobReader, BlobWriter } from "../src/image/blob.js";
-import { CatalogueWriter } from "../src/image/catalogue.js";
+import { CatalogueWriter, type RegionRow } from "../src/image/catalogue.js";
 import { checksum, hashFile, loadChecksum } from "../src/image/checksum.js";
-import { compressChunk, decodeChunk } from "../src/image/codec.js";
+import { checkDigest, compressChunk, decodeChunk, digestOf, hashPieces } from "../src/image/codec.js";
 import { createPartial, openImage, type PartialImage, removeStalePartials } from "../src/image/directory.js";
 import {
   BLOB_NAME,
@@ -71,12 +71,16 @@ function expectedFrame(pfn: number): Buffer {
   return pfn === 63 ? ONE : Buffer.alloc(4096);
 }
 
+const piecesOf = (stored: Buffer): Uint8Array =>
+  hashPieces(stored.length, (at, length) => checksum(stored.subarray(at, at + length)));
+
 async function encodeChunk(id: number, offset: number, frames: Buffer): Promise<{ chunk: Chunk; stored: Buffer }> {
   const compressed = await compressChunk(frames);
   const payload = compressed ?? frames;
   const stored = Buffer.alloc(padded(payload.length));
   payload.copy(stored);
   const codec = compressed === undefined ? CODEC_RAW : CODEC_LZ4;
+  const pieces = piecesOf(stored);
   return {
     chunk: {
       id,
@@ -85,13 +89,19 @@ async function encodeChunk(id: number, offset: number, frames: Buffer): Promise<
       payload: payload.length,
       frames: frames.length / 4096,
       codec,
-      hash: checksum(stored),
+      hash: checksum(pieces),
+      pieces,
+      digest: null,
     },
     stored,
   };
 }
 
+const NOTHING_ELSE = { regions: [], references: [], objects: [], files: [], mounts: [] };
+const PLAIN_HEADER = { machineVersion: MACHINE_VERSION, compatible: 0, used: false, catalogueOffset: 0, writer: "a test" };
+
 interface Changes {
+  regions?: RegionRow[];
   header?: Partial<ImageHeader>;
   chunks?: (chunks: Chunk[]) => Chunk[];
   extents?: Extent[];
@@ -137,18 +147,16 @@ async function writeImage(partial: PartialImage, changes: Changes = {}): Promise
         { pid: 1, vaddr: 0x1000_3000, order: 0, pfn: 8, pages: 1, flags: 0xd7, blobOffset: null },
       ],
       blocks: [{ kind: "user", owner: 1, order: 2, blocks: 1, frames: 4 }],
-      files: [],
-      references: [],
+      ...NOTHING_ELSE,
+      regions: changes.regions ?? [{ pfn: 0, frames: RAM_FRAMES }],
     });
-    const { bytes, hash } = await catalogue.close();
     const header: ImageHeader = {
-      machineVersion: MACHINE_VERSION,
+      ...(await catalogue.close()),
+      ...PLAIN_HEADER,
       id: randomUUID(),
       ramFrames: RAM_FRAMES,
       chunks: 3,
       blobBytes: offset,
-      catalogueBytes: bytes,
-      catalogueHash: hash,
       frames: FRAMES,
       time: Date.now(),
     };
@@ -205,17 +213,35 @@ async function flipEach(
 
 // Header
 
-const headers: fc.Arbitrary<ImageHeader> = fc.record({
-  machineVersion: fc.nat(),
-  id: fc.uuid(),
-  ramFrames: fc.nat(2 ** 20),
-  chunks: fc.nat(2 ** 20),
-  blobBytes: fc.maxSafeNat(),
-  catalogueBytes: fc.maxSafeNat(),
-  catalogueHash: fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }),
-  frames: fc.nat(2 ** 20),
-  time: fc.double({ noNaN: true }),
-});
+const words = fc.bigInt({ min: 0n, max: 2n ** 64n - 1n });
+const headers: fc.Arbitrary<ImageHeader> = fc
+  .record({
+    machineVersion: fc.nat(),
+    id: fc.uuid(),
+    compatible: fc.nat(),
+    used: fc.boolean(),
+    ramFrames: fc.nat(2 ** 20),
+    chunks: fc.nat(2 ** 20),
+    pages: fc.nat(2 ** 36),
+    catalogueBytes: fc.nat(),
+    catalogueHash: words,
+    catalogueHeadBytes: fc.nat(),
+    catalogueHeadHash: words,
+    catalogueDigest: fc.option(fc.uint8Array({ minLength: 32, maxLength: 32 }).filter((bytes) => bytes.some(Boolean))),
+    frames: fc.nat(2 ** 20),
+    time: fc.double({ noNaN: true, min: -8.64e15, max: 8.64e15 }),
+    writer: fc.string({ maxLength: 64 }).map((text) => text.replaceAll("\0", "")),
+  })
+  .chain(({ pages, ...header }) => {
+    const blobBytes = (pages + header.chunks) * 4096;
+    return fc.boolean().map((apart) => ({
+      ...header,
+      blobBytes,
+      catalogueOffset: apart ? 0 : blobBytes,
+      frames: Math.min(header.frames, header.ramFrames),
+      catalogueHeadBytes: Math.min(header.catalogueHeadBytes, header.catalogueBytes),
+    }));
+  });
 
 test("header: what is encoded comes back", (t) => {
   fc.assert(fc.property(headers, (header) => t.deepEqual(decodeHeader(encodeHeader(header), "x"), header)));
@@ -234,6 +260,75 @@ test("header: every flipped bit is found", (t) => {
   t.notThrows(() => decodeHeader(page, "x"));
 });
 
+/** Seals a page anew after a change: what is wrong with it is not its checksum. */
+function changed(change: (page: DataView) => void): Uint8Array {
+  const page = encodeHeader(fc.sample(headers, 1)[0]!);
+  const view = new DataView(page.buffer, page.byteOffset);
+  change(view);
+  view.setBigUint64(4088, checksum(page.subarray(0, 4088)), true);
+  return page;
+}
+
+test("header: a feature, an algorithm or a byte that nobody knows is refused, and a compatible feature is not", (t) => {
+  for (let bit = 0; bit < 32; bit++) {
+    const page = changed((view) => view.setUint32(32, 2 ** bit, true));
+    t.throws(() => decodeHeader(page, "x"), { code: "HIB_FORMAT_VERSION", message: /features .*0x/ });
+    t.is(
+      decodeHeader(
+        changed((view) => view.setUint32(36, 2 ** bit, true)),
+        "x",
+      ).compatible,
+      2 ** bit,
+    );
+  }
+  for (const at of [40, 44, 48, 52]) {
+    t.throws(
+      () =>
+        decodeHeader(
+          changed((view) => view.setUint32(at, 99, true)),
+          "x",
+        ),
+      { code: "HIB_FORMAT_VERSION" },
+      String(at),
+    );
+  }
+  t.throws(
+    () =>
+      decodeHeader(
+        changed((view) => view.setUint32(56, 2, true)),
+        "x",
+      ),
+    { code: "HIB_FORMAT_VERSION" },
+  );
+  for (let at = 0; at < 4088; at++) {
+    if (!((at >= 136 && at < 160) || at >= 256)) continue;
+    const page = changed((view) => view.setUint8(at, 1 << (at % 8)));
+    t.throws(() => decodeHeader(page, "x"), { code: "HIB_FORMAT_VERSION" }, `byte ${at}`);
+  }
+});
+
+test("header: what contradicts itself is refused", (t) => {
+  const refused = (code: string, ...changes: ((view: DataView) => void)[]): void => {
+    for (const change of changes) t.throws(() => decodeHeader(changed(change), "x"), { code }, String(change));
+  };
+  refused(
+    "HIB_RAM_TOO_LARGE",
+    (view) => view.setBigUint64(64, 2n ** 20n + 1n, true),
+    (view) => view.setBigUint64(64, 2n ** 64n - 1n, true),
+  );
+  refused(
+    "HIB_CORRUPT",
+    (view) => view.setBigUint64(72, 2n ** 20n + 1n, true),
+    (view) => view.setUint32(60, 2 ** 32 - 1, true) ?? view.setBigUint64(80, 8192n, true),
+    (view) => view.setBigUint64(80, 4097n, true),
+    (view) => view.setBigUint64(80, 2n ** 63n, true),
+    (view) => view.setBigUint64(88, 2n ** 40n + 1n, true),
+    (view) => view.setBigUint64(96, 2n ** 62n, true),
+    (view) => view.setBigUint64(112, 2n ** 50n, true),
+    ...[NaN, Infinity, -Infinity, 1e300].map((time) => (view: DataView) => view.setFloat64(128, time, true)),
+  );
+});
+
 test("header: versions that differ are both named", (t) => {
   const page = encodeHeader({ ...fc.sample(headers, 1)[0]!, machineVersion: 7 });
   t.is(decodeHeader(page, "x", { expectedMachineVersion: 7 }).machineVersion, 7);
@@ -244,23 +339,32 @@ test("header: versions that differ are both named", (t) => {
   t.regex(format.message, new RegExp(`99.*${FORMAT_VERSION}`));
 });
 
+const WORKED_EXAMPLE: ImageHeader = {
+  machineVersion: 1,
+  id: "00112233-4455-6677-8899-aabbccddeeff",
+  compatible: 0,
+  used: false,
+  ramFrames: 65536,
+  chunks: 3,
+  blobBytes: 1773568,
+  catalogueOffset: 0,
+  catalogueBytes: 28672,
+  catalogueHash: 0xfedc_ba98_7654_3210n,
+  catalogueHeadBytes: 20480,
+  catalogueHeadHash: 0x0123_4567_89ab_cdefn,
+  catalogueDigest: null,
+  frames: 1214,
+  time: Date.UTC(2026, 0, 1),
+  writer: "hibernaculum 0.1.0",
+};
+
 test("header: the one printed in design/image-format.md is what it says", async (t) => {
   const text = await readFile("design/image-format.md", "utf8");
   const page = Buffer.alloc(4096);
   for (const [, at, bytes] of text.matchAll(/^ {4}([0-9a-f]{4}) ((?: [0-9a-f]{2}){16})$/gm)) {
     page.write(bytes!.replaceAll(" ", ""), Number.parseInt(at!, 16), "hex");
   }
-  t.deepEqual(decodeHeader(page, "design/image-format.md"), {
-    machineVersion: 1,
-    id: "00112233-4455-6677-8899-aabbccddeeff",
-    ramFrames: 65536,
-    chunks: 3,
-    blobBytes: 1773568,
-    catalogueBytes: 28672,
-    catalogueHash: 0xfedc_ba98_7654_3210n,
-    frames: 1214,
-    time: Date.UTC(2026, 0, 1),
-  });
+  t.deepEqual(decodeHeader(page, "design/image-format.md"), WORKED_EXAMPLE);
   t.true(text.includes(checksum(new Uint8Array(4096)).toString(16)));
 });
 
@@ -273,7 +377,13 @@ test("checksum: the values of the published XXH64, and the same for a file", asy
   for (const bytes of [0, 1, 31, (1 << 20) - 1, 1 << 20, (2 << 20) + 12345]) {
     const content = randomBytes(bytes);
     await writeFile(path, content);
-    t.deepEqual(await hashFile(path), { bytes, hash: checksum(content) });
+    const head = Math.min(bytes, 70_000);
+    t.deepEqual(await hashFile(path, { head }), {
+      bytes,
+      hash: checksum(content),
+      digest: null,
+      headHash: checksum(content.subarray(0, head)),
+    });
   }
 });
 
@@ -326,7 +436,7 @@ test("codec: with a checksum that agrees, a wrong length or block is still found
   const damaged = (change: (bytes: Buffer) => void, row: Partial<Chunk> = {}): void => {
     const bytes = Buffer.from(stored);
     change(bytes);
-    t.throws(() => decodeChunk({ ...chunk, ...row, hash: checksum(bytes) }, bytes), { code: "HIB_CORRUPT" });
+    t.throws(() => decodeChunk({ ...chunk, ...row, hash: checksum(piecesOf(bytes)) }, bytes), { code: "HIB_CORRUPT" });
   };
   for (const claimed of [0, 4096, COMPRESSIBLE.length - 1, COMPRESSIBLE.length + 1, 0x7fff_ffff, 0xffff_ffff])
     damaged((bytes) => bytes.writeUInt32LE(claimed));
@@ -334,8 +444,30 @@ test("codec: with a checksum that agrees, a wrong length or block is still found
   damaged(() => undefined, { payload: 3 });
   damaged(() => undefined, { payload: chunk.payload - 1 });
   damaged(() => undefined, { frames: chunk.frames + 1 });
-  damaged(() => undefined, { codec: 2 });
+  t.throws(() => decodeChunk({ ...chunk, codec: 2 }, stored), { code: "HIB_FORMAT_VERSION", message: /codec .*\(2\)/ });
   damaged(() => undefined, { codec: CODEC_RAW });
+});
+
+test("codec: pieces of 64 KiB have hashes of their own, and a digest that does not agree is found", (t) => {
+  const stored = randomBytes(17 * 4096);
+  const pieces = Buffer.from(piecesOf(stored));
+  t.is(pieces.length, 16);
+  t.is(pieces.readBigUInt64LE(0), checksum(stored.subarray(0, 65536)));
+  t.is(pieces.readBigUInt64LE(8), checksum(stored.subarray(65536)));
+  const chunk: Chunk = {
+    id: 0,
+    offset: 4096,
+    stored: stored.length,
+    payload: stored.length,
+    frames: 17,
+    codec: CODEC_RAW,
+    hash: checksum(pieces),
+    pieces,
+    digest: digestOf(stored),
+  };
+  t.notThrows(() => decodeChunk(chunk, stored));
+  t.notThrows(() => checkDigest(chunk, stored));
+  t.throws(() => checkDigest({ ...chunk, digest: randomBytes(32) }, stored), { code: "HIB_CORRUPT", message: /digest/ });
 });
 
 // Blob
@@ -493,16 +625,16 @@ test("image: one without frames is one, too", async (t) => {
   const path = join(await temporaryDirectory(t), "image");
   const partial = await createPartial(path);
   const catalogue = CatalogueWriter.create(partial.cataloguePath);
-  catalogue.write({ meta: {}, chunks: [], extents: [], processes: [], mappings: [], blocks: [], files: [], references: [] });
-  const { bytes, hash } = await catalogue.close();
+  const regions = [{ pfn: 0, frames: RAM_FRAMES }];
+  catalogue.write({ meta: {}, chunks: [], extents: [], processes: [], mappings: [], blocks: [], ...NOTHING_ELSE, regions });
   const header = {
     ...fc.sample(headers, 1)[0]!,
-    machineVersion: MACHINE_VERSION,
+    ...PLAIN_HEADER,
+    ...(await catalogue.close()),
+    ramFrames: RAM_FRAMES,
     chunks: 0,
     frames: 0,
     blobBytes: 4096,
-    catalogueBytes: bytes,
-    catalogueHash: hash,
   };
   await writeFile(partial.blobPath, encodeHeader(header));
   await partial.publish();
@@ -615,7 +747,9 @@ test("openImage: checksums that agree over counts that do not", async (t) => {
     "no frames": { chunks: change(1, { frames: 0 }) },
     "too many frames": { chunks: change(1, { frames: 257 }) },
     "payload of a chunk": { chunks: change(1, { payload: 5000 }) },
-    codec: { chunks: change(1, { codec: 2 }) },
+    "hashes of pieces": { chunks: change(1, { pieces: new Uint8Array(8) }) },
+    "regions of RAM": { regions: [{ pfn: 0, frames: RAM_FRAMES - 1 }] },
+    "an object's header": { header: { used: true } },
     "an extent too many": { extents: [...EXTENTS, { pfn: 40, frames: 1, chunk: null, fill: 0n }] },
     "an extent beyond its chunk": { extents: [{ pfn: 0, frames: 3, chunk: 0, first: 0 }], header: { frames: 3 } },
     "an extent of no chunk": { extents: [{ pfn: 0, frames: 1, chunk: 3, first: 0 }], header: { frames: 1 } },
@@ -630,6 +764,20 @@ test("openImage: checksums that agree over counts that do not", async (t) => {
   for (const [what, changes] of Object.entries(wrong)) {
     const path = await makeImage(t, changes);
     await t.throwsAsync(openImage(path), { code: "HIB_CORRUPT" }, what);
+  }
+  const unknown: Record<string, Changes> = {
+    codec: { chunks: change(1, { codec: 2 }) },
+    "RAM that begins elsewhere": { regions: [{ pfn: 1, frames: RAM_FRAMES }] },
+    "RAM with a gap": {
+      regions: [
+        { pfn: 0, frames: 32 },
+        { pfn: 64, frames: RAM_FRAMES - 32 },
+      ],
+    },
+  };
+  for (const [what, changes] of Object.entries(unknown)) {
+    const path = await makeImage(t, changes);
+    await t.throwsAsync(openImage(path), { code: "HIB_FORMAT_VERSION" }, what);
   }
 });
 

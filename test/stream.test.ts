@@ -2,6 +2,7 @@
  * An image as a stream: what comes in is what went out, byte for byte, and from anything else nothing comes. The image is
  * the one that is kept in the tree.
  */
+import { randomUUID } from "node:crypto";
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { cp } from "node:fs/promises";
 import { dirname, join } from "node:path";
@@ -15,7 +16,16 @@ import { setFailpoints } from "../src/base/failpoints.js";
 import { save } from "../src/hibernate.js";
 import { openImage } from "../src/image/directory.js";
 import { claimUse, isUsed, recordAttempt } from "../src/image/markers.js";
-import { BLOB_NAME, CATALOGUE_NAME, FORMAT_VERSION, HEADER_BYTES, MACHINE_VERSION } from "../src/image/format.js";
+import {
+  BLOB_NAME,
+  CATALOGUE_NAME,
+  decodeHeader,
+  encodeHeader,
+  encodeOpening,
+  FORMAT_VERSION,
+  HEADER_BYTES,
+  MACHINE_VERSION,
+} from "../src/image/format.js";
 import { exportImage, importImage } from "../src/image/stream.js";
 import { verifyChunks } from "../src/image/verify.js";
 import { judge } from "./fixtures/victim.js";
@@ -24,8 +34,6 @@ import { bootMachine, Draws, MIB, scratch, until } from "./support.js";
 const KEPT = fileURLToPath(
   new URL(`../../test/fixtures/images/format-${FORMAT_VERSION}-machine-${MACHINE_VERSION}`, import.meta.url),
 );
-const PREFIX_BYTES = 8;
-const END_BYTES = 16;
 
 const streamOf = (path: string, options = {}): Promise<Buffer> => buffer(Readable.from(exportImage(path, options)));
 
@@ -59,11 +67,11 @@ async function refusal(directory: string, stream: Buffer): Promise<string> {
   return wrong.length > 0 ? wrong.join(", ") : error.code;
 }
 
-/** Where the parts of the kept image's stream begin. */
-function partsOf(stream: Buffer): { catalogue: number; chunks: number; end: number } {
-  const catalogue = PREFIX_BYTES + HEADER_BYTES;
-  const chunks = catalogue + readFileSync(join(KEPT, CATALOGUE_NAME)).length;
-  return { catalogue, chunks, end: stream.length - END_BYTES };
+/** Where the parts of the kept image's object begin. */
+function partsOf(stream: Buffer): { catalogue: number; padding: number; trailer: number } {
+  const catalogue = readFileSync(join(KEPT, BLOB_NAME)).length;
+  const padding = catalogue + readFileSync(join(KEPT, CATALOGUE_NAME)).length;
+  return { catalogue, padding, trailer: stream.length - HEADER_BYTES };
 }
 
 test("export, import: the same image byte for byte, whatever pieces it comes in; markers of attempts stay", async (t) => {
@@ -82,7 +90,7 @@ test("export, import: the same image byte for byte, whatever pieces it comes in;
     const image = await openImage(path, { machineVersion: MACHINE_VERSION });
     await verifyChunks(image);
     t.deepEqual(imported, { path, header: image.header, bytes: stream.length, used: false });
-    t.deepEqual(progress.at(-1), [stream.length - END_BYTES, stream.length]);
+    t.deepEqual(progress.at(-1), [stream.length, stream.length]);
     image.close();
   }
   t.true((await streamOf(KEPT)).equals(stream), "the same image gives the same stream");
@@ -107,10 +115,10 @@ test("export: reads no further than its reader, in pieces of at most 1 MiB", asy
 
 test("import: a stream that ends early is refused, wherever it ends", async (t) => {
   const stream = await streamOf(KEPT);
-  const { catalogue, chunks, end } = partsOf(stream);
+  const { catalogue, padding, trailer } = partsOf(stream);
   const draws = new Draws(t);
   const directory = scratch(t);
-  const edges = [0, PREFIX_BYTES, catalogue, chunks, end, stream.length - 8].flatMap((at) => [at - 1, at, at + 1]);
+  const edges = [0, 4, HEADER_BYTES, catalogue, padding, trailer].flatMap((at) => [at - 1, at, at + 1]);
   const lengths = [...edges, stream.length - 1, ...Array.from({ length: 200 }, () => draws.below(stream.length))];
   for (const length of lengths.filter((bytes) => bytes >= 0))
     t.is(await refusal(directory, stream.subarray(0, length)), "HIB_TRUNCATED", `${length} bytes`);
@@ -118,23 +126,26 @@ test("import: a stream that ends early is refused, wherever it ends", async (t) 
 
 test("import: a stream with a flipped bit is refused, whichever it is", async (t) => {
   const stream = await streamOf(KEPT);
-  const { catalogue, chunks, end } = partsOf(stream);
+  const { catalogue, padding, trailer } = partsOf(stream);
   const draws = new Draws(t);
   const directory = scratch(t);
   const codeOf = (byte: number): string => {
-    if (byte < 4 || (byte >= 8 && byte < 12)) return "HIB_NOT_AN_IMAGE";
-    if (byte < 8 || (byte >= 12 && byte < 16)) return "HIB_FORMAT_VERSION";
-    return "HIB_CORRUPT";
+    if (byte < 4) return "HIB_NOT_AN_IMAGE";
+    if (byte >= trailer && byte < trailer + 4) return "HIB_TRUNCATED"; // it does not end with a header
+    const inPage = byte >= trailer ? byte - trailer : byte;
+    return inPage < 8 ? "HIB_FORMAT_VERSION" : "HIB_CORRUPT";
   };
   const range = (from: number, to: number): number[] => Array.from({ length: to - from }, (_, i) => from + i);
   const sample = (from: number, to: number): number[] => Array.from({ length: 300 }, () => draws.between(from, to - 1));
   const bytes = [
-    ...range(0, PREFIX_BYTES + 80),
-    ...sample(PREFIX_BYTES + 80, catalogue),
-    ...sample(catalogue, chunks),
-    ...range(chunks, chunks + 4), // the length that the first chunk claims
-    ...sample(chunks, end),
-    ...range(end, stream.length),
+    ...range(0, 260),
+    ...sample(260, HEADER_BYTES),
+    ...range(HEADER_BYTES, HEADER_BYTES + 4), // the length that the first chunk claims
+    ...sample(HEADER_BYTES, catalogue),
+    ...sample(catalogue, padding),
+    ...range(padding, trailer),
+    ...range(trailer, trailer + 260),
+    ...sample(trailer + 260, stream.length),
   ];
   for (const byte of bytes) {
     const bit = 1 << draws.below(8);
@@ -161,10 +172,41 @@ test("import: what is not one stream is refused", async (t) => {
   t.is(await refusal(directory, Buffer.concat([stream, Buffer.alloc(1)])), "HIB_CORRUPT");
   t.is(await refusal(directory, Buffer.concat([stream, stream])), "HIB_CORRUPT");
   t.is(await refusal(directory, Buffer.concat([Buffer.alloc(1), stream])), "HIB_NOT_AN_IMAGE");
-  t.is(await refusal(directory, readFileSync(join(KEPT, BLOB_NAME))), "HIB_NOT_AN_IMAGE");
+  t.is(await refusal(directory, readFileSync(join(KEPT, BLOB_NAME))), "HIB_TRUNCATED");
   t.is(await refusal(directory, Buffer.from("an image, honestly")), "HIB_NOT_AN_IMAGE");
   t.is(await refusal(directory, otherVersion(4)), "HIB_FORMAT_VERSION");
-  t.is(await refusal(directory, otherVersion(PREFIX_BYTES + 4)), "HIB_FORMAT_VERSION");
+  t.is(await refusal(directory, otherVersion(partsOf(stream).trailer + 4)), "HIB_FORMAT_VERSION");
+  const another = Buffer.from(stream);
+  const opening = decodeHeader(another.subarray(0, HEADER_BYTES), "x");
+  another.set(encodeHeader({ ...opening, id: randomUUID() }));
+  t.is(await refusal(directory, another), "HIB_CORRUPT", "its two ends are of two images");
+});
+
+test("import: an object whose opening could not say what comes, as one that is written while a machine is saved", async (t) => {
+  const stream = await streamOf(KEPT);
+  const { catalogue, padding, trailer } = partsOf(stream);
+  const header = decodeHeader(stream.subarray(trailer), "x");
+  t.is(header.catalogueOffset, catalogue, "one read of the end finds everything");
+  t.is(header.catalogueBytes, padding - catalogue);
+  stream.set(encodeOpening(header));
+  const path = join(scratch(t), "image");
+  await importImage(
+    inPieces(stream, () => 100_000),
+    path,
+  );
+  for (const name of [BLOB_NAME, CATALOGUE_NAME])
+    t.true(readFileSync(join(path, name)).equals(readFileSync(join(KEPT, name))), name);
+  const directory = scratch(t);
+  t.is(await refusal(directory, stream.subarray(0, HEADER_BYTES)), "HIB_TRUNCATED");
+  t.is(await refusal(directory, stream.subarray(0, -1)), "HIB_TRUNCATED");
+  t.is(await refusal(directory, stream.subarray(0, trailer)), "HIB_TRUNCATED");
+  t.is(await refusal(directory, Buffer.concat([stream, Buffer.alloc(4096)])), "HIB_CORRUPT");
+  t.is(
+    await refusal(directory, Buffer.concat([stream.subarray(0, trailer), Buffer.alloc(4096), stream.subarray(trailer)])),
+    "HIB_CORRUPT",
+  );
+  stream.set(encodeOpening({ ...header, id: randomUUID() }));
+  t.is(await refusal(directory, stream), "HIB_CORRUPT");
 });
 
 test("import: a stream that breaks is an I/O error that names it", async (t) => {
@@ -245,7 +287,7 @@ test("export, import: cancelled, nothing is left behind", async (t) => {
 test.serial("import: at whichever write or step it fails, nothing is left behind", async (t) => {
   t.teardown(() => setFailpoints(undefined));
   const stream = await streamOf(KEPT);
-  const traps = ["ENOSPC", "EIO"].flatMap((action) => [1, 2, 3, 4].map((at) => `save.write=${action}@${at}`));
+  const traps = ["ENOSPC", "EIO"].flatMap((action) => [1, 2, 3].map((at) => `save.write=${action}@${at}`));
   for (const trap of [
     ...traps,
     "save.sync=EIO",
@@ -258,13 +300,14 @@ test.serial("import: at whichever write or step it fails, nothing is left behind
     setFailpoints(trap);
     t.is(await refusal(scratch(t), stream), trap.includes("ENOSPC") ? "HIB_NO_SPACE" : "HIB_IO", trap);
   }
-  for (const trap of ["save.write=short", "save.write=short@3"]) {
+  for (const trap of ["save.write=short", "save.write=short@2"]) {
     setFailpoints(trap);
     const path = join(scratch(t), "image");
     await importImage(
       inPieces(stream, () => 50_000),
       path,
     );
-    t.true(readFileSync(join(path, BLOB_NAME)).equals(readFileSync(join(KEPT, BLOB_NAME))), trap);
+    for (const name of [BLOB_NAME, CATALOGUE_NAME])
+      t.true(readFileSync(join(path, name)).equals(readFileSync(join(KEPT, name))), `${trap}: ${name}`);
   }
 });

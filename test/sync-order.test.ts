@@ -83,12 +83,19 @@ const header = (): ImageHeader => ({
   machineVersion: MACHINE_VERSION,
   id: "00112233-4455-6677-8899-aabbccddeeff",
   ramFrames: 4096,
+  compatible: 0,
+  used: false,
   chunks: 0,
   blobBytes: 4096,
+  catalogueOffset: 0,
   catalogueBytes: 0,
   catalogueHash: 0n,
+  catalogueHeadBytes: 0,
+  catalogueHeadHash: 0n,
+  catalogueDigest: null,
   frames: 0,
   time: 0,
+  writer: "a test",
 });
 
 async function published(t: ExecutionContext): Promise<{ path: string; events: Event[] }> {

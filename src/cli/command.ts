@@ -9,7 +9,7 @@ import { type ErrorCode, fromSystemError, HibernaculumError, isSystemError } fro
 import { printable } from "../stats/printable.js";
 import { note, prepareOutput } from "./output.js";
 import { parseSize, SIZE_HELP } from "./size.js";
-import { PACKAGE_VERSION } from "./version.js";
+import { PACKAGE_VERSION } from "../base/version.js";
 
 export const EXIT_DONE = 0;
 export const EXIT_FAILED = 1;

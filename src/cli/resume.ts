@@ -4,6 +4,7 @@ import { FRAME_BYTES, MAX_VCPUS } from "../base/layout.js";
 import { openImage } from "../image/directory.js";
 import { MACHINE_VERSION } from "../image/format.js";
 import { resume } from "../resume.js";
+import { isName, probe, socketPath } from "../server/runtime-directory.js";
 import { renderResumeSummary } from "../stats/resume-report.js";
 import { PAGE_THREADS_MAX } from "../base/limits.js";
 import { printableAll } from "../stats/printable.js";
@@ -26,7 +27,7 @@ interface ResumeCommandOptions {
 export function addResume(program: Command): void {
   createCommand(program, "resume", "resume a saved machine and keep it running")
     .argument("<image>", "where it was saved")
-    .option("--name <name>", "name of the machine (default: machine-PID)")
+    .option("--name <name>", "name of the machine (default: the one that it had, or machine-PID)")
     .addOption(ramOption("memory, which must be what the machine had (the default)"))
     .option("--cpus <n>", `vCPUs, 1 to ${MAX_VCPUS} (default: as many as it had)`, wholeNumber(1, MAX_VCPUS))
     .option("--page-threads <n>", `threads that load and write pages, 1 to ${PAGE_THREADS_MAX}`, wholeNumber(1, PAGE_THREADS_MAX))
@@ -47,7 +48,14 @@ export function addResume(program: Command): void {
 
 async function resumeImage(path: string, options: ResumeCommandOptions): Promise<void> {
   const saved = await savedMachine(path);
-  const { name = defaultName(), ram = saved.ramBytes, cpus = saved.vcpus, pageThreads, again = false, json = false } = options;
+  const {
+    name = await freeName(saved.name),
+    ram = saved.ramBytes,
+    cpus = saved.vcpus,
+    pageThreads,
+    again = false,
+    json = false,
+  } = options;
   const { acceptChangedFiles = false, disk } = options;
   process.exitCode = await hostMachine(
     { name, ramBytes: ram, vcpus: cpus, quiet: json, ...(pageThreads === undefined ? {} : { pageThreads }) },
@@ -67,12 +75,22 @@ async function resumeImage(path: string, options: ResumeCommandOptions): Promise
   );
 }
 
+/** The name that the machine had, unless another one is running by it. */
+async function freeName(saved: string | undefined): Promise<string> {
+  if (saved === undefined || (await probe(socketPath(saved))) === "alive") return defaultName();
+  return saved;
+}
+
 /** What the machine had. */
-async function savedMachine(path: string): Promise<{ ramBytes: number; vcpus: number }> {
+async function savedMachine(path: string): Promise<{ ramBytes: number; vcpus: number; name: string | undefined }> {
   const image = await openImage(path, { machineVersion: MACHINE_VERSION });
   try {
-    const vcpus = image.catalogue.meta["vcpus"];
-    return { ramBytes: image.header.ramFrames * FRAME_BYTES, vcpus: typeof vcpus === "number" ? vcpus : 1 };
+    const { vcpus, name } = image.catalogue.meta;
+    return {
+      ramBytes: image.header.ramFrames * FRAME_BYTES,
+      vcpus: typeof vcpus === "number" ? vcpus : 1,
+      name: typeof name === "string" && isName(name) ? name : undefined,
+    };
   } finally {
     image.close();
   }

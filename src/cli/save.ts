@@ -18,6 +18,7 @@ interface SaveCommandOptions {
   compression: "lz4" | "none";
   pauseTarget: number;
   saveClean?: boolean;
+  digest?: boolean;
   json?: boolean;
 }
 
@@ -36,6 +37,10 @@ export function addSave(program: Command): void {
       "--save-clean",
       "store pages of files of the host that are as the file has them, too; else the image refers to the file",
     )
+    .option(
+      "--digest",
+      "also a SHA-256 of each chunk and of the catalogue, for who signs or compares images; takes processor time",
+    )
     .option("--json", "print the report for programs")
     .addHelpText("after", "\nCtrl-C cancels: the machine goes on, and nothing is left behind.")
     .action(saveMachine);
@@ -50,6 +55,7 @@ async function saveMachine(name: string, image: string | undefined, options: Sav
       compression: options.compression,
       pauseTarget_ms: options.pauseTarget,
       saveClean: options.saveClean === true,
+      digest: options.digest === true ? "sha256" : "none",
     };
     const report = await interruptible((signal) =>
       atNewImage(image, name, (path) => {

@@ -8,11 +8,12 @@
  * Never give `compressChunk` memory that may change meanwhile: an LZ4 match refers to bytes that were emitted before,
  * and if they change in between, frames that nobody wrote decode wrongly and without an error.
  */
+import { createHash } from "node:crypto";
 import { compressSync, uncompressSync } from "lz4-napi";
-import { damaged, type HibernaculumError } from "../base/errors.js";
+import { damaged, HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
-import { checksum } from "./checksum.js";
-import { type Chunk, CODEC_LZ4, CODEC_RAW, padded } from "./format.js";
+import { checksum, hashParts } from "./checksum.js";
+import { type Chunk, CODEC_LZ4, CODEC_RAW, PIECE_BYTES, padded } from "./format.js";
 
 /** Above this ratio of stored to plain bytes a chunk stays raw: decoding would cost more than it saves. */
 const WORTHWHILE = 0.95;
@@ -38,7 +39,24 @@ export function compressChunk(frames: Uint8Array): Buffer | undefined {
  * @throws HIB_CORRUPT
  */
 export function checkStored(chunk: Chunk, stored: Uint8Array): void {
-  if (stored.length !== chunk.stored || checksum(stored) !== chunk.hash) throw corrupt(chunk, "does not agree with its checksum");
+  const pieces = (): Uint8Array => hashPieces(stored.length, (at, length) => checksum(stored.subarray(at, at + length)));
+  if (stored.length !== chunk.stored || checksum(pieces()) !== chunk.hash)
+    throw corrupt(chunk, "does not agree with its checksum");
+}
+
+/** `pieces` of a chunk's stored bytes. @param hash - XXH64 of a part of them */
+export function hashPieces(stored: number, hash: (at: number, length: number) => bigint): Uint8Array {
+  return hashParts(stored, PIECE_BYTES, hash);
+}
+
+/** Compares a chunk's bytes with its digest, if it has one. @throws HIB_CORRUPT */
+export function checkDigest(chunk: Chunk, stored: Uint8Array): void {
+  if (chunk.digest !== null && !digestOf(stored).equals(chunk.digest)) throw corrupt(chunk, "does not agree with its digest");
+}
+
+/** SHA-256. The bytes may lie in shared memory; then nobody may write them meanwhile. */
+export function digestOf(bytes: Uint8Array): Buffer {
+  return createHash("sha256").update(bytes).digest();
 }
 
 /**
@@ -55,7 +73,7 @@ export function decodeChunk(chunk: Chunk, stored: Uint8Array): Uint8Array {
     if (chunk.payload !== bytes || stored.length < bytes) throw corrupt(chunk, `is not ${chunk.frames} frames long`);
     return stored.subarray(0, bytes);
   }
-  if (chunk.codec !== CODEC_LZ4) throw corrupt(chunk, `has an unknown codec ${chunk.codec}`);
+  if (chunk.codec !== CODEC_LZ4) throw unknownCodec(chunk);
   const payload = stored.subarray(0, chunk.payload);
   if (payload.length <= PREFIX_BYTES || new DataView(payload.buffer, payload.byteOffset).getUint32(0, true) !== bytes) {
     throw corrupt(chunk, `does not claim to decode to ${chunk.frames} frames`);
@@ -68,6 +86,14 @@ export function decodeChunk(chunk: Chunk, stored: Uint8Array): Uint8Array {
   }
   if (decoded.length !== bytes) throw corrupt(chunk, `decodes to ${decoded.length} bytes instead of ${bytes}`);
   return decoded;
+}
+
+/** A reader that went on would take the chunk's bytes for frames. */
+export function unknownCodec({ id, codec }: Chunk): HibernaculumError {
+  return new HibernaculumError(
+    "HIB_FORMAT_VERSION",
+    `chunk ${id} has a codec that this program does not know (${codec}); use a newer one`,
+  );
 }
 
 function corrupt(chunk: Chunk, what: string, cause?: unknown): HibernaculumError {

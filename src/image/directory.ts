@@ -13,6 +13,7 @@
 import { randomBytes } from "node:crypto";
 import { chmod, mkdir, readdir, rename, rm, writeFile } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
+import { isDeepStrictEqual } from "node:util";
 import { attemptTo, damaged, HibernaculumError } from "../base/errors.js";
 import { failpoint } from "../base/failpoints.js";
 import { isTagAlive, processTag } from "../base/host-process.js";
@@ -162,13 +163,11 @@ export async function openImage(path: string, { machineVersion, onCheck = () => 
     const page = new Uint8Array(Math.min(blobBytes, HEADER_BYTES));
     await blob.read(page, 0, page.length);
     const header = decodeHeader(page, path, { expectedMachineVersion: machineVersion, onCheck });
+    if (header.catalogueOffset !== 0 || header.used) throw damaged("HIB_CORRUPT", `${path}: its header is that of a stream`);
     checkSize(path, BLOB_NAME, blobBytes, header.blobBytes);
     checkSize(path, CATALOGUE_NAME, await sizeOf(directory, CATALOGUE_NAME), header.catalogueBytes);
     onCheck("complete", `blob of ${header.blobBytes} bytes, catalogue of ${header.catalogueBytes}`);
-    const { hash } = await hashFile(join(directory, CATALOGUE_NAME));
-    if (hash !== header.catalogueHash) {
-      throw damaged("HIB_CORRUPT", `${path}: the catalogue does not agree with its checksum`);
-    }
+    await checkCatalogue(join(directory, CATALOGUE_NAME), path, header);
     onCheck("catalogue checksum", "agrees");
     catalogue = Catalogue.open(directory);
     const tables = readTables(header, catalogue);
@@ -179,6 +178,21 @@ export async function openImage(path: string, { machineVersion, onCheck = () => 
     blob.close();
     throw error;
   }
+}
+
+/**
+ * Compares a catalogue's file with the header.
+ *
+ * @param where - names the image
+ * @throws HIB_CORRUPT, HIB_IO
+ */
+export async function checkCatalogue(file: string, where: string, header: ImageHeader): Promise<void> {
+  const { catalogueHash, catalogueHeadBytes: head, catalogueHeadHash, catalogueDigest } = header;
+  const found = await hashFile(file, { head, digest: catalogueDigest === null ? "none" : "sha256" });
+  if (found.hash !== catalogueHash || found.headHash !== catalogueHeadHash)
+    throw damaged("HIB_CORRUPT", `${where}: the catalogue does not agree with its checksum`);
+  if (!isDeepStrictEqual(found.digest, catalogueDigest && Buffer.from(catalogueDigest)))
+    throw damaged("HIB_CORRUPT", `${where}: the catalogue does not agree with its digest`);
 }
 
 /**

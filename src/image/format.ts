@@ -11,7 +11,7 @@
  */
 
 import { damaged, HibernaculumError } from "../base/errors.js";
-import { FRAME_BYTES } from "../base/layout.js";
+import { FRAME_BYTES, MAX_FRAMES } from "../base/layout.js";
 import type { Pfn } from "../base/memory.js";
 import { checksum } from "./checksum.js";
 
@@ -20,7 +20,7 @@ export const BLOB_NAME = "blob";
 export const CATALOGUE_NAME = "catalogue.sqlite";
 
 /** Version of what this file and `catalogue.ts` describe. */
-export const FORMAT_VERSION = 1;
+export const FORMAT_VERSION = 2;
 /** Version of the machine's memory layout: what a kernel must know to go on from these frames. */
 export const MACHINE_VERSION = 3;
 
@@ -30,6 +30,9 @@ export const HEADER_BYTES = 4096;
 export const CHUNK_FRAMES = 256;
 /** Bytes that a chunk takes in the blob at most; one that would take more is stored raw. */
 export const CHUNK_BYTES: number = CHUNK_FRAMES * FRAME_BYTES;
+
+/** A chunk's stored bytes are hashed in pieces of so many, each of which can be read and checked without the others. */
+export const PIECE_BYTES = 65536;
 
 /** Frame i of the chunk is at its offset + i * 4096. */
 export const CODEC_RAW = 0;
@@ -49,23 +52,40 @@ export type ImageCheck =
 /** Is told of each check that passed, and of what was found. */
 export type OnCheck = (check: ImageCheck, found: string) => void;
 
-/** What the header says, for the whole image. */
-export interface ImageHeader {
-  machineVersion: number;
-  /** UUID, made when the image is. */
-  id: string;
-  /** Frames of the machine's RAM. */
-  ramFrames: number;
-  chunks: number;
-  /** Length of the blob, header included. */
-  blobBytes: number;
+/** What the header says of the catalogue; whoever closes one knows it. */
+export interface SealedCatalogue {
   catalogueBytes: number;
   /** XXH64 of the catalogue's file. */
   catalogueHash: bigint;
+  /** Its first so many bytes have all rows but those that only people want, and are under a checksum of their own. */
+  catalogueHeadBytes: number;
+  catalogueHeadHash: bigint;
+  /** SHA-256 of the catalogue's file; null where none was made. */
+  catalogueDigest: Uint8Array | null;
+}
+
+/** What the header says, for the whole image. */
+export interface ImageHeader extends SealedCatalogue {
+  machineVersion: number;
+  /** UUID, made when the image is. */
+  id: string;
+  /** Features that a reader may do without. */
+  compatible: number;
+  /** Of an object: the image was used. A directory has a marker for that. */
+  used: boolean;
+  /** Frames of the machine's RAM. */
+  ramFrames: number;
+  chunks: number;
+  /** Length of header and chunks. */
+  blobBytes: number;
+  /** Of an object: where the catalogue is; 0: in a file of its own. */
+  catalogueOffset: number;
   /** Frames in the image. */
   frames: number;
   /** The consistency point, ms since 1970. */
   time: number;
+  /** Program and version that wrote it. */
+  writer: string;
 }
 
 /** A chunk: up to 256 frames that are compressed and checked together. */
@@ -81,9 +101,19 @@ export interface Chunk {
   /** Frames that it decodes to. Some may be of no extent: a later copy took their place. */
   frames: number;
   codec: number;
-  /** XXH64 of all the stored bytes. */
+  /** XXH64 of `pieces`. */
   hash: bigint;
+  /** XXH64 of each 64 KiB of the stored bytes, 8 bytes each; the last piece may be shorter. */
+  pieces: Uint8Array;
+  /** SHA-256 of all the stored bytes; null where none was made. */
+  digest: Uint8Array | null;
 }
+
+/** `kind` of an extent in the catalogue. Frames of a hole, and those in no extent, are zeros; the others have bytes somewhere. */
+export const KIND_CHUNK = 0;
+export const KIND_FILL = 1;
+export const KIND_REFERENCE = 2;
+export const KIND_HOLE = 4;
 
 /** A run of consecutive frames: in consecutive places of one chunk, all filled with one word, or pages of a file (references.ts). */
 export type Extent =
@@ -91,26 +121,74 @@ export type Extent =
   | { pfn: Pfn; frames: number; chunk: null; fill: bigint }
   | { pfn: Pfn; frames: number; chunk: "file"; reference: number };
 
-const MAGIC = 0x4e524248; // "HBRN"
+/** The first four bytes of an image. */
+export const MAGIC_TEXT = "HBRN";
+const MAGIC = 0x4e524248;
 const HASH_AT = HEADER_BYTES - 8;
+const DIGEST_AT = 160;
+const DIGEST_BYTES = 32;
+const WRITER_AT = 192;
+const WRITER_BYTES = 64;
+/** Kept for later, and zero: [from, to). */
+const RESERVED: readonly (readonly [number, number])[] = [
+  [136, DIGEST_AT],
+  [256, HASH_AT],
+];
+/** Of an opening, what is not known before all has been written: [from, to). */
+const UNKNOWN_AT_FIRST = [56, WRITER_AT] as const;
+
+/** Words that have one value in this version, and what a reader that knows no other says. */
+const FIXED: readonly (readonly [at: number, value: number, what: string])[] = [
+  [32, 0, "features that this program does not know"],
+  [40, 1, "a hash algorithm that this program does not know"],
+  [44, Math.log2(FRAME_BYTES), "frames of another size"],
+  [48, 1, "a machine of another architecture"],
+  [52, 1, "page tables of another kind"],
+];
+const STATE_USED = 1;
+/** The last time that a Date can be, ms since 1970. */
+const TIME_MAX = 8.64e15;
 
 /** The header as page 0 of the blob. Give an aligned page where it is to be written with O_DIRECT. */
 export function encodeHeader(header: ImageHeader, page: Uint8Array = new Uint8Array(HEADER_BYTES)): Uint8Array {
   page.fill(0);
   const view = new DataView(page.buffer, page.byteOffset, HEADER_BYTES);
+  const word = (at: number, value: number): void => view.setBigUint64(at, BigInt(value), true);
   view.setUint32(0, MAGIC, true);
   view.setUint32(4, FORMAT_VERSION, true);
   view.setUint32(8, header.machineVersion, true);
   view.setUint32(12, HEADER_BYTES, true);
   page.set(Buffer.from(header.id.replaceAll("-", ""), "hex"), 16);
-  view.setUint32(32, header.ramFrames, true);
-  view.setUint32(36, header.chunks, true);
-  view.setBigUint64(40, BigInt(header.blobBytes), true);
-  view.setBigUint64(48, BigInt(header.catalogueBytes), true);
-  view.setBigUint64(56, header.catalogueHash, true);
-  view.setUint32(64, header.frames, true);
-  view.setFloat64(72, header.time, true);
-  view.setBigUint64(HASH_AT, checksum(page.subarray(0, HASH_AT)), true);
+  for (const [at, value] of FIXED) view.setUint32(at, value, true);
+  view.setUint32(36, header.compatible, true);
+  view.setUint32(56, header.used ? STATE_USED : 0, true);
+  view.setUint32(60, header.chunks, true);
+  word(64, header.ramFrames);
+  word(72, header.frames);
+  word(80, header.blobBytes);
+  word(88, header.catalogueOffset);
+  word(96, header.catalogueBytes);
+  view.setBigUint64(104, header.catalogueHash, true);
+  word(112, header.catalogueHeadBytes);
+  view.setBigUint64(120, header.catalogueHeadHash, true);
+  view.setFloat64(128, header.time, true);
+  if (header.catalogueDigest !== null) page.set(header.catalogueDigest, DIGEST_AT);
+  new TextEncoder().encodeInto(header.writer, page.subarray(WRITER_AT, WRITER_AT + WRITER_BYTES));
+  return seal(page);
+}
+
+/** The first page of an object whose writer knows no more yet than what image it is. */
+export function encodeOpening(header: ImageHeader): Uint8Array {
+  return seal(encodeHeader(header).fill(0, ...UNKNOWN_AT_FIRST));
+}
+
+/** Whether a header is an opening whose writer did not know the rest. */
+export function isOpening({ blobBytes }: ImageHeader): boolean {
+  return blobBytes === 0;
+}
+
+function seal(page: Uint8Array): Uint8Array {
+  new DataView(page.buffer, page.byteOffset).setBigUint64(HASH_AT, checksum(page.subarray(0, HASH_AT)), true);
   return page;
 }
 
@@ -137,7 +215,7 @@ export function decodeHeader(
       `${where}: the blob has no header: not an image, or one that was never completed`,
     );
   }
-  onCheck("magic", "HBRN");
+  onCheck("magic", MAGIC_TEXT);
   if (page.length < HEADER_BYTES) throw damaged("HIB_TRUNCATED", `${where}: the blob ends in its header`);
   const version = view.getUint32(4, true);
   if (version !== FORMAT_VERSION) {
@@ -151,6 +229,10 @@ export function decodeHeader(
     throw damaged("HIB_CORRUPT", `${where}: the header does not agree with its checksum`);
   }
   onCheck("header checksum", "agrees");
+  for (const [at, value, what] of FIXED)
+    if (view.getUint32(at, true) !== value) throw unknown(where, `${what} (0x${view.getUint32(at, true).toString(16)})`);
+  if (RESERVED.some(([from, to]) => page.subarray(from, to).some((byte) => byte !== 0)) || view.getUint32(56, true) > STATE_USED)
+    throw unknown(where, "something where this program knows of nothing");
   const machineVersion = view.getUint32(8, true);
   if (expectedMachineVersion !== undefined && machineVersion !== expectedMachineVersion) {
     throw new HibernaculumError(
@@ -160,17 +242,55 @@ export function decodeHeader(
   }
   onCheck("machine version", String(machineVersion));
   const id = Buffer.from(page.subarray(16, 32)).toString("hex");
-  return {
+  const word = (at: number): number => Number(view.getBigUint64(at, true));
+  const digest = page.slice(DIGEST_AT, DIGEST_AT + DIGEST_BYTES);
+  const writer = page.subarray(WRITER_AT, WRITER_AT + WRITER_BYTES);
+  const header: ImageHeader = {
     machineVersion,
     id: id.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "$1-$2-$3-$4-$5"),
-    ramFrames: view.getUint32(32, true),
-    chunks: view.getUint32(36, true),
-    blobBytes: Number(view.getBigUint64(40, true)),
-    catalogueBytes: Number(view.getBigUint64(48, true)),
-    catalogueHash: view.getBigUint64(56, true),
-    frames: view.getUint32(64, true),
-    time: view.getFloat64(72, true),
+    compatible: view.getUint32(36, true),
+    used: view.getUint32(56, true) === STATE_USED,
+    chunks: view.getUint32(60, true),
+    ramFrames: word(64),
+    frames: word(72),
+    blobBytes: word(80),
+    catalogueOffset: word(88),
+    catalogueBytes: word(96),
+    catalogueHash: view.getBigUint64(104, true),
+    catalogueHeadBytes: word(112),
+    catalogueHeadHash: view.getBigUint64(120, true),
+    time: view.getFloat64(128, true),
+    catalogueDigest: digest.some((byte) => byte !== 0) ? digest : null,
+    writer: new TextDecoder().decode(writer).replace(/\0+$/, ""),
   };
+  checkRanges(header, where);
+  return header;
+}
+
+/** @throws HIB_CORRUPT for what no program writes, HIB_RAM_TOO_LARGE */
+function checkRanges(header: ImageHeader, where: string): void {
+  const { ramFrames, frames, chunks, blobBytes, catalogueOffset, catalogueBytes, catalogueHeadBytes, time } = header;
+  if (ramFrames > MAX_FRAMES)
+    throw new HibernaculumError(
+      "HIB_RAM_TOO_LARGE",
+      `${where}: of a machine with ${ramFrames} frames of RAM, and this program has at most ${MAX_FRAMES}`,
+    );
+  const sound =
+    frames <= ramFrames &&
+    chunks <= blobBytes / FRAME_BYTES &&
+    blobBytes % FRAME_BYTES === 0 &&
+    blobBytes + catalogueBytes < Number.MAX_SAFE_INTEGER - HEADER_BYTES &&
+    (catalogueOffset === 0 || catalogueOffset === blobBytes) &&
+    catalogueHeadBytes <= catalogueBytes &&
+    Math.abs(time) <= TIME_MAX;
+  if (!sound) throw damaged("HIB_CORRUPT", `${where}: the header contradicts itself`);
+}
+
+function unknown(where: string, what: string): HibernaculumError {
+  return new HibernaculumError(
+    "HIB_FORMAT_VERSION",
+    `${where}: the image has ${what}; use the program that wrote it, or a newer one`,
+  );
 }
 
 /** Rounds up to whole pages. */
@@ -239,27 +359,6 @@ export class ExtentTable implements Iterable<Extent> {
       } else {
         table.chunk[i] = extent.chunk;
         table.first[i] = extent.first;
-      }
-    }
-    return table;
-  }
-
-  /** This table and references: what is in the image, wherever. Both are in the order of frames, and apart. */
-  withReferences(references: readonly { pfn: Pfn; frames: number }[]): ExtentTable {
-    if (references.length === 0) return this;
-    const table = new ExtentTable(this.length + references.length);
-    let own = 0;
-    let other = 0;
-    for (let i = 0; i < table.length; i++) {
-      const reference = references[other];
-      if (reference === undefined || (own < this.length && this.pfn[own]! < reference.pfn)) {
-        for (const column of ["pfn", "frames", "chunk", "first"] as const) table[column][i] = this[column][own]!;
-        table.fill[i] = this.fill[own++]!;
-      } else {
-        table.pfn[i] = reference.pfn;
-        table.frames[i] = reference.frames;
-        table.chunk[i] = REFERENCED;
-        table.fill[i] = BigInt(other++);
       }
     }
     return table;

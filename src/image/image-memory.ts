@@ -109,7 +109,7 @@ export class ImageMemory implements ReadableMemory {
    * Every chunk, checked and decoded, in the order of the blob; the next is read while one is looked at. The data are
    * the caller's until the next step. Nothing is kept.
    */
-  async *chunksInOrder(): AsyncGenerator<{ chunk: Chunk; data: Uint8Array }> {
+  async *chunksInOrder(): AsyncGenerator<{ chunk: Chunk; stored: Uint8Array; data: Uint8Array }> {
     const order = [...this.#chunks].sort((a, b) => a.offset - b.offset);
     const buffers = [new Uint8Array(CHUNK_BYTES), new Uint8Array(CHUNK_BYTES)];
     const begin = async (i: number): Promise<Uint8Array> => {
@@ -122,7 +122,7 @@ export class ImageMemory implements ReadableMemory {
       for (const [i, chunk] of order.entries()) {
         const stored = await reading!;
         reading = i + 1 < order.length ? begin(i + 1) : undefined;
-        yield { chunk, data: decodeChunk(chunk, stored) };
+        yield { chunk, stored, data: decodeChunk(chunk, stored) };
       }
     } finally {
       // The blob may be closed as soon as this returns, and its descriptor's number be given to another file.

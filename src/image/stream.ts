@@ -1,42 +1,45 @@
 /**
- * An image as one stream of bytes, for a pipe, a tape or another host: header, catalogue, chunks in the order of the
- * blob, and a last checksum (`design/image-format.md`).
+ * An image as one object, for a pipe, a file, a store or another host: an opening, the chunks, the catalogue, and the header
+ * as its trailer (`design/image-format.md`).
  *
  * What must hold:
- * - Both ends go strictly forward, and hold a piece of at most 1 MiB and the catalogue's tables. Nothing is copied to
- *   the disk in between.
- * - Nothing leaves that is damaged, and nothing comes in: each piece is checked on either side, from the top down.
- * - An import is published whole or leaves nothing: a partial image, whose header is written last, as in a save.
- * - A used image does not come out of a stream unused.
+ * - Export goes strictly forward, and holds a piece of at most 1 MiB and the catalogue's tables. Nothing that is damaged leaves.
+ * - Import takes what comes in the same way; what was not on the disk whole and checked, from the top down, is not published:
+ *   a partial image, whose header is written last, as in a save.
+ * - A used image does not come out of an object unused.
  */
+import { truncate } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import { fromSystemError, HibernaculumError, isSystemError, naming } from "../base/errors.js";
+import { FRAME_BYTES } from "../base/layout.js";
 import { BlobReader, BlobWriter } from "./blob.js";
 import { Catalogue } from "./catalogue.js";
-import { Checksum, loadChecksum } from "./checksum.js";
+import { loadChecksum } from "./checksum.js";
 import { checkStored } from "./codec.js";
-import { createPartial, openImage, type PartialImage, removeStalePartials } from "./directory.js";
+import { checkCatalogue, createPartial, openImage, type PartialImage, removeStalePartials } from "./directory.js";
 import { claimUse, isUsed } from "./markers.js";
-import { CATALOGUE_NAME, CHUNK_BYTES, type Chunk, decodeHeader, HEADER_BYTES, type ImageHeader } from "./format.js";
+import {
+  CATALOGUE_NAME,
+  CHUNK_BYTES,
+  type Chunk,
+  decodeHeader,
+  encodeHeader,
+  encodeOpening,
+  HEADER_BYTES,
+  type ImageHeader,
+  isOpening,
+  MAGIC_TEXT,
+  padded,
+} from "./format.js";
 import { sealBlob } from "./seal.js";
 import { readTables } from "./verify.js";
 
-/** Version of the stream; what is in it has the image's own. */
-export const STREAM_VERSION = 1;
-
-const MAGIC = "HBRS";
-/** Magic and version. */
-const PREFIX_BYTES = 8;
-/** Flags and zeros; the checksum follows. */
-const FLAGS_BYTES = 8;
-const HASH_BYTES = 8;
-const FLAG_USED = 1;
 const PIECE_BYTES = CHUNK_BYTES;
 
 export interface TransferOptions {
   /** Cancels; nothing is left behind. */
   signal?: AbortSignal | undefined;
-  /** Bytes of the stream that are done, and all of them. */
+  /** Bytes of the object that are done, and all of them, as far as that is known. */
   onProgress?: (done: number, total: number) => void;
 }
 
@@ -46,7 +49,7 @@ export interface ExportOptions extends TransferOptions {
 }
 
 /**
- * The bytes of an image's stream. Each piece is the taker's; the next is read when it is asked for.
+ * The bytes of an image's object. Each piece is the taker's; the next is read when it is asked for.
  *
  * @throws HIB_IMAGE_USED, HIB_CANCELLED, and what opening and reading an image may throw
  */
@@ -54,11 +57,13 @@ export async function* exportImage(path: string, options: ExportOptions = {}): A
   const { again = false, signal, onProgress } = options;
   const image = await openImage(path);
   try {
-    const total = streamBytes(image.header);
-    const hash = new Checksum();
+    const { header } = image;
+    const trailer = { ...header, catalogueOffset: header.blobBytes };
+    const total = objectBytes(trailer);
+    let done = 0;
     const send = (piece: Uint8Array): Uint8Array => {
-      hash.update(piece);
-      onProgress?.(hash.bytes, total);
+      done += piece.length;
+      onProgress?.(done, total);
       return piece;
     };
     const checkUse = async (): Promise<boolean> => {
@@ -74,36 +79,30 @@ export async function* exportImage(path: string, options: ExportOptions = {}): A
     };
 
     await checkUse();
-    const prefix = Buffer.alloc(PREFIX_BYTES);
-    prefix.write(MAGIC, "latin1");
-    prefix.writeUInt32LE(STREAM_VERSION, 4);
-    yield send(prefix);
-    yield send(await readPiece(image.blob, 0, HEADER_BYTES));
-    const catalogue = new BlobReader(join(image.path, CATALOGUE_NAME));
-    try {
-      for (const [at, bytes] of pieces(image.header.catalogueBytes)) yield send(await readPiece(catalogue, at, bytes));
-    } finally {
-      catalogue.close();
-    }
+    yield send(encodeHeader(trailer));
     for (const chunk of inOrder(image.chunks)) {
       checkCancelled(signal);
       const stored = await readPiece(image.blob, chunk.offset, chunk.stored);
       checkStored(chunk, stored);
       yield send(stored);
     }
+    const catalogue = new BlobReader(join(image.path, CATALOGUE_NAME));
+    try {
+      for (const [at, bytes] of pieces(0, header.catalogueBytes)) yield send(await readPiece(catalogue, at, bytes));
+    } finally {
+      catalogue.close();
+    }
+    if (header.catalogueBytes % FRAME_BYTES > 0)
+      yield send(new Uint8Array(padded(header.catalogueBytes) - header.catalogueBytes));
     // Looked at again: somebody may have resumed it meanwhile, and then this is the second machine.
-    const end = Buffer.alloc(FLAGS_BYTES + HASH_BYTES);
-    end.writeUInt32LE((await checkUse()) ? FLAG_USED : 0);
-    send(end.subarray(0, FLAGS_BYTES));
-    end.writeBigUInt64LE(hash.digest(), FLAGS_BYTES);
-    yield end;
+    yield send(encodeHeader({ ...trailer, used: await checkUse() }));
   } finally {
     image.close();
   }
 }
 
 export interface ImportOptions extends TransferOptions {
-  /** What the stream is called in messages. */
+  /** What the object is called in messages. */
   name?: string;
 }
 
@@ -111,14 +110,14 @@ export interface ImportOptions extends TransferOptions {
 export interface Imported {
   path: string;
   header: ImageHeader;
-  /** Bytes of the stream. */
+  /** Bytes of the object. */
   bytes: number;
   /** It was exported after its use, and is marked so. */
   used: boolean;
 }
 
 /**
- * Makes an image of a stream. The stream may come in pieces of any size.
+ * Makes an image of an object. It may come in pieces of any size.
  *
  * @param path - where the image is to be; must not exist
  * @throws HIB_IMAGE_EXISTS, HIB_NOT_AN_IMAGE, HIB_FORMAT_VERSION, HIB_TRUNCATED, HIB_CORRUPT, HIB_NO_SPACE, HIB_IO,
@@ -134,20 +133,21 @@ export async function importImage(
   const partial = await createPartial(path);
   const input = new Input(source, name, signal);
   try {
-    const header = await receiveHeader(input);
-    const report = (): void => onProgress?.(input.hash.bytes, streamBytes(header));
-    await receiveCatalogue(input, header, partial.cataloguePath, report);
-    await receiveChunks(input, chunksOf(header, partial), partial.blobPath, report);
-    const used = await receiveEnd(input);
+    const opening = await takeOpening(input);
+    const bytes = await receive(input, opening, partial.blobPath, onProgress);
+    const { used, ...trailer } = await readTrailer(partial.blobPath, opening, bytes, name);
+    await takeOutCatalogue(partial, trailer, name);
+    const header = { ...trailer, used: false, catalogueOffset: 0 };
+    await checkChunks(header, partial, signal);
     await sealBlob(partial.blobPath, header);
     if (used) await claimUse(dirname(partial.blobPath), "the machine it was exported from");
     checkCancelled(signal);
     await partial.publish();
-    return { path: partial.path, header, bytes: streamBytes(header), used };
+    return { path: partial.path, header, bytes, used };
   } catch (error) {
     await partial.discard();
     const known = isSystemError(error) ? fromSystemError(error, `importing ${path}`) : error;
-    // Catalogue and chunks are checked as an image's are, which do not know that they came from a stream.
+    // Catalogue and chunks are checked as an image's are, which do not know where they came from.
     const damaged = known instanceof HibernaculumError && ["HIB_CORRUPT", "HIB_TRUNCATED"].includes(known.code);
     throw damaged ? naming(known, name) : known;
   } finally {
@@ -155,78 +155,118 @@ export async function importImage(
   }
 }
 
-async function receiveHeader(input: Input): Promise<ImageHeader> {
-  const prefix = Buffer.from(await input.take(PREFIX_BYTES));
-  if (prefix.toString("latin1", 0, 4) !== MAGIC)
+async function takeOpening(input: Input): Promise<ImageHeader> {
+  const page = await input.take(HEADER_BYTES, { orLess: true });
+  const begins = Buffer.from(page.subarray(0, MAGIC_TEXT.length)).toString("latin1");
+  if (!MAGIC_TEXT.startsWith(begins))
     throw new HibernaculumError("HIB_NOT_AN_IMAGE", `${input.name}: not a stream of hib export, it begins with other bytes`);
-  const version = prefix.readUInt32LE(4);
-  if (version !== STREAM_VERSION) {
-    throw new HibernaculumError(
-      "HIB_FORMAT_VERSION",
-      `${input.name}: stream version ${version}, and this program reads version ${STREAM_VERSION}`,
-    );
-  }
-  return decodeHeader(await input.take(HEADER_BYTES), input.name);
+  if (page.length < HEADER_BYTES) throw broken(input.name, "HIB_TRUNCATED", `it ends after ${page.length} bytes, before its end`);
+  return decodeHeader(page, input.name);
 }
 
-async function receiveCatalogue(input: Input, header: ImageHeader, path: string, report: () => void): Promise<void> {
-  const hash = new Checksum();
+/** Writes all that comes after the opening where it is in the object; returns the object's length. */
+async function receive(
+  input: Input,
+  opening: ImageHeader,
+  path: string,
+  onProgress: ImportOptions["onProgress"],
+): Promise<number> {
+  const total = isOpening(opening) ? undefined : objectBytes(opening);
   const file = await BlobWriter.open(path, { direct: false });
+  let at = HEADER_BYTES;
   try {
-    for (const [at, bytes] of pieces(header.catalogueBytes)) {
-      const piece = await input.take(bytes);
-      hash.update(piece);
+    while (at !== total) {
+      const piece = await input.take(Math.min(PIECE_BYTES, (total ?? Infinity) - at), { orLess: total === undefined });
+      if (piece.length === 0) break;
       await file.write(piece, at);
-      report();
+      at += piece.length;
+      onProgress?.(at, total ?? at);
     }
+  } finally {
+    await file.close();
+  }
+  if (!(await input.ended())) throw broken(input.name, "HIB_CORRUPT", "it goes on after its end");
+  return at;
+}
+
+/** The header at the end of an object that is in a file. */
+async function readTrailer(path: string, opening: ImageHeader, bytes: number, name: string): Promise<ImageHeader> {
+  if (bytes < 2 * HEADER_BYTES) throw broken(name, "HIB_TRUNCATED", "it ends after its opening");
+  const page = await withReader(path, (file) => readPiece(file, bytes - HEADER_BYTES, HEADER_BYTES));
+  if (page.every((byte) => byte === 0)) throw broken(name, "HIB_CORRUPT", "it has no trailer");
+  let trailer: ImageHeader;
+  try {
+    trailer = decodeHeader(page, name);
+  } catch (error) {
+    if ((error as HibernaculumError).code !== "HIB_NOT_AN_IMAGE") throw error;
+    throw broken(name, "HIB_TRUNCATED", "it does not end with a header");
+  }
+  const expected = isOpening(opening) ? encodeOpening(trailer) : encodeHeader({ ...trailer, used: opening.used });
+  if (!Buffer.from(encodeHeader(opening)).equals(expected)) throw broken(name, "HIB_CORRUPT", "its two ends are of two images");
+  if (trailer.catalogueOffset === 0 || objectBytes(trailer) !== bytes)
+    throw broken(name, "HIB_CORRUPT", `it is ${bytes} bytes long, and its header says otherwise`);
+  return trailer;
+}
+
+/** Gives the catalogue of an object a file of its own, and leaves a blob. */
+async function takeOutCatalogue(
+  { blobPath, cataloguePath }: PartialImage,
+  header: Omit<ImageHeader, "used">,
+  name: string,
+): Promise<void> {
+  const { blobBytes, catalogueBytes } = header;
+  const file = await BlobWriter.open(cataloguePath, { direct: false });
+  try {
+    await withReader(blobPath, async (from) => {
+      for (const [at, bytes] of pieces(blobBytes, catalogueBytes))
+        await file.write(await readPiece(from, at, bytes), at - blobBytes);
+      const end = blobBytes + catalogueBytes;
+      const rest = await readPiece(from, end, blobBytes + padded(catalogueBytes) - end);
+      if (rest.some((byte) => byte !== 0)) throw broken(name, "HIB_CORRUPT", "there is something behind its catalogue");
+    });
     await file.sync();
   } finally {
     await file.close();
   }
-  if (hash.digest() !== header.catalogueHash) throw input.broken("HIB_CORRUPT", "its catalogue does not agree with its checksum");
+  await truncate(blobPath, blobBytes);
+  await checkCatalogue(cataloguePath, name, { ...header, used: false });
 }
 
-/** The chunks that are to come, of a catalogue that agrees with the header. */
-function chunksOf(header: ImageHeader, { cataloguePath }: PartialImage): Chunk[] {
+/** Every chunk of a partial image, by a catalogue that agrees with the header. */
+async function checkChunks(
+  header: ImageHeader,
+  { blobPath, cataloguePath }: PartialImage,
+  signal: AbortSignal | undefined,
+): Promise<void> {
   const catalogue = Catalogue.open(dirname(cataloguePath));
   try {
-    return inOrder(readTables(header, catalogue).chunks);
+    const { chunks } = readTables(header, catalogue);
+    await withReader(blobPath, async (blob) => {
+      for (const chunk of inOrder(chunks)) {
+        checkCancelled(signal);
+        checkStored(chunk, await readPiece(blob, chunk.offset, chunk.stored));
+      }
+    });
   } finally {
     catalogue.close();
   }
 }
 
-async function receiveChunks(input: Input, chunks: readonly Chunk[], path: string, report: () => void): Promise<void> {
-  const blob = await BlobWriter.open(path, { direct: false });
+async function withReader<T>(path: string, use: (file: BlobReader) => Promise<T>): Promise<T> {
+  const file = new BlobReader(path);
   try {
-    for (const chunk of chunks) {
-      const stored = await input.take(chunk.stored);
-      checkStored(chunk, stored);
-      await blob.write(stored, chunk.offset);
-      report();
-    }
+    return await use(file);
   } finally {
-    await blob.close();
+    file.close();
   }
 }
 
-/** Whether the image was used, once the whole stream has agreed with its checksum and is at its end. */
-async function receiveEnd(input: Input): Promise<boolean> {
-  const flags = Buffer.from(await input.take(FLAGS_BYTES)).readUInt32LE();
-  const expected = input.hash.digest();
-  const hash = Buffer.from(await input.take(HASH_BYTES)).readBigUInt64LE();
-  if (hash !== expected) throw input.broken("HIB_CORRUPT", "it does not agree with its checksum");
-  if (!(await input.ended())) throw input.broken("HIB_CORRUPT", "it goes on after its end");
-  return (flags & FLAG_USED) !== 0;
-}
-
-/** A stream, taken in pieces of known lengths. */
+/** What comes in, taken in pieces of known lengths. */
 class Input {
-  /** Of all that was taken. */
-  readonly hash: Checksum = new Checksum();
   readonly name: string;
   readonly #iterator: AsyncIterator<Uint8Array>;
   readonly #signal: AbortSignal | undefined;
+  #taken = 0;
   #rest: Uint8Array = new Uint8Array();
   readonly #buffer: Uint8Array = new Uint8Array(PIECE_BYTES);
 
@@ -236,18 +276,26 @@ class Input {
     this.#signal = signal;
   }
 
-  /** The next bytes, good until the next call. @throws HIB_TRUNCATED, HIB_IO, HIB_CANCELLED */
-  async take(length: number): Promise<Uint8Array> {
-    const bytes = this.#buffer.subarray(0, length);
-    for (let done = 0; done < length; ) {
-      if (await this.ended()) throw this.broken("HIB_TRUNCATED", `it ends after ${this.hash.bytes + done} bytes, before its end`);
+  /**
+   * The next bytes, good until the next call.
+   *
+   * @param options.orLess - there may be fewer; then it has ended
+   * @throws HIB_TRUNCATED, HIB_IO, HIB_CANCELLED
+   */
+  async take(length: number, { orLess = false }: { orLess?: boolean } = {}): Promise<Uint8Array> {
+    let done = 0;
+    while (done < length) {
+      if (await this.ended()) {
+        if (orLess) break;
+        throw broken(this.name, "HIB_TRUNCATED", `it ends after ${this.#taken} bytes, before its end`);
+      }
       const part = this.#rest.subarray(0, length - done);
-      bytes.set(part, done);
+      this.#buffer.set(part, done);
       done += part.length;
+      this.#taken += part.length;
       this.#rest = this.#rest.subarray(part.length);
     }
-    this.hash.update(bytes);
-    return bytes;
+    return this.#buffer.subarray(0, done);
   }
 
   /** Whether there is no byte more. */
@@ -264,27 +312,27 @@ class Input {
     return false;
   }
 
-  broken(code: "HIB_CORRUPT" | "HIB_TRUNCATED", what: string): HibernaculumError {
-    return new HibernaculumError(code, `${this.name} is not what was exported: ${what}; export the image again`);
-  }
-
   async close(): Promise<void> {
     await this.#iterator.return?.().catch(() => undefined);
   }
 }
 
-/** Length of an image's stream. */
-function streamBytes({ catalogueBytes, blobBytes }: ImageHeader): number {
-  return PREFIX_BYTES + catalogueBytes + blobBytes + FLAGS_BYTES + HASH_BYTES;
+function broken(name: string, code: "HIB_CORRUPT" | "HIB_TRUNCATED", what: string): HibernaculumError {
+  return new HibernaculumError(code, `${name} is not what was exported: ${what}; export the image again`);
+}
+
+/** Length of an image's object. */
+function objectBytes({ catalogueBytes, blobBytes }: ImageHeader): number {
+  return blobBytes + padded(catalogueBytes) + HEADER_BYTES;
 }
 
 function inOrder(chunks: readonly Chunk[]): Chunk[] {
   return [...chunks].sort((a, b) => a.offset - b.offset);
 }
 
-/** Offsets and lengths of the pieces of so many bytes. */
-function* pieces(total: number): Generator<[at: number, bytes: number]> {
-  for (let at = 0; at < total; at += PIECE_BYTES) yield [at, Math.min(PIECE_BYTES, total - at)];
+/** Offsets and lengths of the pieces of so many bytes from an offset on. */
+function* pieces(from: number, total: number): Generator<[at: number, bytes: number]> {
+  for (let at = from; at < from + total; at += PIECE_BYTES) yield [at, Math.min(PIECE_BYTES, from + total - at)];
 }
 
 async function readPiece(file: BlobReader, offset: number, length: number): Promise<Uint8Array> {

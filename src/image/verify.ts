@@ -4,10 +4,12 @@
  * Whether the *machine* inside is consistent (buddy allocator, page tables) is for those who know machines.
  */
 
-import { damaged, type HibernaculumError } from "../base/errors.js";
+import { damaged, HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import type { BlobReader } from "./blob.js";
 import type { Catalogue } from "./catalogue.js";
+import { checksum } from "./checksum.js";
+import { checkDigest, unknownCodec } from "./codec.js";
 import {
   CHUNK_BYTES,
   CHUNK_FRAMES,
@@ -42,19 +44,39 @@ export interface ImageContents {
  * @throws HIB_CORRUPT
  */
 export function readTables(header: ImageHeader, catalogue: Catalogue): Pick<ImageContents, "chunks" | "extents" | "references"> {
-  const references = catalogue.references();
-  const tables = { chunks: catalogue.chunks(), extents: catalogue.extents().withReferences(references), references };
+  const tables = { chunks: catalogue.chunks(), extents: catalogue.extents(), references: catalogue.references() };
+  checkRegions(header, catalogue);
   checkCounts({ header, ...tables });
   return tables;
 }
 
+/** RAM is one region from frame 0 on in this product's machines. */
+function checkRegions({ ramFrames }: ImageHeader, catalogue: Catalogue): void {
+  const regions = catalogue.regions();
+  same(
+    "frames of RAM",
+    regions.reduce((sum, { frames }) => sum + frames, 0),
+    ramFrames,
+  );
+  if (regions.length !== 1 || regions[0]!.pfn !== 0)
+    throw new HibernaculumError(
+      "HIB_FORMAT_VERSION",
+      "the image is of a machine whose memory does not begin at 0, or has gaps; use the program that wrote it",
+    );
+}
+
 /**
- * Header, chunks and extents agree: the chunks tile the blob, no frame is in two extents, each has a place in a chunk,
+ * Header, chunks, extents and references agree: the chunks tile the blob, no frame is in two extents, each has a place in a chunk,
  * and there are as many as the header says.
  *
  * @throws HIB_CORRUPT
  */
-export function checkCounts({ header, chunks, extents }: Pick<ImageContents, "header" | "chunks" | "extents">): void {
+export function checkCounts({
+  header,
+  chunks,
+  extents,
+  references,
+}: Pick<ImageContents, "header" | "chunks" | "extents" | "references">): void {
   same("chunks", chunks.length, header.chunks);
   for (const [i, chunk] of chunks.entries()) checkChunk(chunk, i);
   let end = HEADER_BYTES;
@@ -66,6 +88,7 @@ export function checkCounts({ header, chunks, extents }: Pick<ImageContents, "he
 
   let frames = 0;
   let free = 0;
+  let referred = 0;
   for (let i = 0; i < extents.length; i++) {
     const pfn = extents.pfn[i]!;
     const length = extents.frames[i]!;
@@ -76,12 +99,20 @@ export function checkCounts({ header, chunks, extents }: Pick<ImageContents, "he
     if (chunk !== SAME_FILLED && chunk !== REFERENCED && !(extents.first[i]! + length <= (chunks[chunk]?.frames ?? 0))) {
       throw corrupt(`the extent at frame ${pfn} is not within chunk ${chunk}`);
     }
+    if (chunk === REFERENCED) {
+      const reference = references[referred++];
+      if (reference?.pfn !== pfn || reference.frames !== length)
+        throw corrupt(`the extent at frame ${pfn} has no reference of its own`);
+    }
     frames += length;
   }
   same("frames", frames, header.frames);
+  same("references", references.length, referred);
 }
 
-function checkChunk({ id, stored, payload, frames, codec }: Chunk, expectedId: number): void {
+function checkChunk(chunk: Chunk, expectedId: number): void {
+  const { id, stored, payload, frames, codec, hash, pieces } = chunk;
+  if (codec !== CODEC_RAW && codec !== CODEC_LZ4) throw unknownCodec(chunk);
   const bytes = frames * FRAME_BYTES;
   const sound =
     id === expectedId &&
@@ -89,7 +120,8 @@ function checkChunk({ id, stored, payload, frames, codec }: Chunk, expectedId: n
     frames <= CHUNK_FRAMES &&
     stored === padded(payload) &&
     stored <= CHUNK_BYTES &&
-    ((codec === CODEC_RAW && payload === bytes) || (codec === CODEC_LZ4 && payload > 0));
+    (codec === CODEC_RAW ? payload === bytes : payload > 0) &&
+    checksum(pieces) === hash;
   if (!sound)
     throw corrupt(`the row of chunk ${id} (codec ${codec}, ${frames} frames, ${payload} of ${stored} bytes) contradicts itself`);
 }
@@ -128,7 +160,8 @@ export async function verifyChunks(image: ImageContents, onProgress?: (bytes: nu
     referencedFrames: 0,
   };
   const memory = new ImageMemory({ frames: header.ramFrames, chunks, extents, references, blob });
-  for await (const { chunk, data } of memory.chunksInOrder()) {
+  for await (const { chunk, stored, data } of memory.chunksInOrder()) {
+    checkDigest(chunk, stored);
     verified.chunks++;
     verified.storedBytes += chunk.stored;
     verified.decodedFrames += data.length / FRAME_BYTES;

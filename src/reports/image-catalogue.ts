@@ -8,12 +8,13 @@ import type { SharedMemory } from "../base/wasm.js";
 import { BlobReader } from "../image/blob.js";
 import { CatalogueWriter } from "../image/catalogue.js";
 import { loadChecksum } from "../image/checksum.js";
-import { type ExtentColumns, ExtentTable } from "../image/format.js";
+import { type ExtentColumns, ExtentTable, type SealedCatalogue } from "../image/format.js";
 import type { FileRow } from "../image/host-files.js";
 import type { Reference } from "../base/host-file.js";
 import { ImageMemory } from "../image/image-memory.js";
-import { countBlocks, describeMappings, describeProcess } from "../vm/views/describe.js";
+import { countBlocks, describeMappings, describeObjects, describeProcess } from "../vm/views/describe.js";
 import { type SaveFacts, type SaveReport, saveReport } from "./save-report.js";
+import { walkMounts } from "../vm/files/path.js";
 import { listProcesses } from "../vm/tasks/process.js";
 
 /** Decoded chunks to keep: the kernel's frames are in the first few. */
@@ -28,12 +29,13 @@ export interface CatalogueTask {
   files: FileRow[];
   /** Frames that are in files of the host, and not in the blob. */
   references: Reference[];
+  /** Of the machine. */
+  name: string | undefined;
+  digest: "none" | "sha256";
 }
 
-export interface CatalogueResult {
-  /** Length and XXH64 of the catalogue, for the header. */
-  bytes: number;
-  hash: bigint;
+/** What the header says of the catalogue, and the report. */
+export interface CatalogueResult extends SealedCatalogue {
   report: SaveReport;
 }
 
@@ -44,7 +46,7 @@ export interface CatalogueResult {
  */
 export async function writeCatalogue(
   machine: SharedMemory,
-  { path, blob, facts, extents: columns, files, references }: CatalogueTask,
+  { path, blob, facts, extents: columns, files, references, name, digest }: CatalogueTask,
 ): Promise<CatalogueResult> {
   await loadChecksum();
   const { frames, chunks, vcpus } = facts;
@@ -62,7 +64,8 @@ export async function writeCatalogue(
     const report = saveReport(facts, new Control(machine), blocks, processes);
     const writer = CatalogueWriter.create(path);
     writer.write({
-      meta: { report, sameFilledFrames: facts.counts.saved.sameFilled, vcpus },
+      meta: { ...(name === undefined ? {} : { name }), report, sameFilledFrames: facts.counts.saved.sameFilled, vcpus },
+      regions: [{ pfn: 0, frames }],
       chunks,
       extents,
       processes: processes.map((process) => ({
@@ -78,11 +81,13 @@ export async function writeCatalogue(
         for (const { pid, address, order, pfn, pages, flags } of describeMappings(memory, processes, orders))
           yield { pid, vaddr: address, order, pfn, pages, flags, blobOffset: blobOffset(pfn) };
       })(),
+      objects: describeObjects(memory, processes),
       blocks,
       files,
+      mounts: [...walkMounts(memory)],
       references,
     });
-    return { ...(await writer.close()), report };
+    return { ...(await writer.close({ digest })), report };
   } finally {
     reader.close();
   }

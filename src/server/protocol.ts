@@ -70,6 +70,8 @@ export interface SaveRequest {
   pauseTarget_ms?: number;
   /** Also store pages of files that are as the host has them. */
   saveClean?: boolean;
+  /** Also of each chunk and of the catalogue. */
+  digest?: "none" | "sha256";
 }
 
 export interface CheckProgress {
@@ -202,7 +204,7 @@ function checkOptions(id: number, command: CommandName, options: Record<string, 
   for (const name of Object.keys(options)) need(names.includes(name), `no option ${JSON.stringify(name)}; ${there}`);
   if (command === "cancel") need(Number.isSafeInteger(options["request"]), "request must be the id of another request");
   if (command === "save") {
-    const { path, keepRunning, compression, pauseTarget_ms, saveClean } = options;
+    const { path, keepRunning, compression, pauseTarget_ms, saveClean, digest } = options;
     need(typeof path === "string" && path.startsWith("/") && !path.includes("\0"), "path must be an absolute path");
     need(typeof keepRunning === "boolean", "keepRunning must be true or false");
     need(compression === "lz4" || compression === "none", "compression must be lz4 or none");
@@ -211,5 +213,6 @@ function checkOptions(id: number, command: CommandName, options: Record<string, 
       "pauseTarget_ms must be 0 or more",
     );
     need(saveClean === undefined || typeof saveClean === "boolean", "saveClean must be true or false");
+    need(digest === undefined || digest === "none" || digest === "sha256", "digest must be none or sha256");
   }
 }

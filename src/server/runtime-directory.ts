@@ -103,9 +103,13 @@ export async function checkPrivate(directory: string): Promise<void> {
   if ((found.mode & 0o077) !== 0) refuse(`is open to others (mode ${(found.mode & 0o777).toString(8)})`);
 }
 
+export function isName(text: string): boolean {
+  return /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/.test(text);
+}
+
 /** @throws HIB_USAGE if it cannot be a machine's name */
 export function checkName(name: string): void {
-  if (!/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/.test(name)) {
+  if (!isName(name)) {
     throw new HibernaculumError(
       "HIB_USAGE",
       `${JSON.stringify(name)} is no name for a machine: 1 to 64 letters, digits, dots, dashes and underscores`,

@@ -154,6 +154,7 @@ export class MachineService {
     const { path, ...how } = options;
     const saving = save(this.machine, path, {
       ...how,
+      name: this.name,
       signal: AbortSignal.any([signal, abort.signal]),
       onProgress: progress,
     });

@@ -13,6 +13,8 @@ export interface ImageWriterOptions {
   /** Page writers. */
   writers: number;
   compression: "lz4" | "none";
+  /** Of each chunk, beside its checksum. */
+  digest: "none" | "sha256";
   oracle: SharedArrayBuffer | undefined;
   /** Is called as soon as one of the writers fails: the others are to stop. */
   onError: () => void;
@@ -36,12 +38,13 @@ export class ImageWriter {
 
   /** What is written later supersedes what was written before of the same frame. */
   async write(source: StageSource): Promise<void> {
-    const { blob, writers, compression, oracle, onError } = this.#options;
+    const { blob, writers, compression, digest, oracle, onError } = this.#options;
     const task = (writer: number): WriteTask => ({
       blob,
       writer,
       source,
       compress: compression === "lz4",
+      digest,
       oracle: source === "live" ? oracle : undefined,
     });
     for (const result of await this.#pool.runOn<WriteTask, WriteResult>(writers, "write", task, onError)) {

@@ -37,6 +37,8 @@ export class Locations {
         frames,
         codec: result.codec[i]!,
         hash: result.hash[i]!,
+        pieces: result.pieces[i]!,
+        digest: result.digest[i]!,
       };
       for (let place = 0; place < frames; place++) this.#at[result.chunkFrames[next++]!] = id * PLACES + place;
     }

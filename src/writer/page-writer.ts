@@ -32,7 +32,8 @@ import {
 } from "../base/layout.js";
 import type { SharedMemory } from "../base/wasm.js";
 import { BlobWriter } from "../image/blob.js";
-import { compressChunk } from "../image/codec.js";
+import { checksum, loadChecksum } from "../image/checksum.js";
+import { compressChunk, digestOf, hashPieces } from "../image/codec.js";
 import { type Chunk, CHUNK_BYTES, CHUNK_FRAMES, CODEC_LZ4, CODEC_RAW, padded } from "../image/format.js";
 import type { Core } from "../vm/memory/core.js";
 
@@ -60,6 +61,8 @@ export interface WriteTask {
   /** Where listed frames' bytes are, and what a mark means: see `stage` in assembly/frames.ts. */
   source: StageSource;
   compress: boolean;
+  /** Of each chunk, beside its checksum. */
+  digest: "none" | "sha256";
   /** Test runs: hashes of all frames staged, by frame (53 bits), for the oracle. */
   oracle?: SharedArrayBuffer | undefined;
 }
@@ -72,6 +75,9 @@ export interface WriteResult {
   frames: Int32Array;
   codec: Uint8Array;
   hash: BigUint64Array;
+  /** As `pieces` and `digest` of a chunk. */
+  pieces: Uint8Array[];
+  digest: (Uint8Array | null)[];
   chunkFrames: Int32Array;
   /** Same-filled frames, and the word that fills each. */
   filledFrames: Int32Array;
@@ -121,6 +127,7 @@ class Column {
  * @param collect - has the runtime free what this thread holds outside its heap and does not use any more
  */
 export async function writePages(memory: SharedMemory, core: Core, task: WriteTask, collect: () => void): Promise<WriteResult> {
+  await loadChecksum();
   const blob = await BlobWriter.open(task.blob);
   const writer = new PageWriter(memory, core, task, blob, collect);
   try {
@@ -283,7 +290,16 @@ class PageWriter {
   /** Puts staged frames where they are to be written, compressed if that pays, and takes the checksum. */
   #encode(plainAt: number, to: number, frames: number): StoredChunk {
     const plain = this.#bytes.subarray(plainAt, plainAt + frames * FRAME_BYTES);
-    const chunk: StoredChunk = { id: 0, offset: 0, payload: plain.length, frames, codec: CODEC_RAW, hash: 0n };
+    const chunk: StoredChunk = {
+      id: 0,
+      offset: 0,
+      payload: plain.length,
+      frames,
+      codec: CODEC_RAW,
+      hash: 0n,
+      pieces: new Uint8Array(),
+      digest: null,
+    };
     if (plainAt !== to) {
       const began = hostNow();
       const packed = compressChunk(plain);
@@ -296,7 +312,10 @@ class PageWriter {
       }
     }
     const began = hostNow();
-    chunk.hash = BigInt.asUintN(64, this.#core.checksum(to, padded(chunk.payload)));
+    const stored = padded(chunk.payload);
+    chunk.pieces = hashPieces(stored, (at, length) => BigInt.asUintN(64, this.#core.checksum(to + at, length)));
+    chunk.hash = checksum(chunk.pieces);
+    if (this.#task.digest === "sha256") chunk.digest = digestOf(this.#bytes.subarray(to, to + stored));
     this.#time.hash_ms += hostNow() - began;
     return chunk;
   }
@@ -325,6 +344,8 @@ class PageWriter {
       frames: Int32Array.from(chunks, (chunk) => chunk.frames),
       codec: Uint8Array.from(chunks, (chunk) => chunk.codec),
       hash: BigUint64Array.from(chunks, (chunk) => chunk.hash),
+      pieces: chunks.map((chunk) => chunk.pieces),
+      digest: chunks.map((chunk) => chunk.digest),
       chunkFrames: this.#chunkFrames.data.slice(0, this.#chunkFrames.length),
       filledFrames: this.#filledFrames.data.slice(0, this.#filledFrames.length),
       fills: BigUint64Array.from(this.#fills),

@@ -34,30 +34,41 @@ export function openFiles(memory: ReadableMemory): OpenFile[] {
 export interface FdDescription {
   fd: number;
   kind: DescriptionKind;
-  /** Of a file: its path on the host, or in memory; null for one that has no name any more. */
+  /** Of a file: its path on the host, or in the machine; null for one that has no name any more. */
   path: string | null;
+  /** Whether `path` is one on the host. */
+  host: boolean | null;
   /** How it was opened: O_* bits. */
   flags: number;
   cloexec: boolean;
   position: number;
   /** fds that share the position, this one counted. */
   shared_by: number;
-  /** Of a pipe: bytes in it. */
+  /** What the ends of a pipe have in common. */
+  pipe: number | null;
+  /** Of a pipe: the frame that is its ring, where in that its first byte is, and how many there are. */
+  frame: Pfn | null;
+  start: number | null;
   filled: number | null;
 }
+
+const NO_PIPE = { pipe: null, frame: null, start: null, filled: null };
 
 export function describeFds(memory: ReadableMemory, slot: number): FdDescription[] {
   return Array.from(walkFds(memory, slot), ({ fd, cloexec, description: { kind, behind, flags, position, references } }) => {
     const about = { fd, kind, flags, cloexec, position, shared_by: references };
-    if (kind === "inode") return { ...about, path: pathOf(memory, behind), filled: null };
-    return { ...about, path: null, filled: kind === "console" ? null : readPipe(memory, behind).filled };
+    if (kind === "inode") return { ...about, ...nameOf(memory, behind), ...NO_PIPE };
+    const nameless = { ...about, path: null, host: null };
+    if (kind === "console") return { ...nameless, ...NO_PIPE };
+    const { frame, start, filled } = readPipe(memory, behind);
+    return { ...nameless, pipe: behind, frame, start, filled };
   });
 }
 
 /** Path of an inode; one of them, if it has several. */
-function pathOf(memory: ReadableMemory, wanted: PhysicalAddress): string | null {
+function nameOf(memory: ReadableMemory, wanted: PhysicalAddress): Pick<FdDescription, "path" | "host"> {
   const { host } = readInode(memory, wanted);
-  if (host !== undefined) return host.path;
+  if (host !== undefined) return { path: host.path, host: true };
   const directories = [{ at: memory.load32(KERNEL_ROOT) >>> 0, path: "" }];
   const seen = new Set<PhysicalAddress>();
   for (let next = directories.pop(); next !== undefined; next = directories.pop()) {
@@ -65,11 +76,11 @@ function pathOf(memory: ReadableMemory, wanted: PhysicalAddress): string | null 
     if (seen.has(at)) throw new Contradiction(`the directory ${path} is in itself, or has two names`);
     seen.add(at);
     for (const { name, inode } of walkDirectory(memory, at)) {
-      if (inode === wanted) return `${path}/${name}`;
+      if (inode === wanted) return { path: `${path}/${name}`, host: false };
       if (readInode(memory, inode).type === "directory") directories.push({ at: inode, path: `${path}/${name}` });
     }
   }
-  return null;
+  return { path: null, host: null };
 }
 
 /** Clean pages of a file, from page `from` on: what the host's file has there. */

@@ -3,17 +3,24 @@
  * blocks by kind and owner.
  */
 import { FRAME_BYTES } from "../../base/layout.js";
-import type { Pfn, ReadableMemory, VirtualAddress } from "../../base/memory.js";
+import type { Pfn, PhysicalAddress, ReadableMemory, VirtualAddress } from "../../base/memory.js";
 import { type Area, isDemandZero, walkAreas } from "../memory/area.js";
 import { describeFds, type FdDescription } from "../files/open-files.js";
 import { KIND_NAMES, type KindName } from "../memory/kernel-layout.js";
+import { objectInode, walkObject } from "../memory/memory-object.js";
+import { readInode } from "../files/inode.js";
 import { walkLeaves } from "../memory/page-table.js";
 import { type Process, readRegisters } from "../tasks/process.js";
 import { readHandlers } from "../tasks/signals.js";
 import { visitBlocks } from "./walker.js";
 
-/** An area; what is behind it is told by whether it is shared and whether its first access gives a zeroed frame. */
-export type AreaDescription = Pick<Area, "start" | "end" | "flags" | "kind" | "shared"> & { demandZero: boolean };
+/** An area, with all that tells what is at an address without a page. */
+export interface AreaDescription extends Area {
+  /** Path on the host of the file whose pages its object has; null: a page that the object has not is zeros. */
+  path: string | null;
+  /** A page without a frame is zeros: its first access gives it a frame. */
+  demandZero: boolean;
+}
 
 /** A process with all that it holds, so that nobody who reads it need know the kernel's layout. */
 export interface ProcessDescription extends Omit<Process, "areas"> {
@@ -33,15 +40,48 @@ export function describeProcess(memory: ReadableMemory, process: Process): Proce
   return {
     ...process,
     areas: [...walkAreas(memory, process.areas)]
-      .map((area) => {
-        const { start, end, flags, kind, shared } = area;
-        return { start, end, flags, kind, shared, demandZero: isDemandZero(area) };
-      })
+      .map(({ at: _at, next: _next, ...area }) => ({
+        ...area,
+        path: hostPath(memory, area.object),
+        demandZero: isDemandZero(area),
+      }))
       .sort((a, b) => a.start - b.start),
     fds: describeFds(memory, process.slot),
     handlers: readHandlers(memory, process.slot),
     registers: Array.from({ length: words.length / 2 }, (_, x) => half(2 * x + 1) + half(2 * x)),
   };
+}
+
+/** Path of the host's file whose pages an object has; null if there is none. */
+function hostPath(memory: ReadableMemory, object: PhysicalAddress): string | null {
+  const inode = object === 0 ? 0 : objectInode(memory, object);
+  return inode === 0 ? null : (readInode(memory, inode).host?.path ?? null);
+}
+
+/** A run of pages of a memory object that is contiguous in physical memory. */
+export interface ObjectRun {
+  object: PhysicalAddress;
+  page: number;
+  pfn: Pfn;
+  pages: number;
+}
+
+/** Pages of the objects behind the areas of processes: what they see where they have no page of their own. */
+export function* describeObjects(memory: ReadableMemory, processes: readonly Process[]): Generator<ObjectRun> {
+  const objects = new Set(processes.flatMap(({ areas }) => Array.from(walkAreas(memory, areas), ({ object }) => object)));
+  objects.delete(0);
+  for (const object of objects) {
+    let run: ObjectRun | undefined;
+    for (const { page, frame } of walkObject(memory, object)) {
+      if (run !== undefined && run.page + run.pages === page && run.pfn + run.pages === frame) {
+        run.pages++;
+        continue;
+      }
+      if (run !== undefined) yield run;
+      run = { object, page, pfn: frame, pages: 1 };
+    }
+    if (run !== undefined) yield run;
+  }
 }
 
 /** A run of pages that is contiguous in virtual and in physical memory. */
@@ -50,7 +90,7 @@ export interface MappedRun {
   address: VirtualAddress;
   pfn: Pfn;
   pages: number;
-  /** PTE bits V R W X U G A D. */
+  /** The low ten bits of the leaf: V R W X U G A D, copy-on-write, parked. */
   flags: number;
   /** Order of the buddy blocks that the frames lie in. */
   order: number;

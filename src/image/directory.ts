@@ -11,7 +11,7 @@
  *   could not be published durably is withdrawn, since the machine that it is of goes on running.
  */
 import { randomBytes } from "node:crypto";
-import { chmod, mkdir, readdir, rename, rm, writeFile } from "node:fs/promises";
+import { mkdir, readdir, rename, rm } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { isDeepStrictEqual } from "node:util";
 import { attemptTo, damaged, HibernaculumError } from "../base/errors.js";
@@ -111,12 +111,7 @@ export async function createPartial(path: string): Promise<PartialImage> {
   const partial = join(dirname(final), `.${basename(final)}.partial-${processTag()}-${randomBytes(4).toString("hex")}`);
   await refuseTaken(final);
   // It holds all of a machine's memory, secrets too.
-  await attemptTo(`creating an image at ${final}`, async () => {
-    await mkdir(partial, { mode: 0o700 });
-    // And its files still are the user's alone where a copy has lost the directory's mode. SQLite would make its own readable.
-    await writeFile(join(partial, CATALOGUE_NAME), "");
-    await chmod(join(partial, CATALOGUE_NAME), 0o600);
-  });
+  await attemptTo(`creating an image at ${final}`, () => mkdir(partial, { mode: 0o700 }));
   let published = false;
   return {
     path: final,

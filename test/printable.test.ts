@@ -3,17 +3,16 @@
  * terminal acts on.
  */
 import { execFile } from "node:child_process";
-import { cpSync, readFileSync, writeFileSync } from "node:fs";
+import { cpSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import test, { type ExecutionContext } from "ava";
-import Database from "better-sqlite3";
 import { HibernaculumError } from "../src/base/errors.js";
-import { hashFile, loadChecksum } from "../src/image/checksum.js";
-import { CATALOGUE_NAME, FORMAT_VERSION, MACHINE_VERSION } from "../src/image/format.js";
+import { loadChecksum } from "../src/image/checksum.js";
+import { FORMAT_VERSION, MACHINE_VERSION } from "../src/image/format.js";
 import { ControlServer } from "../src/server/server.js";
 import { printable, printableAll, printableJson, printableLines } from "../src/stats/printable.js";
-import { reheader } from "./damage.js";
+import { recatalogue } from "./damage.js";
 import { scratch } from "./support.js";
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));
@@ -65,16 +64,14 @@ test("images, inspect, diff, verify, hib-stats: nothing in an image or in its na
   const directory = scratch(t);
   const image = join(directory, `${EVIL}.hib`);
   cpSync(KEPT, image, { recursive: true });
-  const catalogue = join(image, CATALOGUE_NAME);
-  const database = new Database(catalogue);
+  const text = (value: string): string => `'${value.replaceAll("'", "''")}'`;
   const detail = JSON.stringify({ text: EVIL, failure: EVIL });
-  database.prepare("UPDATE process SET name = ?, state = ?, detail = ?").run(EVIL, EVIL, detail);
-  database.prepare("INSERT INTO file VALUES (?, 'r', 0, 0, 0, 0, 0, NULL, '[]')").run(`/${EVIL}`);
-  database.prepare("UPDATE blocks SET kind = ?").run(EVIL);
-  database.close();
   await loadChecksum();
-  const { hash } = await hashFile(catalogue);
-  reheader({ catalogueBytes: readFileSync(catalogue).length, catalogueHash: hash })(image);
+  recatalogue(`
+    UPDATE process SET name = ${text(EVIL)}, state = ${text(EVIL)}, detail = ${text(detail)};
+    INSERT INTO file (path, mode, device, inode, size, mtime_ns, position, skipped)
+      VALUES (${text(`/${EVIL}`)}, 'r', 0, 0, 0, 0, 0, '[]');
+    UPDATE blocks SET kind = ${text(EVIL)};`)(image);
   const note = (name: string, value: object): void => writeFileSync(join(image, name), JSON.stringify(value));
   const who = { time: EVIL, pid: EVIL, host: EVIL, who: EVIL, code: EVIL, message: EVIL, from: EVIL };
   for (const args of [

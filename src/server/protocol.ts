@@ -189,7 +189,7 @@ export class RequestError extends HibernaculumError {
 /** All that may be asked for. What the library can do besides is not for clients. */
 const OPTION_NAMES: { [Name in CommandName]: readonly (keyof Commands[Name]["options"])[] } = {
   status: [],
-  save: ["path", "keepRunning", "compression", "pauseTarget_ms", "saveClean"],
+  save: ["path", "keepRunning", "compression", "pauseTarget_ms", "saveClean", "digest"],
   check: [],
   report: [],
   cancel: ["request"],

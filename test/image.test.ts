@@ -613,7 +613,7 @@ test("image: published, it is alone in its directory, opens, verifies, and reads
   const all = Buffer.concat(Array.from({ length: RAM_FRAMES }, (_, pfn) => expectedFrame(pfn)));
   t.true(all.equals(memory.read(0, all.length)));
   t.true(all.subarray(5000, 15000).equals(memory.read(5000, 10000)));
-  t.throws(() => memory.readFrame(RAM_FRAMES), { code: "HIB_INTERNAL" });
+  t.throws(() => memory.readFrame(RAM_FRAMES), { code: "HIB_INCONSISTENT" });
   const seen: number[] = [];
   for await (const { chunk } of memory.chunksInOrder()) seen.push(chunk.id);
   t.deepEqual(seen, [0, 2, 1]);

@@ -117,6 +117,11 @@ export const MACHINE_CLOCK_BASE = 0x80;
 /** Fault-timeline bin 0 begins at this host time, ms (float64). */
 export const MACHINE_TIMELINE_BASE = 0x88;
 
+// 32 bit again.
+
+/** Futex: first entry of what was lent last and is being touched; FRAME_NONE when nothing is. Who takes it back waits. */
+export const MACHINE_TOUCHING = 0x90;
+
 export const KEEP_NONE = 0;
 /** Resume: without room the store goes, and the frame is read from the image again at the stop. */
 export const KEEP_FOR_RESTORE = 1;

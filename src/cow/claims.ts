@@ -27,6 +27,7 @@ import {
   MACHINE_QUEUE_OVERFLOW,
   MACHINE_QUEUE_ROOM,
   MACHINE_QUEUE_START,
+  MACHINE_TOUCHING,
   MAX_FRAMES,
   PLACE_NONE,
   QUEUE_SPARE,
@@ -74,6 +75,7 @@ export class Claims {
   /** No entry can be claimed or taken back any more. Caller holds the kernel lock, or everything is stopped. */
   closeQueue(): void {
     this.#control.store(MACHINE_COPIES, 0);
+    this.touched();
     this.#setQueue(0, 0, 0);
   }
 
@@ -98,24 +100,22 @@ export class Claims {
 
   /** How many places of the guest's memory are lent and have not been taken back. */
   get lent(): number {
-    return this.lentEnd - this.#control.load(MACHINE_QUEUE_CURSOR);
+    return this.#control.load(MACHINE_QUEUE_END) - this.#control.load(MACHINE_QUEUE_CURSOR);
   }
 
-  /** Where the entries of what was lent so far end. */
-  get lentEnd(): number {
-    return this.#control.load(MACHINE_QUEUE_END);
-  }
-
-  /** Those of the places at entries [from, to) that have not been taken back. Caller holds the kernel lock. */
-  stillLent(from: number, to: number): Int32Array {
-    return this.places.subarray(Math.max(from, this.#control.load(MACHINE_QUEUE_CURSOR)), Math.min(to, this.lentEnd));
-  }
-
-  /** Adds `count` consecutive places. Caller holds the kernel lock. */
+  /**
+   * Adds `count` consecutive places, which nobody gets back before `touched` is called. Caller holds the kernel lock.
+   */
   lend(first: number, count: number): void {
-    const end = this.lentEnd;
+    const end = this.#control.load(MACHINE_QUEUE_END);
     for (let i = 0; i < count; i++) this.places[end + i] = first + i;
+    this.#control.store(MACHINE_TOUCHING, end);
     this.#control.store(MACHINE_QUEUE_END, end + count);
+  }
+
+  /** What was lent last need not be touched any more. */
+  touched(): void {
+    this.#control.store(MACHINE_TOUCHING, FRAME_NONE);
   }
 
   /**

@@ -18,8 +18,6 @@ import { blocksOfKind } from "../vm/views/walker.js";
 import type { Claims } from "./claims.js";
 
 const LARGEST_ORDER = 9;
-/** Frames that are touched under one hold of the kernel lock. */
-const TOUCHED = 16;
 
 export class Reserve {
   readonly #kernel: Kernel;
@@ -72,9 +70,12 @@ export class Reserve {
    * touch.
    */
   grow(frames: number): void {
-    const first = this.#claims.lentEnd;
-    this.#kernel.control.locked(() => this.#takeBlocks(frames));
-    for (let entry = first; entry < this.#claims.lentEnd; entry += TOUCHED) this.#touch(entry);
+    while (this.frames < frames) {
+      const block = this.#kernel.control.locked(() => this.#takeBlock(frames - this.frames));
+      if (block === undefined) break;
+      for (let i = 0; i < 1 << block.order; i++) this.#kernel.core.touch(placeOfFrame(block.frame + i));
+      this.#claims.touched();
+    }
     const before = this.#pooled;
     this.#takePool(frames);
     for (let i = before; i < this.#pooled; i++) this.#kernel.core.touch(this.#pool.first + i);
@@ -84,19 +85,9 @@ export class Reserve {
    * Grows without touching. The caller holds the kernel lock: what is free when it looks is still free when it is taken.
    */
   growLocked(frames: number): void {
-    this.#takeBlocks(frames);
+    while (this.frames < frames && this.#takeBlock(frames - this.frames) !== undefined);
+    this.#claims.touched();
     this.#takePool(frames);
-  }
-
-  #takeBlocks(frames: number): void {
-    while (this.frames < frames && this.#takeBlock(frames - this.frames));
-  }
-
-  /** Touches some of what is lent, but nothing that the guest has taken back. The host may need 9 us for each. */
-  #touch(first: number): void {
-    this.#kernel.control.locked(() => {
-      for (const place of this.#claims.stillLent(first, first + TOUCHED)) this.#kernel.core.touch(place);
-    });
   }
 
   #takePool(frames: number): void {
@@ -104,7 +95,7 @@ export class Reserve {
   }
 
   /** Takes a block of guest memory for at most about `wanted` frames. Caller holds the kernel lock. */
-  #takeBlock(wanted: number): boolean {
+  #takeBlock(wanted: number): { frame: Pfn; order: number } | undefined {
     const { buddy } = this.#kernel;
     const allowed = buddy.freeFrames / 2 - this.#claims.lent / 2;
     for (let order = Math.min(LARGEST_ORDER, Math.ceil(Math.log2(wanted))); order >= 0; order--) {
@@ -112,9 +103,9 @@ export class Reserve {
       if (frame === undefined) continue;
       this.#blocks.push({ frame, order });
       this.#claims.lend(placeOfFrame(frame), 1 << order);
-      return true;
+      return { frame, order };
     }
-    return false;
+    return undefined;
   }
 
   /**

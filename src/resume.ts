@@ -217,7 +217,8 @@ class Resume implements Disposable {
     this.#replaced = true;
     atomicRestore(claims, core, quiesce);
     for (const { frame, bytes } of this.#late) kernel.memory.loadFrame(frame, bytes);
-    this.#patched = [...claims.queued()].length + this.#late.length;
+    this.#patched = this.#late.length;
+    claims.visitQueued(() => this.#patched++);
     failpoint("resume.patched");
     this.#times.ended("patched");
     const frames = { image: this.#image.header.frames, patched: this.#patched };

@@ -88,11 +88,11 @@ export class Claims {
     };
   }
 
-  /** The claimed entries that hold a frame's contents: those that went back to the guest are none. */
-  *queued(): Generator<{ frame: number; place: number }> {
+  /** Visits the claimed entries that hold a frame's contents: those that went back to the guest are none. */
+  visitQueued(visit: (frame: number, place: number) => void): void {
     const { start, end } = this.queue;
     for (let entry = start; entry < end; entry++) {
-      if (this.places[entry] !== PLACE_NONE) yield { frame: this.frames[entry]!, place: this.places[entry]! };
+      if (this.places[entry] !== PLACE_NONE) visit(this.frames[entry]!, this.places[entry]!);
     }
   }
 

@@ -47,7 +47,9 @@ export class ComingMemory implements ReadableMemory {
     this.frames = memory.frames;
     this.#memory = memory;
     this.#sources = new Int32Array(memory.frames);
-    for (const { frame, place } of claims.queued()) this.#sources[frame] = place;
+    claims.visitQueued((frame, place) => {
+      this.#sources[frame] = place;
+    });
     for (const { frame, bytes } of late) {
       this.#sources[frame] = LATE;
       this.#late.set(frame, new DataView(bytes.buffer, bytes.byteOffset, FRAME_BYTES));

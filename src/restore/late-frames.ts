@@ -12,7 +12,8 @@ export interface LateFrame {
 
 /** Reads them from the image once more. Everything is stopped; what is queued is not among them. */
 export function readLateFrames({ words }: Control, claims: Claims, image: ImageMemory): LateFrame[] {
-  const inQueue = new Set(Array.from(claims.queued(), ({ frame }) => frame));
+  const inQueue = new Set<Pfn>();
+  claims.visitQueued((frame) => inQueue.add(frame));
   const late: LateFrame[] = [];
   for (let frame = 0; frame < image.frames; frame++) {
     if (bit(words, IMAGE_BITMAP, frame) === 0 || bit(words, DIRECT_BITMAP, frame) === 1 || inQueue.has(frame)) continue;

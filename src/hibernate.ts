@@ -32,7 +32,7 @@ import { publishImage } from "./publish.js";
 import { SaveProgressTeller } from "./reports/save-progress.js";
 import { emptyCounts, SAVE_STEPS, type SaveCounts, type SaveFacts, type SaveReport } from "./reports/save-report.js";
 import { SaveFiles } from "./save-files.js";
-import { CANCEL_MESSAGES, COPY_FRAMES_PER_MS, PAUSE_TARGET_MS, type SaveOptions } from "./save-options.js";
+import { CANCEL_MESSAGES, COPY_FRAMES_PER_MS, type SaveOptions, type SaveSettings, withDefaults } from "./save-options.js";
 import { resetLongestGap } from "./vm/tasks/activity.js";
 import { ImageWriter } from "./writer/image-writer.js";
 import { type StageSource, WRITER_BYTES } from "./writer/page-writer.js";
@@ -58,7 +58,7 @@ export async function save(machine: Machine, path: string, options: SaveOptions 
 }
 
 async function saveTo(machine: Machine, image: PartialImage, options: SaveOptions): Promise<SaveReport> {
-  using work = new Save(machine, image, options);
+  using work = new Save(machine, image, withDefaults(options));
   try {
     await work.prepare();
     work.arm();
@@ -76,8 +76,7 @@ async function saveTo(machine: Machine, image: PartialImage, options: SaveOption
 class Save implements Disposable {
   readonly #machine: Machine;
   readonly #image: PartialImage;
-  readonly #options: SaveOptions;
-  readonly #keepRunning: boolean;
+  readonly #options: SaveSettings;
   readonly #id = randomUUID();
   readonly #times = new StepTimes(SAVE_STEPS);
   readonly #progress: SaveProgressTeller;
@@ -91,24 +90,17 @@ class Save implements Disposable {
   /** The consistency point, ms since 1970. */
   #time = 0;
 
-  constructor(machine: Machine, image: PartialImage, options: SaveOptions) {
+  constructor(machine: Machine, image: PartialImage, options: SaveSettings) {
     const { control, kernel, claims, writers, pool } = machine;
+    const { compression, digest } = options;
     this.#machine = machine;
     this.#image = image;
     this.#options = options;
-    this.#keepRunning = options.keepRunning === true;
     this.#progress = new SaveProgressTeller(control, options.onProgress);
     this.#cancellation = new Cancellation(control, options.signal, CANCEL_MESSAGES);
     this.#oracle = options.oracle === true ? createOracle(kernel.memory.frames) : undefined;
-    this.#writer = new ImageWriter(pool, control, {
-      blob: image.blobPath,
-      frames: kernel.memory.frames,
-      writers,
-      compression: options.compression ?? "lz4",
-      digest: options.digest ?? "none",
-      oracle: this.#oracle,
-      onError: this.#cancellation.cancel,
-    });
+    const toBlob = { blob: image.blobPath, frames: kernel.memory.frames, writers, compression, digest, oracle: this.#oracle };
+    this.#writer = new ImageWriter(pool, control, { ...toBlob, onError: this.#cancellation.cancel });
     this.#reserve = new Reserve(kernel, claims, { poolOffset: writers * WRITER_BYTES, limit: options.reserveFrames });
     this.#files = new SaveFiles(machine, options.saveClean === true ? "all" : "changed");
     this.#counts = emptyCounts(writers);
@@ -166,9 +158,9 @@ class Save implements Disposable {
     if (this.#oracle !== undefined) this.#counts.oracleFrames = checkOracle(control, core, this.#oracle);
     failpoint("save.copied");
     this.#times.ended("copied");
-    if (!this.#keepRunning) await this.#writeOverflow();
+    if (!this.#options.keepRunning) await this.#writeOverflow();
     this.#times.ended("written");
-    if (this.#keepRunning) this.#go();
+    if (this.#options.keepRunning) this.#go();
     this.#times.ended("stopped");
   }
 
@@ -176,7 +168,7 @@ class Save implements Disposable {
   async writeResidual(): Promise<void> {
     const { residual, copied } = this.#counts;
     failpoint("save.residual");
-    if (this.#keepRunning) {
+    if (this.#options.keepRunning) {
       this.#progress.enter("residual", residual);
       if (copied < residual) await this.#writeTail();
     }
@@ -195,14 +187,14 @@ class Save implements Disposable {
     this.#counts.stored = locations.totals(table);
     failpoint("save.catalogue");
     // Whoever resumes carries out again what is in flight: this host must not do it later than that.
-    if (!this.#keepRunning) await this.#machine.devices.settle();
+    if (!this.#options.keepRunning) await this.#machine.devices.settle();
     const parts = {
       facts: this.#facts(),
       extents: table,
       files: await this.#files.rows(),
       references,
       name: this.#options.name,
-      digest: this.#options.digest ?? "none",
+      digest: this.#options.digest,
     } as const;
     return publishImage(this.#machine, this.#image, this.#cancellation, parts);
   }
@@ -234,10 +226,9 @@ class Save implements Disposable {
   /** The atomic copy: what the pause allows of a snapshot, else all that finds a place. */
   #copyResidual(): void {
     const { claims, core, quiesce } = this.#machine;
-    const target_ms = this.#keepRunning ? (this.#options.pauseTarget_ms ?? PAUSE_TARGET_MS) : Infinity;
     this.#counts.residual = listResidual(core);
     this.#counts.reserved = this.#reserve.frames;
-    this.#counts.copied = this.#reserve.layOut(this.#counts.residual, target_ms * COPY_FRAMES_PER_MS);
+    this.#counts.copied = this.#reserve.layOut(this.#counts.residual, this.#options.pauseTarget_ms * COPY_FRAMES_PER_MS);
     this.#times.ended("listed");
     atomicCopy(claims, core, quiesce, this.#counts.copied);
   }
@@ -294,8 +285,8 @@ class Save implements Disposable {
       path: this.#image.path,
       id: this.#id,
       time: this.#time,
-      keepRunning: this.#keepRunning,
-      compression: this.#options.compression ?? "lz4",
+      keepRunning: this.#options.keepRunning,
+      compression: this.#options.compression,
       at: this.#times.all(),
       chunks: this.#writer.locations.chunks,
       totals: this.#writer.totals,

@@ -17,10 +17,8 @@
  * its checksums and makes a machine that is consistent. Until then a failure costs nothing: the boot goes on, and the
  * attempt's outcome is noted. What a boot does about it is in boot.ts.
  */
-import { hostname } from "node:os";
-import process from "node:process";
 import { hostNow } from "./base/control.js";
-import { fromSystemError, HibernaculumError, isSystemError, naming, serializeError } from "./base/errors.js";
+import { fromSystemError, isSystemError, naming } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
 import { MACHINE_LOAD_CURSOR, MACHINE_LOAD_PERCENT, MACHINE_PROGRESS, QUEUE_SPARE } from "./base/layout.js";
 import { StepTimes } from "./base/step-times.js";
@@ -30,7 +28,6 @@ import { Reserve } from "./cow/reserve.js";
 import { findImage, type FoundImage } from "./find-image.js";
 import type { Image } from "./image/directory.js";
 import type { ComparedFiles } from "./image/host-files.js";
-import { cannotBeMarked, claimUse, recordAttempt, recordOutcome, refuseHeld, releaseUse } from "./image/markers.js";
 import type { Machine } from "./machine.js";
 import { makeResumeReport, RESUME_TIMES, type ResumeReport, ResumeSteps, type ResumeTime } from "./reports/resume-report.js";
 import { classify, declassify } from "./restore/classify.js";
@@ -38,6 +35,7 @@ import { ComingMemory, countRunnable, type Examined, examine } from "./restore/e
 import { type LateFrame, readLateFrames } from "./restore/late-frames.js";
 import { type LoadResult, type LoadTask, loadTask } from "./restore/page-loader.js";
 import { rebuild, tellRestored } from "./restore/rebuild.js";
+import { ResumeMarks } from "./restore/resume-marks.js";
 import { CANCEL_MESSAGES, type ResumeOptions } from "./resume-options.js";
 
 const WATCH_MS = 20;
@@ -99,14 +97,12 @@ class Resume implements Disposable {
   readonly #files: ComparedFiles;
   readonly #options: ResumeOptions;
   readonly #steps: ResumeSteps;
-  /** The attempt's number, once it is on the disk. */
-  #attempt: number | undefined;
+  readonly #marks: ResumeMarks;
   readonly #times: StepTimes<ResumeTime>;
   readonly #cancellation: Cancellation;
   readonly #reserve: Reserve;
   #results: LoadResult[] = [];
   #stopped = false;
-  #claimed = false;
   #replaced = false;
   #patched = 0;
   #preimages = 0;
@@ -119,6 +115,7 @@ class Resume implements Disposable {
     this.#files = found.files;
     this.#options = options;
     this.#steps = steps;
+    this.#marks = new ResumeMarks(found.image.path, options);
     this.#times = times;
     this.#cancellation = new Cancellation(machine.control, options.signal, CANCEL_MESSAGES);
     this.#reserve = new Reserve(machine.kernel, machine.claims);
@@ -126,13 +123,8 @@ class Resume implements Disposable {
 
   /** S2.5: a resume that dies leaves a trace of having been tried; of two at once, who came first goes on. */
   async attempt(): Promise<void> {
-    const { again = false, keepImage = false } = this.#options;
     this.#cancellation.check();
-    if (!keepImage) this.#attempt = await this.#recordAttempt();
-    failpoint("resume.attempt");
-    if (this.#attempt !== undefined && !again) await refuseHeld(this.#image.path, this.#attempt);
-    const unmarked = keepImage ? "not recorded" : "not recorded: the image is read-only here";
-    this.#steps.passed("attempt", this.#attempt === undefined ? unmarked : `${this.#attempt}, recorded`);
+    this.#steps.passed("attempt", await this.#marks.attempt());
   }
 
   /** S1.6: allocate what is free here and used there; reserve a place for every other frame of the image. */
@@ -197,12 +189,11 @@ class Resume implements Disposable {
   async consume(): Promise<void> {
     const { claims } = this.#machine;
     const { refused } = claims.queue;
-    if (this.#attempt !== undefined) await this.#claim();
+    const consumed = await this.#marks.claim();
     failpoint("resume.consume");
     // The coordinator had turns of its event loop meanwhile, and may have stored to what was equal.
     if (claims.queue.refused !== refused) this.#late = this.#readLate();
-    const unmarked = this.#options.keepImage === true ? "not asked for" : "not marked: the image is read-only here";
-    this.#steps.passed("consumed", this.#attempt === undefined ? unmarked : "marked as used");
+    this.#steps.passed("consumed", consumed);
     this.#times.ended("consumed");
   }
 
@@ -249,11 +240,7 @@ class Resume implements Disposable {
       devices.resume("stop");
     }
     this.#stopped = false;
-    if (this.#claimed) await releaseUse(this.#image.path);
-    if (this.#attempt !== undefined) {
-      const { code, message } = serializeError(error);
-      await recordOutcome(this.#image.path, this.#attempt, code, message);
-    }
+    await this.#marks.failed(error);
   }
 
   [Symbol.dispose](): void {
@@ -289,34 +276,8 @@ class Resume implements Disposable {
     return complete ? [] : readLateFrames(control, claims, this.#image.memory({ acceptedFiles }));
   }
 
-  async #recordAttempt(): Promise<number | undefined> {
-    const { path } = this.#image;
-    try {
-      return await recordAttempt(path);
-    } catch (cause) {
-      if (!cannotBeMarked(cause)) throw cause;
-      if (this.#options.again === true) return undefined;
-      throw new HibernaculumError(
-        "HIB_IO",
-        `${path} is read-only here, so it cannot be marked as used: --again resumes it without a mark, and then nothing tells it from one that nobody has resumed; or copy it to where you may write`,
-        { cause },
-      );
-    }
-  }
-
   /** Files that had changed when they were compared. One that changes later is refused. */
   #acceptedFiles(): Set<string> {
     return new Set(this.#files.changed.map(({ path }) => path));
-  }
-
-  async #claim(): Promise<void> {
-    try {
-      await claimUse(this.#image.path, `${hostname()} pid ${process.pid}`, this.#attempt);
-      this.#claimed = true;
-    } catch (error) {
-      const used = error instanceof HibernaculumError && error.code === "HIB_IMAGE_USED";
-      if (!used || this.#options.again !== true) throw error;
-      if (this.#attempt !== undefined) await recordOutcome(this.#image.path, this.#attempt, "resumed", "once more");
-    }
   }
 }

@@ -27,8 +27,14 @@ export interface SaveOptions {
   oracle?: boolean;
 }
 
-/** Of a snapshot, if it is not told. */
-export const PAUSE_TARGET_MS = 2;
+/** Options with every default in place. */
+export type SaveSettings = SaveOptions & Required<Pick<SaveOptions, "keepRunning" | "compression" | "digest" | "pauseTarget_ms">>;
+
+export function withDefaults(options: SaveOptions): SaveSettings {
+  const { keepRunning = false, compression = "lz4", digest = "none", pauseTarget_ms = 2 } = options;
+  return { ...options, keepRunning, compression, digest, pauseTarget_ms: keepRunning ? pauseTarget_ms : Infinity };
+}
+
 /** What one thread copies in a millisecond at the least. */
 export const COPY_FRAMES_PER_MS = 1000;
 

@@ -11,7 +11,7 @@ import {
   CONTEXT_WRITE, FAULT_LATENCY, FAULT_PAGE_TABLE, FAULT_USER, FRAME_SHIFT, LATENCY_BINS, LATENCY_SAMPLE,
   MACHINE_ARMED, MACHINE_CONTEXT_CURSOR, MACHINE_GENERATION, MACHINE_SABOTAGE, MAX_VCPUS, PTE_A, PTE_D, PTE_PPN_SHIFT, PTE_R,
   PTE_U, PTE_V, PTE_W, PTE_X, SABOTAGE_NO_CROSSING, SABOTAGE_NO_SHOOTDOWN, SABOTAGE_STORE_FIRST, TLB_AREA,
-  TLB_BYTES, TLB_ENTRIES, TLB_ENTRY_SHIFT, TLB_FRAME, TLB_READ_TAG, TLB_WRITE_TAG, VCPU_AREA, VCPU_BYTES,
+  TLB_BYTES, TLB_ENTRIES, TLB_ENTRY_SHIFT, TLB_OFFSET, TLB_READ_TAG, TLB_WRITE_TAG, VCPU_AREA, VCPU_BYTES,
   VCPU_GENERATION,
 } from "../src/base/layout";
 import { frameAt, frameOf } from "./ram";
@@ -108,7 +108,7 @@ export function invalidate(address: u32): void {
 // @ts-ignore: decorator
 @inline
 function entryOf(address: u32): usize {
-  return tlb + (((address >>> FRAME_SHIFT) & (TLB_ENTRIES - 1)) << TLB_ENTRY_SHIFT);
+  return tlb + ((address >>> (FRAME_SHIFT - TLB_ENTRY_SHIFT)) & ((TLB_ENTRIES - 1) << TLB_ENTRY_SHIFT));
 }
 
 /** Finds the leaf for an address: the PTE's byte address, or 0 if there is none or it does not allow the access. */
@@ -154,7 +154,7 @@ function fillRead(address: u32): usize {
   const vpn = <u64>(address >>> FRAME_SHIFT);
   store<u64>(entry, readContext | vpn, TLB_READ_TAG);
   if (load<u64>(entry, TLB_WRITE_TAG) != (writeContext | vpn)) store<u64>(entry, 0, TLB_WRITE_TAG);
-  store<u32>(entry, frame, TLB_FRAME);
+  store<u32>(entry, frame - (address & ~0xfff), TLB_OFFSET);
   return frame;
 }
 
@@ -175,7 +175,7 @@ function fillWrite(address: u32): usize {
   beforeStore(frameOf(frame), FAULT_USER); // Mark ...
   if (load<u64>(entry, TLB_READ_TAG) != (readContext | vpn)) store<u64>(entry, 0, TLB_READ_TAG);
   store<u64>(entry, writeContext | vpn, TLB_WRITE_TAG); // ... then unprotect ...
-  store<u32>(entry, frame, TLB_FRAME);
+  store<u32>(entry, frame - (address & ~0xfff), TLB_OFFSET);
   if (timed && faults != before) recordLatency(now() - began);
   return frame; // ... then the caller lets the store go.
 }
@@ -193,66 +193,66 @@ function recordLatency(ms: f64): void {
   store<u32>(word, load<u32>(word) + 1);
 }
 
-/** The slow path of a store: both pages of a crossing store are translated before the first byte changes. */
-function storeSlow<T>(address: u32, value: T): void {
+/**
+ * The slow path of a store of `bytes` bytes: both pages of a crossing store are translated before the first byte changes. It has
+ * several callers so that the optimizer does not inline it: the fast path would pay for its registers.
+ */
+function storeSlow(address: u32, value: u64, bytes: u32): void {
   const offset = address & 0xfff;
   if (load<u32>(MACHINE_SABOTAGE) == SABOTAGE_STORE_FIRST && walk(address, ACCESS_WRITE) != 0) {
     store<u8>(walkedFrame + offset, <u8>value);
   }
   const frame = fillWrite(address);
-  if (offset <= 4096 - sizeof<T>()) {
-    store<T>(frame + offset, value);
+  const split: u32 = 4096 - offset;
+  if (bytes <= split) {
+    // In one piece: another vCPU may look.
+    if (bytes == 8) store<u64>(frame + offset, value);
+    else if (bytes == 4) store<u32>(frame + offset, <u32>value);
+    else store<u8>(frame + offset, <u8>value);
     return;
   }
-  const split: u32 = 4096 - offset;
   const crossing = address + split;
   let next: usize;
   if (load<u32>(MACHINE_SABOTAGE) == SABOTAGE_NO_CROSSING && walk(crossing, ACCESS_WRITE) != 0) next = walkedFrame;
   else next = fillWrite(crossing);
-  let rest = <u64>value;
-  for (let i: u32 = 0; i < <u32>sizeof<T>(); i++) {
-    store<u8>(i < split ? frame + offset + i : next + (i - split), <u8>rest);
-    rest >>= 8;
+  for (let i: u32 = 0; i < bytes; i++, value >>= 8) {
+    store<u8>(i < split ? frame + offset + i : next + (i - split), <u8>value);
   }
 }
 
-function loadSlow<T>(address: u32): T {
+function loadSlow(address: u32, bytes: u32): u64 {
   const offset = address & 0xfff;
   const frame = fillRead(address);
-  if (offset <= 4096 - sizeof<T>()) return load<T>(frame + offset);
   const split: u32 = 4096 - offset;
+  if (bytes <= split) return bytes == 8 ? load<u64>(frame + offset) : bytes == 4 ? load<u32>(frame + offset) : load<u8>(frame + offset);
   const next = fillRead(address + split);
   let value: u64 = 0;
-  for (let i: u32 = 0; i < <u32>sizeof<T>(); i++) {
+  for (let i: u32 = 0; i < bytes; i++) {
     const byte = load<u8>(i < split ? frame + offset + i : next + (i - split));
     value |= <u64>byte << (i << 3);
   }
-  return <T>value;
+  return value;
+}
+
+// The fast paths. A tag names the page of the access's last byte, so an access that crosses pages misses.
+
+// @ts-ignore: decorator
+@inline
+export function storeAny<T>(address: u32, value: T): void {
+  const entry = entryOf(address);
+  if (load<u64>(entry, TLB_WRITE_TAG) == (writeContext | <u64>((address + sizeof<T>() - 1) >>> FRAME_SHIFT))) {
+    store<T>(<usize>load<u32>(entry, TLB_OFFSET) + address, value);
+  } else storeSlow(address, <u64>value, sizeof<T>());
 }
 
 // @ts-ignore: decorator
 @inline
-function storeAny<T>(address: u32, value: T): void {
+export function loadAny<T>(address: u32): T {
   const entry = entryOf(address);
-  if (
-    load<u64>(entry, TLB_WRITE_TAG) == (writeContext | <u64>(address >>> FRAME_SHIFT)) &&
-    (address & 0xfff) <= 4096 - sizeof<T>()
-  ) {
-    store<T>(<usize>load<u32>(entry, TLB_FRAME) + (address & 0xfff), value);
-  } else storeSlow<T>(address, value);
-}
-
-// @ts-ignore: decorator
-@inline
-function loadAny<T>(address: u32): T {
-  const entry = entryOf(address);
-  if (
-    load<u64>(entry, TLB_READ_TAG) == (readContext | <u64>(address >>> FRAME_SHIFT)) &&
-    (address & 0xfff) <= 4096 - sizeof<T>()
-  ) {
-    return load<T>(<usize>load<u32>(entry, TLB_FRAME) + (address & 0xfff));
+  if (load<u64>(entry, TLB_READ_TAG) == (readContext | <u64>((address + sizeof<T>() - 1) >>> FRAME_SHIFT))) {
+    return load<T>(<usize>load<u32>(entry, TLB_OFFSET) + address);
   }
-  return loadSlow<T>(address);
+  return <T>loadSlow(address, sizeof<T>());
 }
 
 /** Does what a store to this page would do, but for the store. */

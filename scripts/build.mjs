@@ -7,7 +7,6 @@ import { fileURLToPath } from "node:url";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 const DIST = join(ROOT, "dist");
-const CORE = join(DIST, "core.wasm");
 
 const run = (command, ...args) => {
   const { status, error } = spawnSync(join(ROOT, "node_modules", ".bin", command), args, { cwd: ROOT, stdio: "inherit" });
@@ -24,6 +23,10 @@ for (const folder of ["src", "workers", "test", "bench"]) {
     if (source.endsWith(".ts") && statSync(path).isFile() && !existsSync(source)) rmSync(path);
   }
 }
-const newest = Math.max(...[...filesIn(join(ROOT, "assembly")), join(ROOT, "src", "base", "layout.ts")].map(changed));
-if (!existsSync(CORE) || changed(CORE) < newest) run("asc", "assembly/index.ts", "--config", "assembly/asconfig.json", "--target", "release");
+for (const [output, entry] of [["core.wasm", "assembly/index.ts"], ["bench/loops.wasm", "assembly/loops.ts"]]) {
+  const path = join(DIST, output);
+  const sources = [...filesIn(join(ROOT, "assembly")), join(ROOT, "src", "base", "layout.ts"), join(ROOT, entry)];
+  if (existsSync(path) && changed(path) >= Math.max(...sources.map(changed))) continue;
+  run("asc", entry, "--config", "assembly/asconfig.json", "--target", "release", "--outFile", path);
+}
 run("tsc", "-p", ".");

@@ -228,7 +228,8 @@ export const TLB_ENTRIES = 0x10000;
 export const TLB_ENTRY_SHIFT = 5;
 export const TLB_READ_TAG = 0;
 export const TLB_WRITE_TAG = 8;
-export const TLB_FRAME = 16;
+/** Where the page's bytes are, minus its address: address + this is the byte in the memory. */
+export const TLB_OFFSET = 16;
 
 // What `stage` (assembly/frames.ts) takes frames from, and what it says of each.
 

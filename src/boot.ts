@@ -87,7 +87,7 @@ async function refuseDeadly(path: string): Promise<void> {
   if (deaths(history) < DEATHS_MAX || history.used !== null || holderOf(history) !== undefined) return;
   throw new HibernaculumError(
     "HIB_RESUMES_DIED",
-    `${path}: ${deaths(history)} resumes of it have died with their process; it is not tried again by itself, hib resume does`,
+    `${path}: ${deaths(history)} resumes of it died with their process, so a boot does not try it again; hib resume does`,
   );
 }
 

@@ -36,7 +36,7 @@ export async function findImage(machine: Machine, path: string, options: ResumeO
     steps.passed("RAM size", `${frames * FRAME_BYTES} bytes`);
     const { used } = await readHistory(path);
     if (used !== null && !again && !keepImage) throw usedBefore(path, used);
-    steps.passed("not used before", used === null ? "by nobody" : "it was, and that is to be ignored");
+    steps.passed("not used before", used === null ? "never resumed" : "resumed before; ignored as asked");
     const rows = prepareDisk(machine, image, options);
     const files = await compareFiles(rows);
     if (options.acceptChangedFiles === true) acceptChanged(image, rows, files);

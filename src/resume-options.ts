@@ -35,7 +35,7 @@ export interface ResumeOptions {
 }
 
 export const CANCEL_MESSAGES: CancelMessages = {
-  cancelled: "the resume was cancelled, and the image can be resumed still",
+  cancelled: "the resume was cancelled; the image can still be resumed",
   noRoom: "the resume was given up: a store found no room; boot with more RAM",
   noMemory:
     "the resume was given up: a boot process needed the memory that was reserved; boot with fewer or smaller boot processes",

@@ -87,7 +87,7 @@ for (const { what, change, how } of [
       rmSync(disk);
       execFileSync("mkfifo", [disk]);
     },
-    how: /is no regular file/,
+    how: /is not a regular file/,
   },
   { what: "its existence", change: (disk: string) => rmSync(disk), how: /is gone/ },
 ]) {

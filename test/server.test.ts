@@ -334,7 +334,7 @@ test.serial("a socket that is removed is made anew, and its name is not free mea
   for (const remove of [server.path, t.context.directory]) {
     await rm(remove, { recursive: true });
     while (notices.length === 0) await sleep(1);
-    t.regex(notices.splice(0).join("\n"), /^the control socket \S+ was removed; it has been made anew$/);
+    t.regex(notices.splice(0).join("\n"), /^the control socket \S+ was removed; it was made again$/);
     const client = await Client.connect("m");
     t.deepEqual(await client.request("status", {}), STATUS);
     client.close();

@@ -16,7 +16,7 @@ export function openRegular(path: string, mode: "r" | "rw" = "r"): number {
   const descriptor = openSync(path, (mode === "r" ? constants.O_RDONLY : constants.O_RDWR) | constants.O_NONBLOCK);
   if (fstatSync(descriptor).isFile()) return descriptor;
   closeSync(descriptor);
-  throw Object.assign(new Error(`${path} is no regular file`), { code: "EINVAL" });
+  throw Object.assign(new Error(`${path} is not a regular file`), { code: "EINVAL" });
 }
 
 /** Fills `bytes` from a position of a file; returns how many there were, fewer if it ends before. */

@@ -24,7 +24,7 @@ Errors are one line on stderr: "hib: CODE: message".`;
 /** Of the commands that resume (S3.6). */
 export const ACCEPT_CHANGED_FILES = [
   "--accept-changed-files",
-  "resume although files of the host, such as its disk, are not what they were: they may be damaged by it",
+  "resume although files of the host, such as its disk, have changed; this may damage them",
 ] as const;
 
 let verbose = false;

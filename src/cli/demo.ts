@@ -48,7 +48,7 @@ export function addDemo(program: Command): void {
     .option("--seconds <s>", "how long the machine runs on after it was resumed", parseSeconds, 3)
     .option("--dir <dir>", "where the temporary directory is made", tmpdir())
     .option("--keep", "keep the temporary directory, with the image")
-    .option("--json", "print all reports for programs; the story goes to stderr")
+    .option("--json", "print all reports for programs; the narration goes to stderr")
     .addHelpText("after", "\nExits with 3 if a process did not continue exactly.")
     .action(async (options: DemoOptions) => {
       process.exitCode = await interruptible((signal) => demo(options, signal));

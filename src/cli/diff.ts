@@ -17,7 +17,7 @@ const RANGES_SHOWN = 20;
 export function addDiff(program: Command): void {
   createCommand(program, "diff", "show what changed between two images: frames, processes, their pages and registers")
     .argument("<a>", "an image")
-    .argument("<b>", "another of the same machine, as a rule a later one")
+    .argument("<b>", "another image of the same machine, usually a later one")
     .option("--json", "for programs; lists every range of pages")
     .action(diff);
 }

@@ -11,7 +11,7 @@ export async function enter(name: string, load: () => Promise<unknown>): Promise
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
     if (code !== "EMFILE" && code !== "ENFILE") throw error;
-    process.stderr.write(`${name}: HIB_IO: too few file descriptors to begin with; raise the limit, such as by ulimit -n 1024\n`);
+    process.stderr.write(`${name}: HIB_IO: too few file descriptors to start; raise the limit, such as by ulimit -n 1024\n`);
     process.exit(1);
   }
 }

@@ -27,7 +27,7 @@ async function exportTo(path: string, file: string, { again = false }: { again?:
     throw new HibernaculumError("HIB_USAGE", "an image is not for a terminal: redirect standard output, or give a file");
   }
   if (file === "-" && isClosed(1)) {
-    throw new HibernaculumError("HIB_IO", "standard output is closed: nobody would have the image; redirect it, or give a file");
+    throw new HibernaculumError("HIB_IO", "standard output is closed, so there is nowhere to write the image; redirect it, or give a file");
   }
   const progress = createProgress();
   const stream = (signal?: AbortSignal): AsyncGenerator<Uint8Array> =>
@@ -44,7 +44,7 @@ async function exportTo(path: string, file: string, { again = false }: { again?:
     }
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "EPIPE")
-      throw new HibernaculumError("HIB_IO", "whoever reads standard output went away: what was read is no whole image");
+      throw new HibernaculumError("HIB_IO", "the reader of standard output went away: it has only part of the image");
     throw fromSystemError(error, `writing ${file === "-" ? "standard output" : file}`);
   } finally {
     progress.stop();

@@ -30,7 +30,7 @@ export function createMachineCommand(program: Command, name: string, description
     .addOption(ramOption("memory", "512M"))
     .option("--cpus <n>", `vCPUs, 1 to ${MAX_VCPUS}`, wholeNumber(1, MAX_VCPUS), 2)
     .option("--page-threads <n>", `threads that write and load pages, 1 to ${PAGE_THREADS_MAX}`, wholeNumber(1, PAGE_THREADS_MAX))
-    .option("--disk <file>", "a file that is the machine's disk, of whole sectors of 4 KiB; nobody else may write to it")
+    .option("--disk <file>", "a file that is the machine's disk, of whole sectors of 4 KiB; nothing else may write to it")
     .option("--mount <host:path[:ro]>", "a directory of the host that processes see at a path; may be given again", mountOption)
     .addHelpText("after", () => `\nWorkloads:\n${renderPrograms(stdoutView())}`)
     .addHelpText(

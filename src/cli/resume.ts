@@ -33,7 +33,7 @@ export function addResume(program: Command): void {
     .option("--page-threads <n>", `threads that load and write pages, 1 to ${PAGE_THREADS_MAX}`, wholeNumber(1, PAGE_THREADS_MAX))
     .option(
       "--again",
-      "resume an image that was resumed before: two machines with one history can damage files that both use; also one on a read-only store, where nobody can tell that it was",
+      "resume an image that was resumed before: two machines with one history can damage files that both use; also one on a read-only store, which cannot be marked",
     )
     .option("--disk <file>", "where the machine's disk is now, if it was moved; its contents must be what they were")
     .option(...ACCEPT_CHANGED_FILES)
@@ -41,7 +41,7 @@ export function addResume(program: Command): void {
     .addHelpText(
       "after",
       "\nAn image that cannot be resumed stays where it is; hib boot sets it aside, and goes on without it." +
-        "\nCtrl-C powers the machine off, and exits with 0, or 3 if a process has failed; while it is being resumed: 130, and the image can\nbe resumed still.",
+        "\nCtrl-C powers the machine off, and exits with 0, or 3 if a process has failed; while it is being resumed: 130, and the image can\nstill be resumed.",
     )
     .action(resumeImage);
 }

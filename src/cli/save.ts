@@ -35,11 +35,11 @@ export function addSave(program: Command): void {
     )
     .option(
       "--save-clean",
-      "store pages of files of the host that are as the file has them, too; else the image refers to the file",
+      "also store unchanged pages of files of the host; otherwise the image refers to the file",
     )
     .option(
       "--digest",
-      "also a SHA-256 of each chunk and of the catalogue, for who signs or compares images; takes processor time",
+      "also a SHA-256 of each chunk and of the catalogue, for signing or comparing images; costs processor time",
     )
     .option("--json", "print the report for programs")
     .addHelpText("after", "\nCtrl-C cancels: the machine goes on, and nothing is left behind.")

@@ -663,7 +663,7 @@ export class Catalogue {
   #blocks(json: string): number[] {
     const blocks = this.#json(json);
     if (!Array.isArray(blocks) || !blocks.every((block) => Number.isSafeInteger(block) && block >= 0))
-      throw this.#corrupt("the skipped blocks of a file are none");
+      throw this.#corrupt("the list of a file's skipped blocks is malformed");
     return blocks as number[];
   }
 

@@ -232,7 +232,7 @@ export function decodeHeader(
   for (const [at, value, what] of FIXED)
     if (view.getUint32(at, true) !== value) throw unknown(where, `${what} (0x${view.getUint32(at, true).toString(16)})`);
   if (RESERVED.some(([from, to]) => page.subarray(from, to).some((byte) => byte !== 0)) || view.getUint32(56, true) > STATE_USED)
-    throw unknown(where, "something where this program knows of nothing");
+    throw unknown(where, "data where this program knows of none");
   const machineVersion = view.getUint32(8, true);
   if (expectedMachineVersion !== undefined && machineVersion !== expectedMachineVersion) {
     throw new HibernaculumError(

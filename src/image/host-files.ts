@@ -252,7 +252,7 @@ export async function compareFiles(rows: Iterable<FileRow>): Promise<ComparedFil
 async function compare(row: FileRow): Promise<string> {
   const found = await statOf(row);
   if (found === undefined) return "is gone";
-  if (!found.isFile()) return "is no regular file";
+  if (!found.isFile()) return "is not a regular file";
   if (found.size !== row.size) return `has ${found.size} bytes and had ${row.size}`;
   const hinted = isAsItWas(row, found);
   if (row.mode === "r" && hinted) return "same"; // the machine itself writes to others, and a clock is coarse

@@ -88,7 +88,7 @@ export function usedBefore(path: string, { time, who, pid, host }: Partial<Use> 
   const by = time === undefined ? "" : ` (${time} by ${who}, process ${pid} on ${host})`; // perhaps not written to its end
   return new HibernaculumError(
     "HIB_IMAGE_USED",
-    `${path} was resumed before${by}: a second machine with the same history can damage files that both use; --again resumes it nevertheless`,
+    `${path} was resumed before${by}: a second machine with the same history can damage files that both use; --again resumes it anyway`,
   );
 }
 

@@ -43,7 +43,7 @@ export class ReferenceReader {
     if (!this.#accepted.has(path) && checksum(bytes) !== hashes[frame]) {
       throw new HibernaculumError(
         "HIB_FILES_CHANGED",
-        `${path}: page ${page + frame} is not what it was when the machine was saved; put the file back, or go on with what it is by --accept-changed-files`,
+        `${path}: page ${page + frame} is not what it was when the machine was saved; put the file back, or accept what it holds now with --accept-changed-files`,
       );
     }
     return bytes;

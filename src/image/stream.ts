@@ -72,7 +72,7 @@ export async function* exportImage(path: string, options: ExportOptions = {}): A
       if (used && !again) {
         throw new HibernaculumError(
           "HIB_IMAGE_USED",
-          `${path} was resumed: a second machine with the same history can damage files that both use; --again exports it nevertheless`,
+          `${path} was resumed: a second machine with the same history can damage files that both use; --again exports it anyway`,
         );
       }
       return used;
@@ -191,7 +191,7 @@ async function receive(
 
 /** The header at the end of an object that is in a file. */
 async function readTrailer(path: string, opening: ImageHeader, bytes: number, name: string): Promise<ImageHeader> {
-  if (bytes < 2 * HEADER_BYTES) throw broken(name, "HIB_TRUNCATED", "it ends after its opening");
+  if (bytes < 2 * HEADER_BYTES) throw broken(name, "HIB_TRUNCATED", "it ends after its first bytes");
   const page = await withReader(path, (file) => readPiece(file, bytes - HEADER_BYTES, HEADER_BYTES));
   if (page.every((byte) => byte === 0)) throw broken(name, "HIB_CORRUPT", "it has no trailer");
   let trailer: ImageHeader;
@@ -222,7 +222,7 @@ async function takeOutCatalogue(
         await file.write(await readPiece(from, at, bytes), at - blobBytes);
       const end = blobBytes + catalogueBytes;
       const rest = await readPiece(from, end, blobBytes + padded(catalogueBytes) - end);
-      if (rest.some((byte) => byte !== 0)) throw broken(name, "HIB_CORRUPT", "there is something behind its catalogue");
+      if (rest.some((byte) => byte !== 0)) throw broken(name, "HIB_CORRUPT", "something follows its catalogue");
     });
     await file.sync();
   } finally {

@@ -75,7 +75,7 @@ export class ResumeMarks {
       if (this.#again) return undefined;
       throw new HibernaculumError(
         "HIB_IO",
-        `${this.#path} is read-only here, so it cannot be marked as used: --again resumes it without a mark, and then nothing tells it from one that nobody has resumed; or copy it to where you may write`,
+        `${this.#path} is read-only here, so it cannot be marked as used: --again resumes it without a mark, and then it looks as if it was never resumed; or copy it to where you may write`,
         { cause },
       );
     }

@@ -112,7 +112,7 @@ export function checkName(name: string): void {
   if (!isName(name)) {
     throw new HibernaculumError(
       "HIB_USAGE",
-      `${JSON.stringify(name)} is no name for a machine: 1 to 64 letters, digits, dots, dashes and underscores`,
+      `${JSON.stringify(name)} is not a name for a machine: use 1 to 64 letters, digits, dots, dashes and underscores`,
     );
   }
 }

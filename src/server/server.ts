@@ -183,7 +183,7 @@ export class ControlServer {
       await this.#open();
       old.close(); // its connections go on
       this.#trouble = "";
-      this.#onNotice(`the control socket ${this.path} was removed; it has been made anew`);
+      this.#onNotice(`the control socket ${this.path} was removed; it was made again`);
     } catch (error) {
       this.#server = old;
       const { code, message } = serializeError(error);

@@ -41,7 +41,7 @@ export function renderSaveSummary(report: SaveReport, view: View): string {
 
 function changedFiles({ changed_files }: SaveReport, view: View): string[] {
   if (changed_files.length === 0) return [];
-  return [field(view, "changed files", `${changed_files.join(", ")}: by somebody else; a resume wants --accept-changed-files`)];
+  return [field(view, "changed files", `${changed_files.join(", ")}: by another program; a resume needs --accept-changed-files`)];
 }
 
 function head(report: SaveReport, view: View): string {

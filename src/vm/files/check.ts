@@ -27,7 +27,7 @@ export function checkFiles(
   const root = memory.load32(KERNEL_ROOT) >>> 0;
   inodes.hold(root);
   inodes.visit(root);
-  if (inodes.found.get(root)?.type !== "directory") problem("the root of the file system is no directory");
+  if (inodes.found.get(root)?.type !== "directory") problem("the root of the file system is not a directory");
   checkMounts(memory, inventory, problem);
   checkDescriptions(memory, inventory, processes, inodes, problem);
 

@@ -173,7 +173,7 @@ export class HostHandles {
   identify(path: string): HostIdentity {
     const stats = statSync(path, { bigint: true });
     if (stats.isDirectory()) throw Object.assign(new Error(`${path} is a directory`), { code: "EISDIR" });
-    if (!stats.isFile()) throw Object.assign(new Error(`${path} is no regular file`), { code: "EACCES" });
+    if (!stats.isFile()) throw Object.assign(new Error(`${path} is not a regular file`), { code: "EACCES" });
     return identityOf(path, stats);
   }
 

@@ -266,7 +266,7 @@ export class Lifecycle {
 /** Whoever stopped the machine reads its memory as that of one instant. @throws HIB_BUSY while it stands still */
 export function refuseWhileStopped(control: Control): void {
   if (control.load(MACHINE_STOP) === 1) {
-    throw new HibernaculumError("HIB_BUSY", "the machine stands still for its image; start and end processes once it goes on");
+    throw new HibernaculumError("HIB_BUSY", "the machine is stopped for its image; start and end processes once it runs again");
   }
 }
 

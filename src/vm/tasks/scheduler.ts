@@ -89,7 +89,7 @@ export class Scheduler {
     memory.storeFloat64(at + K.PROCESS_VRUNTIME, vruntime);
   }
 
-  /** Notes that a process has to wait for the object at `channel`, until a time of the guest clock at most (0: for ever). */
+  /** Notes that a process has to wait for the object at `channel`, until a time of the guest clock at most (0: for good). */
   waitFor(at: PhysicalAddress, channel: PhysicalAddress, until = 0): void {
     this.#memory.store32(at + K.PROCESS_CHANNEL, channel);
     this.#memory.storeFloat64(at + K.PROCESS_WAKE, until);

@@ -223,7 +223,7 @@ test("export | import: through a pipe, or a file, byte for byte; and it resumes"
   for (const name of ["there.hib", "again.hib"])
     for (const file of [BLOB_NAME, CATALOGUE_NAME])
       t.true(readFileSync(join(directory, name, file)).equals(readFileSync(join(KEPT, file))));
-  t.regex((await shell(directory, "cat kept.stream | hib import -")).stdout, /^imported imported-\d{8}-\d{6}-\d{3}\.hib: /);
+  t.regex((await shell(directory, "cat kept.stream | hib import -")).stdout, /^imported imported-\d+-\d{8}-\d{6}-\d{3}\.hib: /);
   // Not by the function: signals must reach the program itself.
   const resume = `"${process.execPath}" "${HIB}" resume y --name y > log & pid=$!`;
   const lives = "until grep -q 'process 4' log || ! kill -0 $pid; do sleep 0.05; done; kill -TERM $pid; wait $pid";

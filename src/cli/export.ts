@@ -27,7 +27,10 @@ async function exportTo(path: string, file: string, { again = false }: { again?:
     throw new HibernaculumError("HIB_USAGE", "an image is not for a terminal: redirect standard output, or give a file");
   }
   if (file === "-" && isClosed(1)) {
-    throw new HibernaculumError("HIB_IO", "standard output is closed, so there is nowhere to write the image; redirect it, or give a file");
+    throw new HibernaculumError(
+      "HIB_IO",
+      "standard output is closed, so there is nowhere to write the image; redirect it, or give a file",
+    );
   }
   const progress = createProgress();
   const stream = (signal?: AbortSignal): AsyncGenerator<Uint8Array> =>

@@ -15,7 +15,7 @@ import { atNewImage, defaultImage } from "./save.js";
 export function addImport(program: Command): void {
   createCommand(program, "import", "make an image of a stream that hib export wrote; every byte is checked")
     .argument("<file>", "what to read; - for standard input")
-    .argument("[image]", "where to put it; must not exist (default: ./imported-TIME.hib)")
+    .argument("[image]", "where to put it; must not exist (default: ./imported-PID-TIME.hib)")
     .option("--json", "for programs")
     .addHelpText("after", "\nA stream that is damaged or not whole leaves nothing behind.")
     .action(importFrom);
@@ -27,12 +27,13 @@ async function importFrom(file: string, given: string | undefined, { json }: { j
   }
   const progress = createProgress();
   try {
-    // Another name could only be tried by reading all of it again.
-    const target = given ?? (file === "-" ? defaultImage("imported", new Date()) : undefined);
+    // Another name could only be tried by reading all of it again, so none that two imports could both take.
+    const imported = `imported-${process.pid}`;
+    const target = given ?? (file === "-" ? defaultImage(imported, new Date()) : undefined);
     const { image, header, bytes, used } = await interruptible((signal) =>
-      atNewImage(target, "imported", async (path) => {
+      atNewImage(target, imported, async (path) => {
         const source = file === "-" ? process.stdin : createReadStream(file);
-        source.on("error", () => undefined); // whoever reads is told; until somebody does, it must not end the process
+        source.on("error", () => undefined); // the reader gets the error; until there is one, it must not end the process
         const name = file === "-" ? "standard input" : file;
         const options = { name, signal, onProgress: showBytes(progress, "importing") };
         return { image: path, ...(await importImage(addAbortSignal(signal, source), path, options)) };

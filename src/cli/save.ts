@@ -33,10 +33,7 @@ export function addSave(program: Command): void {
         .argParser(wholeNumber(0, 60_000))
         .default(2),
     )
-    .option(
-      "--save-clean",
-      "also store unchanged pages of files of the host; otherwise the image refers to the file",
-    )
+    .option("--save-clean", "also store unchanged pages of files of the host; otherwise the image refers to the file")
     .option(
       "--digest",
       "also a SHA-256 of each chunk and of the catalogue, for signing or comparing images; costs processor time",

@@ -414,12 +414,15 @@ const TABLES: Readonly<Record<string, { most: number; bytes?: string; rows: read
   },
 };
 
-/** What SQLite has in its schema of these tables, and nothing else may be there. */
+/** What SQLite has in its schema, in which nothing else may be; white space does not count. */
 function schemaOf(database: Database.Database): unknown[] {
-  return database
-    .prepare("SELECT type, name, tbl_name, iif(octet_length(sql) <= 4096, sql, '') FROM sqlite_schema ORDER BY name LIMIT 1000")
+  const rows = database
+    .prepare<[], (string | null)[]>(
+      "SELECT type, name, tbl_name, iif(octet_length(sql) <= 4096, sql, '') FROM sqlite_schema ORDER BY name LIMIT 1000",
+    )
     .raw()
     .all();
+  return rows.map((row) => row.map((text) => text?.replaceAll(/\s+/g, " ")));
 }
 
 /** A catalogue is data from somebody else: nothing of it is believed before it has been looked at. */

@@ -15,7 +15,7 @@ import { FRAME_BYTES } from "../base/layout.js";
 import { BlobReader, BlobWriter } from "./blob.js";
 import { Catalogue } from "./catalogue.js";
 import { loadChecksum } from "./checksum.js";
-import { checkStored } from "./codec.js";
+import { checkDigest, checkStored } from "./codec.js";
 import { checkCatalogue, createPartial, openImage, type PartialImage, removeStalePartials } from "./directory.js";
 import { claimUse, isUsed } from "./markers.js";
 import {
@@ -244,7 +244,9 @@ async function checkChunks(
     await withReader(blobPath, async (blob) => {
       for (const chunk of inOrder(chunks)) {
         checkCancelled(signal);
-        checkStored(chunk, await readPiece(blob, chunk.offset, chunk.stored));
+        const stored = await readPiece(blob, chunk.offset, chunk.stored);
+        checkStored(chunk, stored);
+        checkDigest(chunk, stored);
       }
     });
   } finally {

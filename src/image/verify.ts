@@ -11,7 +11,6 @@ import type { Catalogue } from "./catalogue.js";
 import { checksum } from "./checksum.js";
 import { checkDigest, unknownCodec } from "./codec.js";
 import {
-  CHUNK_BYTES,
   CHUNK_FRAMES,
   type Chunk,
   CODEC_LZ4,
@@ -119,7 +118,7 @@ function checkChunk(chunk: Chunk, expectedId: number): void {
     frames >= 1 &&
     frames <= CHUNK_FRAMES &&
     stored === padded(payload) &&
-    stored <= CHUNK_BYTES &&
+    stored <= bytes &&
     (codec === CODEC_RAW ? payload === bytes : payload > 0) &&
     checksum(pieces) === hash;
   if (!sound)

@@ -11,8 +11,7 @@ import { POOL_WORDS } from "./entropy.js";
 export function checkDevices(memory: ReadableMemory, inventory: Inventory, problem: (text: string) => void): void {
   const enter = (word: number, order: number, what: string): boolean =>
     inventory.block(memory.load32(word), order, KIND_DMA, what);
-  if (enter(KERNEL_CONSOLE, 0, "the console's ring") && !isRing(memory))
-    problem("the ends of the console's ring lie outside it");
+  if (enter(KERNEL_CONSOLE, 0, "the console's ring") && !isRing(memory)) problem("the ends of the console's ring lie outside it");
   // A kernel under test may have no devices.
   if (memory.load32(KERNEL_ENTROPY) !== 0 && enter(KERNEL_ENTROPY, 0, "the entropy pool")) {
     const left = memory.load32(memory.load32(KERNEL_ENTROPY) * FRAME_BYTES);

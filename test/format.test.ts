@@ -19,6 +19,7 @@ import { FRAME_BYTES, PTE_PARKED, PTE_R, PTE_W } from "../src/base/layout.js";
 import type { ReadableMemory } from "../src/base/memory.js";
 import { save } from "../src/hibernate.js";
 import { SCHEMA } from "../src/image/catalogue.js";
+import { loadChecksum } from "../src/image/checksum.js";
 import { type Image, openImage } from "../src/image/directory.js";
 import { BLOB_NAME, CATALOGUE_NAME, CODEC_LZ4, FORMAT_VERSION, MACHINE_VERSION } from "../src/image/format.js";
 import { exportImage } from "../src/image/stream.js";
@@ -172,6 +173,8 @@ else if (existsSync("/usr/include/sqlite3.h") && compiled.error === undefined) t
 else missing.push("read_image.c (there is no cc with sqlite3.h here)");
 test.after.always(() => rmSync(built, { recursive: true, force: true }));
 for (const name of missing) test.skip(name, (t) => t.pass());
+
+test.before(loadChecksum);
 
 const hex = (bytes: Uint8Array, address: number): string[] =>
   Array.from({ length: Math.ceil(bytes.length / 16) }, (_, i) => {

@@ -267,7 +267,7 @@ test("export: a reader that goes away is told that it has no whole image", async
   const directory = await withImage(t);
   const { code, stderr } = await shell(directory, "hib export kept.hib - | true");
   t.is(code, 1);
-  t.regex(stderr, /^hib: HIB_IO: whoever reads standard output went away[^\n]*\n$/);
+  t.regex(stderr, /^hib: HIB_IO: the reader of standard output went away[^\n]*\n$/);
 });
 
 test("export: to a standard output that is closed fails, and to /dev/null it does not", async (t) => {

@@ -443,6 +443,16 @@ test("entropy: the pool is refilled, words that were given are wiped, and an emp
   t.not(silent.random(), undefined);
 });
 
+test("entropy: of a pool that nobody has drawn from, no word is in an image", async (t) => {
+  const machine = await bootMachine(t, { ramBytes: 16 * MIB, vcpus: 1 });
+  t.not(pool(machine.kernel.memory).readUInt32LE(FRAME_BYTES - 4), 0, "its last word is one of the words (or you won a lottery)");
+  const path = join(scratch(t), "image");
+  await save(machine, path);
+  const image = await openImage(path);
+  t.true(pool(image.memory()).every((byte) => byte === 0));
+  image.close();
+});
+
 test("entropy: two resumes of one image have other random words and another generation, each higher than before", async (t) => {
   const saved = await bootMachine(t);
   saved.spawn("entropy:rate=100");

@@ -275,3 +275,56 @@ test("the checksum is of the instant of the freeze, whatever is written before, 
   );
   t.pass();
 });
+
+/** A save that is frozen: what it says of the file, whatever comes afterwards. */
+async function frozen(t: ExecutionContext, pending: readonly number[] = []) {
+  const created = createFile(t, 16 * BLOCK);
+  const files = new FilesOfSave();
+  await files.prepare([created.file], undefined);
+  for (const block of pending) created.pending.add(block);
+  files.freeze([]);
+  const write = (block: number, value: number): void => {
+    const bytes = Buffer.alloc(BLOCK, value);
+    created.file.observer!.writing(block);
+    writeSync(created.file.descriptor, bytes, 0, BLOCK, block * BLOCK);
+    created.file.observer!.written(block, bytes);
+  };
+  return { ...created, files, write };
+}
+
+test("a block that is written more than once after the freeze keeps the sum that it had at the freeze", async (t) => {
+  const { path, files, write, contents } = await frozen(t);
+  for (const value of [2, 3, 4]) write(3, value);
+  const rows = await files.rows();
+  t.deepEqual(rows[0]!.except, []);
+  t.deepEqual((await compareFiles(rows)).changed, [{ path, how: "has other contents" }]);
+  writeFileSync(path, contents);
+  t.deepEqual((await compareFiles(rows)).changed, []);
+  files.finish();
+});
+
+test("a write that is submitted at the freeze and not begun: its block is left out, and no other", async (t) => {
+  const { path, files, write } = await frozen(t, [5]);
+  write(5, 2);
+  const rows = await files.rows();
+  t.deepEqual(rows[0]!.except, [5]);
+  t.deepEqual((await compareFiles(rows)).changed, [], "whoever resumes writes it again");
+  write(6, 2);
+  t.deepEqual((await compareFiles(rows)).changed, [{ path, how: "has other contents" }]);
+  files.finish();
+});
+
+test("a write that comes between the freeze and the catalogue leaves nothing out", async (t) => {
+  const { path, file, files, pending, contents } = await frozen(t);
+  pending.add(9);
+  file.observer!.writing(9); // and goes on while the catalogue is written
+  const rows = await files.rows();
+  t.deepEqual(rows[0]!.except, []);
+  t.deepEqual((await compareFiles(rows)).changed, []);
+  const changed = Buffer.from(contents);
+  changed[9 * BLOCK]! ^= 1;
+  writeFileSync(path, changed);
+  t.deepEqual((await compareFiles(rows)).changed, [{ path, how: "has other contents" }]);
+  file.observer!.written(9, undefined);
+  files.finish();
+});

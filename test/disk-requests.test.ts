@@ -52,9 +52,7 @@ class Requester {
   submit(tag: number, operation: DiskOperation, at: number, fill = 0): void {
     const { kernel } = this.machine;
     const data = operation === "write" ? sector(fill) : undefined;
-    const answer = kernel.control.locked(() =>
-      submitRequest(kernel, { ...this.#process, tag }, { operation, sector: at, data }),
-    );
+    const answer = kernel.control.locked(() => submitRequest(kernel, { ...this.#process, tag }, { operation, sector: at, data }));
     if (answer !== "submitted") throw new Error(answer);
   }
 
@@ -282,12 +280,18 @@ for (const ending of ["hibernate", "keep running"] as const) {
         calls.write(fd, page * FRAME_BYTES + 100, randomBytes(5000)); // into the next page, too
       },
     });
-    t.true(writes.some((done) => done > 0), "after some frames were written");
+    t.true(
+      writes.some((done) => done > 0),
+      "after some frames were written",
+    );
     const saved = readFileSync(file);
     const verdict = async () => {
       const image = await openImage(path);
       try {
-        return { ...(await verifyImage(image, { replay: true, progress: createProgress() })), references: image.references.length };
+        return {
+          ...(await verifyImage(image, { replay: true, progress: createProgress() })),
+          references: image.references.length,
+        };
       } finally {
         image.close();
       }

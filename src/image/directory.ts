@@ -126,8 +126,10 @@ export async function createPartial(path: string): Promise<PartialImage> {
           await syncDirectory(dirname(final));
           failpoint("save.after-rename");
         } catch (error) {
-          // Its machine goes on: it must not be there, or at least never be resumed.
-          await rename(final, partial).catch(() => claimUse(final, "a save that failed").catch(() => undefined));
+          // Its machine goes on: it must not be there, nor come back after a crash of the host, or at least never be resumed.
+          await rename(final, partial)
+            .then(() => syncDirectory(dirname(final)))
+            .catch(() => claimUse(final, "a save that failed").catch(() => undefined));
           throw error;
         }
       });

@@ -18,6 +18,7 @@ const largest = [{ file: "largest-ram" }];
 const equal = [{ file: "resume", match: "equal*" }];
 const order = [{ file: "sync-order" }];
 const marks = [{ file: "marks" }];
+const crash = (match: string) => [{ file: "crash", match }];
 
 export const MUTANTS: readonly Mutant[] = [
   {
@@ -250,8 +251,8 @@ export const MUTANTS: readonly Mutant[] = [
   },
   {
     file: "src/hibernate.ts",
-    find: "if (!this.#keepRunning) await this.#machine.devices.settle();",
-    replace: "if (!this.#keepRunning) await Promise.resolve();",
+    find: "if (!this.#options.keepRunning) await this.#machine.devices.settle();",
+    replace: "if (!this.#options.keepRunning) await Promise.resolve();",
     tests: [{ file: "disk-requests", match: "a hibernation waits*" }],
     breaks: "E9: devices are not settled before a hibernation is published",
   },
@@ -275,6 +276,83 @@ export const MUTANTS: readonly Mutant[] = [
     replace: "  if (chunk.codec !== CODEC_RAW) checkStored(chunk, stored);\n  if (chunk.codec",
     tests: [{ file: "raw-image" }],
     breaks: "D7: a flipped bit of an image without compression is not found",
+  },
+  {
+    file: "src/image/markers.ts",
+    find: "await syncDirectory(dirname(marker));",
+    replace: "await Promise.resolve(syncDirectory);",
+    tests: crash("a resume: the image stays whole*"),
+    breaks: "D1: after a crash, a marker that was made is not there",
+  },
+  {
+    file: "src/image/markers.ts",
+    find: "    await file.sync();\n",
+    replace: "",
+    tests: crash("a resume: the image stays whole*"),
+    breaks: "D2: after a crash, a marker is there and says nothing",
+  },
+  {
+    file: "src/image/directory.ts",
+    find: "          await syncDirectory(dirname(final));\n          failpoint",
+    replace: "          failpoint",
+    tests: crash("a hibernation*"),
+    breaks: "D3: after a crash, the image of a machine that was powered off has no name",
+  },
+  {
+    file: "src/image/seal.ts",
+    find: '    await blob.sync();\n    failpoint("save.seal");',
+    replace: '    failpoint("save.seal");',
+    tests: crash("a hibernation*"),
+    breaks: "D4: after a crash, a header is there and chunks are not",
+  },
+  {
+    file: "src/image/seal.ts",
+    find: "encodeHeader(header), 0);\n    await blob.sync();",
+    replace: "encodeHeader(header), 0);",
+    tests: crash("a hibernation*"),
+    breaks: "after a crash, an image has its name and no header",
+  },
+  {
+    file: "src/image/directory.ts",
+    find: "        await syncDirectory(partial);\n",
+    replace: "",
+    tests: crash("a hibernation*"),
+    breaks: "after a crash, an image has its name and its files have none",
+  },
+  {
+    file: "src/image/directory.ts",
+    find: "            .then(() => syncDirectory(dirname(final)))\n",
+    replace: "",
+    tests: crash("a save that fails*"),
+    breaks: "after a crash, the image of a save that failed is back",
+  },
+  {
+    file: "src/image/catalogue.ts",
+    find: "        await file.sync();\n",
+    replace: "",
+    tests: crash("a hibernation*"),
+    breaks: "after a crash, an image has part of its catalogue",
+  },
+  {
+    file: "src/image/host-files.ts",
+    find: "promisify(fdatasync)(file.descriptor));",
+    replace: "Promise.resolve(promisify(fdatasync)));",
+    tests: crash("a hibernation*"),
+    breaks: "after a crash, the disk of a machine that was powered off lacks what it wrote",
+  },
+  {
+    file: "src/image/markers.ts",
+    find: "    .then(() => syncDirectory(resolve(path)))\n",
+    replace: "",
+    tests: crash("a resume that fails*"),
+    breaks: "after a crash, an image that was given back is used",
+  },
+  {
+    file: "src/image/markers.ts",
+    find: "await syncDirectory(dirname(from));",
+    replace: "await Promise.resolve();",
+    tests: crash("a boot that sets an image aside*"),
+    breaks: "after a crash, an image that was set aside is found again",
   },
   // ---- end of what surrounds memory ----
 ];

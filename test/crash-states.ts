@@ -98,8 +98,8 @@ class RecordReader {
   readonly #live = new Map<Inode, Map<string, Inode>>();
   /** Inodes of open files. */
   readonly #files = new Map<string, Inode>();
-  /** Calls that have begun. */
-  readonly #calls = new Map<string, { end: number }>();
+  /** What calls do that have begun. */
+  readonly #calls = new Map<string, { end: number }[]>();
   #ids = 0;
 
   constructor(root: string, recordedRoot: string, record: string) {
@@ -155,8 +155,11 @@ class RecordReader {
     if (line.do === "mark") marks.push({ name: line.call, at: now });
     else if (line.do === "open") this.#open(line, now);
     else if (line.do === "native") this.#writeNative(line, now);
-    else if (line.at === "begin") this.#begin(line, now);
-    else if (line.at === "end") for (const call of [this.#calls.get(line.call)]) if (call !== undefined) call.end = now;
+    else if (line.at === "begin") this.#calls.set(line.call, this.#begin(line, now));
+    else if (line.at === "failed" && line.do === "write")
+      return; // any part of it may be there, for ever: it is made again
+    else if (line.at === "failed") throw new Error(`a call failed that was to change names or sync: ${JSON.stringify(line)}`);
+    else for (const done of this.#calls.get(line.call)!) done.end = now;
   }
 
   #open({ path, creates, file }: RecordedLine, now: number): void {
@@ -178,27 +181,24 @@ class RecordReader {
     else if (!earlier.bytes.equals(bytes)) throw new Error(`${path} has changed since it was synced`);
   }
 
-  #begin({ call, do: what, path, to, file, offset, data, paths = [] }: RecordedLine, now: number): void {
-    const { writes, syncs } = this.recorded;
-    const note = (done: { end: number }): void => void this.#calls.set(call, done);
+  #begin({ do: what, path, to, file, offset, data, paths = [] }: RecordedLine, now: number): { end: number }[] {
     const inode = file === undefined ? undefined : this.#files.get(file);
+    const change = (changes: NameChange["changes"]): NameChange => this.#change(now, Infinity, changes);
     if (what === "write") {
       const bytes = readFileSync(join(this.#record, data!));
       const write = { id: this.#ids++, begin: now, end: Infinity, inode: inode!, offset: offset!, bytes };
-      writes.push(write);
-      note(write);
-    } else if (what === "sync") {
-      const sync = { inode: inode!, begin: now, end: Infinity };
-      syncs.push(sync);
-      note(sync);
-    } else if (what === "mkdir") {
-      note(this.#change(now, Infinity, [{ ...this.#place(path!), inode: this.#create(true, now) }]));
-    } else if (what === "remove") {
-      for (const gone of paths) this.#change(now, now, [{ ...this.#place(gone), inode: undefined }]);
-    } else {
-      const moved = { ...this.#place(to!), inode: this.#find(path!) };
-      note(this.#change(now, Infinity, what === "link" ? [moved] : [{ ...this.#place(path!), inode: undefined }, moved]));
+      this.recorded.writes.push(write);
+      return [write];
     }
+    if (what === "sync") {
+      const sync = { inode: inode!, begin: now, end: Infinity };
+      this.recorded.syncs.push(sync);
+      return [sync];
+    }
+    if (what === "mkdir") return [change([{ ...this.#place(path!), inode: this.#create(true, now) }])];
+    if (what === "remove") return paths.map((gone) => change([{ ...this.#place(gone), inode: undefined }]));
+    const moved = { ...this.#place(to!), inode: this.#find(path!) };
+    return [change(what === "link" ? [moved] : [{ ...this.#place(path!), inode: undefined }, moved])];
   }
 }
 

@@ -1,6 +1,7 @@
 /**
  * What is on the disk when a host loses its power: nothing that was not synced. The calls of a publication and of a marker are
- * recorded in their order; at each of them, whatever has not been synced by then may be lost, or may be there. This is the order itself, step by step; crash.test.ts looks at what a crash may leave.
+ * recorded in their order; at each of them, whatever has not been synced by then may be lost, or may be there. This is the order
+ * itself, step by step; crash.test.ts looks at every state that a crash may leave.
  */
 import fs from "node:fs/promises";
 import { syncBuiltinESMExports } from "node:module";

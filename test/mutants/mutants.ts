@@ -342,13 +342,6 @@ export const MUTANTS: readonly Mutant[] = [
   },
   {
     file: "src/image/markers.ts",
-    find: "    .then(() => syncDirectory(resolve(path)))\n",
-    replace: "",
-    tests: crash("a resume that fails*"),
-    breaks: "after a crash, an image that was given back is used",
-  },
-  {
-    file: "src/image/markers.ts",
     find: "await syncDirectory(dirname(from));",
     replace: "await Promise.resolve();",
     tests: crash("a boot that sets an image aside*"),

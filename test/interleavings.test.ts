@@ -8,6 +8,7 @@ import {
   FAULT_COUNT_AREA,
   FAULT_TIMELINE,
   FRAME_BYTES,
+  FRAME_NONE,
   FRAME_SHIFT,
   KEEP_BITMAP,
   KEEP_FOR_TAIL,
@@ -19,6 +20,7 @@ import {
   MACHINE_QUEUE_CURSOR,
   MACHINE_QUEUE_OVERFLOW,
   MACHINE_SABOTAGE,
+  MACHINE_TOUCHING,
   OPEN_BITMAP,
   POOL_BASE,
   QUEUE_SPARE,
@@ -74,7 +76,9 @@ function inTail({ room = 1 }: { room?: number } = {}): HandMachine {
   kernel.memory.store32(LAST_WORD - RAM_BASE, LAST_AT_STOP);
   control.words[LIST_FRAMES >>> 2] = FRAME;
   for (let i = 0; i < room + QUEUE_SPARE; i++) control.words[(LIST_PLACES >>> 2) + 1 + i] = PLACE + i;
-  new Claims(control).openQueue(1, 1 + room + QUEUE_SPARE);
+  const claims = new Claims(control);
+  claims.openQueue(1, 1 + room + QUEUE_SPARE);
+  claims.touched();
   kernel.core.setBit(KEEP_BITMAP, FRAME);
   control.store(MACHINE_KEEP_PREIMAGES, KEEP_FOR_TAIL);
   control.store(MACHINE_ARMED, 1);
@@ -121,9 +125,79 @@ for (const room of [0, 1, 2]) {
         last: store(1, FRAME_BYTES - 4, HALVES.last),
       },
       judge: (memory) => judgeTail(memory, [0]) ?? storesAreThere(memory),
-      leave: (memory) => memory.load32(MACHINE_QUEUE_OVERFLOW) > 4,
+      leave: (memory) => memory.load32(MACHINE_QUEUE_OVERFLOW) > 2,
     });
     t.log(count);
     t.true(count.ends > 1);
+  });
+}
+
+// ---- memory that is lent ----
+
+/** Frames of the guest that are lent: a block that nobody uses. */
+const LENT = 1024;
+const LENT_PLACE = (RAM_BASE >>> FRAME_SHIFT) + LENT;
+const LENT_WORD = RAM_BASE + LENT * FRAME_BYTES;
+const MINE = 0x5555;
+
+/** An allocator that takes a place back, and whoever asked for the memory then stores to it, to its first and last words. */
+const allocator = (take: "takeBackPlace" | "takeBackHeldPlace"): Act[] => [
+  attach(1),
+  { call: take, args: [] },
+  {
+    step: (memory, [, place]) => {
+      if (place! < 0) return;
+      memory.store32(place! << FRAME_SHIFT, MINE);
+      memory.store32((place! << FRAME_SHIFT) + FRAME_BYTES - 4, MINE);
+    },
+  },
+];
+const isMine = (memory: Overlay, place: number): boolean =>
+  memory.load32(place << FRAME_SHIFT) === MINE && memory.load32((place << FRAME_SHIFT) + FRAME_BYTES - 4) === MINE;
+
+test("reserve: a block that is being touched is given out once that is over, in every order", (t) => {
+  const machine = new HandMachine();
+  const claims = new Claims(machine.control);
+  claims.closeQueue();
+  claims.lend(LENT_PLACE, 2);
+  machine.kernel.memory.store32(LENT_WORD - RAM_BASE, 1); // touching changes it
+  const count = explore({
+    memory: machine.memory,
+    isShared,
+    threads: {
+      coordinator: [
+        { call: "touch", args: [LENT_PLACE] },
+        { call: "touch", args: [LENT_PLACE + 1] },
+        { step: (memory) => memory.store32(MACHINE_TOUCHING, FRAME_NONE) },
+      ],
+      allocator: allocator("takeBackPlace"),
+    },
+    judge: (memory, { allocator }) =>
+      allocator![1] === LENT_PLACE && isMine(memory, LENT_PLACE) ? undefined : "the place is touched after it was given out",
+  });
+  t.log(count);
+  t.true(count.ends > 0);
+});
+
+for (const take of ["takeBackPlace", "takeBackHeldPlace"] as const) {
+  test(`tail: ${take} while a pre-image is kept, in every order: no place is the guest's and holds a pre-image`, (t) => {
+    const machine = inTail({ room: 2 });
+    for (let i = 0; i < 2; i++) machine.control.words[(LIST_PLACES >>> 2) + 1 + i] = LENT_PLACE + i;
+    let given = 0;
+    const count = explore({
+      memory: machine.memory,
+      isShared,
+      threads: { vcpu: store(0, 0, HALVES.first), allocator: allocator(take) },
+      judge: (memory, results) => {
+        const place = results["allocator"]![1]!;
+        const kept = preimages(memory);
+        if (place >= 0) given++;
+        if (place >= 0 && !isMine(memory, place)) return "what the guest has is overwritten";
+        if (kept.includes(place << FRAME_SHIFT)) return "a place is given out that holds a pre-image";
+        return judgeTail(memory, []);
+      },
+    });
+    t.log(count);
+    t.true(given > 0 && count.ends > 1);
   });
 }

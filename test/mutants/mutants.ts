@@ -18,6 +18,9 @@ const largest = [{ file: "largest-ram" }];
 const equal = [{ file: "resume", match: "equal*" }];
 const order = [{ file: "sync-order" }];
 const marks = [{ file: "marks" }];
+const orders = [{ file: "interleavings" }];
+const loader = [{ file: "loader" }];
+const lists = [{ file: "lists" }];
 
 export const MUTANTS: readonly Mutant[] = [
   {
@@ -187,5 +190,56 @@ export const MUTANTS: readonly Mutant[] = [
     replace: "  if (chunk.codec !== CODEC_RAW) checkStored(chunk, stored);\n  if (chunk.codec",
     tests: [{ file: "image", match: "codec*" }],
     breaks: "D7: the checksum of raw chunks is not compared",
+  },
+
+  // ---- tracking, tail, loader and lists ----
+  {
+    file: "assembly/frames.ts",
+    find: "      if (!testBitAfterReads(DIRTY_BITMAP, frame)) {\n        clearBit(KEEP_BITMAP, frame);\n        return verdict;\n      }",
+    replace: "      clearBit(KEEP_BITMAP, frame);\n      if (!testBitAfterReads(DIRTY_BITMAP, frame)) return verdict;",
+    tests: orders,
+    breaks: "A6: the tail clears KEEP before it looks at the mark again",
+  },
+  {
+    file: "assembly/tracking.ts",
+    find: "      while (entry >= atomic.load<u32>(MACHINE_TOUCHING)) {",
+    replace: "      while (entry > atomic.load<u32>(MACHINE_TOUCHING)) {",
+    tests: orders,
+    breaks: "the first place of a block that is being touched is given out",
+  },
+  {
+    file: "assembly/tracking.ts",
+    find: "while (atomic.load<u32>(LIST_FRAMES + (entry << 2)) == FRAME_NONE) {",
+    replace: "while (atomic.load<u32>(LIST_FRAMES + (entry << 2)) == FRAME_NONE - 1) {",
+    tests: orders,
+    breaks: "a place into which a pre-image is being copied is given out",
+  },
+  {
+    file: "src/restore/page-loader.ts",
+    find: "      if (marked() === 0) {\n        this.#result.equal++;",
+    replace: "      if (marked() < 2) {\n        this.#result.equal++;",
+    tests: loader,
+    breaks: "C1: what was equal, and written to before that was said, is not queued",
+  },
+  {
+    file: "src/cow/claims.ts",
+    find: "this.openQueue(Math.max(start, listed), MAX_FRAMES);",
+    replace: "this.openQueue(start, MAX_FRAMES);",
+    tests: lists,
+    breaks: "the queue begins among the entries that are listed",
+  },
+  {
+    file: "src/writer/locations.ts",
+    find: "if (this.#fill[frame] !== fill) this.#fill[frame] = fill;",
+    replace: "if (fill !== 0n) this.#fill[frame] = fill;",
+    tests: lists,
+    breaks: "a stale fill that is not zero wins over a later one of zero",
+  },
+  {
+    file: "src/writer/locations.ts",
+    find: "if (this.#fill[frame] !== fill) this.#fill[frame] = fill;",
+    replace: "if (this.#fill[frame] === 0n) this.#fill[frame] = fill;",
+    tests: lists,
+    breaks: "the first fill wins over later ones",
   },
 ];

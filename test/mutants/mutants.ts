@@ -243,3 +243,13 @@ export const MUTANTS: readonly Mutant[] = [
     breaks: "the first fill wins over later ones",
   },
 ];
+
+/** Changes that no test can notice, since nothing that anybody sees depends on them: not to be tried again. */
+export const EQUIVALENT: readonly { file: string; change: string; reason: string }[] = [
+  {
+    file: "src/cow/tracking.ts",
+    change: "B3: arming for a save clears KEEP (and OPEN), or leaves there what an earlier tail or resume did",
+    reason:
+      "Both are looked at only while pre-images are kept (MACHINE_KEEP_PREIMAGES is not KEEP_NONE), or by who stages a tail. Arming for a save sets KEEP_NONE. A tail begins with armTail, which writes every word of KEEP and clears OPEN first, while the machine stands still; a resume begins with armForRestore, which clears both before it sets KEEP_FOR_RESTORE, and no handler of an earlier save is at work by then: disarm has waited for all of them.",
+  },
+];

@@ -242,6 +242,64 @@ export const MUTANTS: readonly Mutant[] = [
     tests: lists,
     breaks: "the first fill wins over later ones",
   },
+
+  // ---- resume and its marks ----
+  {
+    file: "src/vm/tasks/turns.ts",
+    find: "      core.dropContext(slot);\n",
+    replace: "",
+    tests: [{ file: "resume", match: "a process that was in the same slot*" }],
+    breaks: "C6: contexts are not dropped after a restore",
+  },
+  {
+    file: "src/resume.ts",
+    find: "    await work.consume();\n    work.patch();\n    work.go();\n",
+    replace: "    work.patch();\n    work.go();\n    await work.consume();\n",
+    tests: [{ file: "resume", match: "the image is used, on the disk*" }],
+    breaks: "C5: the image is marked as used once the saved machine runs",
+  },
+  {
+    file: "src/resume.ts",
+    find: "    await work.consume();\n    work.patch();\n",
+    replace: "    work.patch();\n    await work.consume();\n",
+    tests: [{ file: "resume", match: "the image is used, on the disk*" }],
+    breaks: "C5: the image is marked as used once there is no way back",
+  },
+  {
+    file: "src/image/markers.ts",
+    find: "number > (setAside?.attempts ?? 0)",
+    replace: "number >= (setAside?.attempts ?? 0)",
+    tests: [{ file: "boot", match: "readHistory*" }],
+    breaks: "D6: a death that was answered counts again",
+  },
+  {
+    file: "src/image/markers.ts",
+    find: "number > (setAside?.attempts ?? 0)",
+    replace: "number > 0",
+    tests: [{ file: "boot", match: "readHistory*" }],
+    breaks: "D6: a setting aside does not answer the deaths before it",
+  },
+  {
+    file: "src/image/markers.ts",
+    find: "attempts: attempts.at(-1)?.number ?? 0",
+    replace: "attempts: attempts.at(0)?.number ?? 0",
+    tests: [{ file: "image", match: "setAside: * attempts*" }],
+    breaks: "D6: a setting aside answers the first death only",
+  },
+  {
+    file: "src/image/markers.ts",
+    find: "attempts: attempts.at(-1)?.number ?? 0",
+    replace: "attempts: attempts.length",
+    tests: [{ file: "image", match: "setAside: * attempts*" }],
+    breaks: "D6: attempts are counted where their numbers are meant",
+  },
+  {
+    file: "src/image/markers.ts",
+    find: "for (let n = 1; ; n++) if (await createMarker(path, `attempt-${n}`, {})) return n;",
+    replace: "for (let n = 1; ; n++) if ((await createMarker(path, `attempt-${n}`, {})) || n === 5) return n;",
+    tests: [{ file: "image", match: "recordAttempt*" }],
+    breaks: "D6: attempts are not counted beyond five",
+  },
 ];
 
 /** Changes that no test can notice, since nothing that anybody sees depends on them: not to be tried again. */

@@ -159,7 +159,7 @@ test("a resume into a machine that has made a snapshot with a tail before", asyn
   await isExact(t, path, frames, machine, WRITERS.length);
 });
 
-for (const point of ["allocate", "verify", "stopped", "consume"]) {
+for (const point of ["verify", "stopped", "consume"]) {
   test(`a resume, and then a snapshot with a tail, in a machine whose resume failed at resume.${point} before`, async (t) => {
     const { path, frames } = await imageOfPairs(t);
     const { machine, pages } = await withPages(t, ["zipf:pages=2000"]);
@@ -182,15 +182,14 @@ test("whatever is in the bitmaps of pre-images before a save and before a resume
   const fill = ({ control }: Machine) => {
     for (const bitmap of [KEEP_BITMAP, OPEN_BITMAP]) control.words.fill(-1, bitmap >>> 2, (bitmap + BITMAP_BYTES) >>> 2);
   };
-  for (const options of [{}, { keepRunning: true, pauseTarget_ms: 0 }, { keepRunning: true, pauseTarget_ms: 0.02 }]) {
-    const { machine, pages } = await withPages(t, WRITERS);
-    const path = join(scratch(t), "image");
-    fill(machine);
-    await savePairs(machine, pages, path, { ...options, oracle: true });
-    const other = await bootMachine(t);
-    fill(other);
-    await isExact(t, path, pages.frames, other, WRITERS.length);
-  }
+  const { machine, pages } = await withPages(t, WRITERS);
+  const path = join(scratch(t), "image");
+  fill(machine);
+  const { tail } = await savePairs(machine, pages, path, { keepRunning: true, pauseTarget_ms: 0.02, oracle: true });
+  t.true(tail.preimages > 0);
+  const other = await bootMachine(t);
+  fill(other);
+  await isExact(t, path, pages.frames, other, WRITERS.length);
 });
 
 // ---- the coordinator's stores during a tail ----

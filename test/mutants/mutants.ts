@@ -300,6 +300,50 @@ export const MUTANTS: readonly Mutant[] = [
     tests: [{ file: "image", match: "recordAttempt*" }],
     breaks: "D6: attempts are not counted beyond five",
   },
+
+  // ---- a whole save, page by page ----
+  {
+    file: "src/hibernate.ts",
+    find: '    await this.#writeList("placed", start, this.#counts.tail.end);\n',
+    replace: "",
+    tests: [{ file: "exact", match: "snapshot, all in the tail, lz4*" }],
+    breaks: "pre-images of a tail are not written",
+  },
+  {
+    file: "src/hibernate.ts",
+    find: '    await this.#writeList("placed", 0, copied);\n',
+    replace: "",
+    tests: [{ file: "exact", match: "snapshot, all copied, lz4*" }],
+    breaks: "copies are not written",
+  },
+  {
+    file: "src/hibernate.ts",
+    find: "    this.#machine.claims.placeInOwnFrames(copied, residual);\n",
+    replace: "",
+    tests: [{ file: "exact", match: "hibernation without places, lz4*" }],
+    breaks: "what found no place is written from somewhere else",
+  },
+  {
+    file: "src/cow/tracking.ts",
+    find: "for (const bitmap of [DIRTY_BITMAP, OPEN_BITMAP]) this.#core.clearBitmap(bitmap);",
+    replace: "for (const bitmap of [DIRTY_BITMAP]) this.#core.clearBitmap(bitmap);",
+    tests: [{ file: "exact", match: "whatever is in the bitmaps*" }],
+    breaks: "B2: what an earlier tail or resume opened is open in the next tail",
+  },
+  {
+    file: "src/cow/tracking.ts",
+    find: "[DIRTY_BITMAP, KEEP_BITMAP, OPEN_BITMAP], KEEP_FOR_RESTORE",
+    replace: "[DIRTY_BITMAP, KEEP_BITMAP], KEEP_FOR_RESTORE",
+    tests: marks,
+    breaks: "what an earlier tail opened is open in a resume",
+  },
+  {
+    file: "assembly/tracking.ts",
+    find: "load<u32>(self == MAX_VCPUS ? MACHINE_QUEUE_END : MACHINE_QUEUE_ROOM);\n  let entry",
+    replace: "load<u32>(MACHINE_QUEUE_ROOM);\n  let entry",
+    tests: [{ file: "exact", match: "a tail with just the spare places*" }],
+    breaks: "the coordinator does not find its spare places",
+  },
 ];
 
 /** Changes that no test can notice, since nothing that anybody sees depends on them: not to be tried again. */

@@ -250,6 +250,8 @@ export class Thread {
       case 0x36:
       case 0xfe17:
         return memory.store32(at, Number(value));
+      case 0x3e:
+        return memory.store32(at, Number(BigInt.asIntN(32, BigInt(value))));
       case 0x37:
         return memory.store64(at, value as bigint);
       case 0x3a:
@@ -296,7 +298,8 @@ export class Thread {
     if (unary !== undefined) return void stack.push(unary(b as never));
     const a = stack.pop()!;
     if (op <= 0x4f || (op >= 0x6a && op <= 0x78)) return void stack.push(BINARY32.get(op)!(Number(a), Number(b)));
-    stack.push(BINARY64.get(op)!(a as bigint, b as bigint));
+    const float = FLOATS.get(op);
+    stack.push(float === undefined ? BINARY64.get(op)!(a as bigint, b as bigint) : float(Number(a), Number(b)));
   }
 }
 
@@ -312,6 +315,8 @@ const UNARY = new Map<number, (a: never) => Value>([
   [0x50, (a: bigint) => truth(a === 0n)],
   [0x67, (a: number) => Math.clz32(a)],
   [0xa7, (a: bigint) => Number(BigInt.asIntN(32, a))],
+  [0xab, (a: number) => Math.trunc(a) | 0],
+  [0xfc03, (a: number) => Math.trunc(a) | 0],
   [0xac, (a: number) => u64(BigInt(a))],
   [0xad, (a: number) => BigInt(a >>> 0)],
 ]);
@@ -349,4 +354,9 @@ const BINARY64 = new Map<number, (a: bigint, b: bigint) => Value>([
   [0x85, (a, b) => a ^ b],
   [0x86, (a, b) => u64(a << (b & 63n))],
   [0x88, (a, b) => a >> (b & 63n)],
+]);
+
+const FLOATS = new Map<number, (a: number, b: number) => number>([
+  [0xa1, (a, b) => a - b],
+  [0xa2, (a, b) => a * b],
 ]);

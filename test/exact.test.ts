@@ -92,7 +92,8 @@ async function savePairs(
       for (const [page, { first, last }] of PAIRS.entries()) if (first !== last) write(page, CONTENTS[last]!);
     },
     () => {
-      if (options.keepRunning === true) for (let page = 0; page < PAGES; page++) write(page, CONTENTS[NAMES[page % NAMES.length]!]!);
+      if (options.keepRunning === true)
+        for (let page = 0; page < PAGES; page++) write(page, CONTENTS[NAMES[page % NAMES.length]!]!);
     },
   );
   return save(machine, path, options);
@@ -100,19 +101,34 @@ async function savePairs(
 
 /** What pages are not as they were at the stop. */
 function wrongPages(frames: readonly number[], read: (frame: number) => Uint8Array): string[] {
-  const wanted = [...PAIRS.map(({ first, last }) => ({ what: `${first}, then ${last}`, last })), ...NAMES.map((last) => ({ what: last, last }))];
+  const wanted = [
+    ...PAIRS.map(({ first, last }) => ({ what: `${first}, then ${last}`, last })),
+    ...NAMES.map((last) => ({ what: last, last })),
+  ];
   return wanted.flatMap(({ what, last }, page) => (Buffer.compare(read(frames[page]!), CONTENTS[last]!) === 0 ? [] : [what]));
 }
 
 /** Resumes an image in a machine: it is exact in the image, then in the machine. */
-async function isExact(t: ExecutionContext, path: string, frames: readonly number[], machine: Machine, others = 0): Promise<void> {
+async function isExact(
+  t: ExecutionContext,
+  path: string,
+  frames: readonly number[],
+  machine: Machine,
+  others = 0,
+): Promise<void> {
   const image = await openImage(path);
   const memory = image.memory();
-  t.deepEqual(wrongPages(frames, (frame) => memory.readFrame(frame)), []);
+  t.deepEqual(
+    wrongPages(frames, (frame) => memory.readFrame(frame)),
+    [],
+  );
   image.close();
   await resume(machine, path, { keepImage: true });
   const live = machine.kernel.memory;
-  t.deepEqual(wrongPages(frames, (frame) => live.read(frame * FRAME_BYTES, FRAME_BYTES)), []);
+  t.deepEqual(
+    wrongPages(frames, (frame) => live.read(frame * FRAME_BYTES, FRAME_BYTES)),
+    [],
+  );
   t.is(machine.processes().length, 1 + others);
   // Whatever the others were at.
   const wrong = whileStopped(machine, () => findWrong(live)).filter((line) => !line.includes(SLEEPER));
@@ -144,7 +160,10 @@ for (const [way, options] of Object.entries(WAYS)) {
 const WRITERS = ["zipf:pages=800", "incrementer:pages=300", "heap:slots=20"];
 
 /** An image of pages in all pairs, and of processes that went on writing. */
-async function imageOfPairs(t: ExecutionContext, options: SaveOptions = {}): Promise<{ path: string; frames: readonly number[] }> {
+async function imageOfPairs(
+  t: ExecutionContext,
+  options: SaveOptions = {},
+): Promise<{ path: string; frames: readonly number[] }> {
   const { machine, pages } = await withPages(t, WRITERS);
   const path = join(scratch(t), "image");
   await savePairs(machine, pages, path, { ...options, oracle: true });
@@ -214,7 +233,11 @@ for (const reserveFrames of [0, 1, 30]) {
     t.deepEqual(readdirSync(directory), []);
     const { memory } = machine.kernel;
     for (const [page, frame] of pages.frames.entries())
-      t.is(Buffer.compare(memory.read(frame * FRAME_BYTES, FRAME_BYTES), CONTENTS[NAMES[page % NAMES.length]!]!), 0, `page ${page}`);
+      t.is(
+        Buffer.compare(memory.read(frame * FRAME_BYTES, FRAME_BYTES), CONTENTS[NAMES[page % NAMES.length]!]!),
+        0,
+        `page ${page}`,
+      );
     machine.check();
     await savePairs(machine, pages, path, { keepRunning: true, pauseTarget_ms: 0, oracle: true });
     await isExact(t, path, pages.frames, await bootMachine(t), WRITERS.length);

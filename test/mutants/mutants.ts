@@ -18,6 +18,7 @@ const largest = [{ file: "largest-ram" }];
 const equal = [{ file: "resume", match: "equal*" }];
 const order = [{ file: "sync-order" }];
 const marks = [{ file: "marks" }];
+const arming = [{ file: "arming" }];
 const orders = [{ file: "interleavings" }];
 const loader = [{ file: "loader" }];
 const lists = [{ file: "lists" }];
@@ -343,6 +344,30 @@ export const MUTANTS: readonly Mutant[] = [
     replace: "load<u32>(MACHINE_QUEUE_ROOM);\n  let entry",
     tests: [{ file: "exact", match: "a tail with just the spare places*" }],
     breaks: "the coordinator does not find its spare places",
+  },
+
+  // ---- arming, in every order ----
+  {
+    file: "assembly/mmu.ts",
+    find: "    writeContext = freshContext();\n    const context",
+    replace: "    const context",
+    tests: arming,
+    breaks: "a vCPU acknowledges and keeps its write tags",
+  },
+  {
+    file: "assembly/tracking.ts",
+    find: "  return (atomic.or<u32>(word, bit) & bit) == 0;",
+    replace: "  store<u32>(word, load<u32>(word) | bit);\n  return true;",
+    tests: arming,
+    breaks: "of two marks in one word that are made at once, one is lost",
+  },
+  {
+    file: "assembly/frames.ts",
+    find: "  beforeStore(address >>> FRAME_SHIFT, FAULT_KERNEL);\n  store<u32>(physical(address), value);",
+    replace:
+      "  if (load<u32>(physical(address)) != value) store<u32>(physical(address), value);\n  else beforeStore(address >>> FRAME_SHIFT, FAULT_KERNEL);",
+    tests: arming,
+    breaks: "the kernel marks only what it does not change",
   },
 ];
 

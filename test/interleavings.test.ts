@@ -132,6 +132,28 @@ for (const room of [0, 1, 2]) {
   });
 }
 
+test("tail: what a store without room waits for is staged out of turn, while another writer comes to it, in every order", (t) => {
+  const { memory, control } = inTail({ room: 0 });
+  control.words[verdictOf(1) >>> 2] = VERDICT_SKIPPED; // as long as nothing is wanted
+  let outOfTurn = 0;
+  const count = explore({
+    memory,
+    isShared,
+    threads: {
+      writer: [stageTail(0)],
+      other: [{ call: "stageWanted", args: [0, staging(1), verdictOf(1), fillOf(1)] }],
+      vcpu: store(0, 0, HALVES.first),
+    },
+    judge: (memory) => {
+      if (memory.load8(verdictOf(1)) === VERDICT_STAGED) outOfTurn++;
+      return judgeTail(memory, [0, 1]) ?? (memory.load32(FIRST_WORD) === HALVES.first ? undefined : "a store is lost");
+    },
+    leave: (memory) => memory.load32(MACHINE_QUEUE_OVERFLOW) > 2,
+  });
+  t.log(count);
+  t.true(outOfTurn > 0);
+});
+
 // ---- memory that is lent ----
 
 /** Frames of the guest that are lent: a block that nobody uses. */

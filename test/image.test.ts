@@ -2,7 +2,7 @@
 
 import { spawnSync } from "node:child_process";
 import { randomBytes, randomUUID } from "node:crypto";
-import { chmod, mkdir, mkdtemp, open, readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, open, readdir, readFile, rename, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
 import process from "node:process";
@@ -32,7 +32,7 @@ import {
   padded,
 } from "../src/image/format.js";
 import { listImages } from "../src/image/list.js";
-import { claimUse, isUsed, recordAttempt, setAside } from "../src/image/markers.js";
+import { claimUse, deaths, isUsed, readHistory, recordAttempt, setAside } from "../src/image/markers.js";
 import { verifyChunks } from "../src/image/verify.js";
 import { HandMachine } from "./support.js";
 
@@ -872,4 +872,19 @@ test("removeStalePartials: only those whose process is gone", async (t) => {
   t.deepEqual((await removeStalePartials(directory)).sort(), stale.map((name) => join(directory, name)).sort());
   t.deepEqual((await readdir(directory)).sort(), kept.sort());
   await t.throwsAsync(removeStalePartials(join(directory, "nothing")), { code: "HIB_IO" });
+});
+
+test("setAside: notes the number of the last of its attempts: what died by then has had its consequence", async (t) => {
+  const path = await makeImage(t);
+  const died = (number: number) => writeFile(join(path, `attempt-${number}`), "{}");
+  for (const number of [1, 2, 12]) await died(number); // one in between was lost
+  t.is(deaths(await readHistory(path)), 3);
+  const aside = await setAside(path, "HIB_RESUMES_DIED", "three died");
+  t.like((await readHistory(aside)).setAside, { code: "HIB_RESUMES_DIED", message: "three died", attempts: 12 });
+  t.is(deaths(await readHistory(aside)), 0);
+  await rename(aside, path); // moved back by hand: two more are tried
+  await died(13);
+  t.is(deaths(await readHistory(path)), 1);
+  await died(14);
+  t.is(deaths(await readHistory(path)), 2);
 });

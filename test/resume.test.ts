@@ -2,6 +2,7 @@
  * Resume: whatever the booting machine holds and goes on writing, the saved machine is put in place exactly, and
  * what cannot be resumed leaves the booted machine as it was. Each way that a frame can go (S1.6, S1.7) is provoked.
  */
+import { existsSync } from "node:fs";
 import { copyFile, open } from "node:fs/promises";
 import { join } from "node:path";
 import ava, { type ExecutionContext } from "ava";
@@ -37,6 +38,7 @@ import {
   KERNEL_CLOCK,
   KERNEL_ENTROPY,
   KERNEL_RESUMES,
+  KIND_KERNEL_HEAP,
   kernelLayout,
   PROCESS_BYTES,
   PROCESS_WAKE,
@@ -59,6 +61,7 @@ const WRITERS = [
 const SLEEPER = "idle:ms=3600000,pages=600,content=random";
 
 const steps = (machine: Machine) => machine.processes().map((process) => process.steps);
+const rootsOf = (machine: Machine) => machine.processes().map(({ root }) => root);
 const wrongIn = (machine: Machine) => whileStopped(machine, () => findWrong(machine.kernel.memory));
 
 /** Runs programs for a moment and hibernates them; returns the image's path. */
@@ -344,6 +347,47 @@ test("time stands still for the saved machine: its clock goes on where it was, a
   t.is(machine.processes()[0]!.state, "sleeping");
 });
 
+test("a process that was in the same slot before has read the same pages: nothing of that is left on the vCPU", async (t) => {
+  const program = "incrementer:pages=300,rate=100000";
+  const saved = await bootMachine(t, { vcpus: 1 });
+  saved.spawn(program);
+  await until(() => steps(saved)[0]! > 10 * 300, "it has gone round ten times");
+  const path = join(scratch(t), "image");
+  const roots = rootsOf(saved);
+  await save(saved, path);
+  const machine = await bootMachine(t, { vcpus: 1 });
+  const { buddy } = machine.kernel;
+  // What it gets here is elsewhere in RAM.
+  machine.control.locked(() => Array.from({ length: 2000 }, () => buddy.allocate(0, 0, KIND_KERNEL_HEAP)));
+  machine.spawn("incrementer:pages=300,rate=2000");
+  await until(() => steps(machine)[0]! >= 300, "it has read each page");
+  t.notDeepEqual(rootsOf(machine), roots);
+  await resume(machine, path);
+  const before = steps(machine)[0]!;
+  await until(() => steps(machine)[0]! > before + 300 || machine.processes()[0]!.state === "failed", "it has read each page");
+  await runsOn(t, machine);
+});
+
+test("the image is used, on the disk, while the machine that was booted still stands there", async (t) => {
+  const path = await hibernate(t, [SLEEPER]);
+  const machine = await booted(t);
+  const seen: Record<string, { used: boolean; stopped: number; boot: boolean; resumes: number }> = {};
+  await resume(machine, path, {
+    onStep: ({ name }) => {
+      seen[name] = {
+        used: existsSync(join(path, "used")),
+        stopped: machine.control.load(MACHINE_STOP),
+        boot: machine.processes().every(({ boot }) => boot),
+        resumes: machine.kernel.memory.load32(KERNEL_RESUMES),
+      };
+    },
+  });
+  t.deepEqual(seen["consistency"], { used: false, stopped: 1, boot: true, resumes: 0 });
+  t.deepEqual(seen["consumed"], { used: true, stopped: 1, boot: true, resumes: 0 });
+  t.deepEqual(seen["runnable"], { used: true, stopped: 1, boot: false, resumes: 1 });
+  t.deepEqual(seen["scheduler"], { used: true, stopped: 0, boot: false, resumes: 1 });
+});
+
 test("an image is good for one resume, unless it is asked for by name", async (t) => {
   const path = await hibernate(t, [SLEEPER]);
   await resume(await booted(t), path);
@@ -409,7 +453,7 @@ test("a resume that is cancelled costs nothing", async (t) => {
   });
 });
 
-for (const point of ["attempt", "allocate", "verify", "stopped"]) {
+for (const point of ["attempt", "allocate", "verify", "stopped", "consume"]) {
   test(`a resume that fails at resume.${point} costs nothing`, async (t) => {
     const path = await hibernate(t, WRITERS);
     setFailpoints(`resume.${point}=EIO`);

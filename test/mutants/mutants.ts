@@ -19,6 +19,10 @@ const equal = [{ file: "resume", match: "equal*" }];
 const order = [{ file: "sync-order" }];
 const marks = [{ file: "marks" }];
 const crash = (match: string) => [{ file: "crash", match }];
+const arming = [{ file: "arming" }];
+const orders = [{ file: "interleavings" }];
+const loader = [{ file: "loader" }];
+const lists = [{ file: "lists" }];
 
 export const MUTANTS: readonly Mutant[] = [
   {
@@ -348,4 +352,191 @@ export const MUTANTS: readonly Mutant[] = [
     breaks: "after a crash, an image that was set aside is found again",
   },
   // ---- end of what surrounds memory ----
+
+  // ---- tracking, tail, loader and lists ----
+  {
+    file: "assembly/frames.ts",
+    find: "      if (!testBitAfterReads(DIRTY_BITMAP, frame)) {\n        clearBit(KEEP_BITMAP, frame);\n        return verdict;\n      }",
+    replace: "      clearBit(KEEP_BITMAP, frame);\n      if (!testBitAfterReads(DIRTY_BITMAP, frame)) return verdict;",
+    tests: orders,
+    breaks: "A6: the tail clears KEEP before it looks at the mark again",
+  },
+  {
+    file: "assembly/tracking.ts",
+    find: "      while (entry >= atomic.load<u32>(MACHINE_TOUCHING)) {",
+    replace: "      while (entry > atomic.load<u32>(MACHINE_TOUCHING)) {",
+    tests: orders,
+    breaks: "the first place of a block that is being touched is given out",
+  },
+  {
+    file: "assembly/tracking.ts",
+    find: "while (atomic.load<u32>(LIST_FRAMES + (entry << 2)) == FRAME_NONE) {",
+    replace: "while (atomic.load<u32>(LIST_FRAMES + (entry << 2)) == FRAME_NONE - 1) {",
+    tests: orders,
+    breaks: "a place into which a pre-image is being copied is given out",
+  },
+  {
+    file: "src/restore/page-loader.ts",
+    find: "      if (marked() === 0) {\n        this.#result.equal++;",
+    replace: "      if (marked() < 2) {\n        this.#result.equal++;",
+    tests: loader,
+    breaks: "C1: what was equal, and written to before that was said, is not queued",
+  },
+  {
+    file: "src/cow/claims.ts",
+    find: "this.openQueue(Math.max(start, listed), MAX_FRAMES);",
+    replace: "this.openQueue(start, MAX_FRAMES);",
+    tests: lists,
+    breaks: "the queue begins among the entries that are listed",
+  },
+  {
+    file: "src/writer/locations.ts",
+    find: "if (this.#fill[frame] !== fill) this.#fill[frame] = fill;",
+    replace: "if (fill !== 0n) this.#fill[frame] = fill;",
+    tests: lists,
+    breaks: "a stale fill that is not zero wins over a later one of zero",
+  },
+  {
+    file: "src/writer/locations.ts",
+    find: "if (this.#fill[frame] !== fill) this.#fill[frame] = fill;",
+    replace: "if (this.#fill[frame] === 0n) this.#fill[frame] = fill;",
+    tests: lists,
+    breaks: "the first fill wins over later ones",
+  },
+
+  // ---- resume and its marks ----
+  {
+    file: "src/vm/tasks/turns.ts",
+    find: "      core.dropContext(slot);\n",
+    replace: "",
+    tests: [{ file: "resume", match: "a process that was in the same slot*" }],
+    breaks: "C6: contexts are not dropped after a restore",
+  },
+  {
+    file: "src/resume.ts",
+    find: "    await work.consume();\n    work.patch();\n    work.go();\n",
+    replace: "    work.patch();\n    work.go();\n    await work.consume();\n",
+    tests: [{ file: "resume", match: "the image is used, on the disk*" }],
+    breaks: "C5: the image is marked as used once the saved machine runs",
+  },
+  {
+    file: "src/resume.ts",
+    find: "    await work.consume();\n    work.patch();\n",
+    replace: "    work.patch();\n    await work.consume();\n",
+    tests: [{ file: "resume", match: "the image is used, on the disk*" }],
+    breaks: "C5: the image is marked as used once there is no way back",
+  },
+  {
+    file: "src/image/markers.ts",
+    find: "number > (setAside?.attempts ?? 0)",
+    replace: "number >= (setAside?.attempts ?? 0)",
+    tests: [{ file: "boot", match: "readHistory*" }],
+    breaks: "D6: a death that was answered counts again",
+  },
+  {
+    file: "src/image/markers.ts",
+    find: "number > (setAside?.attempts ?? 0)",
+    replace: "number > 0",
+    tests: [{ file: "boot", match: "readHistory*" }],
+    breaks: "D6: a setting aside does not answer the deaths before it",
+  },
+  {
+    file: "src/image/markers.ts",
+    find: "attempts: attempts.at(-1)?.number ?? 0",
+    replace: "attempts: attempts.at(0)?.number ?? 0",
+    tests: [{ file: "image", match: "setAside: * attempts*" }],
+    breaks: "D6: a setting aside answers the first death only",
+  },
+  {
+    file: "src/image/markers.ts",
+    find: "attempts: attempts.at(-1)?.number ?? 0",
+    replace: "attempts: attempts.length",
+    tests: [{ file: "image", match: "setAside: * attempts*" }],
+    breaks: "D6: attempts are counted where their numbers are meant",
+  },
+  {
+    file: "src/image/markers.ts",
+    find: ", {})) return n;",
+    replace: ", {})) return Math.min(n, 5);",
+    tests: [{ file: "image", match: "recordAttempt*" }],
+    breaks: "D6: attempts are not counted beyond five",
+  },
+
+  // ---- a whole save, page by page ----
+  {
+    file: "src/hibernate.ts",
+    find: '    await this.#writeList("placed", start, this.#counts.tail.end);\n',
+    replace: "",
+    tests: [{ file: "exact", match: "snapshot, all in the tail, lz4*" }],
+    breaks: "pre-images of a tail are not written",
+  },
+  {
+    file: "src/hibernate.ts",
+    find: '    await this.#writeList("placed", 0, copied);\n',
+    replace: "",
+    tests: [{ file: "exact", match: "snapshot, all copied, lz4*" }],
+    breaks: "copies are not written",
+  },
+  {
+    file: "src/hibernate.ts",
+    find: "    this.#machine.claims.placeInOwnFrames(copied, residual);\n",
+    replace: "",
+    tests: [{ file: "exact", match: "hibernation without places, lz4*" }],
+    breaks: "what found no place is written from somewhere else",
+  },
+  {
+    file: "src/cow/tracking.ts",
+    find: "for (const bitmap of [DIRTY_BITMAP, OPEN_BITMAP]) this.#core.clearBitmap(bitmap);",
+    replace: "for (const bitmap of [DIRTY_BITMAP]) this.#core.clearBitmap(bitmap);",
+    tests: [{ file: "exact", match: "whatever is in the bitmaps*" }],
+    breaks: "B2: what an earlier tail or resume opened is open in the next tail",
+  },
+  {
+    file: "src/cow/tracking.ts",
+    find: "[DIRTY_BITMAP, KEEP_BITMAP, OPEN_BITMAP], KEEP_FOR_RESTORE",
+    replace: "[DIRTY_BITMAP, KEEP_BITMAP], KEEP_FOR_RESTORE",
+    tests: marks,
+    breaks: "what an earlier tail opened is open in a resume",
+  },
+  {
+    file: "assembly/tracking.ts",
+    find: "load<u32>(self == MAX_VCPUS ? MACHINE_QUEUE_END : MACHINE_QUEUE_ROOM);\n  let entry",
+    replace: "load<u32>(MACHINE_QUEUE_ROOM);\n  let entry",
+    tests: [{ file: "exact", match: "a tail with just the spare places*" }],
+    breaks: "the coordinator does not find its spare places",
+  },
+
+  // ---- arming, in every order ----
+  {
+    file: "assembly/mmu.ts",
+    find: "    writeContext = freshContext();\n    const context",
+    replace: "    const context",
+    tests: arming,
+    breaks: "a vCPU acknowledges and keeps its write tags",
+  },
+  {
+    file: "assembly/tracking.ts",
+    find: "  return (atomic.or<u32>(word, bit) & bit) == 0;",
+    replace: "  store<u32>(word, load<u32>(word) | bit);\n  return true;",
+    tests: arming,
+    breaks: "of two marks in one word that are made at once, one is lost",
+  },
+  {
+    file: "assembly/frames.ts",
+    find: "  beforeStore(address >>> FRAME_SHIFT, FAULT_KERNEL);\n  store<u32>(physical(address), value);",
+    replace:
+      "  if (load<u32>(physical(address)) != value) store<u32>(physical(address), value);\n  else beforeStore(address >>> FRAME_SHIFT, FAULT_KERNEL);",
+    tests: arming,
+    breaks: "the kernel marks only what it does not change",
+  },
+];
+
+/** Changes that no test can notice, since nothing that anybody sees depends on them: not to be tried again. */
+export const EQUIVALENT: readonly { file: string; change: string; reason: string }[] = [
+  {
+    file: "src/cow/tracking.ts",
+    change: "B3: arming for a save clears KEEP (and OPEN), or leaves there what an earlier tail or resume did",
+    reason:
+      "Both are looked at only while pre-images are kept (MACHINE_KEEP_PREIMAGES is not KEEP_NONE), or by who stages a tail. Arming for a save sets KEEP_NONE. A tail begins with armTail, which writes every word of KEEP and clears OPEN first, while the machine stands still; a resume begins with armForRestore, which clears both before it sets KEEP_FOR_RESTORE, and no handler of an earlier save is at work by then: disarm has waited for all of them.",
+  },
 ];

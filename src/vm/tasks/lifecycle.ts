@@ -15,6 +15,7 @@ import * as K from "../memory/kernel-layout.js";
 import { processAddress } from "../memory/kernel-layout.js";
 import type { Pager } from "../memory/memory-object.js";
 import { A0, REGISTER_WORDS } from "../memory/user-layout.js";
+import { passFaultsOn } from "./activity.js";
 import type { KernelParts } from "./parts.js";
 import { findSlots, isAlive, isMeant, type Process, readProcess, slotOf } from "./process.js";
 import { DISPOSITION_IGNORE, SIGCHLD, SIGKILL, type Signals } from "./signals.js";
@@ -84,6 +85,7 @@ export class Lifecycle {
     this.#parts.memory.store32(this.#at(slot) + K.PROCESS_STATE, K.PROCESS_EMBRYO);
     this.#parts.memory.store32(this.#at(slot) + K.PROCESS_VCPU, -1);
     this.#parts.core.dropContext(slot);
+    passFaultsOn(this.#parts.control, slot);
     return slot;
   }
 

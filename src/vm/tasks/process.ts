@@ -138,6 +138,14 @@ export function slotOf(memory: ReadableMemory, pid: number): number | undefined 
   return findSlots(memory, (at) => memory.load32(at + PROCESS_PID) === pid && isAlive(memory.load32(at + PROCESS_STATE)))[0];
 }
 
+/** pid of the process in a slot; undefined if it is free, or nothing is left but a status. */
+export function livePid(memory: ReadableMemory, slot: number): number | undefined {
+  if (slot >= memory.load32(KERNEL_SLOTS_USED)) return undefined;
+  const at = processAddress(memory, slot);
+  const state = memory.load32(at + PROCESS_STATE);
+  return state === PROCESS_FREE || state === PROCESS_ZOMBIE ? undefined : memory.load32(at + PROCESS_PID);
+}
+
 /** Whether a process in this state can still be sent something. */
 export function isAlive(state: number): boolean {
   return state !== PROCESS_FREE && state !== PROCESS_ZOMBIE && state !== PROCESS_FAILED;

@@ -54,7 +54,7 @@ export interface Process {
   failure: string;
   /** pid of its parent, 0 for none. */
   parent: number;
-  /** Of a zombie or one that failed: code << 8, or the signal that ended it. */
+  /** What wait tells, or has told, of it: see status.ts. Of a zombie or one that failed: code << 8, or the signal that ended it. */
   status: number;
   group: number;
   nice: number;

@@ -57,12 +57,13 @@ export function signalSet(...signals: readonly number[]): number {
   return signals.reduce((set, signal) => set | (1 << signal), 0);
 }
 
+/** What stops a process unless it says otherwise. */
 const STOPPING = signalSet(SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU);
 const IGNORED_BY_DEFAULT = signalSet(SIGCHLD, SIGCONT, SIGURG, SIGWINCH);
 /** Cannot be caught, ignored or masked. */
 const SOVEREIGN = signalSet(SIGKILL, SIGSTOP);
-/** Every signal; bit 0 is none. */
-const ALL = ~1;
+/** Signals that a mask can keep out; bit 0 is none. */
+const MASKABLE = ~(SOVEREIGN | 1);
 
 /** What a signal that was taken does. */
 export type Delivery =
@@ -196,7 +197,7 @@ export class Signals {
     const wake = this.#memory.loadFloat64(at + K.PROCESS_WAKE);
     pushFrame(user, registers, {
       signal,
-      mask: suspended === 0 ? mask : suspended & ALL,
+      mask: suspended === 0 ? mask : suspended & MASKABLE,
       wake: wake === Infinity ? 0 : wake, // it waited for a handler
     });
     registers.fill(0, A0, A0 + 6);
@@ -239,7 +240,7 @@ export class Signals {
     const word = at + K.PROCESS_DISPOSITIONS + (signal >>> 1) * 4;
     const shift = (signal & 1) * 16;
     this.#store(word, (this.#load(word) & ~(0xffff << shift)) | (disposition << shift));
-    this.#store(handlerMask(at, signal), mask);
+    this.#store(handlerMask(at, signal), mask & MASKABLE);
     if (this.#isIgnored(at, signal)) this.#store(at + K.PROCESS_PENDING, this.#load(at + K.PROCESS_PENDING) & ~(1 << signal));
     return before;
   }
@@ -247,7 +248,7 @@ export class Signals {
   /** The mask is the process's own: nobody else stores to it. Returns what it was. */
   setMask(at: PhysicalAddress, mask: number): number {
     const before = this.#load(at + K.PROCESS_MASK);
-    this.#store(at + K.PROCESS_MASK, mask & ALL & ~SOVEREIGN);
+    this.#store(at + K.PROCESS_MASK, mask & MASKABLE);
     return before;
   }
 
@@ -300,6 +301,11 @@ function firstOf(set: number): number {
 
 function handlerMask(at: PhysicalAddress, signal: number): PhysicalAddress {
   return at + K.PROCESS_HANDLER_MASKS + signal * 4;
+}
+
+/** Whether a process can have this mask. */
+export function isMask(set: number): boolean {
+  return (set & ~MASKABLE) === 0;
 }
 
 export function isSignal(signal: number): boolean {

@@ -15,6 +15,11 @@ export function exitStatus(code: number): number {
   return code << 8;
 }
 
+/** The code that a process exited with; undefined if the status says something else. */
+export function exitCode(status: number): number | undefined {
+  return (status & ~0xff00) === 0 ? status >>> 8 : undefined;
+}
+
 export function stopStatus(signal: number): number {
   return (signal << 8) | STOPPED;
 }

@@ -6,12 +6,21 @@ import test from "ava";
 import { PTE_R, PTE_W } from "../src/base/layout.js";
 import { E2BIG, ECHILD, EINVAL, ENOENT, EPERM, ESRCH } from "../src/vm/memory/errno.js";
 import * as K from "../src/vm/memory/kernel-layout.js";
-import { A0, DATA_BASE, type Exited, HANDLER, SIGNAL_FRAME, SP, STACK_TOP } from "../src/vm/personality/step/program.js";
+import {
+  A0,
+  DATA_BASE,
+  type Exited,
+  HANDLER,
+  SelfCheckError,
+  SIGNAL_FRAME,
+  SP,
+  STACK_TOP,
+} from "../src/vm/personality/step/program.js";
 import { PHASE, STATE, type Step } from "../src/vm/personality/step/programs/states.js";
 import { drainConsole } from "../src/vm/memory/console-ring.js";
 import * as S from "../src/vm/tasks/signals.js";
 import { STATUS_CONTINUED, stopStatus, WCONTINUED, WNOHANG, WUNTRACED } from "../src/vm/tasks/status.js";
-import { type Act, go, runScripts, Script } from "./scripted.js";
+import { type Act, go, runScripts, Script, ScriptedMachine } from "./scripted.js";
 import { processAddress } from "../src/vm/memory/kernel-layout.js";
 
 const FREE = 40; // words 40 to 59 of the registers (x20 to x29) are nobody's
@@ -531,6 +540,80 @@ test("without a handler it fails; its parent reaps it like any other, and the co
   t.is(log[1], -ECHILD);
   t.is(machine.find((log[0] as Exited).pid), undefined);
   t.regex(drainConsole(machine.kernel.memory), /process \d+ \(main\) failed: write to 0x11000000/);
+  t.deepEqual(machine.problems(), []);
+});
+
+test("who has lost his parent and fails is reaped, and so is who fails first; who never had a parent stays", (t) => {
+  const fail: Act = () => {
+    throw new SelfCheckError("wrong memory");
+  };
+  const pids: number[] = [];
+  const known: Act = ({ system }) => void pids.push(system.getpid());
+  const failures = () => machine.processes().filter(({ state }) => state === "failed");
+  let whileParentLives: number[] = [];
+  let later: number[] = [];
+  const machine: ScriptedMachine = new ScriptedMachine();
+  machine.add({
+    main: new Script([
+      fork,
+      child(6),
+      wait(() => undefined),
+      until(() => pids.length === 2 && machine.find(pids[1]!)?.state !== "sleeping"),
+      ({ system }) => {
+        later = failures().map(({ pid }) => pid);
+        system.sleep(0);
+      },
+      fail,
+      fork, // the parent of the two: one fails while it lives, one after its end
+      child(12),
+      until(() => failures().length === 1),
+      fork,
+      child(14),
+      ({ system }) => {
+        whileParentLives = failures().map(({ pid }) => pid);
+        system.exit(0);
+      },
+      known,
+      fail,
+      known,
+      until((step) => machine.find(step.system.getpid())!.parent === 0),
+      fail,
+    ]),
+    witness: new Script([until(() => machine.find(main.pid)?.state === "failed"), machine.off]),
+  });
+  const main = machine.start("main");
+  machine.start("witness");
+  machine.start("watchdog");
+  machine.go();
+  t.deepEqual(whileParentLives, [pids[0]]);
+  t.deepEqual(later, []);
+  t.deepEqual(
+    failures().map(({ pid }) => pid),
+    [main.pid],
+  );
+  const says = drainConsole(machine.kernel.memory);
+  for (const pid of pids) t.is(says.split(`process ${pid} (main) failed: wrong memory\n`).length, 2);
+  t.false(says.includes(`process ${main.pid} `));
+  t.deepEqual(machine.problems(), []);
+  machine.kernel.lifecycle.end(main.slot);
+  t.is(machine.find(main.pid), undefined);
+});
+
+test("who ignores SIGCHLD need not wait for a child that failed", (t) => {
+  const machine = runScripts(({ off }) => ({
+    main: new Script([
+      on(S.SIGCHLD, "ignore"),
+      fork,
+      child(5),
+      wait((none) => t.is(none, -ECHILD)),
+      off,
+      () => {
+        throw new SelfCheckError("wrong memory");
+      },
+    ]),
+  }));
+  t.is(machine.processes().length, 1);
+  t.regex(drainConsole(machine.kernel.memory), /\(main\) failed: wrong memory/);
   t.deepEqual(machine.problems(), []);
 });
 

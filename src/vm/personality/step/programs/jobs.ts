@@ -37,6 +37,14 @@ const CHILD = 10;
 const EXIT = 20;
 const REST = 21;
 const PARENT = 22;
+/** States of the parent in which it rests; tests look for them. */
+export const JOBS: Readonly<Record<"stop" | "awaitStops" | "goOn" | "awaitContinues" | "end", number>> = {
+  stop: STOP,
+  awaitStops: STOPPED,
+  goOn: CONTINUE,
+  awaitContinues: CONTINUED,
+  end: END,
+};
 
 class Jobs extends StateProgram {
   readonly #ms: number;

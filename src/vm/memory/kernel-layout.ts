@@ -125,7 +125,7 @@ export const PROCESS_FREE = 0;
 export const PROCESS_READY = 1;
 export const PROCESS_RUNNING = 2;
 export const PROCESS_SLEEPING = 3;
-/** Ended by a failed self-check or a bad access; its memory stays for whoever looks. */
+/** Ended by a failed self-check or a bad access; its memory stays, for whoever looks, until it is reaped. */
 export const PROCESS_FAILED = 4;
 /** Told to end; the next vCPU that picks it frees it. */
 export const PROCESS_ENDING = 5;

@@ -34,6 +34,7 @@ import { emptyCounts, SAVE_STEPS, type SaveCounts, type SaveFacts, type SaveRepo
 import { SaveFiles } from "./save-files.js";
 import { CANCEL_MESSAGES, COPY_FRAMES_PER_MS, type SaveOptions, type SaveSettings, withDefaults } from "./save-options.js";
 import { resetLongestGap } from "./vm/tasks/activity.js";
+import { livePid } from "./vm/tasks/process.js";
 import { ImageWriter } from "./writer/image-writer.js";
 import { type StageSource, WRITER_BYTES } from "./writer/page-writer.js";
 
@@ -279,6 +280,7 @@ class Save implements Disposable {
   /** What the report is made from. */
   #facts(): SaveFacts {
     const { control, kernel, vcpus } = this.#machine;
+    const pidOf = (slot: number) => livePid(kernel.memory, slot);
     return {
       frames: kernel.memory.frames,
       vcpus,
@@ -290,7 +292,7 @@ class Save implements Disposable {
       at: this.#times.all(),
       chunks: this.#writer.locations.chunks,
       totals: this.#writer.totals,
-      faults: readFaultStatistics(control, vcpus, this.#times.at("armed"), this.#times.at("residual")),
+      faults: readFaultStatistics({ control, vcpus, pidOf }, this.#times.at("armed"), this.#times.at("residual")),
       counts: this.#counts,
     };
   }

@@ -16,7 +16,7 @@
 export { bootOrResume, type BootOptions, type BootResult } from "./boot.js";
 export { type ErrorCode, HibernaculumError, type SerializedError } from "./base/errors.js";
 export type { ReadableMemory } from "./base/memory.js";
-export type { FaultCounts, FaultStatistics } from "./cow/fault-statistics.js";
+export type { FaultCounts, FaultOwner, FaultStatistics } from "./cow/fault-statistics.js";
 export { save } from "./hibernate.js";
 export type { BlockRow, Catalogue, MappingRow, Meta, ProcessRow } from "./image/catalogue.js";
 export { type Image, openImage, type OpenOptions, removeStalePartials } from "./image/directory.js";

@@ -14,7 +14,7 @@ import { checkConsistency } from "../src/vm/views/consistency.js";
 import { findFrame } from "../src/vm/memory/page-table.js";
 import { DATA_BASE } from "../src/vm/personality/step/program.js";
 import { CHAOS_DIGESTS } from "../src/vm/personality/step/programs/chaos.js";
-import { bootMachine, Draws, MIB, scratch, sleep, whileStopped } from "./support.js";
+import { bootMachine, collectFailures, Draws, MIB, scratch, sleep, whileStopped } from "./support.js";
 
 /** One at a time: a live machine wants both cores. */
 const test = ava.serial;
@@ -50,7 +50,9 @@ test("random programs that are saved and resumed come to what they come to witho
     const [workers, operations] = [draws.between(1, 5), draws.between(5, 25)];
     return `chaos:seed=${draws.below(2 ** 31)},workers=${workers},operations=${operations + i}`;
   });
-  let machine = await bootMachine(t, OPTIONS);
+  const { failures, onConsole } = collectFailures();
+  const options = { ...OPTIONS, onConsole };
+  let machine = await bootMachine(t, options);
   for (const text of texts) machine.spawn(text);
   let resumes = 0;
   let busiest = 0;
@@ -62,7 +64,7 @@ test("random programs that are saved and resumed come to what they come to witho
     // A snapshot is resumed now and then, too, and its machine is gone: from here on the image is the one that counts.
     if (!keepRunning || draws.below(3) === 0) {
       await machine.powerOff();
-      machine = await bootMachine(t, OPTIONS);
+      machine = await bootMachine(t, options);
       await resume(machine, path);
       resumes++;
     }
@@ -71,8 +73,9 @@ test("random programs that are saved and resumed come to what they come to witho
   }
   const saved = digests(machine);
   await machine.powerOff();
+  t.deepEqual(failures, []);
 
-  const undisturbed = await bootMachine(t, OPTIONS);
+  const undisturbed = await bootMachine(t, options);
   for (const text of texts) undisturbed.spawn(text);
   const isThere = (): boolean => {
     const now = digests(undisturbed);
@@ -88,6 +91,7 @@ test("random programs that are saved and resumed come to what they come to witho
     t.true(both > 0, text);
     compared += both;
   }
+  t.deepEqual(failures, []);
   t.true(resumes > 0);
   t.log({ rounds: ROUNDS, resumes, programs: texts.length, generations: compared, processes_at_once: busiest, losses: 0 });
 });

@@ -258,7 +258,7 @@ test("the areas of the control area do not overlap, and end below RAM", (t) => {
   const bytes: Record<string, number> = {
     VCPU_AREA: threads * layout.VCPU_BYTES,
     CONTEXT_AREA: MAX_PROCESSES * layout.CONTEXT_BYTES,
-    FAULT_COUNT_AREA: threads * MAX_PROCESSES * layout.FAULT_KINDS * 4,
+    FAULT_COUNT_AREA: threads * layout.FAULT_SLOTS * layout.FAULT_KINDS * 4,
     FAULT_TIMELINE: threads * layout.TIMELINE_BINS * 4,
     FAULT_LATENCY: threads * layout.LATENCY_BINS * 4,
     STEP_TIMELINE: MAX_VCPUS * layout.TIMELINE_BINS * 4,
@@ -282,6 +282,7 @@ test("the areas of the control area do not overlap, and end below RAM", (t) => {
   for (const [i, area] of areas.entries())
     t.true(i === 0 || areas[i - 1]!.to <= area.from, `${areas[i - 1]?.name} runs into ${area.name}`);
   t.is(areas.at(-1)!.name, "RAM");
+  t.is(layout.FAULT_SLOTS, MAX_PROCESSES + 1);
   t.is(layout.BITMAP_BYTES * 8, MAX_FRAMES);
   t.true(RAM_BYTES_MAX <= MAX_FRAMES * FRAME_BYTES);
 });

@@ -19,7 +19,7 @@ import { FRAME_REFERENCES, FRAME_ENTRY_BYTES, kernelLayout } from "../src/vm/mem
 import { walkLeaves } from "../src/vm/memory/page-table.js";
 import { listProcesses } from "../src/vm/tasks/process.js";
 import { DATA_BASE } from "../src/vm/personality/step/program.js";
-import { bootMachine, Draws, MIB, scratch, sleep, until, whileStopped } from "./support.js";
+import { bootMachine, collectFailures, Draws, MIB, scratch, sleep, until, whileStopped } from "./support.js";
 
 /** One at a time: a live machine wants both cores. */
 const test = ava.serial;
@@ -75,7 +75,7 @@ async function round(t: ExecutionContext, machine: Machine, image: string, keepR
   let next = machine;
   if (!keepRunning) {
     met.resumes++;
-    next = await bootMachine(t, { ramBytes: machine.kernel.memory.frames * 4096 });
+    next = await bootMachine(t, { ramBytes: machine.kernel.memory.frames * 4096, onConsole });
     next.spawn("boot-progress");
     next.spawn("boot-housekeeping:200");
     await resume(next, image);
@@ -89,6 +89,8 @@ async function round(t: ExecutionContext, machine: Machine, image: string, keepR
 }
 
 const met = { rounds: 0, resumes: 0, shared: 0, huge: 0 };
+/** Of the machines of `round` and the tests that call it. */
+const { failures, onConsole } = collectFailures();
 
 test("families that share memory are saved and resumed while they are at it", async (t) => {
   t.timeout(2 ** 31 - 1);
@@ -98,7 +100,7 @@ test("families that share memory are saved and resumed while they are at it", as
   for (let i = 0; i < ROUNDS; i++) {
     if (i % 10 === 0) {
       await machine?.powerOff();
-      machine = await bootMachine(t, { ramBytes: draws.between(64, 96) * MIB });
+      machine = await bootMachine(t, { ramBytes: draws.between(64, 96) * MIB, onConsole });
       for (const text of ["fork", "shared", "mapper:maxpages=1024,slots=4"]) machine.spawn(text);
       for (let n = draws.between(1, 4); n > 0; n--) machine.spawn(drawProgram(draws));
     }
@@ -107,12 +109,13 @@ test("families that share memory are saved and resumed while they are at it", as
     if (i % 5 === 4) await goesOn(machine);
   }
   await machine?.powerOff();
+  t.deepEqual(failures, []);
   t.log(met);
   for (const [what, count] of Object.entries(met)) t.true(count > 0, what);
 });
 
 test("a process table that is full of forks is saved, and every family goes on", async (t) => {
-  const machine = await bootMachine(t, { ramBytes: 128 * MIB });
+  const machine = await bootMachine(t, { ramBytes: 128 * MIB, onConsole });
   const image = join(scratch(t), "image");
   machine.spawn("fork:children=512,depth=2,pages=2");
   for (const keepRunning of [true, true, false]) {
@@ -120,6 +123,7 @@ test("a process table that is full of forks is saved, and every family goes on",
     const next = await round(t, machine, image, keepRunning);
     await goesOn(next);
   }
+  t.deepEqual(failures, []);
 });
 
 test("a machine whose memory is nearly used up is saved, or says how much it lacks and goes on", async (t) => {

@@ -205,6 +205,31 @@ test("rename: moves, replaces, and never into itself", (t) => {
   consistent(t, machine);
 });
 
+test("rename: a tree in memory may be as deep as a path may be, and no deeper", (t) => {
+  const machine = new HandMachine();
+  const { calls } = new Hand(machine);
+  const deepest = 64;
+  const below = (path: string, depth: number): string => {
+    for (let n = 0; n < depth; n++) t.is(calls.mkdir((path += "/d")), 0);
+    return path;
+  };
+  t.is(calls.mkdir("/from"), 0);
+  below("/from", 2); // a short branch and a long one: the longest counts
+  t.is(calls.mkdir("/from/long"), 0);
+  const file = `${below("/from/long", 29)}/f`;
+  calls.close(calls.open(file, O_CREAT | O_RDWR)); // 31 names below /from
+  const to = below("", deepest - 31);
+  t.is(calls.rename("/from", `${to}/d`), -E.ENAMETOOLONG, "34 names and 31 below them");
+  t.deepEqual(calls.readdir("/from"), ["d", "long"]);
+  t.is(calls.rename(file, "/f"), 0);
+  t.is(calls.rename("/from", `${to}/d`), 0, "34 names and 30 below them");
+  const long = `${to}/d${file.slice("/from".length, -2)}`;
+  t.is(calls.mkdir(`${long}/d`), -E.ENAMETOOLONG);
+  t.is(calls.rename("/f", `${long}/f`), -E.ENAMETOOLONG);
+  t.is(calls.rename("/f", `${long.slice(0, -2)}/f`), 0);
+  consistent(t, machine);
+});
+
 test("fds: dup and fork share the position, exec closes what says so, and the last one frees the file", (t) => {
   const machine = new HandMachine({ vcpus: 2 });
   const hand = new Hand(machine);

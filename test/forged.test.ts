@@ -23,6 +23,7 @@ import { walkFds } from "../src/vm/files/descriptions.js";
 import { walkDirectory, walkHostInodes } from "../src/vm/files/inode.js";
 import { CODE_BASE } from "../src/vm/personality/step/program.js";
 import { listProcesses, type Process } from "../src/vm/tasks/process.js";
+import { SIGKILL, SIGSTOP, SIGTERM } from "../src/vm/tasks/signals.js";
 import { blocksOfKind } from "../src/vm/views/walker.js";
 import { diff, Host, inspect, makeImage, verify } from "./fixtures/forged.js";
 import { Forgery } from "./forger.js";
@@ -102,6 +103,8 @@ const WILD_FRAMES: Record<string, (f: Forgery) => number> = {
 };
 const COUNTS = [NaN, -1, Infinity, -Infinity];
 const TIMES = [NaN, -1, -Infinity];
+/** Sets with a signal that nobody can mask, or that there is not. */
+const MASKS: Record<string, () => number> = { SIGKILL: () => 1 << SIGKILL, SIGSTOP: () => 1 << SIGSTOP, "signal 0": () => 1 };
 
 const REFUSED: Case[] = [
   // the kernel page
@@ -184,6 +187,29 @@ const REFUSED: Case[] = [
   ...floats("alarm", (f) => slotAt(f, some(f)) + K.PROCESS_ALARM, TIMES, /alarm/),
   ...floats("interval", (f) => slotAt(f, some(f)) + K.PROCESS_ALARM_INTERVAL, TIMES, /alarm/),
   ...floats("virtual run time", (f) => slotAt(f, some(f)) + K.PROCESS_VRUNTIME, [NaN, Infinity], /virtual run time/),
+  ...words(
+    "status of a living process",
+    (f) => slotAt(f, some(f)) + K.PROCESS_STATUS,
+    { "-1": () => -1, "that it exited": () => 0x100, "that no signal stopped it": () => 0x7f },
+    /status of process/,
+  ),
+  ...words("flags", (f) => slotAt(f, some(f)) + K.PROCESS_FLAGS, { "-1": () => -1, "4": () => 4 }, /flags/),
+  {
+    what: "an orphan with a parent",
+    forge: (f) => {
+      f.store32(slotAt(f, some(f)) + K.PROCESS_FLAGS, K.FLAG_ORPHAN);
+      f.store32(slotAt(f, some(f)) + K.PROCESS_PARENT, named(f, "files").pid);
+    },
+    says: /lost its parent/,
+  },
+  ...words("mask", (f) => slotAt(f, some(f)) + K.PROCESS_MASK, MASKS, /the mask of process/),
+  ...words(
+    "mask to go back to",
+    (f) => slotAt(f, some(f)) + K.PROCESS_SUSPENDED_MASK,
+    { SIGKILL: () => 1 | (1 << SIGKILL), "not marked": () => 1 << SIGTERM },
+    /goes back/,
+  ),
+  ...words("mask for a handler", (f) => slotAt(f, some(f)) + K.PROCESS_HANDLER_MASKS + 31 * 4, MASKS, /handler of signal 31/),
 
   ...words("x0", (f) => slotAt(f, some(f)) + K.PROCESS_REGISTERS, { "1": () => 1 }, /x0/),
 
@@ -339,9 +365,7 @@ const HARMLESS: Case[] = [
   ...words("channel", (f) => slotAt(f, some(f)) + K.PROCESS_CHANNEL, WILD, /ok/),
   ...words("vCPU", (f) => slotAt(f, some(f)) + K.PROCESS_VCPU, { "99": () => 99, "-2^31": () => -(2 ** 31) }, /ok/),
   ...words("group", (f) => slotAt(f, some(f)) + K.PROCESS_GROUP, { "-1": () => -1, "2^31 - 1": () => 2 ** 31 - 1 }, /ok/),
-  ...words("status", (f) => slotAt(f, some(f)) + K.PROCESS_STATUS, { "-1": () => -1 }, /ok/),
   ...words("pending signals", (f) => slotAt(f, some(f)) + K.PROCESS_PENDING, { all: () => -1 }, /ok/),
-  ...words("mask", (f) => slotAt(f, some(f)) + K.PROCESS_MASK, { all: () => -1 }, /ok/),
   ...floats("time to wake", (f) => slotAt(f, some(f)) + K.PROCESS_WAKE, COUNTS, /ok/),
   ...floats("alarm", (f) => slotAt(f, some(f)) + K.PROCESS_ALARM, [Infinity, 5e-324], /ok/),
   ...floats("interval", (f) => slotAt(f, some(f)) + K.PROCESS_ALARM_INTERVAL, [Infinity, 5e-324], /ok/),

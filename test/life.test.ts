@@ -20,9 +20,12 @@ import * as K from "../src/vm/memory/kernel-layout.js";
 import { findLeaf } from "../src/vm/memory/page-table.js";
 import { listProcesses, type Process, readRegisters } from "../src/vm/tasks/process.js";
 import { HANDLER, SIGNAL_FRAME, SP } from "../src/vm/personality/step/program.js";
+import { STATE } from "../src/vm/personality/step/programs/states.js";
 import { PROGRESS_DRAWN, PROGRESS_SAVES } from "../src/vm/personality/step/programs/progress.js";
-import { SIGCONT, SIGKILL, SIGSTOP } from "../src/vm/tasks/signals.js";
-import { bootMachine, Draws, scratch, sleep, until } from "./support.js";
+import { JOBS } from "../src/vm/personality/step/programs/jobs.js";
+import { SIGCONT, SIGKILL, signalSet, SIGSTOP, SIGUSR1, SIGUSR2 } from "../src/vm/tasks/signals.js";
+import { STATUS_CONTINUED, WCONTINUED, WNOHANG, WUNTRACED } from "../src/vm/tasks/status.js";
+import { bootMachine, collectFailures, Draws, scratch, sleep, until } from "./support.js";
 import { processAddress } from "../src/vm/memory/kernel-layout.js";
 
 /** One at a time: a live machine wants both cores. */
@@ -51,6 +54,7 @@ function userWord(memory: ReadableMemory, { root }: Process, address: number): n
 /** Situations that the images are to show, by how many processes were in them. */
 const met = {
   inHandler: 0,
+  inHandlerThatMasks: 0,
   nested: 0,
   asleepInHandler: 0,
   sleepInterrupted: 0,
@@ -76,6 +80,11 @@ function meet(memory: ReadableMemory, entry: Process, started: ReadonlySet<numbe
   const registers = readRegisters(memory, entry.slot);
   if (registers[HANDLER] === 0 || entry.state === "zombie") return;
   met.inHandler++;
+  if (entry.text.startsWith("signals:") && registers[HANDLER] === 1) {
+    met.inHandlerThatMasks++;
+    if (entry.mask !== signalSet(SIGUSR1, SIGUSR2))
+      throw new Error(`process ${entry.pid} handles SIGUSR1 with mask ${entry.mask}`);
+  }
   if (entry.state === "sleeping") met.asleepInHandler++;
   const frame = registers[SP]! >>> 0;
   if (userWord(memory, entry, frame + SIGNAL_FRAME.registers + HANDLER * 4) !== 0) met.nested++;
@@ -120,7 +129,8 @@ test("whatever signals, alarms, stops and ends race with a save, its image goes 
   const draws = new Draws(t);
   const directory = scratch(t);
   const programs = drawPrograms(draws);
-  let machine = await bootMachine(t);
+  const reaped = collectFailures();
+  let machine = await bootMachine(t, reaped);
   const started = new Set(programs.map((program) => machine.spawn(program).pid));
   let hibernations = 0;
   for (let round = 1; round <= ROUNDS; round++) {
@@ -132,13 +142,13 @@ test("whatever signals, alarms, stops and ends race with a save, its image goes 
     if (!keepRunning) {
       hibernations++;
       await sleep(draws.below(40)); // the wall clock goes on, the guest's does not
-      machine = await bootMachine(t, { vcpus: draws.between(1, 2) });
+      machine = await bootMachine(t, { ...reaped, vcpus: draws.between(1, 2) });
       machine.spawn("boot-housekeeping:50");
       await resume(machine, path);
     }
     t.is(processes.filter(({ pid }) => started.has(pid)).length, started.size, "none of them is gone");
     await goesOn(machine, processes, started);
-    t.deepEqual(failures(machine.processes()), [], `round ${round}`);
+    t.deepEqual([...failures(machine.processes()), ...reaped.failures], [], `round ${round}`);
     machine.check();
     await rm(path, { recursive: true, force: true });
   }
@@ -170,6 +180,60 @@ test("an alarm and a sleep have left after a resume what they had left before, h
   const ran = fresh.control.guestNow() - clock;
   t.true(ran >= 0 && ran <= hostNow() - began, "the guest's clock stood still meanwhile");
   t.true(Date.now() - wall >= 300, "the wall clock did not");
+});
+
+test("who waits for stops before a save is told of them after it, and once; what was to be told before it, too", async (t) => {
+  const reaped = collectFailures();
+  let machine = await bootMachine(t, reaped);
+  const { pid, slot } = machine.spawn("jobs:ms=100000,seed=3");
+  const path = join(scratch(t), "image");
+  const at = processAddress(machine.kernel.memory, slot);
+  const leader = () => machine.processes().find((entry) => entry.pid === pid)!;
+  const children = () => machine.processes().filter(({ parent }) => parent === pid);
+  const is = (state: number, what: Process["state"]) => () =>
+    leader().state === what && readRegisters(machine.kernel.memory, slot)[STATE] === state;
+  /** Ends the sleep of the leader, who is to do this next. */
+  const hurry = (state: number) => {
+    machine.kernel.memory.store32(at + K.PROCESS_REGISTERS + STATE * 4, state);
+    machine.kernel.memory.storeFloat64(at + K.PROCESS_WAKE, 1);
+    machine.control.ringDoorbell();
+  };
+  /** What wait still has for it. */
+  const tells = () => {
+    const { control, lifecycle } = machine.kernel;
+    return control.locked(() => lifecycle.wait(slot, -1, WNOHANG | WUNTRACED | WCONTINUED));
+  };
+  const saveAndResume = async () => {
+    await save(machine, path, { oracle: true });
+    await look(t, path, new Set([pid]));
+    machine = await bootMachine(t, reaped);
+    await resume(machine, path);
+    await rm(path, { recursive: true });
+  };
+  await until(is(JOBS.stop, "sleeping"), "the leader has its children");
+  await until(() => children().every(({ state }) => state === "sleeping"), "they sleep");
+  t.is(children().length, 3);
+
+  hurry(JOBS.awaitStops);
+  await until(is(JOBS.awaitStops, "blocked"), "it waits for their stops");
+  await saveAndResume();
+  t.true(is(JOBS.awaitStops, "blocked")());
+  machine.kernel.groups.kill(undefined, -children()[0]!.group, SIGSTOP);
+  await until(is(JOBS.goOn, "sleeping"), "it was told of all three");
+  t.is(tells(), 0);
+
+  machine.kernel.groups.kill(undefined, -children()[0]!.group, SIGCONT);
+  await until(() => children().every(({ state }) => state === "sleeping"), "they go on");
+  await saveAndResume();
+  t.deepEqual(
+    children().map(({ status }) => status),
+    [STATUS_CONTINUED, STATUS_CONTINUED, STATUS_CONTINUED],
+  );
+  hurry(JOBS.awaitContinues);
+  await until(is(JOBS.end, "sleeping"), "it was told of all three");
+  await saveAndResume();
+  t.is(tells(), 0);
+  t.deepEqual([...failures(machine.processes()), ...reaped.failures], []);
 });
 
 // ---- a helper of user space (S3.7) ----

@@ -9,7 +9,7 @@ import { checkConsistency } from "../src/vm/views/consistency.js";
 import { EAGAIN, ECHILD, EINVAL, ENOMEM } from "../src/vm/memory/errno.js";
 import { allocateObject, freeObject } from "../src/vm/memory/kernel-heap.js";
 import { KERNEL_HEAP_HEADS, KIND_KERNEL_HEAP, KIND_RESERVE } from "../src/vm/memory/kernel-layout.js";
-import { walkLeaves } from "../src/vm/memory/page-table.js";
+import { walkLeaves, walkTables } from "../src/vm/memory/page-table.js";
 import { listProcesses, type Process, readProcess, readRegisters } from "../src/vm/tasks/process.js";
 import {
   A0,
@@ -484,7 +484,10 @@ export class MemoryModel {
     for (const modelled of this.#alive()) {
       const { pid, root } = readProcess(memory, modelled.process.slot)!;
       const present = new Set<number>();
+      /** Of the tables above the leaves: where they begin, and of what span. */
+      const tables = new Set<string>();
       for (const { address, frame, level } of walkLeaves(memory, root)) {
+        for (let above = level + 1; above <= 3; above++) tables.add(`${Math.floor(address / PAGE / 512 ** above)} ${above}`);
         for (let i = 0; i < 512 ** level; i++) {
           const vpn = address / PAGE + i;
           present.add(vpn);
@@ -494,6 +497,8 @@ export class MemoryModel {
           if (Buffer.compare(memory.read((frame + i) * PAGE, PAGE), bytesOf(page)) !== 0) throw new Error(`${where} differs`);
         }
       }
+      const there = [...walkTables(memory, root)].length;
+      if (there !== tables.size) throw new Error(`${pid} has ${there} page tables, and its leaves want ${tables.size}`);
       for (const [vpn, page] of modelled.pages) {
         if (page === undefined || page.shared !== undefined || present.has(vpn)) continue;
         if (page.bytes !== ZERO) throw new Error(`page 0x${(vpn * PAGE).toString(16)} of ${pid} is missing`);

@@ -6,10 +6,21 @@ import test from "ava";
 import { PTE_R, PTE_W } from "../src/base/layout.js";
 import { E2BIG, ECHILD, EINVAL, ENOENT, EPERM, ESRCH } from "../src/vm/memory/errno.js";
 import * as K from "../src/vm/memory/kernel-layout.js";
-import { A0, DATA_BASE, type Exited, HANDLER, SIGNAL_FRAME, SP, STACK_TOP } from "../src/vm/personality/step/program.js";
+import {
+  A0,
+  DATA_BASE,
+  type Exited,
+  HANDLER,
+  SelfCheckError,
+  SIGNAL_FRAME,
+  SP,
+  STACK_TOP,
+} from "../src/vm/personality/step/program.js";
 import { PHASE, STATE, type Step } from "../src/vm/personality/step/programs/states.js";
+import { drainConsole } from "../src/vm/memory/console-ring.js";
 import * as S from "../src/vm/tasks/signals.js";
-import { type Act, go, runScripts, Script } from "./scripted.js";
+import { STATUS_CONTINUED, stopStatus, WCONTINUED, WNOHANG, WUNTRACED } from "../src/vm/tasks/status.js";
+import { type Act, go, runScripts, Script, ScriptedMachine } from "./scripted.js";
 import { processAddress } from "../src/vm/memory/kernel-layout.js";
 
 const FREE = 40; // words 40 to 59 of the registers (x20 to x29) are nobody's
@@ -207,7 +218,7 @@ test("a frame is pushed onto a stack that was never touched, or across pages, or
     [STACK_TOP - 288, (STACK_TOP - 4096 + 100 - 288) & ~15].map((at) => at >>> 0),
   );
   t.like(status, { status: S.SIGSEGV });
-  t.regex(machine.processes().find(({ state }) => state === "failed")!.failure, /no room on its stack .* signal 10/);
+  t.regex(drainConsole(machine.kernel.memory), /failed: no room on its stack .* signal 10/);
   t.deepEqual(machine.problems(), []);
 });
 
@@ -510,7 +521,7 @@ test("a program that handles SIGSEGV learns the address, mends it, and the step 
   t.deepEqual(machine.problems(), []);
 });
 
-test("without a handler it fails with its reason; its parent is told once, and its memory stays", (t) => {
+test("without a handler it fails; its parent reaps it like any other, and the console says why it failed", (t) => {
   const log: (Exited | number)[] = [];
   const machine = runScripts(({ off }) => ({
     main: new Script([
@@ -525,11 +536,153 @@ test("without a handler it fails with its reason; its parent is told once, and i
       },
     ]),
   }));
-  const failed = machine.processes().find(({ state }) => state === "failed")!;
-  t.deepEqual(log, [{ pid: failed.pid, status: S.SIGSEGV }, -ECHILD]);
-  t.regex(failed.failure, /write to 0x11000000/);
-  t.is(failed.parent, 0);
+  t.like(log[0], { status: S.SIGSEGV });
+  t.is(log[1], -ECHILD);
+  t.is(machine.find((log[0] as Exited).pid), undefined);
+  t.regex(drainConsole(machine.kernel.memory), /process \d+ \(main\) failed: write to 0x11000000/);
   t.deepEqual(machine.problems(), []);
+});
+
+test("who has lost his parent and fails is reaped, and so is who fails first; who never had a parent stays", (t) => {
+  const fail: Act = () => {
+    throw new SelfCheckError("wrong memory");
+  };
+  const pids: number[] = [];
+  const known: Act = ({ system }) => void pids.push(system.getpid());
+  const failures = () => machine.processes().filter(({ state }) => state === "failed");
+  let whileParentLives: number[] = [];
+  let later: number[] = [];
+  const machine: ScriptedMachine = new ScriptedMachine();
+  machine.add({
+    main: new Script([
+      fork,
+      child(6),
+      wait(() => undefined),
+      until(() => pids.length === 2 && machine.find(pids[1]!)?.state !== "sleeping"),
+      ({ system }) => {
+        later = failures().map(({ pid }) => pid);
+        system.sleep(0);
+      },
+      fail,
+      fork, // the parent of the two: one fails while it lives, one after its end
+      child(12),
+      until(() => failures().length === 1),
+      fork,
+      child(14),
+      ({ system }) => {
+        whileParentLives = failures().map(({ pid }) => pid);
+        system.exit(0);
+      },
+      known,
+      fail,
+      known,
+      until((step) => machine.find(step.system.getpid())!.parent === 0),
+      fail,
+    ]),
+    witness: new Script([until(() => machine.find(main.pid)?.state === "failed"), machine.off]),
+  });
+  const main = machine.start("main");
+  machine.start("witness");
+  machine.start("watchdog");
+  machine.go();
+  t.deepEqual(whileParentLives, [pids[0]]);
+  t.deepEqual(later, []);
+  t.deepEqual(
+    failures().map(({ pid }) => pid),
+    [main.pid],
+  );
+  const says = drainConsole(machine.kernel.memory);
+  for (const pid of pids) t.is(says.split(`process ${pid} (main) failed: wrong memory\n`).length, 2);
+  t.false(says.includes(`process ${main.pid} `));
+  t.deepEqual(machine.problems(), []);
+  machine.kernel.lifecycle.end(main.slot);
+  t.is(machine.find(main.pid), undefined);
+});
+
+test("who ignores SIGCHLD need not wait for a child that failed", (t) => {
+  const machine = runScripts(({ off }) => ({
+    main: new Script([
+      on(S.SIGCHLD, "ignore"),
+      fork,
+      child(5),
+      wait((none) => t.is(none, -ECHILD)),
+      off,
+      () => {
+        throw new SelfCheckError("wrong memory");
+      },
+    ]),
+  }));
+  t.is(machine.processes().length, 1);
+  t.regex(drainConsole(machine.kernel.memory), /\(main\) failed: wrong memory/);
+  t.deepEqual(machine.problems(), []);
+});
+
+test("wait tells once that a child has stopped, once that it goes on, only if it is asked, and then how it ended", (t) => {
+  const log: unknown[] = [];
+  const ask =
+    (options: number): Act =>
+    ({ system }) => {
+      const told = system.wait(-1, options);
+      if (told === undefined) return "waits";
+      log.push(typeof told === "number" ? told : told.status);
+      return "asked";
+    };
+  const all = WNOHANG | WUNTRACED | WCONTINUED;
+  const machine = runScripts(({ off }) => ({
+    main: new Script([
+      fork,
+      child(14),
+      ask(16), // no such option
+      ask(all),
+      kill(S.SIGTSTP),
+      ask(WUNTRACED),
+      ask(all),
+      kill(S.SIGCONT),
+      ask(WNOHANG),
+      ask(WCONTINUED),
+      ask(all),
+      kill(S.SIGTERM),
+      ask(WUNTRACED | WCONTINUED),
+      off,
+      pause,
+    ]),
+  }));
+  t.deepEqual(log, [-EINVAL, 0, stopStatus(S.SIGTSTP), 0, 0, STATUS_CONTINUED, 0, S.SIGTERM]);
+  t.deepEqual(machine.problems(), []);
+});
+
+test("a handler masks what sigaction says, and the child of a fork has it, too", (t) => {
+  const log: string[] = [];
+  runScripts(({ off }) => ({
+    main: new Script(
+      [
+        ({ system }) => {
+          system.sigaction(S.SIGUSR1, 1, S.signalSet(S.SIGUSR2, S.SIGKILL));
+          system.sigaction(S.SIGUSR2, 2);
+          return "done";
+        },
+        raise(S.SIGUSR1),
+        fork,
+        child(6),
+        wait(() => undefined),
+        off,
+        raise(S.SIGUSR1),
+        exit(0),
+      ],
+      [
+        (step) => {
+          if (step.registers[PHASE]!++ === 0) {
+            log.push("1 begins");
+            return raise(S.SIGUSR2)(step) ?? "asked";
+          }
+          log.push(`1 ends, masked ${step.system.sigprocmask("block", 0) === S.signalSet(S.SIGUSR1, S.SIGUSR2)}`);
+        },
+        () => void log.push("2"),
+      ],
+    ),
+  }));
+  const once = ["1 begins", "1 ends, masked true", "2"];
+  t.deepEqual(log, [...once, ...once]);
 });
 
 // ---- fork, exec, exit, wait ----

@@ -1,9 +1,51 @@
 /** Charts, units and layout of the reports. */
 import test from "ava";
+import { readFaultStatistics, resetFaultStatistics } from "../src/cow/fault-statistics.js";
+import { faultsByProcess } from "../src/reports/save-report.js";
 import { bar, sparkline, sparklineMax } from "../src/stats/charts.js";
 import { formatBytes, formatCount, formatGbPerS, formatMs, formatNs, formatPercent, formatShort } from "../src/stats/format.js";
 import { renderProcesses } from "../src/stats/live-report.js";
+import { DATA_BASE } from "../src/vm/personality/step/program.js";
+import { livePid, type Process } from "../src/vm/tasks/process.js";
+import { HandMachine } from "./support.js";
 import { field, plainView, table, viewOf, wrap } from "../src/stats/layout.js";
+
+test("the table of faults: a process by its name, all that have ended in one row, also when others have their slots", (t) => {
+  const machine = new HandMachine();
+  const { control, kernel, tracking } = machine;
+  const store = (process: Process) => machine.run(process).store32(DATA_BASE, 1);
+  const pidOf = (slot: number) => livePid(kernel.memory, slot);
+  resetFaultStatistics(control);
+  const [ends, stays, leaves] = [machine.spawn(1, 7), machine.spawn(1, 7), machine.spawn(1, 7)];
+  tracking.arm();
+  for (const process of [ends, stays, leaves]) store(process);
+  machine.vcpus[0]!.core.deactivate();
+  for (const { slot } of [ends, leaves]) kernel.lifecycle.end(slot);
+  const successor = machine.spawn(1, 7);
+  t.is(successor.slot, ends.slot);
+  const begun = machine.spawn(1, 7);
+  t.is(begun.slot, leaves.slot);
+  tracking.arm(); // what the kernel stored for it bears marks
+  store(successor);
+  kernel.lifecycle.end(begun.slot);
+  const statistics = readFaultStatistics({ control, vcpus: 1, pidOf }, 0, 0);
+  const { by_process, ...rest } = faultsByProcess(statistics, [stays]);
+  const rows = by_process.map(({ pid, name, user }) => ({ pid, name, user })).sort((a, b) => a.pid - b.pid);
+  t.deepEqual(
+    rows.filter(({ name }) => name !== "kernel"),
+    [
+      { pid: 0, name: "ended processes", user: 2 },
+      { pid: stays.pid, name: "test", user: 1 },
+      { pid: successor.pid, name: "", user: 1 }, // began after the image
+    ],
+  );
+  t.false("by_owner" in rest);
+  const sum = by_process.reduce(
+    (all, { user, kernel: ofKernel, page_table, device }) => all + user + ofKernel + page_table + device,
+    0,
+  );
+  t.is(sum, rest.total);
+});
 
 test("sparkline: scaled to the largest, averaged to the columns, zero apart from little", (t) => {
   t.is(sparkline([0, 1, 50, 100], { columns: 10 }), "▁▂▅█");

@@ -80,6 +80,13 @@ export async function bootMachine(t: ExecutionContext, options: Partial<MachineO
   return machine;
 }
 
+/** For `bootMachine`: what consoles say of processes that failed and were reaped, so that nobody finds them in the process table. */
+export function collectFailures(): { failures: string[]; onConsole(text: string): void } {
+  const failures: string[] = [];
+  const onConsole = (text: string) => void failures.push(...text.split("\n").filter((line) => line.includes(" failed: ")));
+  return { failures, onConsole };
+}
+
 /** Runs `look` while every vCPU of a machine stands at a safepoint. */
 export function whileStopped<T>(machine: Machine, look: () => T): T {
   machine.quiesce.stop();

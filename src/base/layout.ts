@@ -8,7 +8,7 @@
  *     0x0000_0000  machine words             MACHINE_*           64 words
  *     0x0000_1000  vCPU words                VCPU_*              MAX_VCPUS x 256 B
  *     0x0001_0000  address-space contexts    CONTEXT_*           MAX_PROCESSES x 32 B
- *     0x0002_0000  fault counts              FAULT_COUNT_AREA    MAX_VCPUS+1 x MAX_PROCESSES x 4 kinds x 4 B
+ *     0x0002_0000  fault counts              FAULT_COUNT_AREA    MAX_VCPUS+1 x FAULT_SLOTS x 4 kinds x 4 B
  *     0x0008_0000  dirty bitmap              DIRTY_BITMAP        1 bit a frame
  *     0x000a_0000  saveable bitmap           SAVEABLE_BITMAP     1 bit a frame
  *     0x000c_0000  planned bitmap            PLANNED_BITMAP      1 bit a frame
@@ -186,6 +186,8 @@ export const CONTEXT_VCPU = 0x14;
 
 export const FAULT_COUNT_AREA = 0x20000;
 export const FAULT_KINDS = 4;
+/** A slot more than there are processes: for those that have ended and whose slots others have taken. */
+export const FAULT_SLOTS = 513; // MAX_PROCESSES + 1
 /** First store of a process to a frame. */
 export const FAULT_USER = 0;
 /** First store of the kernel. */

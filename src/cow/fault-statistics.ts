@@ -4,10 +4,10 @@ import {
   FAULT_COUNT_AREA,
   FAULT_KINDS,
   FAULT_LATENCY,
+  FAULT_SLOTS,
   FAULT_TIMELINE,
   LATENCY_BINS,
   LATENCY_SAMPLE,
-  MAX_PROCESSES,
   MAX_VCPUS,
   TIMELINE_BIN_MS,
   TIMELINE_BINS,
@@ -24,11 +24,14 @@ export interface FaultCounts {
   device: number;
 }
 
+/** A process by its pid; what the coordinator stores; or processes that have ended, together. */
+export type FaultOwner = number | "kernel" | "ended";
+
 export interface FaultStatistics {
   total: number;
   by_kind: FaultCounts;
-  /** By the slot of the process on whose vCPU it happened; the kernel's stores on the coordinator are under slot -1. */
-  by_slot: (FaultCounts & { slot: number })[];
+  /** By the pid of the process on whose vCPU it happened. */
+  by_owner: (FaultCounts & { owner: FaultOwner })[];
   timeline: { bin_ms: number; counts: number[] };
   /** One fault in `sample` is timed, from the slow path's entry to its end, clock read included. */
   latency: { sample: number; from_ns: number[]; counts: number[]; p50_ns: number; p99_ns: number };
@@ -36,28 +39,36 @@ export interface FaultStatistics {
 
 export function resetFaultStatistics(control: Control): void {
   const clear = (area: number, words: number) => control.words.fill(0, area >>> 2, (area >>> 2) + words);
-  clear(FAULT_COUNT_AREA, THREADS * MAX_PROCESSES * FAULT_KINDS);
+  clear(FAULT_COUNT_AREA, THREADS * FAULT_SLOTS * FAULT_KINDS);
   clear(FAULT_LATENCY, THREADS * LATENCY_BINS);
   clear(FAULT_TIMELINE, THREADS * TIMELINE_BINS);
 }
 
-/** Reads the counts of the faults of `vcpus` vCPUs and the coordinator between two host times (the armed stretch). */
-export function readFaultStatistics(control: Control, vcpus: number, from: number, to: number): FaultStatistics {
+/**
+ * Reads the counts of the faults of `vcpus` vCPUs and the coordinator between two host times (the armed stretch).
+ *
+ * @param pidOf - of the process in a slot; undefined if it is free
+ */
+export function readFaultStatistics(
+  { control, vcpus, pidOf }: { control: Control; vcpus: number; pidOf(slot: number): number | undefined },
+  from: number,
+  to: number,
+): FaultStatistics {
   const zero = (): FaultCounts => ({ user: 0, kernel: 0, page_table: 0, device: 0 });
   const kinds = ["user", "kernel", "page_table", "device"] as const;
-  const bySlot = new Map<number, FaultCounts>();
+  const byOwner = new Map<FaultOwner, FaultCounts>();
   const byKind = zero();
   let total = 0;
   const threads = [...Array(vcpus).keys(), MAX_VCPUS];
   for (const thread of threads) {
-    for (let slot = 0; slot < MAX_PROCESSES; slot++) {
+    for (let slot = 0; slot < FAULT_SLOTS; slot++) {
       for (const [kind, name] of kinds.entries()) {
-        const at = (FAULT_COUNT_AREA >>> 2) + (thread * MAX_PROCESSES + slot) * FAULT_KINDS + kind;
+        const at = (FAULT_COUNT_AREA >>> 2) + (thread * FAULT_SLOTS + slot) * FAULT_KINDS + kind;
         const count = control.words[at]!;
         if (count === 0) continue;
-        const whose = thread === MAX_VCPUS ? -1 : slot;
-        if (!bySlot.has(whose)) bySlot.set(whose, zero());
-        bySlot.get(whose)![name] += count;
+        const owner = thread === MAX_VCPUS ? "kernel" : (pidOf(slot) ?? "ended");
+        if (!byOwner.has(owner)) byOwner.set(owner, zero());
+        byOwner.get(owner)![name] += count;
         byKind[name] += count;
         total += count;
       }
@@ -66,7 +77,7 @@ export function readFaultStatistics(control: Control, vcpus: number, from: numbe
   return {
     total,
     by_kind: byKind,
-    by_slot: [...bySlot].map(([slot, counts]) => ({ slot, ...counts })),
+    by_owner: [...byOwner].map(([owner, counts]) => ({ owner, ...counts })),
     timeline: { bin_ms: TIMELINE_BIN_MS, counts: readTimeline(control, FAULT_TIMELINE, vcpus, from, to) },
     latency: readLatency(control, threads),
   };

@@ -35,7 +35,8 @@ export interface SaveReport {
     /** In files of the host, and not in the image. */
     by_reference: number;
   };
-  faults: FaultStatistics & {
+  faults: Omit<FaultStatistics, "by_owner"> & {
+    /** pid 0: what the coordinator stores, "kernel", and all processes that have ended, ENDED_PROCESSES. */
     by_process: { pid: number; name: string; user: number; kernel: number; page_table: number; device: number }[];
   };
   /** Residual set at the stop: marked, or allocated since the plan. */
@@ -230,7 +231,7 @@ export function saveReport(
       same_filled: saved.sameFilled,
       by_reference: saved.byReference,
     },
-    faults: { ...facts.faults, by_process: faultsByProcess(facts.faults, processes) },
+    faults: faultsByProcess(facts.faults, processes),
     residual_frames: residual,
     atomic_copy: {
       frames: copied,
@@ -306,12 +307,20 @@ function framesByKind(blocks: readonly BlockCount[]): Record<string, number> {
   return counts;
 }
 
-function faultsByProcess(faults: FaultStatistics, processes: readonly Process[]): SaveReport["faults"]["by_process"] {
-  const bySlot = new Map(processes.map((process) => [process.slot, process]));
-  return faults.by_slot.map(({ slot, ...counts }) => {
-    const process = bySlot.get(slot);
-    return { pid: process?.pid ?? 0, name: process?.text.split(":")[0] ?? "kernel", ...counts };
+/** In the table of faults, the one row of all processes that ended while tracking was armed. */
+const ENDED_PROCESSES = "ended processes";
+
+/** @param processes - of the image; one that began after the consistency point has no name here */
+export function faultsByProcess(
+  { by_owner, ...faults }: FaultStatistics,
+  processes: readonly Pick<Process, "pid" | "text">[],
+): SaveReport["faults"] {
+  const names = new Map(processes.map(({ pid, text }) => [pid, text.split(":")[0]!]));
+  const by_process = by_owner.map(({ owner, ...counts }) => {
+    if (typeof owner === "number") return { pid: owner, name: names.get(owner) ?? "", ...counts };
+    return { pid: 0, name: owner === "ended" ? ENDED_PROCESSES : owner, ...counts };
   });
+  return { ...faults, by_process };
 }
 
 function mean(values: number[]): number {

@@ -89,7 +89,11 @@ function faults({ faults: f }: SaveReport, view: View): string {
   if (f.by_process.length > 0) {
     const rows = [...f.by_process]
       .sort((a, b) => sumOf(b) - sumOf(a))
-      .map((p) => [String(p.pid), p.name, ...[p.user, p.kernel, p.page_table, p.device, sumOf(p)].map(formatCount)]);
+      .map((p) => [
+        p.pid === 0 ? "-" : String(p.pid),
+        p.name === "" ? "-" : p.name,
+        ...[p.user, p.kernel, p.page_table, p.device, sumOf(p)].map(formatCount),
+      ]);
     lines.push("", table(view, ["pid", "process", "user", "kernel", "page table", "device", "all"], rows), "");
   }
   if (counts.length > 0) {

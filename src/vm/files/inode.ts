@@ -285,6 +285,7 @@ export class InodeTree {
     const moved = this.#find(directory, from.at(-1)!);
     if (moved === undefined) return -ENOENT;
     if (to.length > from.length && from.every((part, i) => part === to[i])) return -EINVAL; // into itself
+    if (to.length + this.#depthBelow(moved.inode) > DEPTH_MAX) return -ENAMETOOLONG;
     const there = this.#find(target, to.at(-1)!);
     if (there?.inode === moved.inode) return 0;
     if (there !== undefined) {
@@ -301,6 +302,15 @@ export class InodeTree {
     }
     this.#leave(directory, moved.at);
     return 0;
+  }
+
+  /** Names in a row below an inode. */
+  #depthBelow(inode: PhysicalAddress): number {
+    const { memory } = this.#parts;
+    if (readInode(memory, inode).type !== "directory") return 0;
+    let depth = 0;
+    for (const entry of walkDirectory(memory, inode)) depth = Math.max(depth, 1 + this.#depthBelow(entry.inode));
+    return depth;
   }
 
   // ---- contents of files in memory ----

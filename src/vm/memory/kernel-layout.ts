@@ -71,7 +71,7 @@ export const PROCESS_ROOT = 0x08;
 export const PROCESS_VCPU = 0x0c;
 /** First area (kernel heap address, 0 for none). */
 export const PROCESS_AREAS = 0x10;
-/** Bit 0: a process of the boot (S3.7 helpers, progress, housekeeping), which a resume does not keep. */
+/** FLAG_*. */
 export const PROCESS_FLAGS = 0x14;
 /** Steps completed (float64). */
 export const PROCESS_STEPS = 0x18;
@@ -88,7 +88,7 @@ export const PROCESS_TEXT_BYTES = 0x40;
 export const PROCESS_PARENT = 0x44;
 /** Process group. */
 export const PROCESS_GROUP = 0x48;
-/** Exit status of a zombie or a failed process: code << 8, or the signal that ended it. */
+/** What wait tells of it (tasks/status.ts): how it ended, or that it stopped or goes on; 0 once that was told. */
 export const PROCESS_STATUS = 0x4c;
 /** What it waits for: the guest address of the object whose change wakes it, 0 for nothing. */
 export const PROCESS_CHANNEL = 0x50;
@@ -116,13 +116,16 @@ export const PROCESS_DISPOSITIONS_BYTES = 0x40;
 export const PROCESS_REGISTERS = 0x100;
 /** Why it failed: text, zero-terminated. */
 export const PROCESS_FAILURE = 0x300;
-export const PROCESS_FAILURE_BYTES = 0x100;
+export const PROCESS_FAILURE_BYTES = 0x80;
+/** Sets of signals, a word for each signal: what is masked in addition while its handler runs. */
+export const PROCESS_HANDLER_MASKS = 0x380;
+export const PROCESS_HANDLER_MASKS_BYTES = 0x80;
 
 export const PROCESS_FREE = 0;
 export const PROCESS_READY = 1;
 export const PROCESS_RUNNING = 2;
 export const PROCESS_SLEEPING = 3;
-/** Ended by a failed self-check or a bad access; its memory stays for whoever looks. */
+/** Ended by a failed self-check or a bad access; its memory stays, for whoever looks, until it is reaped. */
 export const PROCESS_FAILED = 4;
 /** Told to end; the next vCPU that picks it frees it. */
 export const PROCESS_ENDING = 5;
@@ -147,7 +150,10 @@ export const PROCESS_STATE_NAMES = [
   "stopped",
 ] as const;
 
+/** Of the boot (S3.7 helpers, progress, housekeeping): a resume does not keep it. */
 export const FLAG_BOOT = 1;
+/** Its parent has ended before it: the kernel reaps it. */
+export const FLAG_ORPHAN = 2;
 
 // Frame table: an entry a frame, the header of the block it begins.
 export const FRAME_ENTRY_BYTES = 16;

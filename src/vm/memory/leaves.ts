@@ -16,6 +16,7 @@ import {
   HUGE_PAGES,
   mapPage,
   PTE_FLAGS,
+  takeEmptyTables,
   unmapPage,
   visitEntries,
 } from "./page-table.js";
@@ -102,7 +103,9 @@ export class Leaves {
 
   /** Makes a leaf where there is none. False if there is no memory for its tables. */
   map(address: VirtualAddress, frame: Pfn, level: number, flags: number): boolean {
-    return mapPage(this.#parts.memory, this.root, address, frame, flags, () => this.allocateTable(), level);
+    if (mapPage(this.#parts.memory, this.root, address, frame, flags, () => this.allocateTable(), level)) return true;
+    this.#freeEmptyTables(address, address + FRAME_BYTES); // there was memory for one, and none for the next
+    return false;
   }
 
   #invalidate(address: VirtualAddress, pages: number): void {
@@ -117,9 +120,14 @@ export class Leaves {
   }
 
   /**
-   * Allocates a block of 2^order frames, fills it with `contents` and zeros, and maps it: all of it, or nothing is changed
-   * but for page tables.
+   * Only the vCPU that runs a process walks its tables without the lock, and no tag is left of an empty one: it can go at once, on
+   * that vCPU or while nobody runs the process.
    */
+  #freeEmptyTables(start: VirtualAddress, end: VirtualAddress): void {
+    for (const table of takeEmptyTables(this.#parts.memory, this.root, start, end)) this.#parts.buddy.free(table);
+  }
+
+  /** Allocates a block of 2^order frames, fills it with `contents` and zeros, and maps it: all of it, or nothing is changed. */
   mapNew(address: VirtualAddress, order: number, flags: number, contents?: Uint8Array): boolean {
     const { memory, buddy } = this.#parts;
     const frame = buddy.allocate(order, this.#pid, KIND_USER);
@@ -132,14 +140,21 @@ export class Leaves {
         unmapPage(memory, this.root, address + done * FRAME_BYTES);
         this.#invalidate(address + done * FRAME_BYTES, 1);
       }
+      this.#freeEmptyTables(address, address + (FRAME_BYTES << order));
       buddy.free(frame);
       return false;
     }
     return true;
   }
 
-  /** Takes the leaves of [start, end) out and lets go of their frames. No 2 MiB leaf lies across the ends. */
+  /** Takes the leaves of [start, end) out, and tables that are empty then. No 2 MiB leaf lies across the ends. */
   clear(start: VirtualAddress, end: VirtualAddress): void {
+    this.#takeOut(start, end);
+    this.#freeEmptyTables(start, end);
+  }
+
+  /** Takes the leaves of [start, end) out and lets go of their frames. */
+  #takeOut(start: VirtualAddress, end: VirtualAddress): void {
     const { memory, buddy } = this.#parts;
     /** A block that is freed as a whole, with its last leaf. */
     let whole = { head: -1, end: 0 };
@@ -212,7 +227,7 @@ export class Leaves {
     visitEntries(memory, this.root, address, address + HUGE_BYTES, (at, pte) => {
       memory.copy(block + (at - address) / FRAME_BYTES, pte >>> PTE_PPN_SHIFT);
     });
-    this.clear(address, address + HUGE_BYTES);
+    this.#takeOut(address, address + HUGE_BYTES); // its tables stay: else the leaf might find no memory for one
     const table = findTable(memory, this.root, address);
     if (!this.map(address, block, 1, flags)) {
       buddy.free(block); // the zeros that were there are lost with nothing: no leaf, no page

@@ -139,6 +139,33 @@ export function unmapPage(memory: PhysicalMemory, root: Pfn, address: VirtualAdd
   return frame;
 }
 
+/** Takes out the tables that are for addresses in [start, end) and have no entry. The root stays. Returns their frames. */
+export function takeEmptyTables(memory: PhysicalMemory, root: Pfn, start: VirtualAddress, end: VirtualAddress): Pfn[] {
+  const empty: Pfn[] = [];
+  const below = (table: Pfn, level: number, base: VirtualAddress): void => {
+    const span = 2 ** (12 + 9 * level);
+    const first = Math.max(0, Math.floor((start - base) / span));
+    const last = Math.min(512, Math.ceil((end - base) / span));
+    for (let index = first; index < last; index++) {
+      const at = table * FRAME_BYTES + index * 8;
+      const pte = memory.load32(at);
+      if ((pte & PTE_V) === 0 || (pte & (LEAF | PTE_PARKED)) !== 0) continue;
+      const next = pte >>> PTE_PPN_SHIFT;
+      if (level > 1) below(next, level - 1, base + index * span);
+      if (!isEmpty(memory, next)) continue;
+      memory.store32(at, 0);
+      empty.push(next);
+    }
+  };
+  below(root, 2, 0);
+  return empty;
+}
+
+function isEmpty(memory: ReadableMemory, table: Pfn): boolean {
+  for (let at = table * FRAME_BYTES; at < (table + 1) * FRAME_BYTES; at += 8) if (memory.load32(at) !== 0) return false;
+  return true;
+}
+
 export interface Leaf {
   address: VirtualAddress;
   frame: Pfn;

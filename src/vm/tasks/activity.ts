@@ -1,6 +1,17 @@
-/** What the machine's workload did lately: steps per 10 ms and the longest gap, as the vCPUs recorded it. */
+/** What the machine's workload did lately, as the vCPUs recorded it: steps per 10 ms, the longest gap, whose faults they were. */
 import { type Control, hostNow } from "../../base/control.js";
-import { MACHINE_TIMELINE_BASE, STEP_TIMELINE, TIMELINE_BIN_MS, TIMELINE_BINS, VCPU_LONGEST_GAP } from "../../base/layout.js";
+import {
+  FAULT_COUNT_AREA,
+  FAULT_KINDS,
+  FAULT_SLOTS,
+  MACHINE_TIMELINE_BASE,
+  MAX_PROCESSES,
+  MAX_VCPUS,
+  STEP_TIMELINE,
+  TIMELINE_BIN_MS,
+  TIMELINE_BINS,
+  VCPU_LONGEST_GAP,
+} from "../../base/layout.js";
 
 /** The timeline bin of a host time. Bins are kept for TIMELINE_BINS * TIMELINE_BIN_MS, some 41 s. */
 export function binOf(control: Control, time: number): number {
@@ -36,4 +47,16 @@ export function longestGap(control: Control, vcpus: number): number {
 
 export function resetLongestGap(control: Control, vcpus: number): void {
   for (let vcpu = 0; vcpu < vcpus; vcpu++) control.storeVcpuFloat(vcpu, VCPU_LONGEST_GAP, 0);
+}
+
+/** A slot is another process's from now on: faults counted for the one before it are those of processes that have ended. */
+export function passFaultsOn(control: Control, slot: number): void {
+  for (let thread = 0; thread < MAX_VCPUS; thread++) {
+    const first = (FAULT_COUNT_AREA >>> 2) + thread * FAULT_SLOTS * FAULT_KINDS;
+    for (let kind = 0; kind < FAULT_KINDS; kind++) {
+      const count = first + slot * FAULT_KINDS + kind;
+      control.words[first + MAX_PROCESSES * FAULT_KINDS + kind]! += control.words[count]!;
+      control.words[count] = 0;
+    }
+  }
 }

@@ -2,11 +2,13 @@
 import { MAX_PROCESSES } from "../../base/layout.js";
 import type { ReadableMemory } from "../../base/memory.js";
 import * as K from "../memory/kernel-layout.js";
-import { listProcesses, type Process, readRegisters } from "./process.js";
+import { isAlive, listProcesses, type Process, readRegisters } from "./process.js";
+import { isMask, isSignal, SIGNAL_MAX } from "./signals.js";
+import { exitCode, STATUS_CONTINUED, stopSignal } from "./status.js";
 
 /**
  * Numbers that others are made from, and the most that they can be. Words that are compared with others and never followed are
- * left alone: channels, groups, statuses, times to wake, other registers, handlers.
+ * left alone: channels, groups, times to wake, other registers, handlers.
  */
 const NUMBERS: readonly (readonly [at: number, what: string, most: number])[] = [
   [K.PROCESS_STEPS, "steps", Number.MAX_SAFE_INTEGER],
@@ -54,7 +56,8 @@ export function checkProcessTable(memory: ReadableMemory, problem: (text: string
   return processes;
 }
 
-function checkProcess(memory: ReadableMemory, { pid, slot, state, root, nice }: Process, problem: (text: string) => void): void {
+function checkProcess(memory: ReadableMemory, process: Process, problem: (text: string) => void): void {
+  const { pid, slot, state, root, nice } = process;
   const at = K.processAddress(memory, slot);
   // Who has come to its end, or is not built yet, has no page tables; whoever runs without would run on the kernel's page.
   const without = state === "zombie" || state === "embryo";
@@ -68,4 +71,26 @@ function checkProcess(memory: ReadableMemory, { pid, slot, state, root, nice }: 
   }
   if (!Number.isFinite(memory.loadFloat64(at + K.PROCESS_VRUNTIME)))
     problem(`the virtual run time of process ${pid} is no number`);
+  checkSignals(memory, process, problem);
+}
+
+/** What wait would tell of it, and the masks: none may keep out SIGKILL. */
+function checkSignals(memory: ReadableMemory, { pid, slot, parent, status }: Process, problem: (text: string) => void): void {
+  const at = K.processAddress(memory, slot);
+  const alive = isAlive(memory.load32(at + K.PROCESS_STATE));
+  const known = alive
+    ? status === 0 || status === STATUS_CONTINUED || isSignal(stopSignal(status) ?? 0)
+    : exitCode(status) !== undefined || isSignal(status);
+  if (!known) problem(`the status of process ${pid} is ${status}`);
+  const flags = memory.load32(at + K.PROCESS_FLAGS);
+  if ((flags & ~(K.FLAG_BOOT | K.FLAG_ORPHAN)) !== 0) problem(`process ${pid} has flags ${flags}`);
+  if ((flags & K.FLAG_ORPHAN) !== 0 && parent !== 0) problem(`process ${pid} has lost its parent, and has parent ${parent}`);
+  const suspended = memory.load32(at + K.PROCESS_SUSPENDED_MASK);
+  if (suspended !== 0 && !((suspended & 1) === 1 && isMask(suspended & ~1)))
+    problem(`the mask that process ${pid} goes back to is ${suspended}`);
+  if (!isMask(memory.load32(at + K.PROCESS_MASK))) problem(`the mask of process ${pid} is ${memory.load32(at + K.PROCESS_MASK)}`);
+  for (let signal = 0; signal <= SIGNAL_MAX; signal++) {
+    const mask = memory.load32(at + K.PROCESS_HANDLER_MASKS + signal * 4);
+    if (!isMask(mask)) problem(`the mask of process ${pid} for its handler of signal ${signal} is ${mask}`);
+  }
 }

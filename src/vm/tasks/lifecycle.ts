@@ -2,22 +2,26 @@
  * The life of a process: how it begins (spawn, fork), becomes another program (exec), ends (exit, failure, from outside), and
  * how its parent hears of it (wait).
  *
- * What must hold: a process that has ended holds nothing but its slot, and that until its parent has asked how it ended; one that
- * failed keeps its memory for whoever looks.
+ * What must hold: a process that has ended holds nothing but its slot, and that until its parent has asked how it ended. One that
+ * failed keeps its memory for as long, for whoever looks. The kernel reaps who has lost his parent; who never had one and fails
+ * stays until he is ended from outside.
  */
 import type { Control } from "../../base/control.js";
 import { HibernaculumError } from "../../base/errors.js";
 import { FRAME_BYTES, MACHINE_STOP, MAX_PROCESSES } from "../../base/layout.js";
 import type { PhysicalAddress } from "../../base/memory.js";
 import { AddressSpace } from "../memory/address-space.js";
-import { E2BIG, EAGAIN, ECHILD, ENOENT, ENOMEM } from "../memory/errno.js";
+import { printToConsole } from "../memory/console-ring.js";
+import { E2BIG, EAGAIN, ECHILD, EINVAL, ENOENT, ENOMEM } from "../memory/errno.js";
 import * as K from "../memory/kernel-layout.js";
 import { processAddress } from "../memory/kernel-layout.js";
 import type { Pager } from "../memory/memory-object.js";
 import { A0, REGISTER_WORDS } from "../memory/user-layout.js";
+import { passFaultsOn } from "./activity.js";
 import type { KernelParts } from "./parts.js";
 import { findSlots, isAlive, isMeant, type Process, readProcess, slotOf } from "./process.js";
 import { DISPOSITION_IGNORE, SIGCHLD, SIGKILL, type Signals } from "./signals.js";
+import { STATUS_CONTINUED, WCONTINUED, WNOHANG, WUNTRACED } from "./status.js";
 import { buildMemory, type ProcessTemplate } from "./template.js";
 import { Wait } from "./wait.js";
 
@@ -84,6 +88,7 @@ export class Lifecycle {
     this.#parts.memory.store32(this.#at(slot) + K.PROCESS_STATE, K.PROCESS_EMBRYO);
     this.#parts.memory.store32(this.#at(slot) + K.PROCESS_VCPU, -1);
     this.#parts.core.dropContext(slot);
+    passFaultsOn(this.#parts.control, slot);
     return slot;
   }
 
@@ -99,9 +104,17 @@ export class Lifecycle {
     this.#parts.control.locked(() => {
       const state = this.#parts.memory.load32(this.#at(slot) + K.PROCESS_STATE);
       if (state === K.PROCESS_RUNNING) this.#parts.memory.store32(this.#at(slot) + K.PROCESS_STATE, K.PROCESS_ENDING);
-      else if (state === K.PROCESS_ZOMBIE) this.#destroy(slot);
+      else if (state === K.PROCESS_ZOMBIE || state === K.PROCESS_FAILED) this.#destroy(slot);
       else if (state !== K.PROCESS_FREE && state !== K.PROCESS_ENDING) this.exit(slot, SIGKILL);
     });
+  }
+
+  /** A process that has come to its end goes, and nobody can look at it any more: why it failed is on the console. */
+  #reap(slot: number): void {
+    const process = readProcess(this.#parts.memory, slot)!;
+    const { pid, text, state, failure } = process;
+    if (state === "failed") printToConsole(this.#parts.memory, `process ${pid} (${text}) failed: ${failure}`);
+    this.#destroy(slot);
   }
 
   /** Nothing is left of a process. */
@@ -123,16 +136,23 @@ export class Lifecycle {
   exit(slot: number, status: number): void {
     const at = this.#at(slot);
     this.#orphan(at);
-    const parent = slotOf(this.#parts.memory, this.#parts.memory.load32(at + K.PROCESS_PARENT));
-    if (parent === undefined || this.#signals.disposition(this.#at(parent), SIGCHLD) === DISPOSITION_IGNORE) this.#destroy(slot);
-    else {
-      this.#letGo(slot);
-      this.#parts.memory.store32(at + K.PROCESS_STATE, K.PROCESS_ZOMBIE);
-    }
-    this.#tellParent(at, status);
+    const parent = this.#parentOf(at);
+    this.#letGo(slot);
+    const waited = parent !== undefined && !this.#ignoresChildren(parent);
+    this.#parts.memory.store32(at + K.PROCESS_STATE, waited ? K.PROCESS_ZOMBIE : K.PROCESS_FREE);
+    this.#signals.tellParent(at, status);
   }
 
-  /** A process has failed: its memory stays for whoever looks. Caller holds the kernel lock. */
+  #parentOf(at: PhysicalAddress): PhysicalAddress | undefined {
+    const slot = slotOf(this.#parts.memory, this.#parts.memory.load32(at + K.PROCESS_PARENT));
+    return slot === undefined ? undefined : this.#at(slot);
+  }
+
+  #ignoresChildren(parent: PhysicalAddress): boolean {
+    return this.#signals.disposition(parent, SIGCHLD) === DISPOSITION_IGNORE;
+  }
+
+  /** A process has failed: its memory stays until it is reaped. Caller holds the kernel lock. */
   fail(slot: number, reason: string, status: number): void {
     const at = this.#at(slot);
     this.#orphan(at);
@@ -141,23 +161,20 @@ export class Lifecycle {
     const text = new TextEncoder().encode(reason).subarray(0, K.PROCESS_FAILURE_BYTES - 1);
     this.#parts.memory.write(at + K.PROCESS_FAILURE, text);
     this.#parts.memory.store32(at + K.PROCESS_STATE, K.PROCESS_FAILED);
-    this.#tellParent(at, status);
+    const parent = this.#parentOf(at);
+    const orphan = (this.#parts.memory.load32(at + K.PROCESS_FLAGS) & K.FLAG_ORPHAN) !== 0;
+    if (orphan || (parent !== undefined && this.#ignoresChildren(parent))) this.#reap(slot);
+    this.#signals.tellParent(at, status);
   }
 
   /** The children of a process have no parent any more: nobody will ask how they ended. */
   #orphan(at: PhysicalAddress): void {
     for (const child of this.#childrenOf(this.#parts.memory.load32(at + K.PROCESS_PID))) {
-      this.#parts.memory.store32(this.#at(child) + K.PROCESS_PARENT, 0);
-      if (this.#parts.memory.load32(this.#at(child) + K.PROCESS_STATE) === K.PROCESS_ZOMBIE) this.#destroy(child);
+      const of = this.#at(child);
+      this.#parts.memory.store32(of + K.PROCESS_PARENT, 0);
+      this.#parts.memory.store32(of + K.PROCESS_FLAGS, this.#parts.memory.load32(of + K.PROCESS_FLAGS) | K.FLAG_ORPHAN);
+      if (!isAlive(this.#parts.memory.load32(of + K.PROCESS_STATE))) this.#reap(child);
     }
-  }
-
-  #tellParent(at: PhysicalAddress, status: number): void {
-    this.#parts.memory.store32(at + K.PROCESS_STATUS, status);
-    const parent = slotOf(this.#parts.memory, this.#parts.memory.load32(at + K.PROCESS_PARENT));
-    if (parent === undefined) return;
-    this.#signals.post(this.#at(parent), SIGCHLD);
-    this.#parts.scheduler.wake(this.#at(parent)); // it may wait for this child
   }
 
   // ---- system calls of processes: what is negative is an error number ----
@@ -181,6 +198,7 @@ export class Lifecycle {
       const pid = this.#nextPid();
       this.#parts.memory.store32(to + K.PROCESS_PID, pid);
       this.#parts.memory.store32(to + K.PROCESS_PARENT, this.#parts.memory.load32(from + K.PROCESS_PID));
+      this.#parts.memory.store32(to + K.PROCESS_FLAGS, this.#parts.memory.load32(from + K.PROCESS_FLAGS) & ~K.FLAG_ORPHAN);
       const space = this.#space(child);
       const root = space.allocateTable();
       this.#parts.memory.store32(to + K.PROCESS_ROOT, root ?? 0);
@@ -231,23 +249,37 @@ export class Lifecycle {
   }
 
   /**
-   * wait: the pid and status of a child that has exited, which is gone then; a Wait if there is none yet. Caller holds
-   * the kernel lock.
+   * wait: the pid and status of a child that has exited or failed, which is gone then, or that has stopped or goes on; a Wait if
+   * there is none yet. Caller holds the kernel lock.
    *
    * @param pid - of the child; -1 for any, 0 for one of this process's group, -group for one of another
+   * @param options - WNOHANG, WUNTRACED, WCONTINUED
    */
-  wait(slot: number, pid: number): { pid: number; status: number } | number | Wait {
+  wait(slot: number, pid: number, options: number): { pid: number; status: number } | number | Wait {
+    if ((options & ~(WNOHANG | WUNTRACED | WCONTINUED)) !== 0) return -EINVAL;
     const at = this.#at(slot);
     const children = this.#childrenOf(this.#parts.memory.load32(at + K.PROCESS_PID)).filter(
       (child) => pid === -1 || isMeant(this.#parts.memory, this.#at(child), pid, at),
     );
     if (children.length === 0) return -ECHILD;
-    const over = children.find((child) => !isAlive(this.#parts.memory.load32(this.#at(child) + K.PROCESS_STATE)));
-    if (over === undefined) return new Wait(at);
-    const { pid: found, status, state } = readProcess(this.#parts.memory, over)!;
-    if (state === "zombie") this.#destroy(over);
-    else this.#parts.memory.store32(this.#at(over) + K.PROCESS_PARENT, 0); // it failed, and stays for whoever looks
-    return { pid: found, status };
+    const found = children.find((child) => this.#isToTell(this.#at(child), options));
+    if (found === undefined) return (options & WNOHANG) === 0 ? new Wait(at) : 0;
+    const told = {
+      pid: this.#parts.memory.load32(this.#at(found) + K.PROCESS_PID),
+      status: this.#parts.memory.load32(this.#at(found) + K.PROCESS_STATUS),
+    };
+    if (isAlive(this.#parts.memory.load32(this.#at(found) + K.PROCESS_STATE)))
+      this.#parts.memory.store32(this.#at(found) + K.PROCESS_STATUS, 0);
+    else this.#reap(found);
+    return told;
+  }
+
+  /** Whether wait with these options has something to tell of a child. */
+  #isToTell(child: PhysicalAddress, options: number): boolean {
+    if (!isAlive(this.#parts.memory.load32(child + K.PROCESS_STATE))) return true;
+    const status = this.#parts.memory.load32(child + K.PROCESS_STATUS);
+    if (status === STATUS_CONTINUED) return (options & WCONTINUED) !== 0;
+    return status !== 0 && (options & WUNTRACED) !== 0;
   }
 
   #childrenOf(pid: number): number[] {
@@ -272,7 +304,6 @@ export function refuseWhileStopped(control: Control): void {
 
 /** Words of the process table that a child has from its parent; float64s in two halves. */
 const COPIED_BY_FORK: readonly number[] = [
-  K.PROCESS_FLAGS,
   K.PROCESS_STEPS,
   K.PROCESS_STEPS + 4,
   K.PROCESS_RATE,
@@ -284,4 +315,5 @@ const COPIED_BY_FORK: readonly number[] = [
   K.PROCESS_VRUNTIME + 4,
   K.PROCESS_MASK,
   ...Array.from({ length: K.PROCESS_DISPOSITIONS_BYTES / 4 }, (_, word) => K.PROCESS_DISPOSITIONS + word * 4),
+  ...Array.from({ length: K.PROCESS_HANDLER_MASKS_BYTES / 4 }, (_, word) => K.PROCESS_HANDLER_MASKS + word * 4),
 ];

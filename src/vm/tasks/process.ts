@@ -54,7 +54,7 @@ export interface Process {
   failure: string;
   /** pid of its parent, 0 for none. */
   parent: number;
-  /** Of a zombie or one that failed: code << 8, or the signal that ended it. */
+  /** What wait tells, or has told, of it: see status.ts. Of a zombie or one that failed: code << 8, or the signal that ended it. */
   status: number;
   group: number;
   nice: number;
@@ -136,6 +136,14 @@ export function findSlots(memory: ReadableMemory, which: (at: PhysicalAddress) =
 export function slotOf(memory: ReadableMemory, pid: number): number | undefined {
   if (pid === 0) return undefined;
   return findSlots(memory, (at) => memory.load32(at + PROCESS_PID) === pid && isAlive(memory.load32(at + PROCESS_STATE)))[0];
+}
+
+/** pid of the process in a slot; undefined if it is free, or nothing is left but a status. */
+export function livePid(memory: ReadableMemory, slot: number): number | undefined {
+  if (slot >= memory.load32(KERNEL_SLOTS_USED)) return undefined;
+  const at = processAddress(memory, slot);
+  const state = memory.load32(at + PROCESS_STATE);
+  return state === PROCESS_FREE || state === PROCESS_ZOMBIE ? undefined : memory.load32(at + PROCESS_PID);
 }
 
 /** Whether a process in this state can still be sent something. */

@@ -21,7 +21,9 @@ import type { PhysicalAddress, ReadableMemory, VirtualAddress } from "../../base
 import { EINVAL } from "../memory/errno.js";
 import * as K from "../memory/kernel-layout.js";
 import type { PhysicalMemory } from "../memory/physical.js";
+import { slotOf } from "./process.js";
 import type { Scheduler } from "./scheduler.js";
+import { STATUS_CONTINUED } from "./status.js";
 import { A0, HANDLER, SIGNAL_FRAME, SP, STACK_TOP } from "../memory/user-layout.js";
 import { loadUserFloat64, storeUserFloat64, type UserMemory } from "../memory/user-memory.js";
 import { processAddress } from "../memory/kernel-layout.js";
@@ -55,12 +57,13 @@ export function signalSet(...signals: readonly number[]): number {
   return signals.reduce((set, signal) => set | (1 << signal), 0);
 }
 
+/** What stops a process unless it says otherwise. */
 const STOPPING = signalSet(SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU);
 const IGNORED_BY_DEFAULT = signalSet(SIGCHLD, SIGCONT, SIGURG, SIGWINCH);
 /** Cannot be caught, ignored or masked. */
 const SOVEREIGN = signalSet(SIGKILL, SIGSTOP);
-/** Every signal; bit 0 is none. */
-const ALL = ~1;
+/** Signals that a mask can keep out; bit 0 is none. */
+const MASKABLE = ~(SOVEREIGN | 1);
 
 /** What a signal that was taken does. */
 export type Delivery =
@@ -99,9 +102,20 @@ export class Signals {
     const stopped = this.#load(at + K.PROCESS_STATE) === K.PROCESS_STOPPED;
     const goesOn = stopped && (signal === SIGCONT || signal === SIGKILL);
     if (goesOn) this.#scheduler.interrupt(at);
+    if (goesOn && signal === SIGCONT) this.tellParent(at, STATUS_CONTINUED);
     if (this.#isIgnored(at, signal) && (this.#load(at + K.PROCESS_MASK) & bit) === 0) return;
     this.#store(at + K.PROCESS_PENDING, this.#load(at + K.PROCESS_PENDING) | bit);
     this.rouse(at);
+  }
+
+  /** Has wait tell a process's parent of it. What it has not been told yet, and is no longer so, it is not told any more. */
+  tellParent(at: PhysicalAddress, status: number): void {
+    this.#store(at + K.PROCESS_STATUS, status);
+    const slot = slotOf(this.#memory, this.#load(at + K.PROCESS_PARENT));
+    if (slot === undefined) return;
+    const parent = processAddress(this.#memory, slot);
+    this.post(parent, SIGCHLD);
+    this.#scheduler.wake(parent); // it may wait for this child
   }
 
   /** Gets a process that rests going if there is a signal to deliver. */
@@ -139,7 +153,7 @@ export class Signals {
         const pending = this.#load(at + K.PROCESS_PENDING);
         const due = pending & ~this.#load(at + K.PROCESS_MASK);
         if (due === 0) return undefined;
-        const signal = (due & (1 << SIGKILL)) !== 0 ? SIGKILL : 31 - Math.clz32(due & -due);
+        const signal = (due & (1 << SIGKILL)) !== 0 ? SIGKILL : firstOf(due);
         const handler = this.disposition(at, signal);
         const stops = handler === DISPOSITION_DEFAULT && (STOPPING & (1 << signal)) !== 0;
         if (stops) return { do: "stop" };
@@ -150,12 +164,12 @@ export class Signals {
     });
   }
 
-  /** Takes the stop signals that are still pending. Says whether to stop: SIGKILL comes first. Caller holds the kernel lock. */
-  takeStop(at: PhysicalAddress): boolean {
+  /** Takes the stop signals that are still pending. Returns one to stop by, unless SIGKILL came. Caller holds the kernel lock. */
+  takeStop(at: PhysicalAddress): number | undefined {
     const pending = this.#load(at + K.PROCESS_PENDING);
     const stops = pending & STOPPING & ~this.#load(at + K.PROCESS_MASK);
     this.#store(at + K.PROCESS_PENDING, pending & ~stops);
-    return stops !== 0 && (pending & (1 << SIGKILL)) === 0;
+    return stops === 0 || (pending & (1 << SIGKILL)) !== 0 ? undefined : firstOf(stops);
   }
 
   /** The handler of a signal if it can be called now: for one that cannot wait (SIGSEGV). */
@@ -167,7 +181,7 @@ export class Signals {
 
   /**
    * Has a process begin a handler: pushes a frame onto its stack, which may fault (GuestFault: there is no room), and sets
-   * its registers: x2, x31, x10 to x12. The signal is masked until sigreturn.
+   * its registers: x2, x31, x10 to x12. The signal is masked until sigreturn, and so is what sigaction said.
    *
    * @param value - left in x11: the address of an access that faulted
    */
@@ -183,7 +197,7 @@ export class Signals {
     const wake = this.#memory.loadFloat64(at + K.PROCESS_WAKE);
     pushFrame(user, registers, {
       signal,
-      mask: suspended === 0 ? mask : suspended & ALL,
+      mask: suspended === 0 ? mask : suspended & MASKABLE,
       wake: wake === Infinity ? 0 : wake, // it waited for a handler
     });
     registers.fill(0, A0, A0 + 6);
@@ -192,7 +206,7 @@ export class Signals {
     registers[HANDLER] = handler;
     registers[HANDLER + 1] = 0;
     this.#store(at + K.PROCESS_SUSPENDED_MASK, 0);
-    this.#store(at + K.PROCESS_MASK, mask | (1 << signal));
+    this.setMask(at, mask | (1 << signal) | this.#load(handlerMask(at, signal)));
     this.#memory.storeFloat64(at + K.PROCESS_WAKE, 0);
   }
 
@@ -214,14 +228,19 @@ export class Signals {
     return readDisposition(this.#memory, at, signal);
   }
 
-  /** sigaction: what there was before, or an error. A signal that is now ignored is not pending any more. Under the lock. */
-  setDisposition(at: PhysicalAddress, signal: number, disposition: number): number {
+  /**
+   * sigaction: what there was before, or an error. A signal that is now ignored is not pending any more. Under the lock.
+   *
+   * @param mask - signals that are masked in addition while a handler runs
+   */
+  setDisposition(at: PhysicalAddress, signal: number, disposition: number, mask = 0): number {
     const known = Number.isInteger(disposition) && disposition >= DISPOSITION_DEFAULT && disposition <= DISPOSITION_IGNORE;
     if (!isSignal(signal) || !known || (SOVEREIGN & (1 << signal)) !== 0) return -EINVAL;
     const before = this.disposition(at, signal);
     const word = at + K.PROCESS_DISPOSITIONS + (signal >>> 1) * 4;
     const shift = (signal & 1) * 16;
     this.#store(word, (this.#load(word) & ~(0xffff << shift)) | (disposition << shift));
+    this.#store(handlerMask(at, signal), mask & MASKABLE);
     if (this.#isIgnored(at, signal)) this.#store(at + K.PROCESS_PENDING, this.#load(at + K.PROCESS_PENDING) & ~(1 << signal));
     return before;
   }
@@ -229,7 +248,7 @@ export class Signals {
   /** The mask is the process's own: nobody else stores to it. Returns what it was. */
   setMask(at: PhysicalAddress, mask: number): number {
     const before = this.#load(at + K.PROCESS_MASK);
-    this.#store(at + K.PROCESS_MASK, mask & ALL & ~SOVEREIGN);
+    this.#store(at + K.PROCESS_MASK, mask & MASKABLE);
     return before;
   }
 
@@ -273,6 +292,20 @@ export class Signals {
   #store(address: PhysicalAddress, value: number): void {
     if (this.#memory.load32(address) !== value) this.#memory.store32(address, value);
   }
+}
+
+/** The least signal of a set that is not empty. */
+function firstOf(set: number): number {
+  return 31 - Math.clz32(set & -set);
+}
+
+function handlerMask(at: PhysicalAddress, signal: number): PhysicalAddress {
+  return at + K.PROCESS_HANDLER_MASKS + signal * 4;
+}
+
+/** Whether a process can have this mask. */
+export function isMask(set: number): boolean {
+  return (set & ~MASKABLE) === 0;
 }
 
 export function isSignal(signal: number): boolean {

@@ -5,6 +5,7 @@ import { processAddress } from "../memory/kernel-layout.js";
 import type { Lifecycle } from "./lifecycle.js";
 import type { KernelParts } from "./parts.js";
 import { SIGKILL, type Signals } from "./signals.js";
+import { stopStatus } from "./status.js";
 import { type Leave, Wait } from "./wait.js";
 
 export class Turns {
@@ -60,8 +61,9 @@ export class Turns {
 
   /** Stops a process, unless it was told to continue since it took the signal. What it has left to sleep stays noted. */
   #stop(at: PhysicalAddress): void {
-    const stops = this.#signals.takeStop(at);
-    this.#parts.memory.store32(at + K.PROCESS_STATE, stops ? K.PROCESS_STOPPED : K.PROCESS_READY);
+    const signal = this.#signals.takeStop(at);
+    this.#parts.memory.store32(at + K.PROCESS_STATE, signal === undefined ? K.PROCESS_READY : K.PROCESS_STOPPED);
+    if (signal !== undefined) this.#signals.tellParent(at, stopStatus(signal));
   }
 
   /** After a restore: what ran on a vCPU of the saved machine is ready to run on one of this; what was to end ends. */

@@ -8,6 +8,7 @@ import { GuestFault } from "../../memory/address-space.js";
 import { processAddress } from "../../memory/kernel-layout.js";
 import { type Running, storeRunning } from "../../tasks/process.js";
 import { SIGABRT, SIGSEGV } from "../../tasks/signals.js";
+import { exitStatus } from "../../tasks/status.js";
 import type { Leave } from "../../tasks/wait.js";
 import type { Personality } from "../personality.js";
 import type { BootSystemCalls } from "./boot-programs.js";
@@ -66,7 +67,7 @@ export class StepPersonality implements Personality<StepTask> {
       case "wait":
         return { do: "wait" };
       case "exit":
-        return { do: "exit", status: asked.code << 8 };
+        return { do: "exit", status: exitStatus(asked.code) };
       case "fork":
         lifecycle.fork(slot);
         return { do: "ready" };

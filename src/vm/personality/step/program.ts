@@ -57,10 +57,10 @@ export interface MmapRequest {
   shared?: boolean;
 }
 
-/** How a child ended: see wait(2). */
+/** How a child ended, or that it stopped or goes on: see wait(2), and tasks/status.ts. */
 export interface Exited {
   pid: number;
-  /** Exit code << 8, or the number of the signal that ended it. */
+  /** Exit code << 8; the number of the signal that ended it; signal << 8 | 0x7f of one that stopped it; 0xffff: it goes on. */
   status: number;
 }
 
@@ -122,10 +122,12 @@ export interface KernelCalls extends SystemCalls, FileCalls {
   /** Once the step is over: the end, with a code of 0 to 255. */
   exit(code: number): void;
   /**
-   * The end of a child: of this one (its pid), of any (-1), of one in this process's group (0) or in another (-group). One that
-   * has failed is told of once, and stays for whoever looks.
+   * The end of a child: of this one (its pid), of any (-1), of one in this process's group (0) or in another (-group). Then it is
+   * gone, also if it failed.
+   *
+   * @param options - WUNTRACED: or that it has stopped; WCONTINUED: or that it goes on; WNOHANG: 0 rather than to wait
    */
-  wait(pid: number): Exited | number | undefined;
+  wait(pid: number, options?: number): Exited | number | undefined;
   /** Process group of a process; 0 for this one. */
   getpgid(pid: number): number;
   /** Puts this process (0) or a child into a group that there is, or begins one with it (group 0, or its pid). */
@@ -133,8 +135,10 @@ export interface KernelCalls extends SystemCalls, FileCalls {
   /**
    * What a signal does: "default", "ignore", or a number from 1 to 65,534 that the program finds in its HANDLER register when it is to
    * handle the signal; A0 is then the signal, and `sigreturn` ends it. Returns what it was: 0 for default, 65,535 for ignored.
+   *
+   * @param mask - signals that are masked, beside this one, while the handler runs
    */
-  sigaction(signal: number, action: number | "ignore" | "default"): number;
+  sigaction(signal: number, action: number | "ignore" | "default", mask?: number): number;
   /** Masks signals (a set: bit n for signal n) in addition, no longer, or only these. Returns the mask before. */
   sigprocmask(how: "block" | "unblock" | "set", set: number): number;
   /** Signals that were sent and wait because they are masked. */

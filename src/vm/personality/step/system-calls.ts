@@ -88,14 +88,14 @@ export function createSystemCalls(
     fork: () => afterwards({ do: "fork" }),
     exec: (text) => afterwards({ do: "exec", text }),
     exit: (code) => afterwards({ do: "exit", code: code & 0xff }),
-    wait: (pid) => orWait(() => kernel.lifecycle.wait(slot, pid)),
+    wait: (pid, options = 0) => orWait(() => kernel.lifecycle.wait(slot, pid, options)),
 
     getpgid: (pid) => kernel.groups.getpgid(slot, pid),
     setpgid: (pid, group) => kernel.groups.setpgid(slot, pid, group),
-    sigaction: (signal, action) => {
+    sigaction: (signal, action, mask = 0) => {
       const disposition = action === "default" ? DISPOSITION_DEFAULT : action === "ignore" ? DISPOSITION_IGNORE : action;
       if (typeof action === "number" && (action < 1 || action > HANDLER_MAX)) return -EINVAL;
-      return locked(() => signals.setDisposition(at, signal, disposition));
+      return locked(() => signals.setDisposition(at, signal, disposition, mask));
     },
     sigprocmask: (how, set) => {
       const mask = memory.load32(at + PROCESS_MASK);

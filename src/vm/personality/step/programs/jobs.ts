@@ -2,21 +2,24 @@
  * A parent that starts a group of children, stops it, lets it go on, ends it and waits for it, again and again. One child exits by
  * itself (and is waited for alone, or a zombie for a while), one pauses, one has a child of its own (an orphan once its parent is ended).
  *
- * What must hold: each child is waited for once, and its status says how it ended: the code it drew, or the signal.
+ * What must hold: each child is waited for once, and its status says how it ended: the code it drew, or the signal. Before that wait
+ * says of each that it has stopped, once, and that it goes on, once, unless it came to its end first.
  */
 import { A0, DATA_BASE, type Exited, SelfCheckError } from "../program.js";
 import { SIGCONT, SIGSTOP, SIGTERM } from "../../../tasks/signals.js";
+import { exitStatus, STATUS_CONTINUED, stopStatus, WCONTINUED, WUNTRACED } from "../../../tasks/status.js";
 import { defineProgram, integer, type Program, seed } from "./options.js";
 import { hash, keyOf } from "./random.js";
 import { count, type Outcome, STATE, StateProgram, type Step } from "./states.js";
 
-/** Words of the data page: rounds, children started and waited for in this one, their group, and their pids. */
+/** Words of the data page: rounds, children started and waited for in this one, their group, their pids, and which have stopped. */
 const ROUND = DATA_BASE;
 const STARTED = DATA_BASE + 4;
 const WAITED = DATA_BASE + 8;
 const GROUP = DATA_BASE + 12;
 const pidOf = (child: number) => DATA_BASE + 16 + child * 4;
 const CHILDREN = 3;
+const stoppedOf = (child: number) => pidOf(CHILDREN + child);
 
 // The parent's states, in the order in which they follow ...
 const BEGIN = 0;
@@ -27,11 +30,21 @@ const STOP = 4;
 const CONTINUE = 5;
 const END = 6;
 const WAIT = 7;
+const STOPPED = 8;
+const CONTINUED = 9;
 // ... and the children's: what the child number n does first is state CHILD + n.
 const CHILD = 10;
 const EXIT = 20;
 const REST = 21;
 const PARENT = 22;
+/** States of the parent in which it rests; tests look for them. */
+export const JOBS: Readonly<Record<"stop" | "awaitStops" | "goOn" | "awaitContinues" | "end", number>> = {
+  stop: STOP,
+  awaitStops: STOPPED,
+  goOn: CONTINUE,
+  awaitContinues: CONTINUED,
+  end: END,
+};
 
 class Jobs extends StateProgram {
   readonly #ms: number;
@@ -99,10 +112,16 @@ class Jobs extends StateProgram {
       }
       case STOP:
         system.kill(-group, SIGSTOP);
-        return next(CONTINUE, 3);
+        registers[STATE] = STOPPED;
+        return "asked";
+      case STOPPED:
+        return this.#awaitAll(step, WUNTRACED, () => next(CONTINUE, 3));
       case CONTINUE:
         system.kill(-group, SIGCONT);
-        return next(END, 4);
+        registers[STATE] = CONTINUED;
+        return "asked";
+      case CONTINUED:
+        return this.#awaitAll(step, WCONTINUED, () => next(END, 4));
       case END:
         system.kill(-group, SIGTERM);
         registers[STATE] = WAIT;
@@ -120,12 +139,32 @@ class Jobs extends StateProgram {
     }
   }
 
+  /** Waits until each child has stopped, or goes on, or has come to its end. */
+  #awaitAll(step: Step, what: typeof WUNTRACED | typeof WCONTINUED, then: () => Outcome): Outcome {
+    const { memory, system } = step;
+    const stopped = what === WUNTRACED ? 1 : 0;
+    const left = [0, 1, 2].filter((n) => memory.load32(pidOf(n)) !== 0 && memory.load32(stoppedOf(n)) !== stopped);
+    if (left.length === 0) return then();
+    const told = system.wait(-memory.load32(GROUP), what);
+    if (told === undefined) return "waits";
+    if (typeof told === "number") throw new SelfCheckError(`jobs: wait for stops says ${told}`);
+    if (told.status !== (stopped === 1 ? stopStatus(SIGSTOP) : STATUS_CONTINUED)) {
+      this.#check(step, told);
+      return "done";
+    }
+    const child = left.find((n) => memory.load32(pidOf(n)) === told.pid);
+    if (child === undefined) throw new SelfCheckError(`jobs: ${told.pid} is told of twice: ${told.status}`);
+    memory.store32(stoppedOf(child), stopped);
+    return "done";
+  }
+
   #check(step: Step, { pid, status }: Exited): void {
     const child = [0, 1, 2].find((n) => step.memory.load32(pidOf(n)) === pid);
     if (child === undefined) throw new SelfCheckError(`jobs: waited for ${pid}, which is no child or was waited for before`);
-    const exited = child === 0 && status === this.#code(step) << 8;
+    const exited = child === 0 && status === exitStatus(this.#code(step));
     if (!exited && status !== SIGTERM) throw new SelfCheckError(`jobs: child ${child} ended with status ${status}`);
     step.memory.store32(pidOf(child), 0);
+    step.memory.store32(stoppedOf(child), 0);
     count(step.memory, WAITED);
   }
 

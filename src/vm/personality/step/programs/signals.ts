@@ -5,7 +5,7 @@
  * counts of sent and handled signals, in a page that both share, differ by what is on its way: none or one.
  *
  * What must hold, at each step of either: the registers are those that the step before left, whatever handlers ran in between and did
- * to them; a handler is not interrupted by its own signal, though by the other; each signal is handled, and once; a sleep that
+ * to them; a handler is not interrupted by its own signal, and that of SIGUSR1, which masks both, by neither; each signal is handled, and once; a sleep that
  * signals interrupt lasts as long as was asked.
  */
 import { PTE_R, PTE_W } from "../../../../base/layout.js";
@@ -59,7 +59,8 @@ class Signals extends StateProgram {
     switch (state) {
       case BEGIN:
         if (system.mmap({ address: SHARED, pages: 1, flags: PTE_R | PTE_W, shared: true }) < 0) return "waits";
-        for (const [i, signal] of SIGNALS.entries()) system.sigaction(signal, i + 1);
+        system.sigaction(SIGUSR1, 1, signalSet(SIGUSR2));
+        system.sigaction(SIGUSR2, 2);
         system.sigaction(SIGCHLD, "ignore"); // a child that was ended from outside is gone
         system.sigprocmask("block", signalSet(...SIGNALS)); // until a side knows which one it is
         registers[STATE] = FORKED;
@@ -128,6 +129,7 @@ class Signals extends StateProgram {
     if (registers[PHASE] === 0) {
       if (registers[A0] !== SIGNALS[signal]) throw new SelfCheckError(`signals: handler ${handler} for signal ${registers[A0]}`);
       if (memory.load32(inside(signal)) !== 0) throw new SelfCheckError(`signals: SIGUSR${handler} in its own handler`);
+      if (memory.load32(inside(0)) !== 0) throw new SelfCheckError("signals: SIGUSR2 in the handler that masks it");
       memory.store32(inside(signal), 1);
       registers[PHASE] = 1;
       const draw = mix(memory.load32(sent(other, signal)) ^ this.#key);

@@ -539,4 +539,10 @@ export const EQUIVALENT: readonly { file: string; change: string; reason: string
     reason:
       "Both are looked at only while pre-images are kept (MACHINE_KEEP_PREIMAGES is not KEEP_NONE), or by who stages a tail. Arming for a save sets KEEP_NONE. A tail begins with armTail, which writes every word of KEEP and clears OPEN first, while the machine stands still; a resume begins with armForRestore, which clears both before it sets KEEP_FOR_RESTORE, and no handler of an earlier save is at work by then: disarm has waited for all of them.",
   },
+  {
+    file: "src/image/markers.ts",
+    change: "releaseUse does not sync the directory after it has removed the claim",
+    reason:
+      "A resume that gives its claim back notes its outcome in the same directory right afterwards, and that marker's sync covers the removal. If the outcome cannot be noted, the image stays used, which is safe.",
+  },
 ];

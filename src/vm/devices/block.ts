@@ -73,7 +73,9 @@ class DiskFile implements HostFile {
     this.path = path;
     this.descriptor = descriptor;
     this.lock = lock;
-    this.position = (sectors ?? Math.floor(fstatSync(descriptor).size / SECTOR_BYTES)) * SECTOR_BYTES;
+    // A saved machine may say that its disk has more sectors than the file: sums are kept of those that there are.
+    const inFile = Math.floor(fstatSync(descriptor).size / SECTOR_BYTES);
+    this.position = Math.min(sectors ?? inFile, inFile) * SECTOR_BYTES;
   }
 
   pendingBlocks(): number[] {

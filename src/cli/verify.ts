@@ -8,7 +8,7 @@ import { field, type View } from "../stats/layout.js";
 import { checkConsistency, type Consistency } from "../vm/views/consistency.js";
 import { listProcesses } from "../vm/tasks/process.js";
 import { checkProcess, type ProcessCheck } from "../vm/personality/step/programs/check.js";
-import { createCommand, EXIT_MISMATCH, reportError } from "./command.js";
+import { ALLOW, createCommand, EXIT_MISMATCH, reportError } from "./command.js";
 import { note, print, printJson, stdoutView } from "./output.js";
 import { printable, printableAll } from "../stats/printable.js";
 import { createProgress, type ProgressDisplay, showBytes } from "./progress.js";
@@ -26,14 +26,18 @@ export function addVerify(program: Command): void {
   createCommand(program, "verify", "check all of an image: every checksum, every count, allocator and page tables")
     .argument("<image>", "where the machine was saved")
     .option("--replay", "also recompute the processes from their beginning, all that can be, and compare every page and register")
+    .option(...ALLOW)
     .option("--json", "for programs")
     .action(verify);
 }
 
-async function verify(path: string, { replay, json }: { replay?: boolean; json?: boolean }): Promise<void> {
+async function verify(
+  path: string,
+  { replay, allow = [], json }: { replay?: boolean; allow?: string[]; json?: boolean },
+): Promise<void> {
   const progress = createProgress();
   try {
-    const image = await openImage(path);
+    const image = await openImage(path, { allow });
     try {
       const result = await verifyImage(image, { replay: replay === true, progress });
       progress.stop();

@@ -1,13 +1,13 @@
 /** What of the host an image names: whoever resumes it would open that. */
 import type { NamedPath } from "./base/allowed-paths.js";
-import { Contradiction, HibernaculumError } from "./base/errors.js";
+import { Contradiction, type HibernaculumError } from "./base/errors.js";
 import type { Image } from "./image/directory.js";
 import { hostPaths } from "./vm/views/host-paths.js";
 
 /**
  * Disk, mounts and files, from the machine's memory and from the catalogue; some of them twice. Opens nothing but the image.
  *
- * @throws HIB_INCONSISTENT if the machine has this from a file of the host
+ * @throws HIB_INCONSISTENT, HIB_CORRUPT, HIB_TRUNCATED, HIB_IO if it cannot be told
  */
 export function namedPaths(image: Image): NamedPath[] {
   const named = inMemory(image);
@@ -27,11 +27,8 @@ function inMemory(image: Image): NamedPath[] {
   try {
     return hostPaths(memory);
   } catch (error) {
-    if (!(error instanceof HibernaculumError)) throw error;
-    if (error.code === "HIB_NOT_ALLOWED") throw new Contradiction("what its kernel has is said to be in a file of the host");
-    // One that is damaged where this is written is refused when all of it is read, before anything is put in place.
-    if (["HIB_CORRUPT", "HIB_TRUNCATED", "HIB_INCONSISTENT"].includes(error.code)) return [];
-    throw error;
+    if ((error as HibernaculumError).code !== "HIB_NOT_ALLOWED") throw error;
+    throw new Contradiction("what its kernel has is said to be in a file of the host");
   } finally {
     memory.close();
   }

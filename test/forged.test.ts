@@ -400,8 +400,8 @@ async function runCases(t: ExecutionContext, cases: readonly Case[], expected: "
     forge(forgery);
     await forgery.write(path);
     forgery.restore();
-    const verified = await verify(path);
-    const others = [await inspect(path), await diff(path, original)];
+    const verified = await verify(path, directory);
+    const others = [await inspect(path, directory), await diff(path, original, directory)];
     const resumed = await host.resume(path).catch((error: unknown) => ({ code: String(error), message: "" }));
     if (verified.code !== expected) surprises.push(`${what}: hib verify says ${verified.code} ${verified.message}`);
     else if (!says.test(verified.message || verified.code)) surprises.push(`${what}: ${verified.message}`);

@@ -54,7 +54,7 @@ interface Description {
   blocks: { kind: string; blocks: number; frames: number }[];
   /** Files of the host that it had open. */
   files: { path: string; mode: "r" | "rw"; size: number }[];
-  /** What a resume would open of the host; null for a machine of another version, whose memory cannot be read here. */
+  /** What a resume would open of the host; null if its memory cannot be read: it is of another version, or damaged. */
   paths: NamedPath[] | null;
 }
 
@@ -183,12 +183,18 @@ async function describeImage(image: Image): Promise<Description> {
     }),
     blocks: [...blocks.values()].sort((a, b) => b.frames - a.frames),
     files: catalogue.files().map(({ path, mode, size }) => ({ path, mode, size: Number(size) })),
-    paths: header.machineVersion === MACHINE_VERSION ? once(namedPaths(image)) : null,
+    paths: pathsOf(image),
   };
 }
 
-function once(named: readonly NamedPath[]): NamedPath[] {
-  return [...new Map(named.map((one) => [`${one.what} ${one.path}`, one])).values()];
+function pathsOf(image: Image): NamedPath[] | null {
+  if (image.header.machineVersion !== MACHINE_VERSION) return null;
+  try {
+    return [...new Map(namedPaths(image).map((one) => [`${one.what} ${one.path}`, one])).values()];
+  } catch (error) {
+    if (error instanceof HibernaculumError) return null; // it is not resumed
+    throw error;
+  }
 }
 
 function renderDescription(description: Description, view: View): string {

@@ -8,7 +8,7 @@
  * - Words of 64 bits are stored as SQLite's signed integers. A row that has one is read with `safeIntegers`, or the
  *   word in two halves; anything else rounds it silently.
  */
-import { closeSync, openSync } from "node:fs";
+import { closeSync, openSync, statSync } from "node:fs";
 import { open } from "node:fs/promises";
 import { join } from "node:path";
 import { isDeepStrictEqual } from "node:util";
@@ -301,6 +301,8 @@ const optional = (column: string, condition: string): string => `(${column} IS N
 
 const WORD = 2 ** 32 - 1;
 const SAFE = Number.MAX_SAFE_INTEGER;
+/** A row takes so many bytes at least. */
+const ROW_BYTES = 4;
 const JSON_BYTES = 2 ** 24;
 /** More than that of one table's texts and hashes is not of one machine. */
 const TABLE_BYTES = 2 ** 28;
@@ -430,12 +432,15 @@ export class Catalogue {
   readonly path: string;
   readonly meta: Readonly<Meta>;
   readonly #database: Database.Database;
+  /** Of the file. */
+  readonly #bytes: number;
 
   private constructor(path: string) {
     this.path = path;
     this.#database = openDatabase(path, { readonly: true, fileMustExist: true });
     try {
       this.#attempt(() => this.#checkSchema());
+      this.#bytes = statSync(path).size;
       const rows = this.#rows<[string, string]>("meta", "SELECT key, value FROM meta");
       this.meta = Object.fromEntries(rows.map(([key, value]) => [key, this.#json(value)]));
     } catch (error) {
@@ -470,9 +475,10 @@ export class Catalogue {
       throw this.#corrupt("it does not say that it is a catalogue of this version");
   }
 
-  /** Every value of a table is in range. */
+  /** Every value of a table is in range, and there are no more than the file has room for: pages of it may be used twice. */
   #check(table: string): number {
-    const { most, bytes = "0", rows } = TABLES[table]!;
+    const { bytes = "0", rows } = TABLES[table]!;
+    const most = Math.min(TABLES[table]!.most, Math.ceil(this.#bytes / ROW_BYTES));
     const [count, size, wrong] = this.#database
       .prepare<[], [number, number, number]>(
         `SELECT count(*), total(${bytes}), total((${rows.join(" AND ")}) IS NOT 1) FROM (SELECT * FROM ${table} LIMIT ${most + 1})`,

@@ -125,6 +125,65 @@ test("numbers and types that are for people only: odd ones are shown, or left ou
   }
 });
 
+const LARGEST = (4016 * MIB) / 4096;
+/** So many numbers from 0 on. */
+const numbers = (count: number): string => `WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n LIMIT ${count})`;
+const withRam = (sql: string): string =>
+  `UPDATE region SET frames = ${LARGEST}; DELETE FROM meta WHERE key = 'sameFilledFrames'; ${sql}`;
+/** JSON that is much larger once it is parsed. */
+const bomb = (bytes: number): string => `'[' || replace(hex(zeroblob(${Math.floor(bytes / 6)})), '00', '{},') || '0]'`;
+
+/** What is large about an image, and what is said of it. Header: frames besides those that it had, by the extents that are added. */
+const LARGE_ONES: Record<string, { sql: string; added?: number; code: string }> = {
+  "4,016 MiB of RAM": { sql: withRam(""), code: "HIB_INCONSISTENT" },
+  "3.8 GiB of one word": {
+    sql: withRam("INSERT INTO extent (pfn, frames, kind, fill) VALUES (5000, 996000, 1, 7)"),
+    added: 996_000,
+    code: "HIB_INCONSISTENT",
+  },
+  "a million extents": {
+    sql: withRam(`${numbers(1_000_000)} INSERT INTO extent (pfn, frames, kind, fill) SELECT 5000 + i, 1, 1, i FROM n`),
+    added: 1_000_000,
+    code: "HIB_INCONSISTENT",
+  },
+  "a million references": {
+    sql: withRam(`${numbers(1_000_000)} INSERT INTO extent (pfn, frames, kind) SELECT 5000 + i, 1, 2 FROM n;
+      ${numbers(1_000_000)} INSERT INTO reference SELECT 5000 + i, 1, '/nowhere/' || i, 0, zeroblob(8) FROM n`),
+    added: 1_000_000,
+    code: "HIB_NOT_ALLOWED",
+  },
+  "values that unfold": {
+    sql: `${numbers(12)} INSERT INTO meta SELECT 'k' || i, ${bomb(16_000_000)} FROM n`,
+    code: "HIB_CORRUPT",
+  },
+  "details that unfold": {
+    sql: `${numbers(12)} INSERT INTO process SELECT 100 + i, 100 + i, 'a', 'ready', 0.0, ${bomb(16_000_000)} FROM n`,
+    code: "ok",
+  },
+};
+
+test("whatever is large about an image: it is verified in less than 1 GiB", async (t) => {
+  t.timeout(600_000);
+  const { directory, forgery } = await makeForgery(t);
+  const path = join(directory, "forged");
+  const script = fileURLToPath(new URL("fixtures/measured.js", import.meta.url));
+  for (const [what, { sql, added = 0, code }] of Object.entries(LARGE_ONES)) {
+    const frames = forgery.savedFrames + added;
+    await forgery.write(path, {
+      catalogue: sql,
+      header: sql.startsWith("UPDATE region") ? { ramFrames: LARGEST, frames } : { frames },
+    });
+    const began = Date.now();
+    const { stdout, stderr } = await new Promise<{ stdout: string; stderr: string }>((resolve) =>
+      execFile(process.execPath, [script, path, directory], (_, stdout, stderr) => resolve({ stdout, stderr })),
+    );
+    const found = JSON.parse(stdout || "{}") as { code?: string; mib?: number };
+    t.log(`${what}: ${found.code}, ${Math.round(found.mib ?? 0)} MiB, ${Date.now() - began} ms`);
+    t.is(found.code, code, `${what}: ${stderr}`);
+    t.true(found.mib! < 1024, `${what}: ${found.mib} MiB`);
+  }
+});
+
 function hib(...args: string[]): Promise<{ stdout: string; stderr: string; exit: number }> {
   const script = fileURLToPath(new URL("../src/cli/hib.js", import.meta.url));
   return new Promise((resolve) =>

@@ -311,8 +311,8 @@ const TABLE_BYTES = 2 ** 28;
  * What holds of the rows of each table: how many there can be, the bytes that they bring into memory, and each value's type and
  * range. It is looked up before any of them is read, so that what a stranger wrote is either in range or refused.
  */
-const TABLES: Readonly<Record<string, { most: number; bytes?: string; rows: readonly string[] }>> = {
-  meta: { most: 1000, bytes: "octet_length(value)", rows: [text("key"), text("value", JSON_BYTES)] },
+const TABLES: Readonly<Record<string, { most: number; bytes?: string; total?: number; rows: readonly string[] }>> = {
+  meta: { most: 1000, bytes: "octet_length(value)", total: JSON_BYTES, rows: [text("key"), text("value", JSON_BYTES)] },
   region: { most: 1000, rows: [whole("pfn", 0, WORD), whole("frames", 1, WORD)] },
   chunk: {
     most: 2 * MAX_FRAMES,
@@ -381,6 +381,7 @@ const TABLES: Readonly<Record<string, { most: number; bytes?: string; rows: read
       text("state", 32),
       "typeof(steps) = 'real' AND steps BETWEEN 0 AND 1e300",
       text("detail", JSON_BYTES),
+      "json_valid(detail)",
     ],
   },
   blocks: {
@@ -477,7 +478,7 @@ export class Catalogue {
 
   /** Every value of a table is in range, and there are no more than the file has room for: pages of it may be used twice. */
   #check(table: string): number {
-    const { bytes = "0", rows } = TABLES[table]!;
+    const { bytes = "0", total = TABLE_BYTES, rows } = TABLES[table]!;
     const most = Math.min(TABLES[table]!.most, Math.ceil(this.#bytes / ROW_BYTES));
     const [count, size, wrong] = this.#database
       .prepare<[], [number, number, number]>(
@@ -486,7 +487,7 @@ export class Catalogue {
       .raw()
       .get()!;
     if (wrong > 0) throw this.#corrupt(`${wrong} of the rows of ${table} are out of range`);
-    if (count > most || size > TABLE_BYTES) throw this.#corrupt(`there is more in ${table} than a machine can have`);
+    if (count > most || size > total) throw this.#corrupt(`there is more in ${table} than a machine can have`);
     return count;
   }
 
@@ -524,18 +525,25 @@ export class Catalogue {
     });
   }
 
-  /** Frames that are pages of files of the host, by pfn. */
+  /** Frames that are pages of files of the host, by pfn. Their hashes lie in one array: there can be a million rows. */
   references(): Reference[] {
-    return this.#rows<[number, number, string, number, Buffer]>(
-      "reference",
-      "SELECT pfn, frames, path, page, hashes FROM reference ORDER BY pfn",
-    ).map(([pfn, frames, path, page, bytes]) => ({
-      pfn,
-      frames,
-      path,
-      page,
-      hashes: new BigUint64Array(Uint8Array.from(bytes).buffer),
-    }));
+    return this.#attempt(() => {
+      this.#check("reference");
+      const total = this.#database.prepare<[], number>("SELECT total(frames) FROM reference").pluck().get()!;
+      if (total > MAX_FRAMES) throw this.#corrupt("more frames are in files than a machine has");
+      const hashes = new BigUint64Array(total);
+      const bytes = new Uint8Array(hashes.buffer);
+      const found: Reference[] = [];
+      let first = 0;
+      const rows = this.#database.prepare<[], [number, number, string, number, Buffer]>(
+        "SELECT pfn, frames, path, page, hashes FROM reference ORDER BY pfn",
+      );
+      for (const [pfn, frames, path, page, packed] of rows.raw().iterate()) {
+        bytes.set(packed, first * 8);
+        found.push({ pfn, frames, path, page, hashes: hashes.subarray(first, (first += frames)) });
+      }
+      return found;
+    });
   }
 
   /** All extents, packed, by pfn. One with REFERENCED has the number of its reference. */
@@ -585,7 +593,17 @@ export class Catalogue {
     return this.#rows<[number, number, string, string, number, string]>(
       "process",
       "SELECT pid, slot, name, state, steps, detail FROM process ORDER BY pid",
-    ).map(([pid, slot, name, state, steps, detail]) => ({ pid, slot, name, state, steps, detail: this.#json(detail) }));
+    ).map(([pid, slot, name, state, steps, detail]) => ({
+      pid,
+      slot,
+      name,
+      state,
+      steps,
+      // When it is asked for: it takes twenty times as much memory as its text.
+      get detail() {
+        return JSON.parse(detail) as unknown;
+      },
+    }));
   }
 
   /** All mappings, as they were written. The catalogue cannot be closed in the middle of it. */

@@ -4,7 +4,7 @@
  * Whether the *machine* inside is consistent (buddy allocator, page tables) is for those who know machines.
  */
 
-import { notAllowed, outside } from "../base/allowed-paths.js";
+import { type NamedPath, notAllowed, outside } from "../base/allowed-paths.js";
 import { damaged, HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import type { BlobReader } from "./blob.js";
@@ -170,10 +170,7 @@ export async function verifyChunks(image: ImageContents, onProgress?: (bytes: nu
     onProgress?.(verified.storedBytes, total);
   }
   for (let i = 0; i < extents.length; i++) if (extents.chunk[i] === SAME_FILLED) verified.sameFilledFrames += extents.frames[i]!;
-  const elsewhere = outside(
-    references.map(({ path }) => ({ what: "file", path })),
-    image.allowed,
-  );
+  const elsewhere = outside(pathsOf(references), image.allowed);
   if (elsewhere.length > 0) throw notAllowed("the image", elsewhere);
   const reader = new ReferenceReader(references, image.allowed);
   try {
@@ -204,4 +201,8 @@ function same(what: string, found: number, expected: number): void {
 
 function corrupt(what: string): HibernaculumError {
   return damaged("HIB_CORRUPT", `the image does not agree with itself: ${what}`);
+}
+
+function* pathsOf(references: readonly Reference[]): Generator<NamedPath> {
+  for (const path of new Set(references.map((reference) => reference.path))) yield { what: "file", path };
 }

@@ -198,9 +198,6 @@ const cut =
     closeSync(descriptor);
   };
 
-/** Who is damaged where the kernel has its mounts is found out when these are looked for. */
-const IN_A_CHUNK = "(?:files of the host|chunk checksums)";
-
 interface Failure {
   what: string;
   inflict?: (path: string) => unknown;
@@ -241,10 +238,11 @@ const SET_ASIDE: Failure[] = [
   {
     what: "a bit of the first chunk",
     inflict: flip(BLOB_NAME, () => HEADER_BYTES),
-    step: IN_A_CHUNK,
+    step: "chunk checksums",
     code: "HIB_CORRUPT",
   },
-  { what: "the last bit", inflict: flip(BLOB_NAME, (length) => length - 1), step: IN_A_CHUNK, code: "HIB_CORRUPT" },
+  // The kernel's page is in the last chunk, and it says where disk and mounts are.
+  { what: "the last bit", inflict: flip(BLOB_NAME, (length) => length - 1), step: "files of the host", code: "HIB_CORRUPT" },
   { what: "a machine that contradicts itself", original: inconsistent, step: "consistency", code: "HIB_INCONSISTENT" },
   { what: "attempt", traps: "resume.attempt=EIO", step: "attempt", code: "HIB_IO", whole: true },
   { what: "allocation", traps: "resume.allocate=ENOMEM", step: "frames", code: "HIB_IO", whole: true },

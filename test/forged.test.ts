@@ -469,7 +469,7 @@ test.serial(
   async (t) => {
     const seed = Number(process.env["HIB_SEED"] ?? randomInt(2 ** 31));
     t.log(`HIB_SEED=${seed}`);
-    const rounds = Number(process.env["HIB_FUZZ_ROUNDS"] ?? 120);
+    const rounds = Number(process.env["HIB_FUZZ_ROUNDS"] ?? 200);
     const minutes = Number(process.env["HIB_FUZZ_MINUTES"] ?? 0);
     const end = Date.now() + minutes * 60_000;
     t.timeout((minutes + 15) * 60_000);

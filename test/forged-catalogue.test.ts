@@ -119,8 +119,7 @@ test("numbers and types that are for people only: odd ones are shown, or left ou
     await forgery.write(path, { catalogue: sql });
     const { exit, stdout, stderr } = await hib("inspect", path);
     t.is(exit, 0, `${sql}: ${stderr}`);
-    // oxlint-disable-next-line no-control-regex
-    t.notRegex(stdout, /[\x00-\x09\x0b-\x1f\x7f]/, sql);
+    t.notRegex(stdout.replaceAll("\n", ""), /\p{Cc}/u, sql);
     t.notRegex(stderr, / {4}at /, sql);
   }
 });

@@ -3,7 +3,8 @@
  * together take less than a minute and touch every layer. Other options go to ava.
  */
 import { spawnSync } from "node:child_process";
-import { existsSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
@@ -18,5 +19,9 @@ for (const argument of process.argv.slice(2)) {
   else if (existsSync(join(ROOT, compiled(argument)))) options.push(compiled(argument));
   else options.push(argument);
 }
-const { status } = spawnSync(join(ROOT, "node_modules", ".bin", "ava"), options, { cwd: ROOT, stdio: "inherit" });
+// What saves note of their images is not to lie among the user's own.
+const state = mkdtempSync(join(tmpdir(), "hib-state-"));
+const env = { ...process.env, XDG_STATE_HOME: state };
+const { status } = spawnSync(join(ROOT, "node_modules", ".bin", "ava"), options, { cwd: ROOT, stdio: "inherit", env });
+rmSync(state, { recursive: true, force: true });
 process.exit(status ?? 1);

@@ -22,7 +22,7 @@ import type { ResumeReport } from "./reports/resume-report.js";
 
 export type BootOptions = Pick<
   ResumeOptions,
-  "signal" | "acceptChangedFiles" | "onProgress" | "onStep" | "onLoaded" | "queueFrames"
+  "signal" | "allow" | "acceptChangedFiles" | "onProgress" | "onStep" | "onLoaded" | "queueFrames"
 >;
 
 /** What became of the image. */

@@ -1,15 +1,17 @@
 /** The first step of a resume: every check of an image that costs nothing, in the order of S2.1. */
 import { resolve } from "node:path";
+import { type NamedPath, notAllowed, openAllowed, outside } from "./base/allowed-paths.js";
 import { fromSystemError, HibernaculumError } from "./base/errors.js";
 import { FRAME_BYTES } from "./base/layout.js";
 import { type Image, openImage } from "./image/directory.js";
 import { MACHINE_VERSION } from "./image/format.js";
 import { type ComparedFiles, compareFiles, type FileRow } from "./image/host-files.js";
 import { readHistory, usedBefore } from "./image/markers.js";
+import { diskOf, namedPaths } from "./named-paths.js";
 import type { Machine } from "./machine.js";
 import type { ResumeSteps } from "./reports/resume-report.js";
 import type { ResumeOptions } from "./resume-options.js";
-import { savedDisk } from "./vm/devices/block.js";
+import { walkMounts } from "./vm/files/path.js";
 
 /** An image that can be resumed, and which of the host's files are not what they were when it was made. */
 export interface FoundImage {
@@ -22,6 +24,7 @@ export async function findImage(machine: Machine, path: string, options: ResumeO
   const { again = false, keepImage = false } = options;
   const image = await openImage(path, {
     machineVersion: MACHINE_VERSION,
+    allow: agreed(machine, options),
     onCheck: (check, found) => steps.passed(check, found),
   });
   try {
@@ -37,8 +40,10 @@ export async function findImage(machine: Machine, path: string, options: ResumeO
     const { used } = await readHistory(path);
     if (used !== null && !again && !keepImage) throw usedBefore(path, used);
     steps.passed("not used before", used === null ? "never resumed" : "resumed before; ignored as asked");
-    const rows = prepareDisk(machine, image, options);
-    const files = await compareFiles(rows);
+    const named = namedPaths(image);
+    refuseOthers(path, image, named, options);
+    const rows = prepareDisk(machine, image, diskOf(named), options);
+    const files = await compareFiles(rows, (file) => openAllowed(file, image.allowed));
     if (options.acceptChangedFiles === true) acceptChanged(image, rows, files);
     else refuseChangedFiles(path, files);
     steps.passed("files of the host", describeFiles(rows.length, files));
@@ -49,36 +54,41 @@ export async function findImage(machine: Machine, path: string, options: ResumeO
   }
 }
 
+/** What the user has named by booting this machine and by asking for this resume. */
+function agreed({ devices, kernel }: Machine, { allow = [], disk }: ResumeOptions): string[] {
+  const { file } = devices.block;
+  const mounts = Array.from(walkMounts(kernel.memory), ({ host }) => host);
+  return [...allow, ...mounts, ...[file?.path, disk].filter((path) => path !== undefined)];
+}
+
+/** @throws HIB_NOT_ALLOWED before anything outside of the image is opened */
+function refuseOthers(path: string, image: Image, named: readonly NamedPath[], { disk }: ResumeOptions): void {
+  const opened = named.filter(({ what }) => what !== "disk" || disk === undefined);
+  const others = outside(opened, image.allowed);
+  if (others.length > 0) throw notAllowed(path, others);
+}
+
 /** Takes the machine's disk, so that nobody else writes to it from before it is compared. Returns the files where they are now. */
-function prepareDisk(machine: Machine, image: Image, { disk, acceptChangedFiles }: ResumeOptions): FileRow[] {
+function prepareDisk(
+  machine: Machine,
+  image: Image,
+  saved: string | undefined,
+  { disk, acceptChangedFiles }: ResumeOptions,
+): FileRow[] {
   const rows = image.catalogue.files();
-  const saved = findDisk(image);
   if (saved === undefined) {
     if (disk === undefined) return rows;
     throw new HibernaculumError("HIB_USAGE", `${image.path} is of a machine without a disk; leave --disk away`);
   }
   const path = disk === undefined ? saved : resolve(disk);
   try {
-    machine.devices.block.prepareRestore(path);
+    machine.devices.block.prepareRestore(path, image.allowed);
   } catch (error) {
     // One that cannot be opened has changed: that is for whoever compares to say, or for whoever has accepted it.
     if (error instanceof HibernaculumError) throw error;
     if (disk !== undefined && acceptChangedFiles !== true) throw fromSystemError(error, "opening the disk");
   }
   return rows.map((row) => (row.path === saved ? { ...row, path } : row));
-}
-
-/** An image that is damaged where this is written is refused later, when all of it is read. */
-function findDisk(image: Image): string | undefined {
-  const memory = image.memory({ cachedChunks: 1 });
-  try {
-    return savedDisk(memory);
-  } catch (error) {
-    if (error instanceof HibernaculumError && error.code !== "HIB_INTERNAL") return undefined;
-    throw error;
-  } finally {
-    memory.close();
-  }
 }
 
 /** Files that are not what they were are to be taken as they are; also those of pages that no process has open. */

@@ -1,13 +1,15 @@
 /**
  * The last step of a save: catalogue, header, syncs, rename. Until the rename there is no image, after it there is a whole one.
  */
+import { dirname } from "node:path";
 import { FRAME_BYTES, MACHINE_BLOB_CURSOR } from "./base/layout.js";
 import type { Reference } from "./base/host-file.js";
 import { PACKAGE_VERSION } from "./base/version.js";
 import type { Cancellation } from "./cow/cancellation.js";
 import type { PartialImage } from "./image/directory.js";
-import { type ExtentTable, MACHINE_VERSION } from "./image/format.js";
+import { type ExtentTable, type ImageHeader, MACHINE_VERSION } from "./image/format.js";
 import type { FileRow } from "./image/host-files.js";
+import { notePaths } from "./image/known-paths.js";
 import { sealBlob } from "./image/seal.js";
 import type { Machine } from "./machine.js";
 import type { CatalogueResult, CatalogueTask } from "./reports/image-catalogue.js";
@@ -42,10 +44,10 @@ export async function publishImage(
     digest,
   };
   const [result] = await pool.runOn<CatalogueTask, CatalogueResult>(1, "catalogue", () => task, cancellation.cancel);
-  const { report, ...catalogue } = result!;
+  const { report, paths, ...catalogue } = result!;
   cancellation.check();
   const { saved } = facts.counts;
-  await sealBlob(image.blobPath, {
+  const header: ImageHeader = {
     machineVersion: MACHINE_VERSION,
     id: facts.id,
     compatible: 0,
@@ -58,7 +60,9 @@ export async function publishImage(
     frames: saved.frames + saved.byReference,
     time: facts.time,
     writer: `hibernaculum ${PACKAGE_VERSION}`,
-  });
+  };
+  await sealBlob(image.blobPath, header);
+  await notePaths(dirname(image.blobPath), header, paths); // of one that is not published after all it says nothing
   cancellation.check();
   await image.publish();
   return publishedReport(report, facts.at.began);

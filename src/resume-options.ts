@@ -22,6 +22,11 @@ export interface ResumeOptions {
   acceptChangedFiles?: boolean;
   /** The file that is the machine's disk now, if it is not where it was. */
   disk?: string;
+  /**
+   * Paths of the host that the image may name, or directories that they are in. Always allowed are `disk`, what the booted machine
+   * has as disk and mounts, and what the image's machine had when this user saved it.
+   */
+  allow?: readonly string[];
   /** Leave the image as it is: neither an attempt is recorded nor the image consumed (tests, benchmarks). */
   keepImage?: boolean;
   signal?: AbortSignal;

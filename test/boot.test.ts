@@ -241,7 +241,8 @@ const SET_ASIDE: Failure[] = [
     step: "chunk checksums",
     code: "HIB_CORRUPT",
   },
-  { what: "the last bit", inflict: flip(BLOB_NAME, (length) => length - 1), step: "chunk checksums", code: "HIB_CORRUPT" },
+  // The kernel's page is in the last chunk, and it says where disk and mounts are.
+  { what: "the last bit", inflict: flip(BLOB_NAME, (length) => length - 1), step: "files of the host", code: "HIB_CORRUPT" },
   { what: "a machine that contradicts itself", original: inconsistent, step: "consistency", code: "HIB_INCONSISTENT" },
   { what: "attempt", traps: "resume.attempt=EIO", step: "attempt", code: "HIB_IO", whole: true },
   { what: "allocation", traps: "resume.allocate=ENOMEM", step: "frames", code: "HIB_IO", whole: true },

@@ -151,13 +151,15 @@ const LAYERS: Record<string, string[]> = {
     "src/publish.ts",
   ],
   "src/resume-options.ts": ["src/cow/cancellation.ts", "src/reports/resume-report.ts"],
+  "src/named-paths.ts": ["src/base", "src/image", "src/vm/views/host-paths.ts"],
   "src/find-image.ts": [
+    "src/named-paths.ts",
     "src/base",
     "src/image",
     "src/machine.ts",
     "src/reports/resume-report.ts",
     "src/resume-options.ts",
-    "src/vm/devices/block.ts",
+    "src/vm/files/path.ts",
   ],
   "src/resume.ts": [
     "src/base",

@@ -400,8 +400,8 @@ async function runCases(t: ExecutionContext, cases: readonly Case[], expected: "
     forge(forgery);
     await forgery.write(path);
     forgery.restore();
-    const verified = await verify(path);
-    const others = [await inspect(path), await diff(path, original)];
+    const verified = await verify(path, directory);
+    const others = [await inspect(path, directory), await diff(path, original, directory)];
     const resumed = await host.resume(path).catch((error: unknown) => ({ code: String(error), message: "" }));
     if (verified.code !== expected) surprises.push(`${what}: hib verify says ${verified.code} ${verified.message}`);
     else if (!says.test(verified.message || verified.code)) surprises.push(`${what}: ${verified.message}`);
@@ -469,7 +469,7 @@ test.serial(
   async (t) => {
     const seed = Number(process.env["HIB_SEED"] ?? randomInt(2 ** 31));
     t.log(`HIB_SEED=${seed}`);
-    const rounds = Number(process.env["HIB_FUZZ_ROUNDS"] ?? 120);
+    const rounds = Number(process.env["HIB_FUZZ_ROUNDS"] ?? 200);
     const minutes = Number(process.env["HIB_FUZZ_MINUTES"] ?? 0);
     const end = Date.now() + minutes * 60_000;
     t.timeout((minutes + 15) * 60_000);

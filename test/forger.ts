@@ -92,6 +92,11 @@ export class Forgery implements ReadableMemory {
     return [...this.#bytes.keys()];
   }
 
+  /** How many frames its image has. */
+  get savedFrames(): number {
+    return this.#bytes.size + this.#filled.reduce((sum, { frames }) => sum + frames, 0);
+  }
+
   #view(address: PhysicalAddress): DataView | undefined {
     return this.#bytes.get(Math.floor(address / FRAME_BYTES));
   }

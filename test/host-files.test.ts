@@ -208,6 +208,8 @@ test("a file that is only read: its contents say whether it has changed, and its
   utimesSync(path, 1e9, 1e9);
   copyOver(path);
   t.deepEqual(await compareFiles(rows), { changed: [], moved: [path] });
+  const [long] = (await compareFiles([{ ...rows[0]!, position: 2 ** 53 - 1 }])).changed; // nobody can sum so much
+  t.regex(long!.how, /^has 10000 bytes, and 9007199254740991 of them/);
   poke(path, 5000);
   t.deepEqual(await compareFiles(rows), { changed: [{ path, how: "has other contents" }], moved: [] });
   // The machine's last word on it was another already when it was saved.

@@ -95,6 +95,7 @@ for (const [at, where] of STEPS.entries()) {
           ...table.byChunk(0),
           filled: table.sameFilled(),
           references: [],
+          allowed: [],
           acceptedFiles: new Set(),
         });
       } finally {

@@ -17,6 +17,7 @@ export type ErrorCode =
   | "HIB_RESUMES_DIED" // resumes of it died with their process, and a boot tries it no more
   | "HIB_DISK_IN_USE" // another machine has the disk
   | "HIB_FILES_CHANGED" // files of the host that the machine has open are not what they were
+  | "HIB_NOT_ALLOWED" // an image names files of the host that the user has not named
   | "HIB_IMAGE_EXISTS" // the path to write to is taken
   | "HIB_IO" // the host's file system refused or failed
   | "HIB_NO_SPACE" // ENOSPC or EDQUOT

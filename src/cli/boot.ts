@@ -8,7 +8,7 @@ import { bootOrResume, type BootResult } from "../boot.js";
 import type { ResumeStep } from "../reports/resume-report.js";
 import { renderResumeSummary } from "../stats/resume-report.js";
 import { printable, printableAll } from "../stats/printable.js";
-import { ACCEPT_CHANGED_FILES, describeError } from "./command.js";
+import { ACCEPT_CHANGED_FILES, ALLOW, describeError } from "./command.js";
 import { type Host, hostMachine, introduce } from "./host.js";
 import { type KernelCommandLine, parseKernelCommandLine } from "./kernel-command-line.js";
 import {
@@ -23,6 +23,7 @@ import { print, stdoutView } from "./output.js";
 
 interface BootOptions extends MachineCommandOptions {
   cmdline: string;
+  allow?: string[];
   acceptChangedFiles?: boolean;
 }
 
@@ -37,6 +38,7 @@ workloads: hib images lists it, hib resume tries it again. One that another mach
 export function addBoot(program: Command): void {
   createMachineCommand(program, "boot", "boot a machine: resume its image if there is one, else start the workloads")
     .option("--cmdline <words>", 'kernel command line, such as "hibernate=m1.hib console=ttyS0"', "")
+    .option(...ALLOW)
     .option(...ACCEPT_CHANGED_FILES)
     .addHelpText("after", HELP)
     .action(boot);
@@ -73,6 +75,7 @@ async function lookForImage(host: Host, path: string, noresume: boolean, options
   }
   const result = await bootOrResume(host.machine, path, {
     signal: host.signal,
+    allow: options.allow ?? [],
     acceptChangedFiles: options.acceptChangedFiles === true,
     onStep: (step) => host.print(`kernel: resume: ${printable(describeStep(step))}`),
   });

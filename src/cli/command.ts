@@ -27,6 +27,13 @@ export const ACCEPT_CHANGED_FILES = [
   "resume although files of the host, such as its disk, have changed; this may damage them",
 ] as const;
 
+/** Of the commands that open what an image names. */
+export const ALLOW = [
+  "--allow <path>",
+  "a file or directory of this host that the image may name; may be given again; what you saved with it is allowed",
+  (path: string, earlier: string[] = []): string[] => [...earlier, path],
+] as const;
+
 let verbose = false;
 /** Whose errors these are: `hib` or `hib-stats`. */
 let programName = "hib";

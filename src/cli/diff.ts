@@ -7,7 +7,7 @@ import { diffImages, type ImageDiff, type ProcessDiff } from "../reports/image-d
 import { formatCount } from "../stats/format.js";
 import { field, section, table, type View } from "../stats/layout.js";
 import { printableAll } from "../stats/printable.js";
-import { createCommand } from "./command.js";
+import { ALLOW, createCommand } from "./command.js";
 import { print, printJson, stdoutView } from "./output.js";
 import { createProgress, showBytes } from "./progress.js";
 
@@ -18,15 +18,16 @@ export function addDiff(program: Command): void {
   createCommand(program, "diff", "show what changed between two images: frames, processes, their pages and registers")
     .argument("<a>", "an image")
     .argument("<b>", "another image of the same machine, usually a later one")
+    .option(...ALLOW)
     .option("--json", "for programs; lists every range of pages")
     .action(diff);
 }
 
-async function diff(pathA: string, pathB: string, { json }: { json?: boolean }): Promise<void> {
+async function diff(pathA: string, pathB: string, { allow = [], json }: { allow?: string[]; json?: boolean }): Promise<void> {
   const progress = createProgress();
   const images: Image[] = [];
   try {
-    for (const path of [pathA, pathB]) images.push(await openImage(path, { machineVersion: MACHINE_VERSION }));
+    for (const path of [pathA, pathB]) images.push(await openImage(path, { machineVersion: MACHINE_VERSION, allow }));
     const result = await diffImages(images[0]!, images[1]!, {
       onProgress: showBytes(progress, "comparing"),
     });

@@ -2,6 +2,7 @@
 import { InvalidArgumentError } from "commander";
 import { HibernaculumError } from "../base/errors.js";
 import { PTE_R, PTE_U, PTE_W, PTE_X } from "../base/layout.js";
+import type { MappingRow } from "../image/catalogue.js";
 import type { Image } from "../image/directory.js";
 import { formatBytes, formatCount } from "../stats/format.js";
 import { field, section, table, type View } from "../stats/layout.js";
@@ -64,7 +65,9 @@ export interface Holdings {
 
 export function describeHoldings(image: Image, process: Process): Holdings {
   const { areas, fds, handlers, registers, ...about } = describeProcess(image.memory(), process);
-  const mappings = [...image.catalogue.mappings()].filter(({ pid }) => pid === process.pid).sort((a, b) => a.vaddr - b.vaddr);
+  const mappings: MappingRow[] = [];
+  for (const row of image.catalogue.mappings()) if (row.pid === process.pid) mappings.push(row); // those of all may be millions
+  mappings.sort((a, b) => a.vaddr - b.vaddr);
   const pagesIn = (start: number, end: number): number =>
     mappings.reduce((sum, { vaddr, pages }) => sum + (vaddr >= start && vaddr < end ? pages : 0), 0);
   return {

@@ -1,15 +1,17 @@
 /** `hib inspect`: what is in an image. Only what is asked of a process reads its chunks. */
 import type { Command } from "commander";
+import type { NamedPath } from "../base/allowed-paths.js";
 import type { Reference } from "../base/host-file.js";
 import { HibernaculumError, naming } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import { type Image, openImage } from "../image/directory.js";
 import { CODEC_LZ4, type Extent, FORMAT_VERSION, MACHINE_VERSION, SAME_FILLED } from "../image/format.js";
+import { namedPaths } from "../named-paths.js";
 import { isUsed } from "../image/markers.js";
 import { formatBytes, formatCount } from "../stats/format.js";
 import { field, section, table, type View } from "../stats/layout.js";
 import { printableAll } from "../stats/printable.js";
-import { createCommand, wholeNumber } from "./command.js";
+import { ALLOW, createCommand, wholeNumber } from "./command.js";
 import {
   describeHoldings,
   describeMemory,
@@ -52,12 +54,15 @@ interface Description {
   blocks: { kind: string; blocks: number; frames: number }[];
   /** Files of the host that it had open. */
   files: { path: string; mode: "r" | "rw"; size: number }[];
+  /** What a resume would open of the host; null if its memory cannot be read: it is of another version, or damaged. */
+  paths: NamedPath[] | null;
 }
 
 interface InspectOptions {
   extents?: boolean;
   pid?: number;
   read?: Range;
+  allow?: string[];
   json?: boolean;
 }
 
@@ -67,16 +72,17 @@ export function addInspect(program: Command): void {
     .option("--extents", "list where each run of frames is")
     .option("--pid <pid>", "one process: its areas, mappings, registers", wholeNumber(1, 2 ** 31 - 1))
     .option("--read <address:length>", "memory of that process, such as 0x10000:64", parseRange)
+    .option(...ALLOW)
     .option("--json", "for programs")
     .action(inspect);
 }
 
-async function inspect(path: string, { extents, pid, read, json }: InspectOptions): Promise<void> {
+async function inspect(path: string, { extents, pid, read, allow = [], json }: InspectOptions): Promise<void> {
   if (read !== undefined && pid === undefined)
     throw new HibernaculumError("HIB_USAGE", "--read needs to know whose memory: give --pid");
   if (extents === true && pid !== undefined) throw new HibernaculumError("HIB_USAGE", "give --extents or --pid");
   // The catalogue can be read for any machine; what is in memory only by a kernel that knows its layout.
-  const image = await openImage(path, pid === undefined ? {} : { machineVersion: MACHINE_VERSION });
+  const image = await openImage(path, pid === undefined ? { allow } : { allow, machineVersion: MACHINE_VERSION });
   try {
     const show = <T extends { schema: number }>(what: T, render: (what: T) => string): void =>
       json === true ? printJson(what) : print(render(printableAll(what)).trimEnd());
@@ -130,7 +136,8 @@ function renderExtents({ extents }: { extents: ExtentDescription[] }): string {
   ].join("\n");
 }
 
-async function describeImage({ path, header, catalogue, chunks, extents }: Image): Promise<Description> {
+async function describeImage(image: Image): Promise<Description> {
+  const { path, header, catalogue, chunks, extents } = image;
   const mapped = new Map<number, { mappings: number; pages: number }>();
   for (const { pid, pages } of catalogue.mappings()) {
     const entry = mapped.get(pid) ?? { mappings: 0, pages: 0 };
@@ -176,10 +183,22 @@ async function describeImage({ path, header, catalogue, chunks, extents }: Image
     }),
     blocks: [...blocks.values()].sort((a, b) => b.frames - a.frames),
     files: catalogue.files().map(({ path, mode, size }) => ({ path, mode, size: Number(size) })),
+    paths: pathsOf(image),
   };
 }
 
-function renderDescription({ path, used, header, chunks, extents, processes, blocks, files }: Description, view: View): string {
+function pathsOf(image: Image): NamedPath[] | null {
+  if (image.header.machineVersion !== MACHINE_VERSION) return null;
+  try {
+    return [...new Map(namedPaths(image).map((one) => [`${one.what} ${one.path}`, one])).values()];
+  } catch (error) {
+    if (error instanceof HibernaculumError) return null; // it is not resumed
+    throw error;
+  }
+}
+
+function renderDescription(description: Description, view: View): string {
+  const { path, used, header, chunks, extents, processes, blocks, files, paths } = description;
   return [
     section(view, "Image", [
       field(view, "path", path),
@@ -234,6 +253,15 @@ function renderDescription({ path, used, header, chunks, extents, processes, blo
               files.map((f) => [f.path, f.mode === "r" ? "reading" : "writing", formatBytes(f.size)]),
             ),
           ]),
+        ]),
+    ...(paths === null || paths.length === 0
+      ? []
+      : [
+          section(
+            view,
+            "A resume opens",
+            paths.map((named) => field(view, named.what, named.path)),
+          ),
         ]),
   ].join("\n");
 }

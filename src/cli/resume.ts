@@ -8,7 +8,7 @@ import { isName, probe, socketPath } from "../server/runtime-directory.js";
 import { renderResumeSummary } from "../stats/resume-report.js";
 import { PAGE_THREADS_MAX } from "../base/limits.js";
 import { printableAll } from "../stats/printable.js";
-import { ACCEPT_CHANGED_FILES, createCommand, ramOption, wholeNumber } from "./command.js";
+import { ACCEPT_CHANGED_FILES, ALLOW, createCommand, ramOption, wholeNumber } from "./command.js";
 import { defaultName, hostMachine, introduce } from "./host.js";
 import { BOOT_PROCESSES } from "./machine-options.js";
 import { note, print, printJson, stdoutView } from "./output.js";
@@ -21,6 +21,7 @@ interface ResumeCommandOptions {
   again?: boolean;
   acceptChangedFiles?: boolean;
   disk?: string;
+  allow?: string[];
   json?: boolean;
 }
 
@@ -36,6 +37,7 @@ export function addResume(program: Command): void {
       "resume an image that was resumed before: two machines with one history can damage files that both use; also one on a read-only store, which cannot be marked",
     )
     .option("--disk <file>", "where the machine's disk is now, if it was moved; its contents must be what they were")
+    .option(...ALLOW)
     .option(...ACCEPT_CHANGED_FILES)
     .option("--json", "print the report for programs; the console goes to stderr")
     .addHelpText(
@@ -56,7 +58,7 @@ async function resumeImage(path: string, options: ResumeCommandOptions): Promise
     again = false,
     json = false,
   } = options;
-  const { acceptChangedFiles = false, disk } = options;
+  const { acceptChangedFiles = false, allow = [], disk } = options;
   process.exitCode = await hostMachine(
     { name, ramBytes: ram, vcpus: cpus, quiet: json, ...(pageThreads === undefined ? {} : { pageThreads }) },
     async (host) => {
@@ -64,6 +66,7 @@ async function resumeImage(path: string, options: ResumeCommandOptions): Promise
       const report = await resume(host.machine, path, {
         again,
         acceptChangedFiles,
+        allow,
         signal: host.signal,
         ...(disk === undefined ? {} : { disk }),
       });

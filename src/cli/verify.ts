@@ -8,7 +8,7 @@ import { field, type View } from "../stats/layout.js";
 import { checkConsistency, type Consistency } from "../vm/views/consistency.js";
 import { listProcesses } from "../vm/tasks/process.js";
 import { checkProcess, type ProcessCheck } from "../vm/personality/step/programs/check.js";
-import { createCommand, EXIT_MISMATCH, reportError } from "./command.js";
+import { ALLOW, createCommand, EXIT_MISMATCH, reportError, wholeNumber } from "./command.js";
 import { note, print, printJson, stdoutView } from "./output.js";
 import { printable, printableAll } from "../stats/printable.js";
 import { createProgress, type ProgressDisplay, showBytes } from "./progress.js";
@@ -22,20 +22,36 @@ export interface Verification {
   processes: ProcessCheck[] | null;
 }
 
+interface VerifyOptions {
+  replay: boolean;
+  /** Replays end after so long. */
+  replayLimit_s?: number;
+  progress: ProgressDisplay;
+}
+
+interface VerifyCommandOptions {
+  replay?: boolean;
+  replayLimit: number;
+  allow?: string[];
+  json?: boolean;
+}
+
 export function addVerify(program: Command): void {
   createCommand(program, "verify", "check all of an image: every checksum, every count, allocator and page tables")
     .argument("<image>", "where the machine was saved")
     .option("--replay", "also recompute the processes from their beginning, all that can be, and compare every page and register")
+    .option("--replay-limit <seconds>", "stop recomputing after so long", wholeNumber(1, 10 ** 6), 300)
+    .option(...ALLOW)
     .option("--json", "for programs")
     .action(verify);
 }
 
-async function verify(path: string, { replay, json }: { replay?: boolean; json?: boolean }): Promise<void> {
+async function verify(path: string, { replay, replayLimit, allow = [], json }: VerifyCommandOptions): Promise<void> {
   const progress = createProgress();
   try {
-    const image = await openImage(path);
+    const image = await openImage(path, { allow });
     try {
-      const result = await verifyImage(image, { replay: replay === true, progress });
+      const result = await verifyImage(image, { replay: replay === true, replayLimit_s: replayLimit, progress });
       progress.stop();
       if (json === true) printJson({ schema: 1, image: image.path, ...result } as { schema: number });
       else print(renderVerification(printable(path), printableAll(result), stdoutView()));
@@ -60,8 +76,8 @@ async function verify(path: string, { replay, json }: { replay?: boolean; json?:
  *
  * @throws HIB_CORRUPT, HIB_TRUNCATED, HIB_IO: it cannot even be read
  */
-export async function verifyImage(image: Image, options: { replay: boolean; progress: ProgressDisplay }): Promise<Verification> {
-  const { replay, progress } = options;
+export async function verifyImage(image: Image, options: VerifyOptions): Promise<Verification> {
+  const { replay, replayLimit_s = Infinity, progress } = options;
   const chunks = await verifyChunks(image, showBytes(progress, "checksums")).catch((error: unknown) => {
     throw naming(error, image.path);
   });
@@ -69,12 +85,14 @@ export async function verifyImage(image: Image, options: { replay: boolean; prog
   progress.update({ label: "consistency", done: 0, total: 1 });
   const consistency = checkConsistency(memory);
   let processes: ProcessCheck[] | null = null;
-  if (replay) {
+  // A machine that contradicts itself has nothing that could be right.
+  if (replay && consistency.problems.length === 0) {
     processes = [];
+    const until = performance.now() + replayLimit_s * 1000;
     const all = listProcesses(memory).filter(({ boot }) => !boot);
     for (const process of all) {
       progress.update({ label: printable(`replaying ${process.text.split(":")[0]}`), done: processes.length, total: all.length });
-      processes.push(checkProcess(memory, process));
+      processes.push(checkProcess(memory, process, undefined, { allowed: image.allowed, frames: memory.frames, until }));
     }
   }
   const exact = processes?.every(({ differences }) => differences.length === 0) ?? true;

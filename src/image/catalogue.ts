@@ -8,7 +8,7 @@
  * - Words of 64 bits are stored as SQLite's signed integers. A row that has one is read with `safeIntegers`, or the
  *   word in two halves; anything else rounds it silently.
  */
-import { closeSync, openSync } from "node:fs";
+import { closeSync, openSync, statSync } from "node:fs";
 import { open } from "node:fs/promises";
 import { join } from "node:path";
 import { isDeepStrictEqual } from "node:util";
@@ -301,6 +301,8 @@ const optional = (column: string, condition: string): string => `(${column} IS N
 
 const WORD = 2 ** 32 - 1;
 const SAFE = Number.MAX_SAFE_INTEGER;
+/** A row takes so many bytes at least. */
+const ROW_BYTES = 4;
 const JSON_BYTES = 2 ** 24;
 /** More than that of one table's texts and hashes is not of one machine. */
 const TABLE_BYTES = 2 ** 28;
@@ -309,8 +311,8 @@ const TABLE_BYTES = 2 ** 28;
  * What holds of the rows of each table: how many there can be, the bytes that they bring into memory, and each value's type and
  * range. It is looked up before any of them is read, so that what a stranger wrote is either in range or refused.
  */
-const TABLES: Readonly<Record<string, { most: number; bytes?: string; rows: readonly string[] }>> = {
-  meta: { most: 1000, bytes: "octet_length(value)", rows: [text("key"), text("value", JSON_BYTES)] },
+const TABLES: Readonly<Record<string, { most: number; bytes?: string; total?: number; rows: readonly string[] }>> = {
+  meta: { most: 1000, bytes: "octet_length(value)", total: JSON_BYTES, rows: [text("key"), text("value", JSON_BYTES)] },
   region: { most: 1000, rows: [whole("pfn", 0, WORD), whole("frames", 1, WORD)] },
   chunk: {
     most: 2 * MAX_FRAMES,
@@ -379,6 +381,7 @@ const TABLES: Readonly<Record<string, { most: number; bytes?: string; rows: read
       text("state", 32),
       "typeof(steps) = 'real' AND steps BETWEEN 0 AND 1e300",
       text("detail", JSON_BYTES),
+      "json_valid(detail)",
     ],
   },
   blocks: {
@@ -430,12 +433,15 @@ export class Catalogue {
   readonly path: string;
   readonly meta: Readonly<Meta>;
   readonly #database: Database.Database;
+  /** Of the file. */
+  readonly #bytes: number;
 
   private constructor(path: string) {
     this.path = path;
     this.#database = openDatabase(path, { readonly: true, fileMustExist: true });
     try {
       this.#attempt(() => this.#checkSchema());
+      this.#bytes = statSync(path).size;
       const rows = this.#rows<[string, string]>("meta", "SELECT key, value FROM meta");
       this.meta = Object.fromEntries(rows.map(([key, value]) => [key, this.#json(value)]));
     } catch (error) {
@@ -470,9 +476,10 @@ export class Catalogue {
       throw this.#corrupt("it does not say that it is a catalogue of this version");
   }
 
-  /** Every value of a table is in range. */
+  /** Every value of a table is in range, and there are no more than the file has room for: pages of it may be used twice. */
   #check(table: string): number {
-    const { most, bytes = "0", rows } = TABLES[table]!;
+    const { bytes = "0", total = TABLE_BYTES, rows } = TABLES[table]!;
+    const most = Math.min(TABLES[table]!.most, Math.ceil(this.#bytes / ROW_BYTES));
     const [count, size, wrong] = this.#database
       .prepare<[], [number, number, number]>(
         `SELECT count(*), total(${bytes}), total((${rows.join(" AND ")}) IS NOT 1) FROM (SELECT * FROM ${table} LIMIT ${most + 1})`,
@@ -480,7 +487,7 @@ export class Catalogue {
       .raw()
       .get()!;
     if (wrong > 0) throw this.#corrupt(`${wrong} of the rows of ${table} are out of range`);
-    if (count > most || size > TABLE_BYTES) throw this.#corrupt(`there is more in ${table} than a machine can have`);
+    if (count > most || size > total) throw this.#corrupt(`there is more in ${table} than a machine can have`);
     return count;
   }
 
@@ -518,18 +525,25 @@ export class Catalogue {
     });
   }
 
-  /** Frames that are pages of files of the host, by pfn. */
+  /** Frames that are pages of files of the host, by pfn. Their hashes lie in one array: there can be a million rows. */
   references(): Reference[] {
-    return this.#rows<[number, number, string, number, Buffer]>(
-      "reference",
-      "SELECT pfn, frames, path, page, hashes FROM reference ORDER BY pfn",
-    ).map(([pfn, frames, path, page, bytes]) => ({
-      pfn,
-      frames,
-      path,
-      page,
-      hashes: new BigUint64Array(Uint8Array.from(bytes).buffer),
-    }));
+    return this.#attempt(() => {
+      this.#check("reference");
+      const total = this.#database.prepare<[], number>("SELECT total(frames) FROM reference").pluck().get()!;
+      if (total > MAX_FRAMES) throw this.#corrupt("more frames are in files than a machine has");
+      const hashes = new BigUint64Array(total);
+      const bytes = new Uint8Array(hashes.buffer);
+      const found: Reference[] = [];
+      let first = 0;
+      const rows = this.#database.prepare<[], [number, number, string, number, Buffer]>(
+        "SELECT pfn, frames, path, page, hashes FROM reference ORDER BY pfn",
+      );
+      for (const [pfn, frames, path, page, packed] of rows.raw().iterate()) {
+        bytes.set(packed, first * 8);
+        found.push({ pfn, frames, path, page, hashes: hashes.subarray(first, (first += frames)) });
+      }
+      return found;
+    });
   }
 
   /** All extents, packed, by pfn. One with REFERENCED has the number of its reference. */
@@ -579,7 +593,17 @@ export class Catalogue {
     return this.#rows<[number, number, string, string, number, string]>(
       "process",
       "SELECT pid, slot, name, state, steps, detail FROM process ORDER BY pid",
-    ).map(([pid, slot, name, state, steps, detail]) => ({ pid, slot, name, state, steps, detail: this.#json(detail) }));
+    ).map(([pid, slot, name, state, steps, detail]) => ({
+      pid,
+      slot,
+      name,
+      state,
+      steps,
+      // When it is asked for: it takes twenty times as much memory as its text.
+      get detail() {
+        return JSON.parse(detail) as unknown;
+      },
+    }));
   }
 
   /** All mappings, as they were written. The catalogue cannot be closed in the middle of it. */

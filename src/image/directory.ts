@@ -14,6 +14,7 @@ import { randomBytes } from "node:crypto";
 import { mkdir, readdir, rename, rm } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { isDeepStrictEqual } from "node:util";
+import { realPath } from "../base/allowed-paths.js";
 import { attemptTo, damaged, HibernaculumError } from "../base/errors.js";
 import { failpoint } from "../base/failpoints.js";
 import { isTagAlive, processTag } from "../base/host-process.js";
@@ -32,6 +33,7 @@ import {
   type OnCheck,
 } from "./format.js";
 import { ImageMemory, type ImageMemoryOptions } from "./image-memory.js";
+import { notedPaths } from "./known-paths.js";
 import { claimUse } from "./markers.js";
 import type { Reference } from "../base/host-file.js";
 import { type ImageContents, readTables } from "./verify.js";
@@ -56,6 +58,11 @@ export interface OpenOptions {
   /** The kernel's; an image of another is refused. */
   machineVersion?: number;
   onCheck?: OnCheck;
+  /**
+   * Paths of the host, or directories that they are in, that may be opened where the image names them. What this user's machine had
+   * when it was saved may be, too.
+   */
+  allow?: readonly string[];
 }
 
 /** An image open for reading. Its header, catalogue and counts are checked, its chunks are not yet. */
@@ -67,9 +74,11 @@ export class Image implements ImageContents {
   readonly extents: ExtentTable;
   readonly references: readonly Reference[];
   readonly blob: BlobReader;
+  /** Real paths of what may be opened for it. */
+  readonly allowed: readonly string[];
   readonly #memories: ImageMemory[] = [];
 
-  constructor(path: string, { header, catalogue, chunks, extents, references, blob }: ImageContents) {
+  constructor(path: string, { header, catalogue, chunks, extents, references, blob, allowed }: ImageContents) {
     this.path = path;
     this.header = header;
     this.catalogue = catalogue;
@@ -77,16 +86,18 @@ export class Image implements ImageContents {
     this.extents = extents;
     this.references = references;
     this.blob = blob;
+    this.allowed = allowed;
   }
 
   /** The stored machine's memory. */
-  memory(options: Pick<ImageMemoryOptions, "cachedChunks" | "acceptedFiles"> = {}): ImageMemory {
+  memory(options: Pick<ImageMemoryOptions, "cachedChunks" | "acceptedFiles" | "allowed"> = {}): ImageMemory {
     const memory = new ImageMemory({
       frames: this.header.ramFrames,
       chunks: this.chunks,
       extents: this.extents,
       references: this.references,
       blob: this.blob,
+      allowed: this.allowed,
       ...options,
     });
     this.#memories.push(memory);
@@ -146,7 +157,10 @@ export async function createPartial(path: string): Promise<PartialImage> {
  *
  * @throws HIB_NOT_AN_IMAGE, HIB_IO, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION, HIB_TRUNCATED, HIB_CORRUPT, HIB_DEPENDENCY
  */
-export async function openImage(path: string, { machineVersion, onCheck = () => undefined }: OpenOptions = {}): Promise<Image> {
+export async function openImage(
+  path: string,
+  { machineVersion, onCheck = () => undefined, allow = [] }: OpenOptions = {},
+): Promise<Image> {
   await loadChecksum();
   const directory = resolve(path);
   if (!(await statIfThere(directory))?.isDirectory()) {
@@ -169,7 +183,8 @@ export async function openImage(path: string, { machineVersion, onCheck = () => 
     catalogue = Catalogue.open(directory);
     const tables = readTables(header, catalogue);
     onCheck("counts", `chunks: ${header.chunks}, extents: ${tables.extents.length}, frames: ${header.frames}`);
-    return new Image(directory, { header, catalogue, ...tables, blob });
+    const allowed = [...allow.map(realPath), ...(await notedPaths(directory, header))];
+    return new Image(directory, { header, catalogue, ...tables, blob, allowed });
   } catch (error) {
     catalogue?.close();
     blob.close();

@@ -23,6 +23,8 @@ export interface ImageMemoryOptions {
   extents: ExtentTable;
   /** What extents with REFERENCED refer to. */
   references?: readonly Reference[];
+  /** Real paths of places that those may be opened in. */
+  allowed?: readonly string[];
   /** Paths of files of the host of which is taken what they hold now. */
   acceptedFiles?: ReadonlySet<string>;
   blob: BlobReader;
@@ -44,8 +46,17 @@ export class ImageMemory implements ReadableMemory {
   #lastPfn = -1;
   #last: DataView = new DataView(new ArrayBuffer(0));
 
-  constructor({ frames, chunks, extents, references = [], acceptedFiles, blob, cachedChunks = 64 }: ImageMemoryOptions) {
-    this.#references = new ReferenceReader(references, acceptedFiles);
+  constructor({
+    frames,
+    chunks,
+    extents,
+    references = [],
+    allowed = [],
+    acceptedFiles,
+    blob,
+    cachedChunks = 64,
+  }: ImageMemoryOptions) {
+    this.#references = new ReferenceReader(references, allowed, acceptedFiles);
     this.frames = frames;
     this.#chunks = chunks;
     this.#extents = extents;

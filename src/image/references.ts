@@ -7,18 +7,24 @@
  */
 import { closeSync } from "node:fs";
 import { HibernaculumError } from "../base/errors.js";
-import { openRegular, type Reference, readUpTo } from "../base/host-file.js";
+import { openAllowed } from "../base/allowed-paths.js";
+import { type Reference, readUpTo } from "../base/host-file.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import { checksum } from "./checksum.js";
 
 export class ReferenceReader {
   readonly #references: readonly Reference[];
+  readonly #allowed: readonly string[];
   readonly #accepted: ReadonlySet<string>;
   readonly #descriptors = new Map<string, number>();
 
-  /** @param accepted - paths of files of which is taken what they hold now, whatever it is */
-  constructor(references: readonly Reference[], accepted: ReadonlySet<string> = new Set()) {
+  /**
+   * @param allowed - places that files may be opened in
+   * @param accepted - paths of files of which is taken what they hold now, whatever it is
+   */
+  constructor(references: readonly Reference[], allowed: readonly string[], accepted: ReadonlySet<string> = new Set()) {
     this.#references = references;
+    this.#allowed = allowed;
     this.#accepted = accepted;
   }
 
@@ -27,7 +33,7 @@ export class ReferenceReader {
    *
    * @param index - of the reference
    * @param frame - counted from the reference's first
-   * @throws HIB_FILES_CHANGED
+   * @throws HIB_FILES_CHANGED, HIB_NOT_ALLOWED
    */
   read(index: number, frame: number): Uint8Array {
     const { path, page, hashes } = this.#references[index]!;
@@ -35,6 +41,7 @@ export class ReferenceReader {
     try {
       readUpTo(this.#open(path), bytes, (page + frame) * FRAME_BYTES);
     } catch (cause) {
+      if (cause instanceof HibernaculumError) throw cause;
       const why = cause instanceof Error ? cause.message : String(cause);
       throw new HibernaculumError("HIB_FILES_CHANGED", `pages of the machine are in ${path}, which cannot be read: ${why}`, {
         cause,
@@ -51,7 +58,7 @@ export class ReferenceReader {
 
   #open(path: string): number {
     let descriptor = this.#descriptors.get(path);
-    if (descriptor === undefined) this.#descriptors.set(path, (descriptor = openRegular(path)));
+    if (descriptor === undefined) this.#descriptors.set(path, (descriptor = openAllowed(path, this.#allowed)));
     return descriptor;
   }
 

@@ -4,6 +4,7 @@
  * Whether the *machine* inside is consistent (buddy allocator, page tables) is for those who know machines.
  */
 
+import { type NamedPath, notAllowed, outside } from "../base/allowed-paths.js";
 import { damaged, HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import type { BlobReader } from "./blob.js";
@@ -35,6 +36,8 @@ export interface ImageContents {
   readonly extents: ExtentTable;
   readonly references: readonly Reference[];
   readonly blob: BlobReader;
+  /** Real paths of what may be opened for it. */
+  readonly allowed: readonly string[];
 }
 
 /**
@@ -144,7 +147,7 @@ export interface Verified {
  * has `sameFilledFrames`, that must agree too.
  *
  * @param onProgress is told the bytes of the blob that are done, and all of them
- * @throws HIB_CORRUPT, HIB_TRUNCATED, HIB_FILES_CHANGED, HIB_IO
+ * @throws HIB_CORRUPT, HIB_TRUNCATED, HIB_FILES_CHANGED, HIB_NOT_ALLOWED, HIB_IO
  */
 export async function verifyChunks(image: ImageContents, onProgress?: (bytes: number, total: number) => void): Promise<Verified> {
   const { header, catalogue, chunks, extents, references, blob } = image;
@@ -167,7 +170,9 @@ export async function verifyChunks(image: ImageContents, onProgress?: (bytes: nu
     onProgress?.(verified.storedBytes, total);
   }
   for (let i = 0; i < extents.length; i++) if (extents.chunk[i] === SAME_FILLED) verified.sameFilledFrames += extents.frames[i]!;
-  const reader = new ReferenceReader(references);
+  const elsewhere = outside(pathsOf(references), image.allowed);
+  if (elsewhere.length > 0) throw notAllowed("the image", elsewhere);
+  const reader = new ReferenceReader(references, image.allowed);
   try {
     for (const [i, { frames }] of references.entries()) {
       for (let frame = 0; frame < frames; frame++) reader.read(i, frame);
@@ -196,4 +201,8 @@ function same(what: string, found: number, expected: number): void {
 
 function corrupt(what: string): HibernaculumError {
   return damaged("HIB_CORRUPT", `the image does not agree with itself: ${what}`);
+}
+
+function* pathsOf(references: readonly Reference[]): Generator<NamedPath> {
+  for (const path of new Set(references.map((reference) => reference.path))) yield { what: "file", path };
 }

@@ -3,6 +3,7 @@
  * from the image itself by the reader that a resume uses. Live memory is no source: a snapshot's machine has moved on. A
  * task of the pool, so that whoever talks to the machine meanwhile is answered.
  */
+import { isWithin, realPath } from "../base/allowed-paths.js";
 import { Control } from "../base/control.js";
 import type { SharedMemory } from "../base/wasm.js";
 import { BlobReader } from "../image/blob.js";
@@ -14,6 +15,7 @@ import type { Reference } from "../base/host-file.js";
 import { ImageMemory } from "../image/image-memory.js";
 import { countBlocks, describeMappings, describeObjects, describeProcess } from "../vm/views/describe.js";
 import { type SaveFacts, type SaveReport, saveReport } from "./save-report.js";
+import { hostPaths } from "../vm/views/host-paths.js";
 import { walkMounts } from "../vm/files/path.js";
 import { listProcesses } from "../vm/tasks/process.js";
 
@@ -37,6 +39,8 @@ export interface CatalogueTask {
 /** What the header says of the catalogue, and the report. */
 export interface CatalogueResult extends SealedCatalogue {
   report: SaveReport;
+  /** Real paths of what the machine has of the host. */
+  paths: string[];
 }
 
 /**
@@ -87,8 +91,16 @@ export async function writeCatalogue(
       mounts: [...walkMounts(memory)],
       references,
     });
-    return { ...(await writer.close({ digest })), report };
+    const named = [...hostPaths(memory), ...files, ...references].map(({ path }) => realPath(path));
+    return { ...(await writer.close({ digest })), report, paths: outermost(named) };
   } finally {
     reader.close();
   }
+}
+
+/** Those that are in none of the others. */
+function outermost(paths: readonly string[]): string[] {
+  const found: string[] = [];
+  for (const path of [...new Set(paths)].sort()) if (!isWithin(path, found)) found.push(path);
+  return found;
 }

@@ -51,12 +51,13 @@ export interface LoadTask {
   filled: Uint32Array;
   /** Pages of files of the host, claimed last, one reference at a time. */
   references: readonly Reference[];
+  allowed: readonly string[];
   acceptedFiles: ReadonlySet<string>;
 }
 
 /** The task of loading an image, for each of the loaders. */
 export function loadTask(image: Image, acceptedFiles: ReadonlySet<string>): LoadTask {
-  const { chunks, extents, path, references } = image;
+  const { allowed, chunks, extents, path, references } = image;
   return {
     blob: join(path, BLOB_NAME),
     chunks: [...chunks],
@@ -64,6 +65,7 @@ export function loadTask(image: Image, acceptedFiles: ReadonlySet<string>): Load
     ...extents.byChunk(chunks.length),
     filled: extents.sameFilled(),
     references,
+    allowed,
     acceptedFiles,
   };
 }
@@ -227,7 +229,7 @@ class PageLoader {
 
   /** Pages of a file of the host: all of a reference agree with their checksums before the first is placed. */
   #loadReference(index: number): void {
-    const reader = new ReferenceReader(this.#task.references, this.#task.acceptedFiles);
+    const reader = new ReferenceReader(this.#task.references, this.#task.allowed, this.#task.acceptedFiles);
     try {
       const { pfn, frames } = this.#task.references[index]!;
       const data = Buffer.concat(Array.from({ length: frames }, (_, frame) => reader.read(index, frame)));

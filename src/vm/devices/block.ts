@@ -19,6 +19,7 @@
 import { closeSync, fdatasync, fstatSync, realpathSync, write } from "node:fs";
 import { resolve } from "node:path";
 import { promisify } from "node:util";
+import { openAllowed } from "../../base/allowed-paths.js";
 import { HibernaculumError } from "../../base/errors.js";
 import { FileLock } from "../../base/file-lock.js";
 import { type HostFile, openRegular, readUpToAsync, type WriteObserver } from "../../base/host-file.js";
@@ -73,7 +74,9 @@ class DiskFile implements HostFile {
     this.path = path;
     this.descriptor = descriptor;
     this.lock = lock;
-    this.position = (sectors ?? Math.floor(fstatSync(descriptor).size / SECTOR_BYTES)) * SECTOR_BYTES;
+    // A saved machine may say that its disk has more sectors than the file: sums are kept of those that there are.
+    const inFile = Math.floor(fstatSync(descriptor).size / SECTOR_BYTES);
+    this.position = Math.min(sectors ?? inFile, inFile) * SECTOR_BYTES;
   }
 
   pendingBlocks(): number[] {
@@ -137,11 +140,13 @@ export class BlockDevice implements Driver {
   /**
    * Opens and locks the disk of a machine that is to be restored here: later there is nobody to refuse to.
    *
-   * @throws HIB_IO, HIB_DISK_IN_USE
+   * @param allowed - places that it may be in
+   * @throws HIB_IO, HIB_DISK_IN_USE, HIB_NOT_ALLOWED
    */
-  prepareRestore(path: string): void {
+  prepareRestore(path: string, allowed: readonly string[]): void {
     this.forgetRestore();
-    this.#coming = openLocked(resolve(path), this.#file?.lock);
+    const file = resolve(path);
+    this.#coming = openLocked(file, openAllowed(file, allowed, "rw"), this.#file?.lock);
   }
 
   /** It is not restored after all. */
@@ -314,8 +319,7 @@ export function savedDisk(memory: ReadableMemory): string | undefined {
 }
 
 /** @param held - the lock that this machine has on its disk, which may be the same file */
-function openLocked(path: string, held?: FileLock): OpenDisk {
-  const descriptor = openRegular(path, "rw");
+function openLocked(path: string, descriptor: number, held?: FileLock): OpenDisk {
   try {
     const lock = held !== undefined && held.path === realpathSync(path) ? held : FileLock.take(path);
     if (lock !== undefined) return { path, descriptor, lock };
@@ -344,7 +348,7 @@ function openDisk(parts: KernelParts, path: string): DiskFile {
   const hint = "give a file whose size is a multiple of 4 KiB (truncate -s 64M makes one)";
   let file: DiskFile;
   try {
-    file = new DiskFile(parts, openLocked(path));
+    file = new DiskFile(parts, openLocked(path, openRegular(path, "rw")));
   } catch (error) {
     if (error instanceof HibernaculumError) throw error;
     throw new HibernaculumError("HIB_IO", `the disk: ${(error as Error).message}; ${hint}`, { cause: error });

@@ -7,7 +7,7 @@ import type { ReadableMemory } from "../../../../base/memory.js";
 import { walkLeaves } from "../../../memory/page-table.js";
 import { type Process, readRegisters } from "../../../tasks/process.js";
 import { CODE_BASE } from "../program.js";
-import { createReplay, Replay } from "./replay.js";
+import { createReplay, Replay, type ReplayLimits } from "./replay.js";
 
 export interface ProcessCheck {
   pid: number;
@@ -27,8 +27,14 @@ const ZERO = new Uint8Array(FRAME_BYTES);
  * Compares a process with its replay.
  *
  * @param earlier - an earlier replay of the same process to go on from, or what createReplay gave; made new if not given
+ * @param limits - of a new one
  */
-export function checkProcess(memory: ReadableMemory, process: Process, earlier?: Replay | string): ProcessCheck {
+export function checkProcess(
+  memory: ReadableMemory,
+  process: Process,
+  earlier?: Replay | string,
+  limits?: ReplayLimits,
+): ProcessCheck {
   const check: ProcessCheck = {
     pid: process.pid,
     name: process.text.split(":")[0]!,
@@ -49,13 +55,16 @@ export function checkProcess(memory: ReadableMemory, process: Process, earlier?:
     differs(`it failed: ${process.failure}`);
     return check;
   }
-  const made = earlier ?? createReplay(process.text);
+  const made = earlier ?? createReplay(process.text, limits);
   const replay = made instanceof Replay ? (made.unpredictable ?? made) : made;
   if (typeof replay === "string") {
     check.not_recomputed = replay;
     return check;
   }
-  replay.advanceTo(process.steps);
+  if (!replay.advanceTo(process.steps, limits?.until)) {
+    check.not_recomputed = `it has run ${process.steps} steps, of which there was time for ${replay.steps}; --replay-limit gives more`;
+    return check;
+  }
   const registers = readRegisters(memory, process.slot);
   for (const [word, value] of registers.entries()) {
     if (value !== replay.registers[word])

@@ -9,8 +9,9 @@
  * page number, so the same one comes back after 1 MiB: out of reach of LZ4's 64 KiB window, which would otherwise see
  * repeats that are ours and not the content's.
  */
-import { readFileSync } from "node:fs";
+import { closeSync, readFileSync } from "node:fs";
 import { HibernaculumError } from "../../../../base/errors.js";
+import { openRegular } from "../../../../base/host-file.js";
 import { FRAME_BYTES } from "../../../../base/layout.js";
 import { hash, keyOf } from "./random.js";
 
@@ -23,6 +24,11 @@ export const CONTENT_RANGE = "zero, text, integers, random, mixed or file:PATH";
 /** Whether `kind` names contents. Does not look for the file: a resumed process never needs it again. */
 export function isContentKind(kind: string): boolean {
   return Object.hasOwn(generators, kind) || kind === "zero" || kind === "mixed" || /^file:./s.test(kind);
+}
+
+/** The file that a process with this text begins with, if there is one. */
+export function contentFile(text: string): string | undefined {
+  return /[:,]content=file:([^,]+)/.exec(text)?.[1];
 }
 
 /**
@@ -76,7 +82,12 @@ function fileContents(path: string): Contents {
 function readWhole(path: string): Uint8Array {
   let bytes: Uint8Array;
   try {
-    bytes = readFileSync(path);
+    const descriptor = openRegular(path);
+    try {
+      bytes = readFileSync(descriptor);
+    } finally {
+      closeSync(descriptor);
+    }
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message : String(cause);
     throw new HibernaculumError("HIB_USAGE", `content=file:PATH needs a readable file: ${reason}`, { cause });

@@ -5,6 +5,7 @@
  * What must hold: nothing here shares code with the machine's MMU, allocator or kernel. Absent pages read as zeros; a
  * page is present once it has initial contents, has been stored to, or was mapped.
  */
+import { isWithin, realPath } from "../../../../base/allowed-paths.js";
 import { assert, HibernaculumError } from "../../../../base/errors.js";
 import { FRAME_BYTES, FRAME_SHIFT } from "../../../../base/layout.js";
 import type { VirtualAddress } from "../../../../base/memory.js";
@@ -19,6 +20,7 @@ import {
   type SystemCalls,
   type UserMemory,
 } from "../program.js";
+import { contentFile } from "./contents.js";
 import { createRunner } from "./index.js";
 import { mix } from "./random.js";
 
@@ -197,7 +199,7 @@ export class FlatSystem implements SystemCalls {
 }
 
 /** Most steps of one call of `run`: fuel is a 32-bit integer, a step count is not. */
-const BATCH_STEPS = 1 << 20;
+const BATCH_STEPS = 1 << 16;
 
 /**
  * A process recomputed.
@@ -240,11 +242,15 @@ export class Replay {
 
   /**
    * Runs until `steps` steps are completed, which must not be fewer than were.
+   *
+   * @param until - gives up by then, as `performance.now` has it
+   * @returns whether it came there
    * @throws SelfCheckError if the memory has been changed from outside
    */
-  advanceTo(steps: number): void {
+  advanceTo(steps: number, until: number = Infinity): boolean {
     assert(steps >= this.#steps, `a replay only goes forward: at ${this.#steps}, asked for ${steps}`);
     while (this.#steps < steps) {
+      if (performance.now() > until) return false;
       const context: ProgramContext = {
         memory: this.memory,
         system: this.system,
@@ -255,6 +261,7 @@ export class Replay {
       assert(done > 0, "a replay never waits");
       this.#steps += done;
     }
+    return true;
   }
 
   /** A present page's bytes, or undefined if it is absent, which reads as zeros. A view that later steps change. */
@@ -268,9 +275,24 @@ export class Replay {
   }
 }
 
+/** What a replay of a machine that may be somebody else's is limited to. */
+export interface ReplayLimits {
+  /** Real paths of places that it may read from. */
+  allowed: readonly string[];
+  /** Frames that the machine has: no process has more pages. */
+  frames: number;
+  /** When to give up, as `performance.now` has it. */
+  until: number;
+}
+
 /** A replay of a program that runs in a machine; or why it cannot be recomputed, one line. */
-export function createReplay(text: string): Replay | string {
+export function createReplay(text: string, limits?: ReplayLimits): Replay | string {
   try {
+    const file = contentFile(text);
+    if (limits !== undefined && file !== undefined && !isWithin(realPath(file), limits.allowed))
+      return `it began with ${file}, which may be read only by --allow`;
+    if (limits !== undefined && createRunner(text).dataPages > limits.frames)
+      return "it has more pages than the machine has frames";
     const replay = new Replay(text);
     return replay.unpredictable ?? replay;
   } catch (error) {

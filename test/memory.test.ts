@@ -262,7 +262,7 @@ test("a private mapping of an object sees its pages until it stores, and keeps t
 test("who finds no memory for the last of its page tables keeps none of them; they go with their last leaf", (t) => {
   const machine = new HandMachine();
   const { buddy, memory } = machine.kernel;
-  const process = machine.spawn(1);
+  const process = machine.spawn(1, 0xaa);
   const calls = callsOf(machine, process);
   const tables = () => [...walkTables(memory, process.root)].length;
   const before = tables();
@@ -277,6 +277,22 @@ test("who finds no memory for the last of its page tables keeps none of them; th
   store();
   t.is(tables(), before + 2);
   t.is(calls.munmap(WINDOW, 1), 0);
+  t.is(tables(), before);
+
+  const { objects } = machine.kernel;
+  const object = objects.create()!;
+  const [near, far] = [DATA_BASE + PAGE, 2 * WINDOW];
+  const space = machine.kernel.space(process.slot);
+  for (const address of [near, far]) space.map({ address, pages: 1, flags: RW, shared: true, object });
+  objects.release(object); // the areas hold it now
+  machine.run(process).store32(near, 7);
+  for (const leave of [0, 1]) // of two tables
+    withFrames(machine, leave, () => {
+      t.throws(() => machine.run(process).load32(far), { instanceOf: GuestFault });
+      t.deepEqual([tables(), buddy.freeFrames], [before, leave]);
+    });
+  t.is(machine.run(process).load32(far), 7);
+  t.is(calls.munmap(far, 1), 0);
   t.is(tables(), before);
 
   const block = HEAP_BASE + HUGE_BYTES - PAGE; // a page on either side of a table's end

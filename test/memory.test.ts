@@ -21,7 +21,7 @@ import { EINVAL, ENOMEM } from "../src/vm/memory/errno.js";
 import { allocateObject, freeObject } from "../src/vm/memory/kernel-heap.js";
 import { KIND_RESERVE, MAX_ORDER } from "../src/vm/memory/kernel-layout.js";
 import { walkObjectTables } from "../src/vm/memory/memory-object.js";
-import { findEntry, walkLeaves } from "../src/vm/memory/page-table.js";
+import { findEntry, HUGE_BYTES, walkLeaves, walkTables } from "../src/vm/memory/page-table.js";
 import { listProcesses, type Process, readProcess, readRegisters } from "../src/vm/tasks/process.js";
 import { A0, DATA_BASE, HEAP_BASE, STACK_TOP } from "../src/vm/personality/step/program.js";
 import { createRunner } from "../src/vm/personality/step/programs/index.js";
@@ -258,6 +258,59 @@ test("a private mapping of an object sees its pages until it stores, and keeps t
 });
 
 // ---- without memory ----
+
+test("who finds no memory for the last of its page tables keeps none of them; they go with their last leaf", (t) => {
+  const machine = new HandMachine();
+  const { buddy, memory } = machine.kernel;
+  const process = machine.spawn(1, 0xaa);
+  const calls = callsOf(machine, process);
+  const tables = () => [...walkTables(memory, process.root)].length;
+  const before = tables();
+
+  t.is(calls.mmap({ address: WINDOW, pages: 1, flags: RW }), WINDOW);
+  const store = () => machine.run(process).store32(WINDOW, 1);
+  for (const leave of [0, 1, 2]) // of a page and two tables
+    withFrames(machine, leave, () => {
+      t.throws(store, { instanceOf: GuestFault });
+      t.deepEqual([tables(), buddy.freeFrames], [before, leave]);
+    });
+  store();
+  t.is(tables(), before + 2);
+  t.is(calls.munmap(WINDOW, 1), 0);
+  t.is(tables(), before);
+
+  const { objects } = machine.kernel;
+  const object = objects.create()!;
+  const [near, far] = [DATA_BASE + PAGE, 2 * WINDOW];
+  const space = machine.kernel.space(process.slot);
+  for (const address of [near, far]) space.map({ address, pages: 1, flags: RW, shared: true, object });
+  objects.release(object); // the areas hold it now
+  machine.run(process).store32(near, 7);
+  for (const leave of [0, 1]) // of two tables
+    withFrames(machine, leave, () => {
+      t.throws(() => machine.run(process).load32(far), { instanceOf: GuestFault });
+      t.deepEqual([tables(), buddy.freeFrames], [before, leave]);
+    });
+  t.is(machine.run(process).load32(far), 7);
+  t.is(calls.munmap(far, 1), 0);
+  t.is(tables(), before);
+
+  const block = HEAP_BASE + HUGE_BYTES - PAGE; // a page on either side of a table's end
+  const pair = buddy.allocate(1, 0, KIND_RESERVE)!;
+  for (const leave of [0, 1, 2]) // of three tables
+    withFrames(machine, leave, () => {
+      buddy.free(pair);
+      t.false(calls.map(block, 1));
+      t.deepEqual([tables(), buddy.freeFrames], [before, leave + 2]);
+      t.is(buddy.allocate(1, 0, KIND_RESERVE), pair);
+    });
+  buddy.free(pair);
+  t.true(calls.map(block, 1));
+  t.is(tables(), before + 3);
+  calls.unmap(block, 1);
+  t.is(tables(), before);
+  consistent(t, machine);
+});
 
 test("mmap over something needs no memory: what goes leaves its own", (t) => {
   const machine = new HandMachine();

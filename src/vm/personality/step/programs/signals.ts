@@ -5,8 +5,8 @@
  * counts of sent and handled signals, in a page that both share, differ by what is on its way: none or one.
  *
  * What must hold, at each step of either: the registers are those that the step before left, whatever handlers ran in between and did
- * to them; a handler is not interrupted by its own signal, and that of SIGUSR1, which masks both, by neither; each signal is handled, and once; a sleep that
- * signals interrupt lasts as long as was asked.
+ * to them; a handler is not interrupted by its own signal, nor that of SIGUSR1 by the other, which it masks; each signal is handled,
+ * and once; a sleep that signals interrupt lasts as long as was asked.
  */
 import { PTE_R, PTE_W } from "../../../../base/layout.js";
 import { A0, DATA_BASE, SelfCheckError } from "../program.js";

@@ -16,6 +16,7 @@ import { type Failpoint, FAILPOINTS } from "../src/base/failpoints.js";
 import { thisProcess } from "../src/base/host-process.js";
 import { save } from "../src/hibernate.js";
 import { loadChecksum } from "../src/image/checksum.js";
+import { openImage } from "../src/image/directory.js";
 import { BLOB_NAME, CATALOGUE_NAME, HEADER_BYTES } from "../src/image/format.js";
 import type { ImageEntry } from "../src/image/list.js";
 import { claimUse, deaths, readHistory, recordAttempt, recordOutcome } from "../src/image/markers.js";
@@ -198,6 +199,18 @@ const cut =
     closeSync(descriptor);
   };
 
+/** Where the chunk with a frame begins in the blob. */
+async function chunkOf(path: string, frame: number): Promise<() => number> {
+  const image = await openImage(path);
+  const { chunks, extents } = image;
+  image.close();
+  for (let i = 0; i < extents.length; i++) {
+    const first = extents.pfn[i]!;
+    if (first <= frame && frame < first + extents.frames[i]!) return () => chunks[extents.chunk[i]!]!.offset;
+  }
+  throw new Error(`frame ${frame} is in no chunk`);
+}
+
 interface Failure {
   what: string;
   inflict?: (path: string) => unknown;
@@ -241,8 +254,12 @@ const SET_ASIDE: Failure[] = [
     step: "chunk checksums",
     code: "HIB_CORRUPT",
   },
-  // The kernel's page is in the last chunk, and it says where disk and mounts are.
-  { what: "the last bit", inflict: flip(BLOB_NAME, (length) => length - 1), step: "files of the host", code: "HIB_CORRUPT" },
+  {
+    what: "a bit of the chunk with the kernel's page, which says where disk and mounts are",
+    inflict: async (path) => flip(BLOB_NAME, await chunkOf(path, 0))(path),
+    step: "files of the host",
+    code: "HIB_CORRUPT",
+  },
   { what: "a machine that contradicts itself", original: inconsistent, step: "consistency", code: "HIB_INCONSISTENT" },
   { what: "attempt", traps: "resume.attempt=EIO", step: "attempt", code: "HIB_IO", whole: true },
   { what: "allocation", traps: "resume.allocate=ENOMEM", step: "frames", code: "HIB_IO", whole: true },
@@ -345,7 +362,7 @@ test("killed at any point of a resume: after one death the next boot tries again
     await kill();
     const third = new Boot(t, path);
     await third.goesOn(t, `${what}: after two deaths`);
-    t.regex(third.console, /kernel: resume: HIB_RESUMES_DIED: .* 2 resumes of it have died/, what);
+    t.regex(third.console, /kernel: resume: HIB_RESUMES_DIED: .* 2 resumes of it died/, what);
     t.false(third.console.includes("kernel: resume: magic"), `${what}: it is not even looked into`);
     const { name, attempts } = await isListed(t, path, { state: "set aside" }, what);
     t.is(name, "snap.hib.set-aside-resumes-died");

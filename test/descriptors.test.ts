@@ -49,7 +49,7 @@ function runScript(t: ExecutionContext, directory: string, body: string): Promis
      const until = async (condition) => { while (!condition()) await new Promise((resolve) => setTimeout(resolve, 5)); };
      ${body}`,
   );
-  return limited(100, [script]).then((result) => {
+  return limited(200, [script]).then((result) => {
     if (result.code !== 0) t.log(result.stdout, result.stderr);
     return result;
   });

@@ -17,6 +17,7 @@
  * its checksums and makes a machine that is consistent. Until then a failure costs nothing: the boot goes on, and the
  * attempt's outcome is noted. What a boot does about it is in boot.ts.
  */
+import { setImmediate } from "node:timers/promises";
 import { hostNow } from "./base/control.js";
 import { fromSystemError, isSystemError, naming } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
@@ -191,6 +192,9 @@ class Resume implements Disposable {
     const { refused } = claims.queue;
     const consumed = await this.#marks.claim();
     failpoint("resume.consume");
+    // A whole turn of the event loop lets a signal in that came while this thread examined the machine.
+    for (let phase = 0; phase < 2; phase++) await setImmediate();
+    this.#cancellation.check(); // the last time
     // The coordinator had turns of its event loop meanwhile, and may have stored to what was equal.
     if (claims.queue.refused !== refused) this.#late = this.#readLate();
     this.#steps.passed("consumed", consumed);

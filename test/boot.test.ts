@@ -3,8 +3,18 @@
  * dies, the console says why, the image is set aside or left alone as it must be, the boot goes on with its workloads, and
  * an image that was not damaged can still be resumed by hand, exact. Commands are run as a user runs them.
  */
-import { execFile, spawn, type ChildProcess } from "node:child_process";
-import { closeSync, existsSync, ftruncateSync, mkdirSync, mkdtempSync, openSync, writeFileSync } from "node:fs";
+import { execFile, execFileSync, spawn, type ChildProcess } from "node:child_process";
+import {
+  closeSync,
+  existsSync,
+  ftruncateSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { cp, rm } from "node:fs/promises";
 import { hostname, tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
@@ -437,19 +447,37 @@ test("several machines at the same moment: one resumes, the others boot normally
   }
 });
 
-test("Ctrl-C while an image is being resumed: the machine is powered off, the image is as it was", async (t) => {
+for (const point of ["resume.verify", "resume.stopped", "resume.consume"] as const) {
+  test(`Ctrl-C while an image is being resumed, at ${point}: the machine is powered off, the image is as it was`, async (t) => {
+    const path = await copyOf(t);
+    const boot = new Boot(t, path, { traps: `${point}=stop` });
+    await until(() => isStopped(boot.child.pid!), "it is at that point");
+    boot.child.kill("SIGINT");
+    boot.goOn();
+    t.is(await boot.ended, 0);
+    const { attempts } = await isListed(t, path, { name: "snap.hib", state: "complete" }, "cancelled");
+    t.deepEqual(
+      attempts.map(({ outcome }) => outcome?.code),
+      ["HIB_CANCELLED"],
+    );
+    await new Boot(t, path).resumes(t, "the next boot");
+  });
+}
+
+/** After /proc: a process that a signal has stopped. */
+function isStopped(pid: number): boolean {
+  return / T /.test(readFileSync(`/proc/${pid}/stat`, "latin1"));
+}
+
+test("markers that are pipes, links or endless are none", async (t) => {
   const path = await copyOf(t);
-  const boot = new Boot(t, path, { traps: "resume.verify=stop" });
-  await until(() => /frames: free here/.test(boot.console), "it is about to load");
-  boot.child.kill("SIGINT");
-  boot.goOn();
-  t.is(await boot.ended, 0);
-  const { attempts } = await isListed(t, path, { name: "snap.hib", state: "complete" }, "cancelled");
-  t.deepEqual(
-    attempts.map(({ outcome }) => outcome?.code),
-    ["HIB_CANCELLED"],
-  );
-  await new Boot(t, path).resumes(t, "the next boot");
+  execFileSync("mkfifo", [join(path, "attempt-1"), join(path, "set-aside")]);
+  symlinkSync("/dev/zero", join(path, "outcome-1"));
+  const { attempts, setAside } = await readHistory(path);
+  t.deepEqual(setAside as unknown, {}, "one that says nothing");
+  t.is(attempts.length, 1);
+  t.like(attempts[0], { number: 1, state: "over", pid: 0 });
+  t.deepEqual(attempts[0]!.outcome as unknown, {});
 });
 
 // ---- the same through the library ----

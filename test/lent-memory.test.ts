@@ -14,7 +14,7 @@ import type { Machine } from "../src/machine.js";
 import { resume } from "../src/resume.js";
 import { checkConsistency } from "../src/vm/views/consistency.js";
 import { visitBlocks } from "../src/vm/views/walker.js";
-import { KIND_KERNEL_HEAP, KIND_RESERVE } from "../src/vm/memory/kernel-layout.js";
+import { KIND_KERNEL_HEAP, KIND_RESERVE, MAX_ORDER } from "../src/vm/memory/kernel-layout.js";
 import { bootMachine, findWrong, MIB, scratch, sleep, whileStopped } from "./support.js";
 
 /** Takes memory, in frames, until there is none, and gives it back before anybody else may miss it, unless it is kept. `of` is what there was, free or lent. */
@@ -69,6 +69,32 @@ async function isWhole(t: ExecutionContext, machine: Machine): Promise<void> {
     [],
   );
 }
+
+test.serial("reserve: nothing is taken back for a block that cannot be made of what is free and lent", async (t) => {
+  const machine = await bootMachine(t, { ramBytes: 64 * MIB });
+  const { buddy } = machine.kernel;
+  const reserve = new Reserve(machine.kernel, machine.claims);
+  reserve.grow(3000);
+  const { lent } = machine.claims;
+  machine.control.locked(() => {
+    t.is(buddy.allocate(MAX_ORDER + 1, 0, KIND_KERNEL_HEAP), undefined, "larger than any block");
+    t.is(machine.claims.lent, lent);
+    // All that is free is taken, then ever larger blocks of what is lent, until one cannot be made.
+    const taken: Pfn[] = [];
+    for (let frame: Pfn | undefined; (frame = buddy.allocateFree(0, 0, KIND_KERNEL_HEAP)) !== undefined; ) taken.push(frame);
+    let order = 0;
+    for (let frame: Pfn | undefined; (frame = buddy.allocate(order, 0, KIND_KERNEL_HEAP)) !== undefined; order++)
+      taken.push(frame);
+    t.true(order > 1, "blocks that can be made are");
+    const left = machine.claims.lent;
+    t.true(left > 0 && left < lent);
+    t.is(buddy.allocate(order, 0, KIND_KERNEL_HEAP), undefined);
+    t.is(machine.claims.lent, left, "one that cannot takes nothing");
+    for (const frame of taken) buddy.free(frame);
+  });
+  reserve.release();
+  await isWhole(t, machine);
+});
 
 test.serial("reserve: what is lent can be taken back, to the last frame, and what is left is given back", async (t) => {
   const machine = await bootMachine(t, { ramBytes: 64 * MIB });

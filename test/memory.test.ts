@@ -21,9 +21,9 @@ import { EINVAL, ENOMEM } from "../src/vm/memory/errno.js";
 import { allocateObject, freeObject } from "../src/vm/memory/kernel-heap.js";
 import { KIND_RESERVE, MAX_ORDER } from "../src/vm/memory/kernel-layout.js";
 import { walkObjectTables } from "../src/vm/memory/memory-object.js";
-import { findEntry, HUGE_BYTES, walkLeaves, walkTables } from "../src/vm/memory/page-table.js";
+import { findEntry, findFrame, HUGE_BYTES, walkLeaves, walkTables } from "../src/vm/memory/page-table.js";
 import { listProcesses, type Process, readProcess, readRegisters } from "../src/vm/tasks/process.js";
-import { A0, DATA_BASE, HEAP_BASE, STACK_TOP } from "../src/vm/personality/step/program.js";
+import { A0, DATA_BASE, HEAP_BASE, HEAP_END, STACK_TOP } from "../src/vm/personality/step/program.js";
 import { createRunner } from "../src/vm/personality/step/programs/index.js";
 import { callsOf, HandMachine, MIB } from "./support.js";
 
@@ -297,13 +297,16 @@ test("who finds no memory for the last of its page tables keeps none of them; th
 
   const block = HEAP_BASE + HUGE_BYTES - PAGE; // a page on either side of a table's end
   const pair = buddy.allocate(1, 0, KIND_RESERVE)!;
-  for (const leave of [0, 1, 2]) // of three tables
-    withFrames(machine, leave, () => {
-      buddy.free(pair);
-      t.false(calls.map(block, 1));
-      t.deepEqual([tables(), buddy.freeFrames], [before, leave + 2]);
-      t.is(buddy.allocate(1, 0, KIND_RESERVE), pair);
-    });
+  for (const flags of [0, RW]) {
+    t.is(space.protect(HEAP_BASE, HEAP_END, flags), 0); // without access its leaves are parked
+    for (const leave of [0, 1, 2]) // of three tables
+      withFrames(machine, leave, () => {
+        buddy.free(pair);
+        t.false(calls.map(block, 1));
+        t.deepEqual([tables(), buddy.freeFrames, findFrame(memory, process.root, block)], [before, leave + 2, undefined]);
+        t.is(buddy.allocate(1, 0, KIND_RESERVE), pair);
+      });
+  }
   buddy.free(pair);
   t.true(calls.map(block, 1));
   t.is(tables(), before + 3);

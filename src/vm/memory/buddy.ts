@@ -25,6 +25,7 @@ import {
   KERNEL_FREE_FRAMES,
   KIND_KERNEL_STATIC,
   kernelLayout,
+  KIND_RESERVE,
   MAX_ORDER,
   type KernelLayout,
 } from "./kernel-layout.js";
@@ -75,8 +76,22 @@ export class BuddyAllocator {
    */
   allocate(order: number, owner: number, kind: number): Pfn | undefined {
     let frame = this.allocateFree(order, owner, kind);
+    if (frame !== undefined || !this.#canBeMade(order)) return frame;
     while (frame === undefined && this.#takeBack()) frame = this.allocateFree(order, owner, kind);
     return frame;
+  }
+
+  /** Whether what is free and what is lent make a block of this order: else nothing is to be taken back for it. */
+  #canBeMade(order: number): boolean {
+    if (order === 0) return true;
+    const size = 1 << order;
+    let from = 0; // where the run of such frames begins that ends at `frame`
+    for (let frame = 0; order <= MAX_ORDER && frame < this.#layout.frames; frame += 1 << this.orderOf(frame)) {
+      const usable = (this.#header(frame) & 0xff) === BLOCK_FREE || this.kindOf(frame) === KIND_RESERVE;
+      if (!usable) from = frame + (1 << this.orderOf(frame));
+      else if (Math.ceil(from / size) * size + size <= frame + (1 << this.orderOf(frame))) return true;
+    }
+    return false;
   }
 
   /**

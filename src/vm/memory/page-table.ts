@@ -27,7 +27,7 @@ function entryAddress(table: Pfn, address: VirtualAddress, level: number): numbe
   return table * FRAME_BYTES + ((address >>> (12 + 9 * level)) & 511) * 8;
 }
 
-/** Physical address of the leaf PTE for an address, or 0 if there is none. */
+/** Physical address of the leaf PTE for an address, or 0 if there is none that allows an access. */
 export function findLeaf(memory: ReadableMemory, root: Pfn, address: VirtualAddress): number {
   let table = root;
   for (let level = 2; level >= 0; level--) {
@@ -130,12 +130,12 @@ export function mapPage(
   return true;
 }
 
-/** Unmaps a page; returns the frame it mapped, or undefined. Tables stay. The caller drops TLB entries. */
+/** Unmaps a page, parked or not; returns the frame it mapped, or undefined. Tables stay. The caller drops TLB entries. */
 export function unmapPage(memory: PhysicalMemory, root: Pfn, address: VirtualAddress): Pfn | undefined {
-  const at = findLeaf(memory, root, address);
-  if (at === 0) return undefined;
-  const frame = memory.load32(at) >>> PTE_PPN_SHIFT;
-  memory.store32(at, 0);
+  const entry = findEntry(memory, root, address);
+  if (entry === undefined) return undefined;
+  const frame = memory.load32(entry.at) >>> PTE_PPN_SHIFT;
+  memory.store32(entry.at, 0);
   return frame;
 }
 

@@ -2,7 +2,7 @@
  * The process table: an entry a slot, in guest memory. Readers work on live RAM and on an image.
  */
 import { Contradiction } from "../../base/errors.js";
-import { FRAME_BYTES, MAX_PROCESSES, PTE_PPN_SHIFT } from "../../base/layout.js";
+import { FRAME_BYTES, MAX_PROCESSES } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 import {
   FLAG_BOOT,
@@ -31,7 +31,7 @@ import {
   PROCESS_TEXT_BYTES,
   PROCESS_VCPU,
 } from "../memory/kernel-layout.js";
-import { findLeaf } from "../memory/page-table.js";
+import { findFrame } from "../memory/page-table.js";
 import type { PhysicalMemory } from "../memory/physical.js";
 import { CODE_BASE, REGISTER_WORDS } from "../memory/user-layout.js";
 
@@ -108,9 +108,8 @@ export function readRegisters(memory: ReadableMemory, slot: number): Int32Array 
 
 function readText(memory: ReadableMemory, at: PhysicalAddress): string {
   const root = memory.load32(at + PROCESS_ROOT);
-  const leaf = root === 0 ? 0 : findLeaf(memory, root, CODE_BASE);
-  if (leaf === 0) return "";
-  const frame = memory.load32(leaf) >>> PTE_PPN_SHIFT;
+  const frame = root === 0 ? undefined : findFrame(memory, root, CODE_BASE);
+  if (frame === undefined) return "";
   const length = memory.load32(at + PROCESS_TEXT_BYTES);
   if (length < 0 || length > FRAME_BYTES) throw new Contradiction(`a program's text has ${length} bytes`);
   return new TextDecoder().decode(memory.read(frame * FRAME_BYTES, length));

@@ -10,7 +10,7 @@ import { readHistory, usedBefore } from "./image/markers.js";
 import { diskOf, namedPaths } from "./named-paths.js";
 import type { Machine } from "./machine.js";
 import type { ResumeSteps } from "./reports/resume-report.js";
-import type { ResumeOptions } from "./resume-options.js";
+import { CANCEL_MESSAGES, type ResumeOptions } from "./resume-options.js";
 import { walkMounts } from "./vm/files/path.js";
 
 /** An image that can be resumed, and which of the host's files are not what they were when it was made. */
@@ -43,7 +43,9 @@ export async function findImage(machine: Machine, path: string, options: ResumeO
     const named = namedPaths(image);
     refuseOthers(path, image, named, options);
     const rows = prepareDisk(machine, image, diskOf(named), options);
-    const files = await compareFiles(rows, (file) => openAllowed(file, image.allowed));
+    const { signal } = options;
+    const files = await compareFiles(rows, { open: (file) => openAllowed(file, image.allowed), signal });
+    if (signal?.aborted === true) throw new HibernaculumError("HIB_CANCELLED", CANCEL_MESSAGES.cancelled);
     if (options.acceptChangedFiles === true) acceptChanged(image, rows, files);
     else refuseChangedFiles(path, files);
     steps.passed("files of the host", describeFiles(rows.length, files));

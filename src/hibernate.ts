@@ -202,14 +202,14 @@ class Save implements Disposable {
 
   /** After a failure: the machine goes on, and nothing is left on the disk. */
   async abandon(): Promise<void> {
+    const discarded = this.#image.discard(); // even if something below fails
     this.#machine.tracking.disarm();
     this.#reserve.release(); // before anybody may want memory
     if (this.#stopped) {
       this.#machine.quiesce.go();
       this.#machine.devices.resume("stop");
     }
-    this.#stopped = false;
-    await this.#image.discard();
+    await discarded;
   }
 
   /** In any case: tracking is off, and the guest has its memory back. */

@@ -234,9 +234,10 @@ export class Machine {
     if (this.#failure !== undefined) throw this.#failure;
   }
 
-  /** Takes the exclusive right to save, resume or check, until it is disposed. @throws HIB_BUSY */
+  /** Takes the exclusive right to save, resume or check, until it is disposed. @throws HIB_BUSY, HIB_NO_MACHINE */
   begin(what: "save" | "resume" | "check"): Disposable {
     this.check();
+    if (this.isOff) throw new HibernaculumError("HIB_NO_MACHINE", "the machine is powered off; boot another");
     if (this.busy !== undefined) {
       throw new HibernaculumError("HIB_BUSY", `a ${this.busy} of this machine is under way; wait for it or cancel it`);
     }

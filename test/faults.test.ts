@@ -6,12 +6,13 @@
  * pass, and succeeds. So no write, no sync and no claim of a save is left out, and a trap that never fired would show
  * as a sweep without a failure.
  */
-import { existsSync, readdirSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { cp } from "node:fs/promises";
 import { join } from "node:path";
 import test, { type ExecutionContext } from "ava";
 import type { ErrorCode } from "../src/base/errors.js";
 import { type Failpoint, FAILPOINTS, setFailpoints } from "../src/base/failpoints.js";
+import { FileLock } from "../src/base/file-lock.js";
 import { save } from "../src/hibernate.js";
 import type { SaveOptions } from "../src/save-options.js";
 import type { SavePhase } from "../src/reports/save-progress.js";
@@ -19,7 +20,7 @@ import { isUsed } from "../src/image/markers.js";
 import type { MachineOptions } from "../src/machine.js";
 import { resume } from "../src/resume.js";
 import { judge, PROGRAMS, Victim } from "./fixtures/victim.js";
-import { Draws, findWrong, scratch, sleep, whileStopped } from "./support.js";
+import { bootMachine, Draws, findWrong, MIB, scratch, sleep, whileStopped } from "./support.js";
 
 const CODES: Record<string, ErrorCode> = { ENOSPC: "HIB_NO_SPACE", EIO: "HIB_IO", exit: "HIB_WORKER_DIED" };
 const ENDINGS: SaveOptions[] = [{ keepRunning: true }, { keepRunning: false }];
@@ -291,4 +292,28 @@ test.serial("the campaign met every failure point where something can fail, and 
   const expected = FAILPOINTS.filter((point) => ![...PAST_FAILING, ...OF_BOOT].includes(point));
   t.deepEqual([...campaign.points].sort(), expected.sort());
   t.is(campaign.losses, 0);
+});
+
+test("a machine that is off is neither saved nor resumed into, and nothing is left on the disk", async (t) => {
+  const machine = await bootMachine(t, { ramBytes: 16 * MIB });
+  const directory = scratch(t);
+  await machine.powerOff();
+  await t.throwsAsync(save(machine, join(directory, "image")), { code: "HIB_NO_MACHINE" });
+  await t.throwsAsync(resume(machine, join(directory, "image")), { code: "HIB_NO_MACHINE" });
+  t.deepEqual(readdirSync(directory), []);
+});
+
+test("a lock that is a link is not followed: it would lock what nobody named", (t) => {
+  const directory = scratch(t);
+  const [disk, other] = [join(directory, "disk"), join(directory, "other")];
+  writeFileSync(disk, "");
+  for (const target of [other, join(directory, "gone")]) {
+    writeFileSync(other, "");
+    symlinkSync(target, join(directory, ".disk.lock"));
+    t.throws(() => FileLock.take(disk), { code: "EINVAL", message: /not a regular file/ });
+    rmSync(join(directory, ".disk.lock"));
+  }
+  const lock = FileLock.take(disk);
+  t.truthy(lock);
+  lock!.release();
 });

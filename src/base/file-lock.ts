@@ -2,7 +2,7 @@
  * A lock on a file of the host that ends with its holder, however that ends. It is the lock that SQLite takes on a database, here
  * one without contents, hidden beside the file (design/decisions/007-locks-that-end-with-their-holder.md).
  */
-import { chmodSync, closeSync, openSync, realpathSync, statSync } from "node:fs";
+import { chmodSync, closeSync, lstatSync, openSync, realpathSync, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import Database from "better-sqlite3";
 
@@ -26,6 +26,8 @@ export class FileLock {
     const file = realpathSync(path);
     const lock = join(dirname(file), `.${basename(file)}.lock`);
     createLike(lock, file);
+    // A link would have another file opened and locked, which nobody named.
+    if (!lstatSync(lock).isFile()) throw Object.assign(new Error(`${lock} is not a regular file; remove it`), { code: "EINVAL" });
     const database = new Database(lock, { timeout: 0, fileMustExist: true });
     try {
       database.exec("BEGIN EXCLUSIVE");

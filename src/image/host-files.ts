@@ -225,8 +225,11 @@ async function withContents(row: FileRow, signal: AbortSignal | undefined): Prom
   return { ...all, hash };
 }
 
-/** Opens a file for reading. */
-type Open = (path: string) => number;
+/** How a file's contents are read: `open` gives a descriptor for reading; once `signal` is aborted, no more is read. */
+interface Reading {
+  open?: (path: string) => number;
+  signal?: AbortSignal | undefined;
+}
 
 /** What has become of the files under an image. */
 export interface ComparedFiles {
@@ -241,18 +244,18 @@ export interface ComparedFiles {
  *
  * @throws HIB_IO if a file cannot be read
  */
-export async function compareFiles(rows: Iterable<FileRow>, open: Open = openRegular): Promise<ComparedFiles> {
+export async function compareFiles(rows: Iterable<FileRow>, reading: Reading = {}): Promise<ComparedFiles> {
   await loadChecksum();
   const compared: ComparedFiles = { changed: [], moved: [] };
   for (const row of rows) {
-    const how = await attemptTo(`reading ${row.path}`, () => compare(row, open));
+    const how = await attemptTo(`reading ${row.path}`, () => compare(row, reading));
     if (how === "moved") compared.moved.push(row.path);
     else if (how !== "same") compared.changed.push({ path: row.path, how });
   }
   return compared;
 }
 
-async function compare(row: FileRow, open: Open): Promise<string> {
+async function compare(row: FileRow, reading: Reading): Promise<string> {
   const found = await statOf(row);
   if (found === undefined) return "is gone";
   if (!found.isFile()) return "is not a regular file";
@@ -262,7 +265,7 @@ async function compare(row: FileRow, open: Open): Promise<string> {
   if (row.hash === null) return hinted ? "same" : "was changed since";
   // No save says so: it is somebody else's image, and what is read and summed goes by this number.
   if (row.position > found.size) return `has ${found.size} bytes, and ${row.position} of them are to be compared`;
-  if ((await checksumFile(row, { open })) !== row.hash) return "has other contents";
+  if ((await checksumFile(row, reading)) !== row.hash) return "has other contents";
   return hinted ? "same" : "moved";
 }
 
@@ -280,7 +283,7 @@ async function statOf({ path }: FileRow): Promise<BigIntStats | undefined> {
 /** The checksum of a file as it is now; undefined if that was cancelled. */
 async function checksumFile(
   { path, position, except }: FileRow,
-  { open = openRegular, signal }: { open?: Open; signal?: AbortSignal | undefined },
+  { open = openRegular, signal }: Reading,
 ): Promise<bigint | undefined> {
   const sums = new BigUint64Array(Math.ceil(position / FILE_BLOCK_BYTES));
   const buffer = new Uint8Array(WINDOW_BYTES);

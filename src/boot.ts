@@ -8,7 +8,7 @@
  *       not the image's fault, or another machine's image by now: left alone; boot on
  *
  * What must hold: an image is never deleted, and one that failed is never tried again by itself: a boot that went on has
- * changed the world that the saved machine knows, so who wants it back asks for it (`resume`). And no image is
+ * changed the world that the saved machine knows, so to get it back, ask for it (`resume`). And no image is
  * renamed under another process that is at it, or that has used it.
  */
 import { type ErrorCode, fromSystemError, HibernaculumError, serializeError } from "./base/errors.js";

@@ -1,4 +1,7 @@
-/** The first step of a resume: every check of an image that costs nothing, in the order of S2.1. */
+/**
+ * The first step of a resume: every check of an image that can be made before it is loaded, in the order of S2.1. Files that the
+ * machine wrote to, its disk first, are read and summed.
+ */
 import { resolve } from "node:path";
 import { type NamedPath, notAllowed, openAllowed, outside } from "./base/allowed-paths.js";
 import { fromSystemError, HibernaculumError } from "./base/errors.js";
@@ -80,7 +83,7 @@ function prepareDisk(
   const rows = image.catalogue.files();
   if (saved === undefined) {
     if (disk === undefined) return rows;
-    throw new HibernaculumError("HIB_USAGE", `${image.path} is of a machine without a disk; leave --disk away`);
+    throw new HibernaculumError("HIB_USAGE", `${image.path} is of a machine without a disk; omit --disk`);
   }
   const path = disk === undefined ? saved : resolve(disk);
   try {

@@ -9,7 +9,7 @@ export interface SaveOptions {
   compression?: "lz4" | "none";
   /** Name of the machine, for its image. */
   name?: string;
-  /** Also a SHA-256 of each chunk and of the catalogue, for who signs images or compares their chunks; default none. */
+  /** Also a SHA-256 of each chunk and of the catalogue, for signing images or comparing their chunks; default none. */
   digest?: "none" | "sha256";
   /** Cancels: the machine goes on, nothing is left behind. */
   signal?: AbortSignal;

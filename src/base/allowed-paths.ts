@@ -45,7 +45,7 @@ const OUTSIDE_MAX = 100;
 /** How many paths an error lists. */
 const LISTED = 20;
 
-/** The error for who has not agreed to these. */
+/** The error for paths that the user has not agreed to. */
 export function notAllowed(image: string, paths: readonly NamedPath[]): HibernaculumError {
   const list = paths.slice(0, LISTED).map(({ what, path }) => `${what} ${path}`);
   if (paths.length > LISTED) list.push("and more, which hib inspect lists");

@@ -86,7 +86,7 @@ export async function releaseUse(path: string): Promise<void> {
     .catch(() => undefined);
 }
 
-/** The error for who comes to an image that was used. */
+/** The error for an image that was used. */
 export function usedBefore(path: string, { time, who, pid, host }: Partial<Use> = {}): HibernaculumError {
   const by = time === undefined ? "" : ` (${time} by ${who}, process ${pid} on ${host})`; // perhaps not written to its end
   return new HibernaculumError(

@@ -160,7 +160,7 @@ function* usedEntries(
   }
 }
 
-/** Every entry that is in use, and whether what it says can be: for who checks a machine. */
+/** Every entry that is in use, and whether what it says can be: for checking a machine. */
 export function* readRequests(memory: ReadableMemory): Generator<{ entry: number; frame: Pfn; sound: boolean }> {
   for (const { at, entry } of usedEntries(memory, MAX_PROCESSES)) {
     const state = memory.load32(at + STATE);

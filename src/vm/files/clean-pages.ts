@@ -67,7 +67,7 @@ export class CleanPages {
   }
 
   /**
-   * Makes clean pages ones that are saved: all of them, for who wants an image without its files, or those of files that are
+   * Makes clean pages ones that are saved: all of them, for an image without its files, or those of files that are
    * not what the machine last made or saw of them. Stores to them fault once more, and they stay so. Caller holds the kernel
    * lock, or everything is stopped.
    *

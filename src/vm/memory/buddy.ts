@@ -113,7 +113,7 @@ export class BuddyAllocator {
     return true;
   }
 
-  /** As `allocate`, from what is free: for who can do without, or asks for the reserve itself. */
+  /** As `allocate`, from what is free: for callers that can do without, and for the reserve itself. */
   allocateFree(order: number, owner: number, kind: number): Pfn | undefined {
     for (let arena = 0; arena < this.#layout.arenas; arena++) {
       if (this.#memory.load32(this.#arena(arena) + ARENA_FREE_FRAMES) < 1 << order) continue;

@@ -1,10 +1,12 @@
 /** Catalogues from somebody else, whose every checksum is right: what is no catalogue's is refused in one line, before it is read. */
 import { execFile } from "node:child_process";
+import { rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import test, { type ExecutionContext } from "ava";
 import { save } from "../src/hibernate.js";
+import { CATALOGUE_NAME } from "../src/image/format.js";
 import { type Alterations, Forgery } from "./forger.js";
 import { verify } from "./fixtures/forged.js";
 import { bootMachine, MIB, scratch, until } from "./support.js";
@@ -42,6 +44,7 @@ const CASES: Record<string, readonly [Alterations, string, RegExp]> = {
   "a virtual table": [{ catalogue: "CREATE VIRTUAL TABLE x USING fts5(a)" }, "HIB_CORRUPT", /other tables/],
   "another table": [{ catalogue: "CREATE TABLE x (a)" }, "HIB_CORRUPT", /other tables/],
   "an index": [{ catalogue: "CREATE INDEX x ON extent (kind)" }, "HIB_CORRUPT", /other tables/],
+  "one with a log": [{ catalogue: "PRAGMA journal_mode = WAL" }, "HIB_CORRUPT", /a log \(WAL\)/],
   "another column": [{ catalogue: "ALTER TABLE extent ADD COLUMN x" }, "HIB_CORRUPT", /other tables/],
   "time NaN": [{ header: { time: Number.NaN } }, "HIB_CORRUPT", /header/],
   "time infinite": [{ header: { time: Infinity } }, "HIB_CORRUPT", /header/],
@@ -88,6 +91,19 @@ test("whatever is no catalogue's is refused by a code and one line", async (t) =
     t.is(outcome.code, code, `${what}: ${outcome.message}`);
     t.regex(outcome.message, says, what);
   }
+});
+
+test("a log beside a catalogue is not read", async (t) => {
+  const { directory } = await makeForgery(t);
+  const path = join(directory, "image");
+  for (const suffix of ["-wal", "-journal"]) {
+    writeFileSync(join(path, CATALOGUE_NAME + suffix), "");
+    const { code, message } = await verify(path, directory);
+    t.is(code, "HIB_CORRUPT");
+    t.regex(message, /is no part of an image: remove it/);
+    rmSync(join(path, CATALOGUE_NAME + suffix));
+  }
+  t.is((await verify(path, directory)).code, "ok");
 });
 
 test("one of each kind, by every command that looks at an image", async (t) => {

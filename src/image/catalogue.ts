@@ -8,7 +8,7 @@
  * - Words of 64 bits are stored as SQLite's signed integers. A row that has one is read with `safeIntegers`, or the
  *   word in two halves; anything else rounds it silently.
  */
-import { closeSync, openSync, statSync } from "node:fs";
+import { closeSync, existsSync, openSync, statSync } from "node:fs";
 import { open } from "node:fs/promises";
 import { join } from "node:path";
 import { isDeepStrictEqual } from "node:util";
@@ -36,7 +36,7 @@ import {
   type SealedCatalogue,
 } from "./format.js";
 import type { FileRow } from "./host-files.js";
-import type { Reference } from "../base/host-file.js";
+import { openRegular, readUpTo, type Reference } from "../base/host-file.js";
 
 /** A process, as it was at the consistency point. */
 export interface ProcessRow {
@@ -438,6 +438,7 @@ export class Catalogue {
 
   private constructor(path: string) {
     this.path = path;
+    this.#refuseLogs();
     this.#database = openDatabase(path, { readonly: true, fileMustExist: true });
     try {
       this.#attempt(() => this.#checkSchema());
@@ -458,6 +459,21 @@ export class Catalogue {
    */
   static open(directory: string): Catalogue {
     return new Catalogue(join(directory, CATALOGUE_NAME));
+  }
+
+  /** A catalogue is the one file that its checksum is of. SQLite would read a log beside it, too. */
+  #refuseLogs(): void {
+    const head = new Uint8Array(SQLITE_VERSIONS_AT + 2);
+    try {
+      const file = openRegular(this.path);
+      readUpTo(file, head, 0);
+      closeSync(file);
+    } catch (error) {
+      throw fromSystemError(error, `opening ${this.path}`);
+    }
+    if (head[SQLITE_VERSIONS_AT] !== 1 || head[SQLITE_VERSIONS_AT + 1] !== 1) throw this.#corrupt("it is one with a log (WAL)");
+    for (const suffix of ["-wal", "-journal"])
+      if (existsSync(this.path + suffix)) throw this.#corrupt(`${CATALOGUE_NAME}${suffix} is no part of an image: remove it`);
   }
 
   /** Its tables, and nothing that runs when they are read. */
@@ -714,6 +730,9 @@ export class Catalogue {
     }
   }
 }
+
+/** Of SQLite's header: how the file is written and read; 1 without a log beside it, 2 with one (WAL). */
+const SQLITE_VERSIONS_AT = 18;
 
 function openDatabase(path: string, options: Database.Options): Database.Database {
   try {

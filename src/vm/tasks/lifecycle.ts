@@ -72,9 +72,12 @@ export class Lifecycle {
       this.#parts.control.locked(() => this.#destroy(slot));
       throw error;
     }
-    this.#parts.control.locked(() => this.#parts.scheduler.begin(this.#at(slot)));
+    const process = this.#parts.control.locked(() => {
+      this.#parts.scheduler.begin(this.#at(slot));
+      return readProcess(this.#parts.memory, slot)!; // once the lock is free, it may run, and end
+    });
     this.#parts.control.ringDoorbell();
-    return readProcess(this.#parts.memory, slot)!;
+    return process;
   }
 
   /** A free slot of the process table, taken for an embryo; undefined if there is none. */

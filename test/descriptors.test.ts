@@ -26,8 +26,9 @@ function limited(descriptors: number, args: string[], env: Record<string, string
   });
   let [stdout, stderr] = ["", ""];
   child.stdout.setEncoding("utf8").on("data", (text: string) => {
+    const ran = stdout.includes(": process 1");
     stdout += text;
-    if (stdout.includes(": process 1")) child.kill("SIGTERM"); // it is powered off
+    if (!ran && stdout.includes(": process 1")) child.kill("SIGTERM"); // it is powered off; a second signal would end it at once
   });
   child.stderr.setEncoding("utf8").on("data", (text: string) => (stderr += text));
   return new Promise((resolve) => child.once("close", (code) => resolve({ code, stdout, stderr })));

@@ -21,18 +21,17 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import test, { type ExecutionContext } from "ava";
-import { type ErrorCode, HibernaculumError } from "../src/base/errors.js";
+import type { ErrorCode, HibernaculumError } from "../src/base/errors.js";
 import { save } from "../src/hibernate.js";
 import { loadChecksum } from "../src/image/checksum.js";
 import { openImage } from "../src/image/directory.js";
 import { claimUse, isUsed } from "../src/image/markers.js";
 import { BLOB_NAME, CATALOGUE_NAME, CODEC_LZ4, FORMAT_VERSION, HEADER_BYTES, MACHINE_VERSION } from "../src/image/format.js";
-import { verifyChunks } from "../src/image/verify.js";
 import { Machine } from "../src/machine.js";
 import { resume } from "../src/resume.js";
 import { judge, Victim } from "./fixtures/victim.js";
 import { Draws, MIB, scratch, until } from "./support.js";
-import { edit, reheader } from "./damage.js";
+import { edit, examine, reheader } from "./damage.js";
 
 const RAM_BYTES = 8 * MIB;
 /** Bytes of the header that mean something; behind them are zeros and the checksum. */
@@ -59,22 +58,6 @@ async function copyOf(t: ExecutionContext): Promise<string> {
   const path = join(scratch(t), "image");
   await cp(original, path, { recursive: true });
   return path;
-}
-
-/** Opens an image and verifies all of it. Returns the code of what is wrong, "whole", or what else came of it. */
-async function examine(path: string): Promise<string> {
-  try {
-    const image = await openImage(path, { machineVersion: MACHINE_VERSION });
-    try {
-      await verifyChunks(image);
-      return "whole";
-    } finally {
-      image.close();
-    }
-  } catch (error) {
-    if (!(error instanceof HibernaculumError)) return String(error);
-    return error.message.includes("\n") ? `not one line: ${error.message}` : error.code;
-  }
 }
 
 /** One file of a copy of the image, to be changed and changed back. */

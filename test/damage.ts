@@ -2,9 +2,20 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import Database from "better-sqlite3";
+import { HibernaculumError } from "../src/base/errors.js";
 import type { Failpoint } from "../src/base/failpoints.js";
 import { checksum } from "../src/image/checksum.js";
-import { BLOB_NAME, CATALOGUE_NAME, decodeHeader, encodeHeader, HEADER_BYTES, type ImageHeader } from "../src/image/format.js";
+import { openImage } from "../src/image/directory.js";
+import {
+  BLOB_NAME,
+  CATALOGUE_NAME,
+  decodeHeader,
+  encodeHeader,
+  HEADER_BYTES,
+  type ImageHeader,
+  MACHINE_VERSION,
+} from "../src/image/format.js";
+import { verifyChunks } from "../src/image/verify.js";
 
 export interface ResumeKill {
   point: Failpoint;
@@ -65,3 +76,19 @@ export const reheader =
       blob.set(encodeHeader({ ...decodeHeader(blob.subarray(0, HEADER_BYTES), path), ...change }));
       return blob;
     });
+
+/** Opens an image and verifies all of it. Returns the code of what is wrong, "whole", or what else came of it. */
+export async function examine(path: string): Promise<string> {
+  try {
+    const image = await openImage(path, { machineVersion: MACHINE_VERSION });
+    try {
+      await verifyChunks(image);
+      return "whole";
+    } finally {
+      image.close();
+    }
+  } catch (error) {
+    if (!(error instanceof HibernaculumError)) return String(error);
+    return error.message.includes("\n") ? `not one line: ${error.message}` : error.code;
+  }
+}

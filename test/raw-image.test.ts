@@ -5,12 +5,11 @@
 import { closeSync, openSync, readFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import test, { type ExecutionContext } from "ava";
-import { HibernaculumError } from "../src/base/errors.js";
 import { save } from "../src/hibernate.js";
 import { openImage } from "../src/image/directory.js";
 import { BLOB_NAME, CATALOGUE_NAME, CODEC_RAW, HEADER_BYTES } from "../src/image/format.js";
-import { verifyChunks } from "../src/image/verify.js";
 import { resume } from "../src/resume.js";
+import { examine } from "./damage.js";
 import { bootMachine, Draws, findWrong, MIB, scratch, until, whileStopped } from "./support.js";
 
 const MACHINE = { ramBytes: 8 * MIB, vcpus: 1, pageThreads: 1 };
@@ -23,20 +22,6 @@ async function saved(t: ExecutionContext): Promise<string> {
   const path = join(scratch(t), "image");
   await save(machine, path, { compression: "none" });
   return path;
-}
-
-async function examine(path: string): Promise<string> {
-  try {
-    const image = await openImage(path);
-    try {
-      await verifyChunks(image);
-      return "whole";
-    } finally {
-      image.close();
-    }
-  } catch (error) {
-    return error instanceof HibernaculumError ? error.code : String(error);
-  }
 }
 
 test("a flipped bit of an image without compression is found in every chunk, in the header and in the catalogue", async (t) => {

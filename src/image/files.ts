@@ -1,5 +1,5 @@
 /** What Node's file functions lack for images: a rename that replaces nothing, a directory that is on the disk. */
-import type { Stats } from "node:fs";
+import { constants, type Stats } from "node:fs";
 import { lstat, open, rename, stat } from "node:fs/promises";
 import { fromSystemError, HibernaculumError } from "../base/errors.js";
 
@@ -10,6 +10,22 @@ export async function statIfThere(path: string, how: (path: string) => Promise<S
   } catch (error) {
     if (["ENOENT", "ENOTDIR"].includes((error as NodeJS.ErrnoException).code ?? "")) return undefined;
     throw fromSystemError(error, `looking at ${path}`);
+  }
+}
+
+/**
+ * Reads a small file that may be somebody else's: a pipe would have no end, a link may lead anywhere.
+ *
+ * @throws what the host says, or an error if it is no regular file, larger than `most` bytes, or not `accepted`
+ */
+export async function readSmall(path: string, most: number, accepted: (status: Stats) => boolean = () => true): Promise<string> {
+  const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOFOLLOW);
+  try {
+    const status = await file.stat();
+    if (!status.isFile() || status.size > most || !accepted(status)) throw new Error(`${path} is not what it should be`);
+    return await file.readFile("utf8");
+  } finally {
+    await file.close();
   }
 }
 

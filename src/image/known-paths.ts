@@ -8,12 +8,13 @@
  * catalogue stands in the note, and only paths that stand there, too, are allowed by it.
  */
 import { createHash, randomBytes } from "node:crypto";
-import { constants } from "node:fs";
+import type { Stats } from "node:fs";
 import { mkdir, open, readdir, rename, rm, stat } from "node:fs/promises";
 import { homedir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { hashFile } from "./checksum.js";
+import { readSmall } from "./files.js";
 import { CATALOGUE_NAME, encodeHeader, type ImageHeader } from "./format.js";
 
 interface Note {
@@ -67,15 +68,8 @@ export async function notedPaths(directory: string, header: ImageHeader): Promis
 }
 
 async function readNote(path: string): Promise<Note> {
-  const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
-  try {
-    const { uid, mode, size } = await file.stat();
-    const mine = uid === (process.geteuid?.() ?? uid) && (mode & 0o022) === 0;
-    if (!mine || size > NOTE_BYTES_MAX) throw new Error(`${path} is not this user's`);
-    return JSON.parse(await file.readFile("utf8")) as Note;
-  } finally {
-    await file.close();
-  }
+  const mine = ({ uid, mode }: Stats): boolean => uid === (process.geteuid?.() ?? uid) && (mode & 0o022) === 0;
+  return JSON.parse(await readSmall(path, NOTE_BYTES_MAX, mine)) as Note;
 }
 
 /** Of all that says what is in an image. An object's header is the same but for two words, and an import makes them anew. */

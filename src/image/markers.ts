@@ -11,13 +11,12 @@
  * else is a death.
  */
 import { randomBytes } from "node:crypto";
-import { constants } from "node:fs";
 import { link, open, readdir, rm } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import process from "node:process";
 import { attemptTo, HibernaculumError, naming } from "../base/errors.js";
 import { type HostProcess, isAlive, thisProcess } from "../base/host-process.js";
-import { renameToFree, statIfThere, syncDirectory } from "./files.js";
+import { readSmall, renameToFree, statIfThere, syncDirectory } from "./files.js";
 
 const MARKER_BYTES_MAX = 65_536;
 
@@ -200,22 +199,10 @@ export async function setAside(path: string, reason: string, message = ""): Prom
 /** A marker's contents; nothing of one that is not there or not readable. */
 async function readMarker<T extends object>(path: string, name: string): Promise<Partial<T>> {
   try {
-    const value: unknown = JSON.parse(await readBounded(join(resolve(path), name)));
+    const value: unknown = JSON.parse(await readSmall(join(resolve(path), name), MARKER_BYTES_MAX));
     return typeof value === "object" && value !== null ? (value as Partial<T>) : {};
   } catch {
     return {};
-  }
-}
-
-/** Of a directory from somebody else: a pipe would have no end, a link may lead anywhere. */
-async function readBounded(path: string): Promise<string> {
-  const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOFOLLOW);
-  try {
-    const status = await file.stat();
-    if (!status.isFile() || status.size > MARKER_BYTES_MAX) throw new Error(`${path} is not a marker`);
-    return await file.readFile("utf8");
-  } finally {
-    await file.close();
   }
 }
 

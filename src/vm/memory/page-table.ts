@@ -86,9 +86,7 @@ export function visitEntries(
   visit: VisitEntry,
 ): void {
   const below = (table: Pfn, level: number, base: VirtualAddress): void => {
-    const span = 2 ** (12 + 9 * level);
-    const first = Math.max(0, Math.floor((start - base) / span));
-    const last = Math.min(512, Math.ceil((end - base) / span));
+    const { first, last, span } = entriesWithin(level, base, start, end);
     for (let index = first; index < last; index++) {
       const at = table * FRAME_BYTES + index * 8;
       const pte = memory.load32(at);
@@ -97,6 +95,17 @@ export function visitEntries(
     }
   };
   below(root, 2, 0);
+}
+
+/** Which entries [first, last) of a table that begins at `base` are for addresses in [start, end), and what each spans. */
+function entriesWithin(
+  level: number,
+  base: VirtualAddress,
+  start: VirtualAddress,
+  end: VirtualAddress,
+): { first: number; last: number; span: number } {
+  const span = 2 ** (12 + 9 * level);
+  return { first: Math.max(0, Math.floor((start - base) / span)), last: Math.min(512, Math.ceil((end - base) / span)), span };
 }
 
 /**
@@ -143,9 +152,7 @@ export function unmapPage(memory: PhysicalMemory, root: Pfn, address: VirtualAdd
 export function takeEmptyTables(memory: PhysicalMemory, root: Pfn, start: VirtualAddress, end: VirtualAddress): Pfn[] {
   const empty: Pfn[] = [];
   const below = (table: Pfn, level: number, base: VirtualAddress): void => {
-    const span = 2 ** (12 + 9 * level);
-    const first = Math.max(0, Math.floor((start - base) / span));
-    const last = Math.min(512, Math.ceil((end - base) / span));
+    const { first, last, span } = entriesWithin(level, base, start, end);
     for (let index = first; index < last; index++) {
       const at = table * FRAME_BYTES + index * 8;
       const pte = memory.load32(at);

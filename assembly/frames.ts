@@ -7,12 +7,12 @@
  * being replaced (`scatter`).
  */
 import {
-  BITMAP_BYTES, DIRTY_BITMAP, FAULT_KERNEL, FRAME_BYTES, FRAME_SHIFT, KEEP_BITMAP, KERNEL_BITMAP, LIST_FRAMES, LIST_PLACES,
-  MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_LIST_LENGTH, MACHINE_QUEUE_OVERFLOW, OPEN_BITMAP, PLACE_NONE, PLANNED_BITMAP, VERDICT_SAME_FILLED, SAVEABLE_BITMAP,
-  VERDICT_SKIPPED, STAGE_PLACED, STAGE_TAIL, VERDICT_STAGED, STOP_BITMAP, VCPU_AREA, VCPU_BYTES, VCPU_WANTED,
+  BITMAP_BYTES, CLAIMED_BITMAP, DIRTY_BITMAP, FAULT_KERNEL, FRAME_BYTES, FRAME_SHIFT, KERNEL_BITMAP, LIST_FRAMES,
+  MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_LIST_LENGTH, MACHINE_QUEUE_OVERFLOW, OPEN_BITMAP, PLACE_NONE, PLANNED_BITMAP, QUEUE_FRAMES, QUEUE_PLACES, SAVED_BITMAP, VERDICT_SAME_FILLED, SAVEABLE_BITMAP,
+  VERDICT_SKIPPED, STAGE_LIVE, STAGE_TAIL, VERDICT_STAGED, STOP_BITMAP, VCPU_AREA, VCPU_BYTES, VCPU_WANTED,
 } from "../src/base/layout";
 import { frameAt, physical, placeAt } from "./ram";
-import { beforeStore, clearBit, setBit, testBit, testBitAfterReads } from "./tracking";
+import { beforeStore, isPreimageWanted, setBit, testBit, testBitAfterReads } from "./tracking";
 
 /** Entries claimed at once by a gathering vCPU. */
 const GATHER_CLAIM: u32 = 64;
@@ -124,12 +124,6 @@ export function listResidual(): u32 {
   return length;
 }
 
-/** Makes KEEP_BITMAP the residual set (of STOP_BITMAP) without the first `copied` frames of its list. */
-export function keepResidual(copied: u32): void {
-  for (let at: u32 = 0; at < <u32>BITMAP_BYTES; at += 8) store<u64>(KEEP_BITMAP + at, residualWord(STOP_BITMAP, at));
-  for (let i: u32 = 0; i < copied; i++) clearBit(KEEP_BITMAP, load<u32>(LIST_FRAMES + (i << 2)));
-}
-
 // @ts-ignore: decorator
 @inline
 function listWord(word: u64, first: u32, length: u32): u32 {
@@ -165,26 +159,26 @@ export function isSameFilled(at: usize): bool {
 }
 
 /**
- * Stages the list entries [first, first + count): tells for each in a byte at `verdicts` whether it was copied to the
+ * Stages the entries [first, first + count) of the list, or of the queue: tells for each in a byte at `verdicts` whether it was copied to the
  * next free frame at `to`, is same-filled (its word goes to `fills`, 8 bytes an entry), or was skipped.
  * Returns the number of frames staged.
  *
  *     STAGE_LIVE    frames of a running machine. A marked frame is skipped. RAM may change under the copy: the mark,
  *                   looked at once the machine has stopped, makes that harmless.
- *     STAGE_PLACED  copies at LIST_PLACES, which nobody changes.
- *     STAGE_TAIL    frames whose contents are wanted as of a stop that is over. One that the handler has opened is
- *                   skipped: its pre-image is kept. Any other is saved now, and need not be kept any more.
+ *     STAGE_TAIL    frames whose contents are wanted as of the stop. One that the handler has opened is skipped: its
+ *                   pre-image is kept. Any other is saved now, and need not be kept any more.
+ *     STAGE_QUEUED  what the queue's places hold: copies and pre-images, which nobody changes.
  */
 export function stage(first: u32, count: u32, mode: u32, to: usize, verdicts: usize, fills: usize): u32 {
   let staged: u32 = 0;
   for (let i: u32 = 0; i < count; i++) {
-    const frame = load<u32>(LIST_FRAMES + ((first + i) << 2));
+    const entry = (first + i) << 2;
     const place = to + (<usize>staged << FRAME_SHIFT);
+    const fill = fills + (i << 3);
     let verdict: u32;
-    if (mode == STAGE_TAIL) verdict = stageTail(frame, place, fills + (i << 3));
-    else if (mode == STAGE_PLACED) verdict = stagePlaced(load<u32>(LIST_PLACES + ((first + i) << 2)), place, fills + (i << 3));
-    else if (testBit(DIRTY_BITMAP, frame)) verdict = VERDICT_SKIPPED;
-    else verdict = stageFrame(frameAt(frame), place, fills + (i << 3));
+    if (mode == STAGE_LIVE) verdict = stageLive(load<u32>(LIST_FRAMES + entry), place, fill);
+    else if (mode == STAGE_TAIL) verdict = stageTail(load<u32>(LIST_FRAMES + entry), place, fill);
+    else verdict = stageQueued(load<u32>(QUEUE_PLACES + entry), place, fill);
     store<u8>(verdicts + i, <u8>verdict);
     if (verdict == VERDICT_STAGED) staged++;
   }
@@ -202,25 +196,31 @@ function stageFrame(from: usize, to: usize, fill: usize): u32 {
   return VERDICT_STAGED;
 }
 
-/** Stages a copy; the guest may have taken its place back. */
 // @ts-ignore: decorator
 @inline
-function stagePlaced(from: u32, to: usize, fill: usize): u32 {
+function stageLive(frame: u32, to: usize, fill: usize): u32 {
+  return testBit(DIRTY_BITMAP, frame) ? VERDICT_SKIPPED : stageFrame(frameAt(frame), to, fill);
+}
+
+/** The guest may have taken the place back. */
+// @ts-ignore: decorator
+@inline
+function stageQueued(from: u32, to: usize, fill: usize): u32 {
   return from == PLACE_NONE ? VERDICT_SKIPPED : stageFrame(placeAt(from), to, fill);
 }
 
 /**
- * Stages a frame that a handler may open at any time. Handler: mark, keep, open, store. Here: copy, then look for a mark.
- * So a copy that saw a later store also sees the mark. A mark without "open" is a handler at work, or one that found no
- * room and takes the mark back; either is over soon.
+ * Stages a frame that a handler may open at any time. Handler: claim, keep, open, store. Here: copy, then look for a claim.
+ * So a copy that saw a later store also sees the claim. A claim without "open" is a handler at work, or one that found no
+ * room and takes the claim back; either is over soon.
  */
 function stageTail(frame: u32, to: usize, fill: usize): u32 {
   while (true) {
     if (testBit(OPEN_BITMAP, frame) || load<u32>(MACHINE_CANCEL) != 0) return VERDICT_SKIPPED;
-    if (!testBitAfterReads(DIRTY_BITMAP, frame)) {
+    if (!testBitAfterReads(CLAIMED_BITMAP, frame)) {
       const verdict = stageFrame(frameAt(frame), to, fill);
-      if (!testBitAfterReads(DIRTY_BITMAP, frame)) {
-        clearBit(KEEP_BITMAP, frame);
+      if (!testBitAfterReads(CLAIMED_BITMAP, frame)) {
+        setBit(SAVED_BITMAP, frame);
         return verdict;
       }
     }
@@ -237,7 +237,7 @@ export function stageWanted(vcpu: u32, to: usize, verdict: usize, fill: usize): 
   const wanted = atomic.load<u32>(word);
   if (wanted == 0 || atomic.cmpxchg<u32>(word, wanted, 0) != wanted) return -1;
   const frame = wanted - 1;
-  if (!testBit(KEEP_BITMAP, frame)) return -1;
+  if (!isPreimageWanted(frame)) return -1;
   store<u8>(verdict, <u8>stageTail(frame, to, fill));
   atomic.notify(MACHINE_QUEUE_OVERFLOW, -1);
   return <i32>frame;
@@ -245,9 +245,9 @@ export function stageWanted(vcpu: u32, to: usize, verdict: usize, fill: usize): 
 
 // ---- atomic copy and atomic restore ----
 
-/** Copies list entries from their frames to their places, claiming entries until none is left. */
+/** Copies the queue's frames to their places, claiming entries until none is left. */
 export function gather(): void { copyClaims(true); }
-/** Copies list entries from their places to their frames, claiming entries until none is left. */
+/** Copies the queue's places to their frames, claiming entries until none is left. */
 export function scatter(): void { copyClaims(false); }
 
 // @ts-ignore: decorator
@@ -259,13 +259,13 @@ function copyClaims(out: bool): void {
     if (i >= length) return;
     const end: u32 = min<u32>(i + GATHER_CLAIM, length);
     while (i < end) {
-      const frame = load<u32>(LIST_FRAMES + (i << 2));
-      const place = load<u32>(LIST_PLACES + (i << 2));
+      const frame = load<u32>(QUEUE_FRAMES + (i << 2));
+      const place = load<u32>(QUEUE_PLACES + (i << 2));
       if (place == PLACE_NONE) { i++; continue; }
       let run: u32 = 1;
       while (
-        i + run < end && load<u32>(LIST_FRAMES + ((i + run) << 2)) == frame + run &&
-        load<u32>(LIST_PLACES + ((i + run) << 2)) == place + run
+        i + run < end && load<u32>(QUEUE_FRAMES + ((i + run) << 2)) == frame + run &&
+        load<u32>(QUEUE_PLACES + ((i + run) << 2)) == place + run
       ) run++;
       const inRam = frameAt(frame);
       const inPool = placeAt(place);

@@ -3,6 +3,6 @@ export { checksum, hashFrame } from "./checksum";
 export { acknowledge, activate, attach, deactivate, dropContext, invalidate, load32, load8, prepareStore, store32, store64, store8 } from "./mmu";
 export { claimQueueEntry, setTimelineBin, takeBackHeldPlace, takeBackPlace } from "./tracking";
 export {
-  beforeBulkStore, clearBitmap, clearBits, copyBitmap, countBits, countResidual, gather, isSameFilled, keepResidual, kernelStore32,
+  beforeBulkStore, clearBitmap, clearBits, copyBitmap, countBits, countResidual, gather, isSameFilled, kernelStore32,
   kernelStore8, kernelStoreFloat64, kernelZero, listPlanned, listResidual, scatter, setBits, setFrameBit as setBit, stage, stageWanted, touch,
 } from "./frames";

@@ -7,10 +7,10 @@
  * store of the kernel that is made under the kernel lock.
  */
 import {
-  CANCEL_NO_MEMORY, CANCEL_NO_ROOM, DIRTY_BITMAP, KEEP_BITMAP, KEEP_FOR_RESTORE, KEEP_NONE, FAULT_COUNT_AREA, FAULT_DEVICE, FAULT_KERNEL, FAULT_KINDS, FAULT_PAGE_TABLE, FAULT_SLOTS, FAULT_TIMELINE,
-  FRAME_BYTES, FRAME_NONE, FRAME_SHIFT, LIST_FRAMES, LIST_PLACES, MACHINE_ARMED, MACHINE_CANCEL, MACHINE_COPIES, MACHINE_KEEP_PREIMAGES, MACHINE_PREIMAGES,
-  MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_END, MACHINE_QUEUE_OVERFLOW, MACHINE_QUEUE_ROOM, MACHINE_QUEUE_START, MACHINE_SABOTAGE, MACHINE_TOUCHING, MAX_VCPUS, OPEN_BITMAP, PLACE_NONE, RAM_BASE,
-  SABOTAGE_BITMAP_PROTECTED, SABOTAGE_NO_AD, SABOTAGE_NO_DEVICE, SABOTAGE_NO_KERNEL, SABOTAGE_NO_MARK, SABOTAGE_NO_PREIMAGE,
+  CANCEL_NO_MEMORY, CANCEL_NO_ROOM, CLAIMED_BITMAP, DIRTY_BITMAP, KEEP_BITMAP, KEEP_FOR_RESTORE, KEEP_NONE, FAULT_COUNT_AREA, FAULT_DEVICE, FAULT_KERNEL, FAULT_KINDS, FAULT_PAGE_TABLE, FAULT_SLOTS, FAULT_TIMELINE,
+  FRAME_BYTES, FRAME_NONE, FRAME_SHIFT, MACHINE_ARMED, MACHINE_CANCEL, MACHINE_KEEP_PREIMAGES, MACHINE_PREIMAGES,
+  MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_END, MACHINE_QUEUE_OVERFLOW, MACHINE_QUEUE_ROOM, MACHINE_QUEUE_START, MACHINE_SABOTAGE, MACHINE_STOP_SET, MACHINE_TOUCHING, MAX_VCPUS, OPEN_BITMAP, PLACE_NONE, PLANNED_BITMAP, QUEUE_FRAMES, QUEUE_PLACES, RAM_BASE,
+  SABOTAGE_BITMAP_PROTECTED, SABOTAGE_NO_AD, SABOTAGE_NO_DEVICE, SABOTAGE_NO_KERNEL, SABOTAGE_NO_MARK, SABOTAGE_NO_PREIMAGE, SAVED_BITMAP,
   TIMELINE_BINS, VCPU_AREA, VCPU_BYTES, VCPU_WANTED,
 } from "../src/base/layout";
 import { frameAt, placeAt } from "./ram";
@@ -102,16 +102,15 @@ function writeProtectFault(frame: u32, kind: u32): void {
 }
 
 /**
- * A fault while pre-images are kept: marks the frame, keeps its old contents if they are wanted, and only then opens it
- * to stores. True if this call did so, false if another thread's fault did. One thread at a time has the frame: the
- * one whose mark was the first.
+ * A fault while pre-images are kept: claims the frame, keeps its old contents if they are wanted, and only then opens it
+ * to stores. True if this call did so, false if another thread's fault did.
  */
 function openFrame(frame: u32, sabotage: u32): bool {
   let waits = 0;
   const wanted: usize = VCPU_AREA + self * VCPU_BYTES + VCPU_WANTED;
   while (true) {
-    if (setBit(DIRTY_BITMAP, frame)) {
-      if (!testBitAtomically(KEEP_BITMAP, frame) || sabotage == SABOTAGE_NO_PREIMAGE || keepPreimage(frame)) {
+    if (setBit(CLAIMED_BITMAP, frame)) {
+      if (!isPreimageWanted(frame) || sabotage == SABOTAGE_NO_PREIMAGE || keepPreimage(frame)) {
         if (waits > 0) atomic.store<u32>(wanted, 0);
         setBit(OPEN_BITMAP, frame);
         return true;
@@ -122,13 +121,13 @@ function openFrame(frame: u32, sabotage: u32): bool {
         setBit(OPEN_BITMAP, frame);
         return true;
       }
-      // No room: unmark, so that a page writer may save the frame, ask for that, and look again.
-      clearBit(DIRTY_BITMAP, frame);
+      // No room: let go of it, so that a page writer may save the frame, ask for that, and look again.
+      clearBit(CLAIMED_BITMAP, frame);
       atomic.store<u32>(wanted, frame + 1);
       if (load<u32>(MACHINE_KEEP_PREIMAGES) == KEEP_NONE) return true;
       if (atomic.load<u32>(MACHINE_CANCEL) != 0) {
         // Nobody saves frames any more, and nobody needs this one: there will be no image.
-        setBit(DIRTY_BITMAP, frame);
+        setBit(CLAIMED_BITMAP, frame);
         setBit(OPEN_BITMAP, frame);
         return true;
       }
@@ -143,7 +142,29 @@ function openFrame(frame: u32, sabotage: u32): bool {
 }
 
 /**
- * Claims an entry of the queue. Places are prepared beforehand (LIST_PLACES holds their host frame numbers). Returns
+ * Whether an image still needs the frame's contents as they are. Both threads that may meet at a frame, the one that claims it
+ * and the one that makes its pre-image unneeded, set their bit first and then look for the other's.
+ */
+export function isPreimageWanted(frame: u32): bool {
+  if (load<u32>(MACHINE_KEEP_PREIMAGES) == KEEP_FOR_RESTORE) return testBitAtomically(KEEP_BITMAP, frame);
+  return isResidual(frame) && !testBitAtomically(SAVED_BITMAP, frame);
+}
+
+/**
+ * Whether a frame is in the residual set of the stop. Nobody changes SAVEABLE until STOP is a copy of it. But that may happen
+ * between the two loads here, and then the bit may be of a later time.
+ */
+function isResidual(frame: u32): bool {
+  if (!testBit(DIRTY_BITMAP, frame) && testBit(PLANNED_BITMAP, frame)) return false;
+  while (true) {
+    const set = atomic.load<u32>(MACHINE_STOP_SET);
+    const inSet = testBitAtomically(set, frame);
+    if (atomic.load<u32>(MACHINE_STOP_SET) == set) return inSet;
+  }
+}
+
+/**
+ * Claims an entry of the queue. Places are prepared beforehand (QUEUE_PLACES holds their host frame numbers). Returns
  * the entry, or -1 if there is no room.
  */
 export function claimQueueEntry(): i32 {
@@ -165,8 +186,8 @@ export function claimQueueEntry(): i32 {
 function keepPreimage(frame: u32): bool {
   const entry = claimQueueEntry();
   if (entry < 0) return load<u32>(MACHINE_KEEP_PREIMAGES) == KEEP_FOR_RESTORE; // read from the image again at the stop
-  memory.copy(placeAt(load<u32>(LIST_PLACES + (entry << 2))), frameAt(frame), FRAME_BYTES);
-  atomic.store<u32>(LIST_FRAMES + (entry << 2), frame);
+  memory.copy(placeAt(load<u32>(QUEUE_PLACES + (entry << 2))), frameAt(frame), FRAME_BYTES);
+  atomic.store<u32>(QUEUE_FRAMES + (entry << 2), frame);
   atomic.add<u32>(MACHINE_PREIMAGES, 1);
   return true;
 }
@@ -183,11 +204,11 @@ export function takeBackPlace(): i32 {
   const room = load<u32>(all ? MACHINE_QUEUE_END : MACHINE_QUEUE_ROOM);
   let entry = atomic.load<u32>(MACHINE_QUEUE_CURSOR);
   while (entry < room) {
-    const place = load<u32>(LIST_PLACES + (entry << 2));
+    const place = load<u32>(QUEUE_PLACES + (entry << 2));
     if (place < RAM_PLACE) return -1;
     const seen = atomic.cmpxchg<u32>(MACHINE_QUEUE_CURSOR, entry, entry + 1);
     if (seen == entry) {
-      store<u32>(LIST_PLACES + (entry << 2), PLACE_NONE);
+      store<u32>(QUEUE_PLACES + (entry << 2), PLACE_NONE);
       // The coordinator touches it without the lock; that takes no longer than a millisecond or two.
       while (entry >= atomic.load<u32>(MACHINE_TOUCHING)) {
         atomic.wait<i32>(MACHINE_TOUCHING, atomic.load<i32>(MACHINE_TOUCHING), FILL_NS);
@@ -205,17 +226,11 @@ export function takeBackPlace(): i32 {
  * is thrown away. A handler or loader may still fill it: that is waited for.
  */
 export function takeBackHeldPlace(): i32 {
-  let copies = load<u32>(MACHINE_COPIES);
-  while (copies > 0) {
-    atomic.store<u32>(MACHINE_COPIES, --copies);
-    const place = takeHeld(copies);
-    if (place >= 0) return place;
-  }
   let entry = load<u32>(MACHINE_QUEUE_START);
   while (entry < atomic.load<u32>(MACHINE_QUEUE_CURSOR)) {
-    if (load<u32>(LIST_PLACES + (entry << 2)) >= RAM_PLACE) {
+    if (load<u32>(QUEUE_PLACES + (entry << 2)) >= RAM_PLACE) {
       let waits = 0;
-      while (atomic.load<u32>(LIST_FRAMES + (entry << 2)) == FRAME_NONE) {
+      while (atomic.load<u32>(QUEUE_FRAMES + (entry << 2)) == FRAME_NONE) {
         if (++waits > WAITS_MAX) return -1;
         atomic.wait<i32>(MACHINE_QUEUE_OVERFLOW, atomic.load<i32>(MACHINE_QUEUE_OVERFLOW), FILL_NS);
       }
@@ -228,9 +243,9 @@ export function takeBackHeldPlace(): i32 {
 }
 
 function takeHeld(entry: u32): i32 {
-  const place = load<u32>(LIST_PLACES + (entry << 2));
+  const place = load<u32>(QUEUE_PLACES + (entry << 2));
   if (place < RAM_PLACE) return -1;
   if (atomic.load<u32>(MACHINE_CANCEL) == 0) atomic.store<u32>(MACHINE_CANCEL, CANCEL_NO_MEMORY);
-  store<u32>(LIST_PLACES + (entry << 2), PLACE_NONE);
+  store<u32>(QUEUE_PLACES + (entry << 2), PLACE_NONE);
   return <i32>place;
 }

@@ -1,7 +1,7 @@
 /**
  * `npm run bench`: every figure beside its limit, measured in the same run, and their ratio.
  *
- *     npm run bench -- [--quick] [--json]
+ *     npm run bench -- [--quick] [--json] [--snapshots N]      N: whose pauses are measured at each size; default 20, or 5
  *
  * Images go to the working directory, or to HIB_BENCH_DIR. Nothing here fails for being slow.
  */
@@ -9,7 +9,7 @@ import { cpus } from "node:os";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import Table from "cli-table3";
-import { type FeltRow, type GrowthRow, inOwnProcess } from "./growth.js";
+import { type FeltRow, type GrowthRow, inOwnProcess, type PauseRow } from "./growth.js";
 import type { Figure } from "./measure.js";
 import { resumeFigures } from "./resume.js";
 import { stopFigures } from "./stop.js";
@@ -17,7 +17,11 @@ import { storeFigures } from "./store.js";
 import { streamFigures } from "./stream.js";
 
 const { values: options } = parseArgs({
-  options: { quick: { type: "boolean", default: false }, json: { type: "boolean", default: false } },
+  options: {
+    quick: { type: "boolean", default: false },
+    json: { type: "boolean", default: false },
+    snapshots: { type: "string" },
+  },
 });
 const megabytes = options.quick ? 256 : 1024;
 const rounds = options.quick ? 3 : 5;
@@ -34,16 +38,18 @@ figures.push(...(await streamFigures(megabytes, rounds)));
 say("resume ...");
 figures.push(...(await resumeFigures(megabytes, rounds)));
 say("cost growth ...");
-const growth: GrowthRow[] = [];
-for (const ramBytes of options.quick ? [256 * 2 ** 20, 512 * 2 ** 20] : [256 * 2 ** 20, 2 ** 30, 4e9])
-  growth.push(inOwnProcess("growth", ramBytes));
+const sizes = options.quick ? [256 * 2 ** 20, 512 * 2 ** 20] : [256 * 2 ** 20, 2 ** 30, 4e9];
+const growth: GrowthRow[] = sizes.map((ramBytes) => inOwnProcess("growth", ramBytes));
+say("the pause of a snapshot ...");
+const snapshots = Number(options.snapshots ?? (options.quick ? 5 : 20));
+const pauses: PauseRow[] = sizes.map((ramBytes) => inOwnProcess("pause", ramBytes, snapshots));
 say("what the workload feels ...");
 const felt: FeltRow[] = [];
 for (const rate of [100_000, 0]) felt.push(inOwnProcess("felt", rate, megabytes));
 
 if (options.json) {
   process.stdout.write(
-    `${JSON.stringify({ schema: 1, node: process.version, cpu: cpus()[0]?.model, cores: cpus().length, figures, growth, felt })}\n`,
+    `${JSON.stringify({ schema: 1, node: process.version, cpu: cpus()[0]?.model, cores: cpus().length, figures, growth, pauses, felt })}\n`,
   );
 } else {
   process.stdout.write(`Node ${process.version}, ${cpus().length} x ${cpus()[0]?.model}\n\n`);
@@ -59,8 +65,26 @@ if (options.json) {
   );
   process.stdout.write("\nCost growth: mixed contents, three writers and a heap, machine 85 % full, hibernated\n");
   print(
-    ["RAM MiB", "saved MiB", "total s", "s/GB", "pause ms", "marked", "us/frame", "host MiB", "image MiB", "speed"],
+    ["RAM MiB", "saved MiB", "total s", "s/GB", "pause ms", "residual", "host MiB", "image MiB", "speed"],
     growth.map((row) => Object.values(row).map((value: number) => round(value))),
+  );
+  process.stdout.write("\nThe pause of a snapshot, one after another: three quarters of the machine written by two processes\n");
+  print(
+    [
+      "RAM MiB",
+      "snapshots",
+      "pause p50 ms",
+      "p99",
+      "kernel p50 ms",
+      "gap p50 ms",
+      "p99",
+      "residual",
+      "pre-images",
+      "waits",
+      "fault p99 ns",
+      "total s",
+    ],
+    pauses.map((row) => Object.values(row).map((value: number) => round(value))),
   );
   process.stdout.write(`\nWhat the workload feels: zipf writer, ${megabytes} MiB, snapshot (--keep-running)\n`);
   print(

@@ -1,6 +1,6 @@
 /** The stop: handshake, and the atomic copy against a plain gather of the same frames. */
 import { FRAME_BYTES, PLANNED_BITMAP, RAM_BASE, SAVEABLE_BITMAP } from "../src/base/layout.js";
-import { atomicCopy, listResidual } from "../src/cow/atomic-copy.js";
+import { atomicCopy } from "../src/cow/atomic-copy.js";
 import { Reserve } from "../src/cow/reserve.js";
 import { type Figure, machineWith, median, pause, percentile, timed } from "./measure.js";
 
@@ -31,8 +31,9 @@ export async function stopFigures(megabytes: number): Promise<Figure[]> {
     core.copyBitmap(PLANNED_BITMAP, SAVEABLE_BITMAP); // so that the residual set is what was marked
     await pause(20);
     quiesce.stop();
-    const listed = listResidual(core);
-    frames = reserve.layOut(listed, Infinity);
+    tracking.freezeSaveable();
+    reserve.openQueue();
+    frames = Math.min(core.listResidual(), claims.unclaimed);
     copies.push((await timed(() => atomicCopy(claims, core, quiesce, frames))) / frames);
     gathers.push((await timed(() => gatherBySet(machine.memory.buffer, claims, frames))) / frames);
     tracking.disarm();

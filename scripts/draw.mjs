@@ -164,9 +164,9 @@ function frame() {
   put(1, 1, 264, 66, AMBER, "marked", "first store: fault,", "mark, store");
   put(0, 1, 382, 62, GREEN, "unmarked", "what was streamed", "is what it holds");
   put(1, 4, 382, 62, AMBER, "residual set", "STOP and (DIRTY or not PLANNED): in use now, and its streamed bytes may be old");
-  put(1, 1, 482, 92, BLUE, "atomic copy", "it has a place in", "the reserve, and the", "pause has time");
-  put(2, 2, 482, 92, BLUE, "tail (snapshot)", "it has no place or no time:", "write-protected again; its old", "contents are to be kept");
-  put(4, 1, 482, 92, BLUE, "its own frame", "hibernation without", "a place: written", "during the stop");
+  put(1, 1, 482, 92, BLUE, "atomic copy", "hibernation: a place", "in the reserve, and", "time in the pause");
+  put(2, 2, 482, 92, BLUE, "tail", "snapshot: write-protected", "again; its old contents", "are to be kept");
+  put(4, 1, 482, 92, BLUE, "its own frame", "hibernation: what", "is left is written", "from where it is");
   put(1, 1, 620, 62, BLUE, "copy", "a page writer", "saves it");
   put(2, 1, 620, 62, BLUE, "no store yet", "a page writer", "saves the frame");
   put(3, 1, 620, 62, BLUE, "pre-image", "first store: handler", "keeps it, then opens");
@@ -209,22 +209,28 @@ function timeline({ top, title, steps, after, ends }) {
   bar("coordinator", 226, 282, WHITE, "arm");
   bar("coordinator", 282, stop.from, WHITE, "the reserve grows");
   for (const [i, step] of steps.entries()) bar("coordinator", stop.from + i * stop.each, stop.from + (i + 1) * stop.each, RED, step);
-  bar("coordinator", stopEnd, 1040, WHITE, after);
   bar("coordinator", 1040, end, WHITE, "publish");
 
   bar("vCPUs", left, 282, GREEN, "run");
   bar("vCPUs", 282, stop.from + 44, GREEN, "run; first stores fault");
-  const copy = stop.from + steps.indexOf("copy") * stop.each;
-  bar("vCPUs", stop.from + 44, point, GREY, "stand still");
-  bar("vCPUs", point, copy, GREY, "");
-  bar("vCPUs", copy, copy + stop.each, BLUE, "copy, too");
   const runs = ends === "go on" ? stopEnd - 30 : end;
-  bar("vCPUs", copy + stop.each, runs, GREY, ends === "go on" ? "" : "stand still, then power off");
-  if (ends === "go on") bar("vCPUs", runs, end, GREEN, "run; first stores keep pre-images");
-
   bar("page writers", 282, stop.from - 10, BLUE, "stream all of memory");
-  if (ends !== "go on") bar("page writers", copy + stop.each, stopEnd, BLUE, "no place");
-  bar("page writers", stopEnd, 1040, BLUE, ends === "go on" ? "tail, copies" : "copies");
+  if (ends === "go on") {
+    bar("vCPUs", stop.from + 44, runs, GREY, "stand still");
+    bar("vCPUs", runs, end, GREEN, "run; first stores keep pre-images");
+    bar("coordinator", stopEnd, stopEnd + 110, WHITE, "note files");
+    bar("coordinator", stopEnd + 110, stopEnd + 190, WHITE, "list");
+    bar("coordinator", stopEnd + 190, 1040, WHITE, after);
+    bar("page writers", stopEnd + 190, 1040, BLUE, "tail, pre-images");
+  } else {
+    const copy = stop.from + steps.indexOf("copy") * stop.each;
+    bar("vCPUs", stop.from + 44, point, GREY, "stand still");
+    bar("vCPUs", point, copy, GREY, "");
+    bar("vCPUs", copy, copy + stop.each, BLUE, "copy, too");
+    bar("vCPUs", copy + stop.each, runs, GREY, "stand still, then power off");
+    bar("coordinator", stopEnd, 1040, WHITE, after);
+    bar("page writers", stopEnd, 1040, BLUE, "the rest, then the copies");
+  }
 
   const measure = (from, to, y, text, colour) => {
     parts.push(line(from, y - 5, from, y + 5, { colour, width: 2 }), line(to, y - 5, to, y + 5, { colour, width: 2 }));
@@ -242,14 +248,14 @@ function pause() {
   const snapshot = timeline({
     top: 48,
     title: "snapshot (hib save --keep-running)",
-    steps: ["safepoint", "devices", "list", "copy", "resume"],
+    steps: ["safepoint", "devices", "resume"],
     after: "residual",
     ends: "go on",
   });
   const hibernation = timeline({
     top: 328,
     title: "hibernation (hib save)",
-    steps: ["safepoint", "devices", "list", "copy", "overflow"],
+    steps: ["safepoint", "devices", "list", "copy"],
     after: "residual",
     ends: "power off",
   });
@@ -262,7 +268,7 @@ function pause() {
       size: 12,
       room: 1150,
     }),
-    label(26, 644, "Overflow is written while all stands still, and only if the reserve was too small. A snapshot has a tail instead.", {
+    label(26, 644, "While files are noted, a process that enters the kernel waits. What a hibernation does not copy is written from where it is.", {
       anchor: "start",
       colour: SOFT,
       size: 12,

@@ -17,9 +17,9 @@ import { dirname, resolve } from "node:path";
 import { bit } from "./base/control.js";
 import { fromSystemError, isSystemError } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
-import { MACHINE_COPIES, STOP_BITMAP } from "./base/layout.js";
+import { STOP_BITMAP } from "./base/layout.js";
 import { StepTimes } from "./base/step-times.js";
-import { atomicCopy, listResidual } from "./cow/atomic-copy.js";
+import { atomicCopy } from "./cow/atomic-copy.js";
 import { Cancellation } from "./cow/cancellation.js";
 import { readFaultStatistics, resetFaultStatistics } from "./cow/fault-statistics.js";
 import { checkOracle, createOracle } from "./cow/oracle.js";
@@ -88,6 +88,8 @@ class Save implements Disposable {
   readonly #oracle: SharedArrayBuffer | undefined;
   readonly #counts: SaveCounts;
   #stopped = false;
+  /** It is known what belongs to the image. */
+  #frozen = false;
   /** The consistency point, ms since 1970. */
   #time = 0;
 
@@ -127,7 +129,7 @@ class Save implements Disposable {
     tracking.arm();
     this.#times.ended("armed");
     failpoint("save.armed");
-    this.#counts.planned = planFrames(claims, core, kernel.memory);
+    this.#counts.planned = planFrames(claims, core, kernel.memory, () => this.#files.plan());
     this.#times.ended("planned");
     this.#files.learn();
   }
@@ -137,12 +139,16 @@ class Save implements Disposable {
     this.#progress.enter("stream", this.#counts.planned);
     await this.#write("live", () => this.#reserve.growToResidual());
     this.#reserve.growToResidual();
+    this.#files.learn();
     this.#times.ended("streamed");
   }
 
-  /** S1.4: stop everything, copy the residual set atomically, and let a snapshot's machine go on. */
+  /**
+   * S1.4: stop everything. What the pause allows of the residual set is copied atomically. In a snapshot the rest is protected again, and the
+   * machine goes on.
+   */
   async stop(): Promise<void> {
-    const { control, core, devices, quiesce } = this.#machine;
+    const { claims, control, core, devices, quiesce } = this.#machine;
     this.#machine.drainConsole(); // whoever listens takes his time; what comes after lies in the image
     this.#times.ended("stopping");
     quiesce.stop();
@@ -150,30 +156,37 @@ class Save implements Disposable {
     this.#machine.check();
     this.#times.ended("atSafepoint");
     devices.quiesce();
-    this.#files.freeze();
-    this.#counts.changedFiles = this.#files.changed;
+    this.#reserve.openQueue();
+    this.#counts.reserved = claims.unclaimed;
     this.#time = Date.now();
     this.#times.ended("quiesced");
     failpoint("save.stopped");
-    this.#copyResidual();
     if (this.#oracle !== undefined) this.#counts.oracleFrames = checkOracle(control, core, this.#oracle);
+    const { keepRunning, pauseTarget_ms } = this.#options;
+    if (!keepRunning || pauseTarget_ms > 0) this.#copyResidual();
+    else this.#times.ended("listed");
     failpoint("save.copied");
     this.#times.ended("copied");
-    if (!this.#options.keepRunning) await this.#writeOverflow();
-    this.#times.ended("written");
-    if (this.#options.keepRunning) this.#go();
-    this.#times.ended("stopped");
+    if (keepRunning) this.#go();
+    else this.#times.ended("stopped");
   }
 
-  /** S1.5: write the copies. Their locations supersede those of the stream. */
+  /**
+   * S1.5: write the residual set, whose locations supersede those of the stream. Frames that were not copied are written from where they are, if
+   * nobody has stored to them since; else their pre-images are. Then the copies.
+   */
   async writeResidual(): Promise<void> {
-    const { residual, copied } = this.#counts;
+    const { claims, core, tracking } = this.#machine;
+    const { copied } = this.#counts;
     failpoint("save.residual");
-    if (this.#options.keepRunning) {
-      this.#progress.enter("residual", residual);
-      if (copied < residual) await this.#writeTail();
-    }
-    await this.#writeList("placed", 0, copied);
+    const residual = core.listResidual();
+    this.#counts.residual = residual;
+    this.#progress.enter("residual", residual);
+    await this.#writeList("tail", copied, residual);
+    tracking.disarm(); // and no handler is at work on a pre-image any more
+    this.#counts.tail = claims.queue;
+    this.#progress.extend(claims.queue.preimages);
+    await this.#writeList("queue", claims.queue.start, claims.queue.end);
     this.#reserve.release();
     this.#times.ended("residual");
   }
@@ -224,46 +237,43 @@ class Save implements Disposable {
 
   // ---- parts ----
 
-  /** The atomic copy: what the pause allows of a snapshot, else all that finds a place. */
+  /**
+   * What of the machine belongs to the image, and what its files are. Everything is stopped; or it goes on, and the kernel lock has been held since
+   * the stop.
+   */
+  #freeze(): void {
+    this.#machine.tracking.freezeSaveable();
+    this.#counts.changedFiles = this.#files.freeze();
+    this.#frozen = true;
+    this.#times.ended("frozen");
+  }
+
+  /** The atomic copy: what the pause allows, and finds a place. Of a snapshot's places half are for pre-images. */
   #copyResidual(): void {
     const { claims, core, quiesce } = this.#machine;
-    this.#counts.residual = listResidual(core);
-    this.#counts.reserved = this.#reserve.frames;
-    this.#counts.copied = this.#reserve.layOut(this.#counts.residual, this.#options.pauseTarget_ms * COPY_FRAMES_PER_MS);
+    const { keepRunning, pauseTarget_ms } = this.#options;
+    this.#freeze();
+    const residual = core.listResidual();
+    const places = keepRunning ? Math.floor(claims.unclaimed / 2) : claims.unclaimed;
+    this.#counts.copied = Math.floor(Math.min(residual, places, pauseTarget_ms * COPY_FRAMES_PER_MS));
     this.#times.ended("listed");
     atomicCopy(claims, core, quiesce, this.#counts.copied);
   }
 
-  /** The reserve was too small (S1.9): what is left is written from where it is, before anything may change it. */
-  async #writeOverflow(): Promise<void> {
-    const { residual, copied } = this.#counts;
-    this.#progress.enter("residual", residual);
-    this.#machine.claims.placeInOwnFrames(copied, residual);
-    await this.#writeList("placed", copied, residual);
-  }
-
-  /** What was not copied is protected again, so that the machine can go on before it is saved: the copy-before-write tail. */
+  /**
+   * What was not copied is protected again, so that the machine can go on before it is saved: the copy-before-write tail. Processes run from here
+   * on. Who enters the kernel waits until all is noted as it was.
+   */
   #go(): void {
     const { control, devices, quiesce, tracking } = this.#machine;
-    const { residual, copied } = this.#counts;
-    control.store(MACHINE_COPIES, copied);
-    if (copied < residual) tracking.armTail(copied);
-    else tracking.disarm();
-    quiesce.go();
+    control.locked(() => {
+      tracking.armTail();
+      quiesce.release();
+      if (!this.#frozen) this.#freeze();
+    });
+    this.#times.ended("stopped", quiesce.left());
     devices.resume("stop");
     this.#stopped = false;
-  }
-
-  /** Saves the tail: frames as they are if nobody has stored to them since, else the pre-images that the handler kept. */
-  async #writeTail(): Promise<void> {
-    const { claims, tracking } = this.#machine;
-    const { residual, copied } = this.#counts;
-    const { start } = claims.queue;
-    await this.#writeList("tail", copied, residual);
-    tracking.disarm(); // and no handler is at work on a pre-image any more
-    this.#counts.tail = { ...claims.queue, start };
-    this.#progress.extend(this.#counts.tail.end - start);
-    await this.#writeList("placed", start, this.#counts.tail.end);
   }
 
   async #writeList(source: StageSource, from: number, to: number): Promise<void> {

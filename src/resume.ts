@@ -218,7 +218,7 @@ class Resume implements Disposable {
     this.#times.ended("patched");
     const frames = { image: this.#image.header.frames, patched: this.#patched };
     tellRestored(kernel, this.#examined!, frames, (part, found) => this.#steps.passed(part, found));
-    rebuild(kernel, devices, new Set([...this.#acceptedFiles(), ...this.#files.moved]));
+    rebuild(kernel, devices, this.#image.references, new Set([...this.#acceptedFiles(), ...this.#files.moved]));
     const { ready, sleeping, others } = countRunnable(kernel.memory);
     this.#steps.passed("runnable", `ready: ${ready}, asleep: ${sleeping}, others: ${others}`);
     this.#times.ended("rebuilt");

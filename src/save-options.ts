@@ -17,8 +17,8 @@ export interface SaveOptions {
   /** Also store pages of files that are as the host has them; else the image refers to the file (S0.3). */
   saveClean?: boolean;
   /**
-   * Snapshot: how long the atomic copy may take, ms; default 2. What is not copied by then is protected again and saved
-   * by a copy-before-write tail. Infinity: copy all that finds a place.
+   * How long the atomic copy may take, ms; Infinity: all that finds a place. Default: 2 in a hibernation, where the rest is
+   * written from where it is; 0 in a snapshot, where the rest is protected again and saved by a copy-before-write tail.
    */
   pauseTarget_ms?: number;
   /** Places that the reserve may have, for tests of one that is too small. */
@@ -31,8 +31,8 @@ export interface SaveOptions {
 export type SaveSettings = SaveOptions & Required<Pick<SaveOptions, "keepRunning" | "compression" | "digest" | "pauseTarget_ms">>;
 
 export function withDefaults(options: SaveOptions): SaveSettings {
-  const { keepRunning = false, compression = "lz4", digest = "none", pauseTarget_ms = 2 } = options;
-  return { ...options, keepRunning, compression, digest, pauseTarget_ms: keepRunning ? pauseTarget_ms : Infinity };
+  const { keepRunning = false, compression = "lz4", digest = "none", pauseTarget_ms = keepRunning ? 0 : 2 } = options;
+  return { ...options, keepRunning, compression, digest, pauseTarget_ms };
 }
 
 /** What one thread copies in a millisecond at the least. */

@@ -120,6 +120,7 @@ const LAYERS: Record<string, string[]> = {
     "src/vm/memory/area.ts",
     "src/vm/views/consistency.ts",
     "src/vm/memory/core.ts",
+    "src/vm/files/clean-pages.ts",
     "src/vm/files/descriptions.ts",
     "src/vm/files/pipe.ts",
     "src/vm/memory/physical.ts",
@@ -265,13 +266,14 @@ test("the areas of the control area do not overlap, and end below RAM", (t) => {
     FAULT_LATENCY: threads * layout.LATENCY_BINS * 4,
     STEP_TIMELINE: MAX_VCPUS * layout.TIMELINE_BINS * 4,
     LIST_FRAMES: MAX_FRAMES * 4,
-    LIST_PLACES: MAX_FRAMES * 4,
+    QUEUE_FRAMES: MAX_FRAMES * 4,
+    QUEUE_PLACES: MAX_FRAMES * 4,
     TLB_AREA: MAX_VCPUS * (TLB_ENTRIES << layout.TLB_ENTRY_SHIFT),
     POOL_BASE: layout.POOL_BYTES,
   };
   const numbers = Object.entries(layout as Record<string, number>);
   const areas = numbers
-    .filter(([name]) => /_AREA$|_BITMAP$|_TIMELINE$|^LIST_|^FAULT_LATENCY$|^POOL_BASE$/.test(name))
+    .filter(([name]) => /_AREA$|_BITMAP$|_TIMELINE$|^LIST_|^QUEUE_(FRAMES|PLACES)$|^FAULT_LATENCY$|^POOL_BASE$/.test(name))
     .map(([name, from]) => ({ name, from, to: from + (bytes[name] ?? layout.BITMAP_BYTES) }));
   t.is(areas.length, Object.keys(bytes).length + areas.filter(({ name }) => name.endsWith("_BITMAP")).length);
   const words = numbers.filter(([name]) => name.startsWith("MACHINE_")).map(([, at]) => at);

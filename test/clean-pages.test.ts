@@ -131,20 +131,6 @@ test("a page that is written through to its file after it was learnt is said to 
   t.is(before.filter((hash, i) => hash !== after[i]).length, 1);
 });
 
-test("a page that is read after the learning is among what the stop says", (t) => {
-  const reader = new Reader(t, ["data"]);
-  const { kernel, tracking } = reader.machine;
-  const fd = reader.open("data");
-  reader.read(fd);
-  tracking.arm();
-  const clean = new CleanPages(kernel);
-  clean.learn();
-  reader.read(fd);
-  clean.freeze();
-  t.deepEqual(clean.references(), reader.now());
-  t.is(clean.references().flatMap(({ hashes }) => [...hashes]).length, 2);
-});
-
 test("no two memory objects have one number, whatever is made and given back", (t) => {
   const reader = new Reader(t, ["data"]);
   const { objects, memory } = reader.machine.kernel;

@@ -6,7 +6,16 @@ import { readdirSync } from "node:fs";
 import { join } from "node:path";
 import ava, { type ExecutionContext } from "ava";
 import { setFailpoints } from "../src/base/failpoints.js";
-import { BITMAP_BYTES, FRAME_BYTES, KEEP_BITMAP, OPEN_BITMAP, PTE_PPN_SHIFT, QUEUE_SPARE } from "../src/base/layout.js";
+import {
+  BITMAP_BYTES,
+  CLAIMED_BITMAP,
+  FRAME_BYTES,
+  KEEP_BITMAP,
+  OPEN_BITMAP,
+  SAVED_BITMAP,
+  PTE_PPN_SHIFT,
+  QUEUE_SPARE,
+} from "../src/base/layout.js";
 import { save } from "../src/hibernate.js";
 import { openImage } from "../src/image/directory.js";
 import type { Machine } from "../src/machine.js";
@@ -70,10 +79,11 @@ function aroundStop(machine: Machine, before: () => void, after: () => void = ()
     before();
     Object.getPrototypeOf(quiesce).stop.call(quiesce);
   };
-  quiesce.go = () => {
-    Object.getPrototypeOf(quiesce).go.call(quiesce);
-    Object.assign(quiesce, { stop: Object.getPrototypeOf(quiesce).stop, go: Object.getPrototypeOf(quiesce).go });
+  quiesce.left = () => {
+    const at = Object.getPrototypeOf(quiesce).left.call(quiesce);
+    Object.assign(quiesce, { stop: Object.getPrototypeOf(quiesce).stop, left: Object.getPrototypeOf(quiesce).left });
     after();
+    return at;
   };
 }
 
@@ -199,7 +209,8 @@ for (const point of ["verify", "stopped", "consume"]) {
 
 test("whatever is in the bitmaps of pre-images before a save and before a resume, it means nothing to them", async (t) => {
   const fill = ({ control }: Machine) => {
-    for (const bitmap of [KEEP_BITMAP, OPEN_BITMAP]) control.words.fill(-1, bitmap >>> 2, (bitmap + BITMAP_BYTES) >>> 2);
+    for (const bitmap of [CLAIMED_BITMAP, KEEP_BITMAP, OPEN_BITMAP, SAVED_BITMAP])
+      control.words.fill(-1, bitmap >>> 2, (bitmap + BITMAP_BYTES) >>> 2);
   };
   const { machine, pages } = await withPages(t, WRITERS);
   const path = join(scratch(t), "image");

@@ -4,28 +4,32 @@
  */
 import test from "ava";
 import {
+  BITMAP_BYTES,
   DIRTY_BITMAP,
   FAULT_COUNT_AREA,
   FAULT_TIMELINE,
   FRAME_BYTES,
   FRAME_NONE,
   FRAME_SHIFT,
-  KEEP_BITMAP,
   KEEP_FOR_TAIL,
   LIST_FRAMES,
-  LIST_PLACES,
   MACHINE_ARMED,
   MACHINE_CANCEL,
   MACHINE_KEEP_PREIMAGES,
   MACHINE_QUEUE_CURSOR,
   MACHINE_QUEUE_OVERFLOW,
   MACHINE_SABOTAGE,
+  MACHINE_STOP_SET,
   MACHINE_TOUCHING,
   OPEN_BITMAP,
   POOL_BASE,
+  QUEUE_FRAMES,
+  QUEUE_PLACES,
   QUEUE_SPARE,
   RAM_BASE,
+  SAVEABLE_BITMAP,
   STAGE_TAIL,
+  STOP_BITMAP,
   TLB_AREA,
   VERDICT_SKIPPED,
   VERDICT_STAGED,
@@ -54,6 +58,7 @@ const PLACE = POOL_PLACE + 64;
 function isShared(address: number): boolean {
   if (address === MACHINE_SABOTAGE || (address >= FAULT_COUNT_AREA && address < DIRTY_BITMAP)) return false;
   if (address >= FAULT_TIMELINE && address < OPEN_BITMAP) return false;
+  if (address === MACHINE_STOP_SET || (address >= DIRTY_BITMAP && address < STOP_BITMAP + BITMAP_BYTES)) return false; // as of the stop
   return !(address >= TLB_AREA && address < PLACE << FRAME_SHIFT);
 }
 
@@ -75,11 +80,11 @@ function inTail({ room = 1 }: { room?: number } = {}): HandMachine {
   kernel.memory.store32(FIRST_WORD - RAM_BASE, FIRST_AT_STOP);
   kernel.memory.store32(LAST_WORD - RAM_BASE, LAST_AT_STOP);
   control.words[LIST_FRAMES >>> 2] = FRAME;
-  for (let i = 0; i < room + QUEUE_SPARE; i++) control.words[(LIST_PLACES >>> 2) + 1 + i] = PLACE + i;
   const claims = new Claims(control);
-  claims.openQueue(1, 1 + room + QUEUE_SPARE);
-  claims.touched();
-  kernel.core.setBit(KEEP_BITMAP, FRAME);
+  claims.closeQueue();
+  claims.openQueue({ first: PLACE, count: room + QUEUE_SPARE }, Infinity);
+  control.store(MACHINE_STOP_SET, STOP_BITMAP);
+  kernel.core.setBit(STOP_BITMAP, FRAME);
   control.store(MACHINE_KEEP_PREIMAGES, KEEP_FOR_TAIL);
   control.store(MACHINE_ARMED, 1);
   return machine;
@@ -90,10 +95,10 @@ const holdsStop = (memory: Overlay, at: number): boolean =>
 
 /** Places of the queue that hold this frame. */
 function preimages(memory: Overlay): number[] {
-  const entries = Array.from({ length: memory.load32(MACHINE_QUEUE_CURSOR) - 1 }, (_, i) => 1 + i);
+  const entries = Array.from({ length: memory.load32(MACHINE_QUEUE_CURSOR) }, (_, i) => i);
   return entries
-    .filter((entry) => memory.load32(LIST_FRAMES + entry * 4) === FRAME)
-    .map((entry) => memory.load32(LIST_PLACES + entry * 4) << FRAME_SHIFT);
+    .filter((entry) => memory.load32(QUEUE_FRAMES + entry * 4) === FRAME)
+    .map((entry) => memory.load32(QUEUE_PLACES + entry * 4) << FRAME_SHIFT);
 }
 
 /** What is wrong with what a tail has of the frame. */
@@ -154,6 +159,30 @@ test("tail: what a store without room waits for is staged out of turn, while ano
   t.true(outOfTurn > 0);
 });
 
+test("tail: what belongs to the image is kept, and freed as soon as it is, while a store asks for it, in every order", (t) => {
+  const machine = inTail();
+  const word = (bitmap: number) => bitmap + (FRAME >>> 5) * 4;
+  machine.control.store(word(STOP_BITMAP), 0);
+  machine.control.store(word(SAVEABLE_BITMAP), 1 << (FRAME & 31));
+  machine.control.store(MACHINE_STOP_SET, SAVEABLE_BITMAP);
+  const shared = [MACHINE_STOP_SET, word(STOP_BITMAP), word(SAVEABLE_BITMAP)];
+  const count = explore({
+    memory: machine.memory,
+    isShared: (address) => shared.includes(address) || isShared(address),
+    threads: {
+      coordinator: [
+        { step: (memory) => memory.store32(word(STOP_BITMAP), memory.load32(word(SAVEABLE_BITMAP))) },
+        { step: (memory) => memory.store32(MACHINE_STOP_SET, STOP_BITMAP) },
+        { step: (memory) => memory.store32(word(SAVEABLE_BITMAP), 0) }, // once the lock is free, somebody frees the frame
+      ],
+      vcpu: store(0, 0, HALVES.first),
+    },
+    judge: (memory) => judgeTail(memory, []),
+  });
+  t.log(count);
+  t.true(count.states > 10);
+});
+
 // ---- memory that is lent ----
 
 /** Frames of the guest that are lent: a block that nobody uses. */
@@ -204,7 +233,7 @@ test("reserve: a block that is being touched is given out once that is over, in 
 for (const take of ["takeBackPlace", "takeBackHeldPlace"] as const) {
   test(`tail: ${take} while a pre-image is kept, in every order: no place is the guest's and holds a pre-image`, (t) => {
     const machine = inTail({ room: 2 });
-    for (let i = 0; i < 2; i++) machine.control.words[(LIST_PLACES >>> 2) + 1 + i] = LENT_PLACE + i;
+    for (let i = 0; i < 2; i++) machine.control.words[(QUEUE_PLACES >>> 2) + i] = LENT_PLACE + i;
     let given = 0;
     const count = explore({
       memory: machine.memory,

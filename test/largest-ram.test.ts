@@ -10,13 +10,14 @@ import {
   DIRTY_BITMAP,
   FRAME_BYTES,
   LIST_FRAMES,
-  LIST_PLACES,
+  QUEUE_FRAMES,
+  QUEUE_PLACES,
   MACHINE_CURSOR,
   MACHINE_LIST_LENGTH,
   POOL_BASE,
   SAVEABLE_BITMAP,
   STAGE_LIVE,
-  STAGE_PLACED,
+  STAGE_QUEUED,
   VERDICT_SAME_FILLED,
   VERDICT_STAGED,
 } from "../src/base/layout.js";
@@ -67,11 +68,11 @@ test("the last frame: every word of it counts, wherever it is looked at", async 
   const frameBytes = () => memory.read(LAST * FRAME_BYTES, FRAME_BYTES);
   const stage = (mode: number) => {
     control.words[LIST_FRAMES >>> 2] = LAST;
-    control.words[LIST_PLACES >>> 2] = placeOfFrame(LAST);
+    control.words[QUEUE_PLACES >>> 2] = placeOfFrame(LAST);
     core.stage(0, 1, mode, POOL_BASE, POOL_BASE + 0x2000, POOL_BASE + 0x3000);
     return new Uint8Array(control.words.buffer)[POOL_BASE + 0x2000]!;
   };
-  const modes = [STAGE_LIVE, STAGE_PLACED];
+  const modes = [STAGE_LIVE, STAGE_QUEUED];
   for (const mode of modes) t.is(stage(mode), VERDICT_SAME_FILLED);
   t.true(memory.isFilledWith(LAST, 0, 0));
   const hashes = new Set([core.hashFrame(frameAddress(LAST))]);
@@ -108,8 +109,8 @@ test("the last frame: every word of it counts, wherever it is looked at", async 
   // Out to two places and back, in one run.
   memory.write((LAST - 1) * FRAME_BYTES, contents);
   for (const i of [0, 1]) {
-    control.words[(LIST_FRAMES >>> 2) + i] = LAST - 1 + i;
-    control.words[(LIST_PLACES >>> 2) + i] = POOL_PLACE + i;
+    control.words[(QUEUE_FRAMES >>> 2) + i] = LAST - 1 + i;
+    control.words[(QUEUE_PLACES >>> 2) + i] = POOL_PLACE + i;
   }
   const copy = (how: () => void) => {
     control.store(MACHINE_LIST_LENGTH, 2);

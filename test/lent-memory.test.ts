@@ -75,10 +75,10 @@ test.serial("reserve: nothing is taken back for a block that cannot be made of w
   const { buddy } = machine.kernel;
   const reserve = new Reserve(machine.kernel, machine.claims);
   reserve.grow(3000);
-  const { lent } = machine.claims;
+  const { unclaimed: lent } = machine.claims;
   machine.control.locked(() => {
     t.is(buddy.allocate(MAX_ORDER + 1, 0, KIND_KERNEL_HEAP), undefined, "larger than any block");
-    t.is(machine.claims.lent, lent);
+    t.is(machine.claims.unclaimed, lent);
     // All that is free is taken, then ever larger blocks of what is lent, until one cannot be made.
     const taken: Pfn[] = [];
     for (let frame: Pfn | undefined; (frame = buddy.allocateFree(0, 0, KIND_KERNEL_HEAP)) !== undefined; ) taken.push(frame);
@@ -86,10 +86,10 @@ test.serial("reserve: nothing is taken back for a block that cannot be made of w
     for (let frame: Pfn | undefined; (frame = buddy.allocate(order, 0, KIND_KERNEL_HEAP)) !== undefined; order++)
       taken.push(frame);
     t.true(order > 1, "blocks that can be made are");
-    const left = machine.claims.lent;
+    const left = machine.claims.unclaimed;
     t.true(left > 0 && left < lent);
     t.is(buddy.allocate(order, 0, KIND_KERNEL_HEAP), undefined);
-    t.is(machine.claims.lent, left, "one that cannot takes nothing");
+    t.is(machine.claims.unclaimed, left, "one that cannot takes nothing");
     for (const frame of taken) buddy.free(frame);
   });
   reserve.release();
@@ -102,7 +102,7 @@ test.serial("reserve: what is lent can be taken back, to the last frame, and wha
   const free = buddy.freeFrames;
   const reserve = new Reserve(machine.kernel, machine.claims);
   reserve.grow(3000);
-  const { lent } = machine.claims;
+  const { unclaimed: lent } = machine.claims;
   t.true(lent >= 3000);
   const some = machine.control.locked(() => {
     const frames = [];
@@ -110,9 +110,9 @@ test.serial("reserve: what is lent can be taken back, to the last frame, and wha
     frames.push(buddy.allocate(0, 0, KIND_KERNEL_HEAP)!); // from the reserve
     return frames;
   });
-  t.true(machine.claims.lent < lent && machine.claims.lent > lent - 1000, "some at a time");
+  t.true(machine.claims.unclaimed < lent && machine.claims.unclaimed > lent - 1000, "some at a time");
   reserve.grow(3000); // nothing is free: nothing is taken
-  t.is(some.length + machine.claims.lent + buddy.freeFrames, free);
+  t.is(some.length + machine.claims.unclaimed + buddy.freeFrames, free);
   reserve.release();
   t.is(buddy.freeFrames, free - some.length);
   giveBack(machine, some);
@@ -121,7 +121,7 @@ test.serial("reserve: what is lent can be taken back, to the last frame, and wha
   whole.grow(3000);
   const { frames: all } = takeAll(machine, "keep it");
   t.is(all.length, free);
-  t.is(machine.claims.lent, 0);
+  t.is(machine.claims.unclaimed, 0);
   giveBack(machine, all);
   whole.release();
   t.is(buddy.freeFrames, free);
@@ -181,7 +181,7 @@ test.serial(
       onProgress: ({ done }) => {
         if (done > 0 || taken.length > 0) return;
         free = machine.kernel.buddy.freeFrames;
-        lent = machine.claims.lent;
+        lent = machine.claims.unclaimed;
         taken = takeAll(machine, "keep it").frames;
       },
     });

@@ -1,6 +1,7 @@
 /** The lists of a stop, and where the bytes of a frame are that was written more than once. */
 import test from "ava";
-import { FRAME_BYTES, LIST_FRAMES, MAX_FRAMES } from "../src/base/layout.js";
+import { bit } from "../src/base/control.js";
+import { FRAME_BYTES, FRAME_NONE, MACHINE_QUEUE_CURSOR, MAX_FRAMES, SAVED_BITMAP } from "../src/base/layout.js";
 import { Claims } from "../src/cow/claims.js";
 import { CODEC_RAW, SAME_FILLED } from "../src/image/format.js";
 import { Locations } from "../src/writer/locations.js";
@@ -49,16 +50,43 @@ for (const first of [X, Y, 0n, "stored"] as const) {
   }
 }
 
-test("claims: the queue of a stop begins behind what is listed, however many places there are", (t) => {
+test("claims: places of the guest come before the pool, and no more are lent than there are entries", (t) => {
   const { control } = new HandMachine();
   const claims = new Claims(control);
   claims.closeQueue();
-  const listed = MAX_FRAMES - 5;
-  control.words[(LIST_FRAMES >>> 2) + listed - 1] = FRAME;
-  t.is(claims.layOut({ first: POOL_PLACE, count: 20 }, 10, listed, Infinity), 10);
-  t.is(claims.queue.start, listed);
-  t.is(claims.frames[listed - 1], FRAME, "what is listed is not overwritten");
+  claims.lend(7000, 3);
+  claims.lend(9000, 2);
+  claims.touched();
+  claims.openQueue({ first: POOL_PLACE, count: 20 }, Infinity);
+  t.deepEqual([...claims.places.subarray(0, 7)], [7000, 7001, 7002, 9000, 9001, POOL_PLACE, POOL_PLACE + 1]);
+  t.is(claims.unclaimed, 25);
+  t.true(claims.frames.subarray(0, 25).every((frame) => frame >>> 0 === FRAME_NONE));
+  claims.openQueue({ first: POOL_PLACE, count: 20 }, 4);
+  t.is(claims.unclaimed, 4);
   claims.closeQueue();
-  t.is(claims.layOut({ first: POOL_PLACE, count: 20 }, 18, listed, Infinity), 18);
-  t.is(claims.queue.start, MAX_FRAMES - 2, "with fewer places they are all in the queue");
+  claims.lend(7000, MAX_FRAMES - 30);
+  t.is(claims.room(20), 10);
+});
+
+test("claims: copies take the first places, and their frames need no pre-image", (t) => {
+  const { control } = new HandMachine();
+  const claims = new Claims(control);
+  claims.closeQueue();
+  claims.lend(7000, 2);
+  control.store(MACHINE_QUEUE_CURSOR, 1); // somebody took the first one back
+  claims.openQueue({ first: POOL_PLACE, count: 20 }, Infinity);
+  claims.list.set([FRAME, FRAME + 64, FRAME + 65]);
+  for (const frame of claims.list.subarray(0, 3)) control.words[(SAVED_BITMAP >>> 2) + (frame >>> 5)] = 0;
+  claims.queueCopies(2);
+  const queued: number[][] = [];
+  claims.visitQueued((frame, place) => queued.push([frame, place]));
+  t.deepEqual(queued, [
+    [FRAME, 7001],
+    [FRAME + 64, POOL_PLACE],
+  ]);
+  t.deepEqual(
+    [FRAME, FRAME + 64, FRAME + 65].map((frame) => bit(control.words, SAVED_BITMAP, frame)),
+    [1, 1, 0],
+  );
+  t.is(claims.unclaimed, 19);
 });

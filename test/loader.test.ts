@@ -9,7 +9,6 @@ import {
   FRAME_BYTES,
   FRAME_SHIFT,
   KEEP_BITMAP,
-  LIST_PLACES,
   MACHINE_LOAD_CURSOR,
   MACHINE_QUEUE_CURSOR,
   OPEN_BITMAP,
@@ -48,9 +47,8 @@ for (const [at, where] of STEPS.entries()) {
       const { control, kernel } = machine;
       const value = equal ? FILL : FILL + 1;
       kernel.memory.write(FRAME * FRAME_BYTES, new Uint8Array(new Uint32Array(FRAME_BYTES / 4).fill(value).buffer));
-      for (let i = 0; i < 4 + QUEUE_SPARE; i++) control.words[(LIST_PLACES >>> 2) + i] = POOL_PLACE + i;
       const claims = new Claims(control);
-      claims.openQueue(0, 4 + QUEUE_SPARE);
+      claims.openQueue({ first: POOL_PLACE, count: 4 + QUEUE_SPARE }, Infinity);
       machine.tracking.armForRestore();
       control.store(MACHINE_LOAD_CURSOR, 0);
 

@@ -2,15 +2,18 @@
 import test from "ava";
 import { bit } from "../src/base/control.js";
 import {
+  CLAIMED_BITMAP,
   CANCEL_NO_ROOM,
   DIRTY_BITMAP,
   FRAME_BYTES,
   KEEP_BITMAP,
+  MACHINE_QUEUE_CURSOR,
+  SAVEABLE_BITMAP,
+  SAVED_BITMAP,
   KEEP_FOR_TAIL,
   MACHINE_CANCEL,
   MACHINE_KEEP_PREIMAGES,
   MACHINE_PREIMAGES,
-  LIST_PLACES,
   OPEN_BITMAP,
   QUEUE_SPARE,
 } from "../src/base/layout.js";
@@ -65,22 +68,27 @@ test("disarming is over only once each vCPU has acknowledged", (t) => {
 
 test("arming anew forgets what was wanted, marked and open before", (t) => {
   const { control, kernel, tracking } = new HandMachine();
-  const bitmaps = [DIRTY_BITMAP, KEEP_BITMAP, OPEN_BITMAP];
-  for (const bitmap of bitmaps) kernel.core.setBit(bitmap, FIRST);
-  tracking.armForRestore();
-  t.deepEqual(
-    bitmaps.map((bitmap) => bit(control.words, bitmap, FIRST)),
-    [0, 0, 0],
-  );
+  const bitmaps = [DIRTY_BITMAP, KEEP_BITMAP, CLAIMED_BITMAP, SAVED_BITMAP, OPEN_BITMAP];
+  for (const how of ["arm", "armForRestore"] as const) {
+    for (const bitmap of bitmaps) kernel.core.setBit(bitmap, FIRST);
+    tracking[how]();
+    t.deepEqual(
+      bitmaps.map((bitmap) => bit(control.words, bitmap, FIRST)),
+      [0, 0, 0, 0, 0],
+      how,
+    );
+  }
 });
 
 test("a coordinator's store during a tail: its spare places are used, and beyond them the save is given up, not the store", (t) => {
   const { control, kernel, tracking } = new HandMachine();
   tracking.arm();
   const places = QUEUE_SPARE + 3;
-  for (let i = 0; i < places; i++) control.words[(LIST_PLACES >>> 2) + i] = POOL_PLACE + i;
-  new Claims(control).openQueue(3, places); // without the spare there is none
-  for (let i = 0; i <= QUEUE_SPARE; i++) kernel.core.setBit(KEEP_BITMAP, FIRST + i);
+  const claims = new Claims(control);
+  claims.closeQueue();
+  control.store(MACHINE_QUEUE_CURSOR, 3); // without the spare there is none
+  claims.openQueue({ first: POOL_PLACE, count: places }, Infinity);
+  for (let i = 0; i <= QUEUE_SPARE; i++) kernel.core.setBit(SAVEABLE_BITMAP, FIRST + i);
   control.store(MACHINE_CANCEL, 0);
   control.store(MACHINE_KEEP_PREIMAGES, KEEP_FOR_TAIL);
   const store = (i: number) => kernel.memory.store32((FIRST + i) * FRAME_BYTES, i + 1);

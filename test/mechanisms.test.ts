@@ -13,8 +13,8 @@ import {
   KEEP_BITMAP,
   FRAME_BYTES,
   LATENCY_SAMPLE,
-  LIST_FRAMES,
-  LIST_PLACES,
+  QUEUE_FRAMES,
+  QUEUE_PLACES,
   MACHINE_PREIMAGES,
   MACHINE_QUEUE_CURSOR,
   MACHINE_QUEUE_OVERFLOW,
@@ -163,7 +163,7 @@ test("a frame found equal is kept as it was before its first store, once; a full
     const frames = [0, 1, 2].map((page) => machine.frameOf(process, DATA_BASE + page * PAGE));
     control.words.set(
       frames.map((_, i) => POOL_PLACE + i),
-      LIST_PLACES >>> 2,
+      QUEUE_PLACES >>> 2,
     );
     control.store(MACHINE_QUEUE_ROOM, room);
     control.store(MACHINE_SABOTAGE, broken);
@@ -172,7 +172,7 @@ test("a frame found equal is kept as it was before its first store, once; a full
     const core = machine.run(process);
     for (let round = 1; round <= 2; round++) for (let page = 0; page < 3; page++) core.store32(DATA_BASE + page * PAGE, round);
     const queue = Array.from({ length: control.load(MACHINE_PREIMAGES) }, (_, i) => ({
-      page: frames.indexOf(control.words[(LIST_FRAMES >>> 2) + i]!),
+      page: frames.indexOf(control.words[(QUEUE_FRAMES >>> 2) + i]!),
       old: kernel.memory.read((POOL_PLACE - placeOfFrame(0)) * PAGE + i * PAGE, PAGE).every((byte) => byte === 0xaa),
     }));
     return { queue, claimed: control.load(MACHINE_QUEUE_CURSOR), overflow: control.load(MACHINE_QUEUE_OVERFLOW) };

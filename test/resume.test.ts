@@ -9,11 +9,11 @@ import ava, { type ExecutionContext } from "ava";
 import { setFailpoints } from "../src/base/failpoints.js";
 import {
   DIRECT_BITMAP,
-  DIRTY_BITMAP,
+  CLAIMED_BITMAP,
   KEEP_BITMAP,
   FRAME_BYTES,
   IMAGE_BITMAP,
-  LIST_PLACES,
+  QUEUE_PLACES,
   MACHINE_KERNEL_LOCK,
   MACHINE_PREIMAGES,
   MACHINE_QUEUE_END,
@@ -159,7 +159,7 @@ test("equal here and there, and left alone: nothing is patched", async (t) => {
     t,
     await resume(machine, path, {
       onLoaded: () => {
-        equal = findFrame(machine, frame, (is) => is(KEEP_BITMAP) && !is(DIRTY_BITMAP)) === frame;
+        equal = findFrame(machine, frame, (is) => is(KEEP_BITMAP) && !is(CLAIMED_BITMAP)) === frame;
       },
     }),
   );
@@ -191,7 +191,7 @@ async function writeEqual(t: ExecutionContext, options: EqualWrite) {
       const first = kernelLayout(kernel.memory.frames).processTable / FRAME_BYTES;
       written.length = 0;
       for (let from = first; written.length < options.later; from = written.at(-1)! + 1)
-        written.push(findFrame(machine, from, (is) => is(KEEP_BITMAP) && !is(DIRTY_BITMAP)));
+        written.push(findFrame(machine, from, (is) => is(KEEP_BITMAP) && !is(CLAIMED_BITMAP)));
       setImmediate(() => {
         t.is(control.load(MACHINE_STOP), 1, "it is being consumed");
         for (const to of written) write(to);
@@ -278,7 +278,7 @@ test("places of the reserve are no frames of the image, whatever the booting mac
     onLoaded: () => {
       const { words } = machine.control;
       for (let entry = 0; entry < machine.control.load(MACHINE_QUEUE_END); entry++) {
-        const frame = words[(LIST_PLACES >>> 2) + entry]! - placeOfFrame(0);
+        const frame = words[(QUEUE_PLACES >>> 2) + entry]! - placeOfFrame(0);
         if (frame >= 0 && bit(words, IMAGE_BITMAP, frame) === 1) t.fail(`frame ${frame} of the image is a place`);
       }
     },

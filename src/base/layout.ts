@@ -21,8 +21,11 @@
  *     0x0028_0000  steps over time           STEP_TIMELINE       TIMELINE_BINS x 4 B a vCPU
  *     0x002e_0000  open to stores            OPEN_BITMAP         1 bit a frame
  *     0x0030_0000  frames of the kernel      KERNEL_BITMAP       1 bit a frame
+ *     0x0032_0000  claimed by a handler      CLAIMED_BITMAP      1 bit a frame
+ *     0x0034_0000  saved (tail)              SAVED_BITMAP        1 bit a frame
  *     0x0040_0000  list of frames            LIST_FRAMES         1 word a frame
- *     0x0080_0000  list of places            LIST_PLACES         1 word a frame
+ *     0x0080_0000  the queue's frames        QUEUE_FRAMES        1 word a frame
+ *     0x00c0_0000  the queue's places        QUEUE_PLACES        1 word a frame
  *     0x0100_0000  TLBs                      TLB_AREA            MAX_VCPUS x 2 MiB
  *     0x0300_0000  I/O staging and pool      POOL_BASE           32 MiB
  *     0x0500_0000  RAM                       RAM_BASE
@@ -66,11 +69,11 @@ export const MACHINE_FRAMES = 0x28;
 /** Test switch: breaks one mechanism on purpose, so that a test can show it is caught. SABOTAGE_*. */
 export const MACHINE_SABOTAGE = 0x2c;
 
-// The lists and the queue (src/cow/claims.ts).
+// The list and the queue (src/cow/claims.ts).
 
-/** Claim cursor of page writers and of the gathering vCPUs, in list entries. */
+/** Claim cursor of page writers (entries of the list, or of the queue) and of the vCPUs that copy (of the queue). */
 export const MACHINE_CURSOR = 0x30;
-/** Number of entries in LIST_FRAMES that claims may reach. */
+/** Claims end at this entry. */
 export const MACHINE_LIST_LENGTH = 0x34;
 /** First entry of the queue. */
 export const MACHINE_QUEUE_START = 0x38;
@@ -84,9 +87,11 @@ export const MACHINE_QUEUE_END = 0x44;
 export const MACHINE_QUEUE_OVERFLOW = 0x48;
 /** Pre-images that the fault handler kept. */
 export const MACHINE_PREIMAGES = 0x4c;
-/** Copies that are not written yet: entries 0 to this. */
-export const MACHINE_COPIES = 0x50;
-/** Whether the handler keeps pre-images of frames in KEEP_BITMAP (S1.7, S3.3): KEEP_*. */
+/**
+ * Which bitmap says what belongs to the image: SAVEABLE_BITMAP until the stop's copy of it is made, then STOP_BITMAP.
+ */
+export const MACHINE_STOP_SET = 0x50;
+/** Whether, and of which frames, the handler keeps pre-images (S1.7, S3.3): KEEP_*. */
 export const MACHINE_KEEP_PREIMAGES = 0x54;
 
 // Page writers and loaders.
@@ -123,13 +128,13 @@ export const MACHINE_TIMELINE_BASE = 0x88;
 export const MACHINE_TOUCHING = 0x90;
 
 export const KEEP_NONE = 0;
-/** Resume: without room the store goes, and the frame is read from the image again at the stop. */
+/** Resume, of KEEP_BITMAP: without room the store goes, and the frame is read from the image again at the stop. */
 export const KEEP_FOR_RESTORE = 1;
-/** Snapshot's tail: without room the store waits until the frame is saved. */
+/** Snapshot's tail, of the residual set: without room the store waits until the frame is saved. */
 export const KEEP_FOR_TAIL = 2;
-/** An entry of LIST_FRAMES that is claimed, and whose place is not filled yet. */
+/** An entry of QUEUE_FRAMES whose place is not filled yet. */
 export const FRAME_NONE = 0xffffffff;
-/** An entry of LIST_PLACES whose place went back to the guest. */
+/** An entry of QUEUE_PLACES whose place went back to the guest. */
 export const PLACE_NONE = 0;
 /** Places of the queue that only the coordinator may claim. */
 export const QUEUE_SPARE = 64;
@@ -166,6 +171,8 @@ export const VCPU_LONGEST_GAP = 0x18;
 /** Time spent running processes, ms (float64). */
 export const VCPU_BUSY = 0x28;
 
+/** When it went on after the last stop, host ms (float64). */
+export const VCPU_LEFT = 0x38;
 /** Frame + 1 that a store on this vCPU waits to see saved, during a snapshot's tail; 0 for none. */
 export const VCPU_WANTED = 0x30;
 
@@ -219,8 +226,14 @@ export const FAULT_LATENCY = 0x270000;
 export const LATENCY_SAMPLE = 16;
 export const STEP_TIMELINE = 0x280000;
 
+/** While pre-images are kept: one thread has the frame, and keeps its pre-image if that is wanted. */
+export const CLAIMED_BITMAP = 0x320000;
+/** Snapshot's tail: frames of the residual set whose contents are safe, so that no pre-image is wanted. */
+export const SAVED_BITMAP = 0x340000;
+
 export const LIST_FRAMES = 0x400000;
-export const LIST_PLACES = 0x800000;
+export const QUEUE_FRAMES = 0x800000;
+export const QUEUE_PLACES = 0xc00000;
 
 // TLBs: direct-mapped, one a vCPU. Entry: read tag (8), write tag (8), frame's byte address (4), unused.
 
@@ -236,8 +249,8 @@ export const TLB_OFFSET = 16;
 // What `stage` (assembly/frames.ts) takes frames from, and what it says of each.
 
 export const STAGE_LIVE = 0;
-export const STAGE_PLACED = 1;
-export const STAGE_TAIL = 2;
+export const STAGE_TAIL = 1;
+export const STAGE_QUEUED = 2;
 export const VERDICT_STAGED = 0;
 export const VERDICT_SAME_FILLED = 1;
 export const VERDICT_SKIPPED = 2;

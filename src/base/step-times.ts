@@ -12,8 +12,8 @@ export class StepTimes<Step extends string> {
     this.ended(steps[0]);
   }
 
-  ended(step: Step): void {
-    this.#at.set(step, hostNow());
+  ended(step: Step, at: number = hostNow()): void {
+    this.#at.set(step, at);
   }
 
   at(step: Step): number {

@@ -16,7 +16,7 @@ import { createProgress, type ProgressStep } from "./progress.js";
 interface SaveCommandOptions {
   keepRunning?: boolean;
   compression: "lz4" | "none";
-  pauseTarget: number;
+  pauseTarget?: number;
   saveClean?: boolean;
   digest?: boolean;
   json?: boolean;
@@ -29,9 +29,10 @@ export function addSave(program: Command): void {
     .option("--keep-running", "the machine goes on: a snapshot")
     .addOption(new Option("--compression <codec>", "of the image").choices(["lz4", "none"]).default("lz4"))
     .addOption(
-      new Option("--pause-target <ms>", "snapshot: how long the atomic copy may take; the rest is saved by copy-before-write")
-        .argParser(wholeNumber(0, 60_000))
-        .default(2),
+      new Option(
+        "--pause-target <ms>",
+        "how long the atomic copy may take; the rest is saved by copy-before-write, or from where it is (default: 0 with --keep-running, else 2)",
+      ).argParser(wholeNumber(0, 60_000)),
     )
     .option("--save-clean", "also store unchanged pages of files of the host; otherwise the image refers to the file")
     .option(
@@ -50,7 +51,7 @@ async function saveMachine(name: string, image: string | undefined, options: Sav
     const request: Omit<SaveRequest, "path"> = {
       keepRunning: options.keepRunning === true,
       compression: options.compression,
-      pauseTarget_ms: options.pauseTarget,
+      ...(options.pauseTarget === undefined ? {} : { pauseTarget_ms: options.pauseTarget }),
       saveClean: options.saveClean === true,
       digest: options.digest === true ? "sha256" : "none",
     };

@@ -4,21 +4,15 @@
  * The residual set is every frame that belongs to the image at this instant and whose streamed bytes may not be its
  * bytes: marked since armed, or allocated since the plan was made.
  */
-import { COMMAND_GATHER, COMMAND_SCATTER, SAVEABLE_BITMAP, STOP_BITMAP } from "../base/layout.js";
+import { COMMAND_GATHER, COMMAND_SCATTER } from "../base/layout.js";
 import type { Core } from "../vm/memory/core.js";
 import type { Claims } from "./claims.js";
 import type { Quiesce } from "./quiesce.js";
 
-/** Lists the residual set of this instant; returns its size. */
-export function listResidual(core: Core): number {
-  core.copyBitmap(STOP_BITMAP, SAVEABLE_BITMAP);
-  return core.listResidual();
-}
-
-/** The atomic copy of the first `entries` of the list: from their frames to their places, by all vCPUs at once. */
-export function atomicCopy(claims: Claims, core: Core, quiesce: Quiesce, entries: number): void {
-  claims.open(0, entries);
-  if (entries > 0) quiesce.command(COMMAND_GATHER, () => core.gather());
+/** The atomic copy of the first `count` frames of the list to places of the queue, by all vCPUs at once. */
+export function atomicCopy(claims: Claims, core: Core, quiesce: Quiesce, count: number): void {
+  claims.queueCopies(count);
+  if (count > 0) quiesce.command(COMMAND_GATHER, () => core.gather());
 }
 
 /** The atomic restore: what is queued, from its places to its frames, by all vCPUs at once. Everything is stopped. */

@@ -3,7 +3,7 @@
  * was streamed. A store that bypassed tracking shows here, by the number of its frame.
  */
 import { HibernaculumError } from "../base/errors.js";
-import { DIRTY_BITMAP, FRAME_BYTES, PLANNED_BITMAP, RAM_BASE, STOP_BITMAP } from "../base/layout.js";
+import { DIRTY_BITMAP, FRAME_BYTES, PLANNED_BITMAP, RAM_BASE, SAVEABLE_BITMAP } from "../base/layout.js";
 import { bit, type Control } from "../base/control.js";
 import type { Core } from "../vm/memory/core.js";
 
@@ -24,7 +24,11 @@ export function checkOracle(control: Control, core: Core, oracle: SharedArrayBuf
   let checked = 0;
   const wrong = [];
   for (let frame = 0; frame < hashes.length; frame++) {
-    if (bit(words, STOP_BITMAP, frame) === 0 || bit(words, PLANNED_BITMAP, frame) === 0 || bit(words, DIRTY_BITMAP, frame) === 1)
+    if (
+      bit(words, SAVEABLE_BITMAP, frame) === 0 ||
+      bit(words, PLANNED_BITMAP, frame) === 0 ||
+      bit(words, DIRTY_BITMAP, frame) === 1
+    )
       continue;
     checked++;
     if (core.hashFrame(RAM_BASE + frame * FRAME_BYTES) !== hashes[frame]) wrong.push(frame);

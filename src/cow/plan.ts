@@ -9,8 +9,12 @@ import type { PhysicalMemory } from "../vm/memory/physical.js";
 import { visitBlocks } from "../vm/views/walker.js";
 import type { Claims } from "./claims.js";
 
-/** Lists the frames to stream and opens them to claims; returns their number. */
-export function planFrames(claims: Claims, core: Core, memory: PhysicalMemory): number {
+/**
+ * Lists the frames to stream and opens them to claims; returns their number.
+ *
+ * @param more - adds frames that the walker does not know of to PLANNED_BITMAP
+ */
+export function planFrames(claims: Claims, core: Core, memory: PhysicalMemory, more: () => void = () => undefined): number {
   core.clearBitmap(PLANNED_BITMAP);
   core.clearBitmap(KERNEL_BITMAP);
   visitBlocks(memory, (frame, order, use, _owner, kind) => {
@@ -19,6 +23,7 @@ export function planFrames(claims: Claims, core: Core, memory: PhysicalMemory): 
     core.setBits(PLANNED_BITMAP, frame, count);
     if (!isUserKind(kind)) core.setBits(KERNEL_BITMAP, frame, count);
   });
+  more();
   const frames = core.listPlanned();
   claims.open(0, frames);
   return frames;

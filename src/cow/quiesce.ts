@@ -14,6 +14,7 @@ import {
   MACHINE_COMMAND_BELL,
   MACHINE_STOP,
   VCPU_COMMAND_DONE,
+  VCPU_LEFT,
   VCPU_STATE,
   VCPU_STATE_OFF,
   VCPU_STATE_RUNNING,
@@ -61,19 +62,27 @@ export class Quiesce {
     );
   }
 
-  /** Lets the machine go on. */
+  /** Lets the machine go on, and waits until it does. */
   go(): void {
-    this.#leave(COMMAND_RUN);
+    this.release();
+    this.left();
+  }
+
+  /** Lets the machine go on. */
+  release(): void {
+    this.#release(COMMAND_RUN);
+  }
+
+  /** Waits until every vCPU has gone on; returns when the last one did, host ms. */
+  left(): number {
+    this.#await((vcpu) => this.#control.loadVcpu(vcpu, VCPU_STATE) !== VCPU_STATE_STOPPED);
+    return Math.max(...Array.from({ length: this.#vcpus }, (_, vcpu) => this.#control.loadVcpuFloat(vcpu, VCPU_LEFT)));
   }
 
   /** Lets the machine go on with what its memory says now: each vCPU forgets what it ran, and asks the scheduler. */
   restart(): void {
-    this.#leave(COMMAND_RESTART);
-  }
-
-  #leave(command: number): void {
-    this.#release(command);
-    this.#await((vcpu) => this.#control.loadVcpu(vcpu, VCPU_STATE) !== VCPU_STATE_STOPPED);
+    this.#release(COMMAND_RESTART);
+    this.left();
   }
 
   #release(command: number): void {

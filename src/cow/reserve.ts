@@ -47,7 +47,7 @@ export class Reserve {
 
   /** Places that there are. */
   get frames(): number {
-    return this.#claims.lent + this.#pooled;
+    return this.#claims.unclaimed + this.#pooled;
   }
 
   /**
@@ -97,7 +97,7 @@ export class Reserve {
   /** Takes a block of guest memory for at most about `wanted` frames. Caller holds the kernel lock. */
   #takeBlock(wanted: number): { frame: Pfn; order: number } | undefined {
     const { buddy } = this.#kernel;
-    const allowed = buddy.freeFrames / 2 - this.#claims.lent / 2;
+    const allowed = Math.min(buddy.freeFrames / 2 - this.#claims.unclaimed / 2, this.#claims.room(this.#pool.count));
     for (let order = Math.min(LARGEST_ORDER, Math.ceil(Math.log2(wanted))); order >= 0; order--) {
       const frame = 1 << order <= allowed ? buddy.allocateFree(order, 0, KIND_RESERVE) : undefined;
       if (frame === undefined) continue;
@@ -108,24 +108,9 @@ export class Reserve {
     return undefined;
   }
 
-  /**
-   * Everything is stopped, and the residual set is listed: says which place each copy goes to, and which are left for pre-images
-   * (Claims.layOut).
-   *
-   * @param residual - frames of the residual set
-   * @param most - of them to be copied: what the pause allows; Infinity for all that find a place
-   * @returns how many copies there are to be
-   */
-  layOut(residual: number, most: number): number {
-    const limit = this.#limit ?? Infinity;
-    // If the copies are limited, half of the places is for pre-images.
-    const copies = most === Infinity ? residual : Math.min(residual, most, Math.floor(Math.min(this.frames, limit) / 2));
-    return this.#claims.layOut({ first: this.#pool.first, count: this.#pooled }, copies, residual, limit);
-  }
-
-  /** Opens all places as a queue, at most `limit` (resume). Caller holds the kernel lock. */
-  openQueue(limit: number): void {
-    this.#claims.openLent({ first: this.#pool.first, count: this.#pooled }, limit);
+  /** Opens all places as a queue, at most `limit`. Caller holds the kernel lock, or everything is stopped. */
+  openQueue(limit: number = Infinity): void {
+    this.#claims.openQueue({ first: this.#pool.first, count: this.#pooled }, Math.min(limit, this.#limit ?? Infinity));
   }
 
   /** Gives the guest its memory back. Nobody is at work on a place any more. */

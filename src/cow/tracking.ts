@@ -8,6 +8,7 @@
 import type { Control } from "../base/control.js";
 import { HibernaculumError } from "../base/errors.js";
 import {
+  CLAIMED_BITMAP,
   DIRTY_BITMAP,
   KEEP_BITMAP,
   KEEP_FOR_RESTORE,
@@ -17,8 +18,12 @@ import {
   MACHINE_GENERATION,
   MACHINE_KEEP_PREIMAGES,
   MACHINE_SABOTAGE,
+  MACHINE_STOP_SET,
   OPEN_BITMAP,
   SABOTAGE_NO_ACK,
+  SAVEABLE_BITMAP,
+  SAVED_BITMAP,
+  STOP_BITMAP,
   VCPU_GENERATION,
   VCPU_STATE,
   VCPU_STATE_RUNNING,
@@ -45,16 +50,17 @@ export class WriteTracking {
    * @throws HIB_INTERNAL if a vCPU does not answer
    */
   arm(): void {
-    this.#arm([DIRTY_BITMAP], KEEP_NONE);
+    this.#arm(KEEP_NONE);
   }
 
   /** As `arm`, for a resume: the handler also keeps the old contents of frames that were found equal (S1.7). */
   armForRestore(): void {
-    this.#arm([DIRTY_BITMAP, KEEP_BITMAP, OPEN_BITMAP], KEEP_FOR_RESTORE);
+    this.#arm(KEEP_FOR_RESTORE);
   }
 
-  #arm(bitmaps: readonly number[], keep: number): void {
-    for (const bitmap of bitmaps) this.#core.clearBitmap(bitmap);
+  #arm(keep: number): void {
+    for (const bitmap of [DIRTY_BITMAP, KEEP_BITMAP, CLAIMED_BITMAP, OPEN_BITMAP, SAVED_BITMAP]) this.#core.clearBitmap(bitmap);
+    this.#control.store(MACHINE_STOP_SET, SAVEABLE_BITMAP);
     this.#control.store(MACHINE_KEEP_PREIMAGES, keep);
     this.#control.store(MACHINE_ARMED, 1);
     this.#shootDown();
@@ -62,13 +68,21 @@ export class WriteTracking {
 
   /**
    * Arms anew while the machine is stopped: from now on the handler keeps the pre-image of each frame of the residual set
-   * before its first store, but for the first `copied`. Every vCPU drops its write tags before it leaves the stop.
+   * before its first store, unless it is saved by then. Marks stay as they are. Every vCPU drops its write tags before it
+   * leaves the stop.
    */
-  armTail(copied: number): void {
-    this.#core.keepResidual(copied);
-    for (const bitmap of [DIRTY_BITMAP, OPEN_BITMAP]) this.#core.clearBitmap(bitmap);
+  armTail(): void {
     this.#control.store(MACHINE_KEEP_PREIMAGES, KEEP_FOR_TAIL);
     this.#control.add(MACHINE_GENERATION, 1);
+  }
+
+  /**
+   * Keeps what belongs to the image as of the stop. Everything is stopped; or it goes on, and the kernel lock has been held since the
+   * stop.
+   */
+  freezeSaveable(): void {
+    this.#core.copyBitmap(STOP_BITMAP, SAVEABLE_BITMAP);
+    this.#control.store(MACHINE_STOP_SET, STOP_BITMAP);
   }
 
   /**

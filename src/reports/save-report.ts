@@ -56,16 +56,17 @@ export interface SaveReport {
     devices_ms: number;
     list_ms: number;
     copy_ms: number;
-    overflow_ms: number;
     resume_ms: number;
     total_ms: number;
+    /** Snapshot: so long after the pause processes that entered the kernel waited. */
+    kernel_ms: number;
   };
   /** Arm: until every vCPU had acknowledged the TLB shootdown. */
   arm_ms: number;
   reserve: {
     estimated_frames: number;
     reserved_frames: number;
-    used_frames: number /** Written from their places while stopped. */;
+    used_frames: number /** Hibernation: not copied, and written from where they were. */;
     overflow_frames: number;
   };
   /** Snapshot: residual frames that were protected again instead of copied, pre-images kept of them, and stores that waited for room. */
@@ -111,7 +112,7 @@ export interface SaveReport {
   oracle_frames: number | null;
 }
 
-/** What a save notes the time of, in this order; `stopping` is when the stop was asked for. */
+/** What a save notes the time of, in this order, but for `frozen`; `stopping` is when the stop was asked for. */
 export const SAVE_STEPS = [
   "began",
   "prepared",
@@ -121,9 +122,9 @@ export const SAVE_STEPS = [
   "stopping",
   "atSafepoint",
   "quiesced",
+  "frozen",
   "listed",
   "copied",
-  "written",
   "stopped",
   "residual",
 ] as const;
@@ -199,9 +200,9 @@ export function saveReport(
     devices_ms: at.quiesced - at.atSafepoint,
     list_ms: at.listed - at.quiesced,
     copy_ms: at.copied - at.listed,
-    overflow_ms: at.written - at.copied,
-    resume_ms: at.stopped - at.written,
+    resume_ms: at.stopped - at.copied,
     total_ms: at.stopped - at.stopping,
+    kernel_ms: Math.max(0, at.frozen - at.stopped),
   };
   const now = hostNow();
   const sum = (of: readonly WriteTotals[], pick: (result: WriteTotals) => number) =>

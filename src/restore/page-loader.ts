@@ -17,11 +17,11 @@ import { bit, Control } from "../base/control.js";
 import { failpoint } from "../base/failpoints.js";
 import {
   DIRECT_BITMAP,
-  DIRTY_BITMAP,
+  CLAIMED_BITMAP,
   KEEP_BITMAP,
   FRAME_BYTES,
-  LIST_FRAMES,
-  LIST_PLACES,
+  QUEUE_FRAMES,
+  QUEUE_PLACES,
   MACHINE_CANCEL,
   MACHINE_LOAD_CURSOR,
   MACHINE_PROGRESS,
@@ -201,7 +201,7 @@ class PageLoader {
   /** A frame that holds something of the booting machine, which goes on writing. */
   #placeUsed(frame: Pfn, bytes: Uint8Array): void {
     const { words } = this.#control;
-    const marked = () => (Atomics.load(words, (DIRTY_BITMAP >>> 2) + (frame >>> 5)) >>> (frame & 31)) & 1;
+    const marked = () => (Atomics.load(words, (CLAIMED_BITMAP >>> 2) + (frame >>> 5)) >>> (frame & 31)) & 1;
     if (marked() === 0 && this.#memory.equals(frame, bytes)) {
       this.#core.setBit(KEEP_BITMAP, frame);
       if (marked() === 0) {
@@ -213,7 +213,7 @@ class PageLoader {
     this.#queue(frame, bytes);
     // Its bytes are safe: lift the protection, so that the booting machine faults on it no more. If a handler has the frame,
     // it may be copying: then it is the handler's to open.
-    if (this.#core.setBit(DIRTY_BITMAP, frame) !== 0) this.#core.setBit(OPEN_BITMAP, frame);
+    if (this.#core.setBit(CLAIMED_BITMAP, frame) !== 0) this.#core.setBit(OPEN_BITMAP, frame);
   }
 
   #queue(frame: Pfn, bytes: Uint8Array): void {
@@ -223,8 +223,8 @@ class PageLoader {
       return;
     }
     const { words } = this.#control;
-    this.#memory.loadPlace(words[(LIST_PLACES >>> 2) + entry]!, bytes);
-    Atomics.store(words, (LIST_FRAMES >>> 2) + entry, frame);
+    this.#memory.loadPlace(words[(QUEUE_PLACES >>> 2) + entry]!, bytes);
+    Atomics.store(words, (QUEUE_FRAMES >>> 2) + entry, frame);
   }
 
   /** Pages of a file of the host: all of a reference agree with their checksums before the first is placed. */

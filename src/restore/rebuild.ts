@@ -1,4 +1,6 @@
 /** What is derived from memory and not in it, made anew after a restore; and what came back, counted (S2.2). */
+import type { Reference } from "../base/host-file.js";
+import { keepStored } from "../vm/files/clean-pages.js";
 import type { Devices } from "../vm/devices/index.js";
 import type { Kernel } from "../vm/kernel.js";
 import { KERNEL_RESUMES } from "../vm/memory/kernel-layout.js";
@@ -30,9 +32,11 @@ export function tellRestored(kernel: Kernel, examined: Examined, frames: { image
 /**
  * Contexts, bitmap, devices; and what was the snapshotter's is free (S1.1, S2.3).
  *
+ * @param references - what came from files of the host
  * @param files - paths of files of the host that are others than they were
  */
-export function rebuild(kernel: Kernel, devices: Devices, files: ReadonlySet<string>): void {
+export function rebuild(kernel: Kernel, devices: Devices, references: readonly Reference[], files: ReadonlySet<string>): void {
+  keepStored(kernel, references);
   kernel.buddy.rebuildSaveable();
   kernel.turns.releaseRunning();
   freeOldReserves(kernel);

@@ -141,29 +141,39 @@ function atomicCopy({ atomic_copy: copy, residual_frames: residual }: SaveReport
 
 function pause(report: SaveReport, view: View): string {
   const { pause: p } = report;
-  const parts: [string, number][] = [
-    ["safepoint", p.safepoint_ms],
-    ["devices", p.devices_ms],
-    ["list", p.list_ms],
-    ["copy", p.copy_ms],
-    ["overflow", p.overflow_ms],
-    ["resume", p.resume_ms],
-  ];
   const columns = Math.min(30, chartColumns(view) - 12);
   return section(view, "Pause", [
     field(view, "total", formatMs(p.total_ms)),
-    ...parts
-      .filter(([name]) => name !== "overflow" || report.reserve.overflow_frames > 0)
-      .map(([name, ms]) =>
-        field(view, `  ${name}`, `${formatMs(ms).padEnd(8)} ${bar(p.total_ms === 0 ? 0 : ms / p.total_ms, columns)}`),
-      ),
+    ...partsOfPause(report).map(([name, ms]) =>
+      field(view, `  ${name}`, `${formatMs(ms).padEnd(8)} ${bar(p.total_ms === 0 ? 0 : ms / p.total_ms, columns)}`),
+    ),
+    ...(p.kernel_ms > 0
+      ? [field(view, "after it", `${formatMs(p.kernel_ms)} in which processes waited that entered the kernel`)]
+      : []),
     field(view, "arming", `${formatMs(report.arm_ms)} until every vCPU had acknowledged (the machine ran)`),
   ]);
 }
 
-function pauseParts({ pause: p, reserve: r }: SaveReport): string {
-  const overflow = r.overflow_frames > 0 ? `, reserve too small ${formatMs(p.overflow_ms)}` : "";
-  return `safepoint ${formatMs(p.safepoint_ms)}, devices ${formatMs(p.devices_ms)}, list ${formatMs(p.list_ms)}, copy ${formatMs(p.copy_ms)}${overflow}, resume ${formatMs(p.resume_ms)}`;
+function pauseParts(report: SaveReport): string {
+  return partsOfPause(report)
+    .map(([name, ms]) => `${name} ${formatMs(ms)}`)
+    .join(", ");
+}
+
+/** By name, in their order. Without a copy there is no list, and a machine that hibernates does not go on. */
+function partsOfPause({ pause: p, atomic_copy, image }: SaveReport): [string, number][] {
+  const copies = atomic_copy.frames > 0;
+  return [
+    ["safepoint", p.safepoint_ms],
+    ["devices", p.devices_ms],
+    ...(copies
+      ? ([
+          ["list", p.list_ms],
+          ["copy", p.copy_ms],
+        ] as [string, number][])
+      : []),
+    ...(image.ending === "keep-running" ? ([["resume", p.resume_ms]] as [string, number][]) : []),
+  ];
 }
 
 function reserve({ reserve: r, tail: t }: SaveReport, view: View): string {
@@ -171,7 +181,7 @@ function reserve({ reserve: r, tail: t }: SaveReport, view: View): string {
     field(view, "estimated", formatFrames(r.estimated_frames)),
     field(view, "reserved", formatFrames(r.reserved_frames)),
     field(view, "used", `${formatFrames(r.used_frames)} (${formatPercent(r.used_frames, r.reserved_frames)})`),
-    field(view, "too small by", formatFrames(r.overflow_frames)),
+    field(view, "not copied", `${formatFrames(r.overflow_frames)} that were written from where they were`),
     ...(t.frames === 0
       ? []
       : [

@@ -24,9 +24,10 @@ import {
   MACHINE_STORED,
   MAX_VCPUS,
   POOL_BASE,
+  QUEUE_FRAMES,
   VERDICT_SAME_FILLED,
   STAGE_LIVE,
-  STAGE_PLACED,
+  STAGE_QUEUED,
   STAGE_TAIL,
   VERDICT_STAGED,
 } from "../base/layout.js";
@@ -51,8 +52,8 @@ const ORACLE_AT = VERDICTS_AT + FRAME_BYTES;
 /** Staging memory of a page writer, from the start of the pool. */
 export const WRITER_BYTES: number = ORACLE_AT + FRAME_BYTES;
 
-export type StageSource = "live" | "placed" | "tail";
-const STAGE_MODES: Record<StageSource, number> = { live: STAGE_LIVE, placed: STAGE_PLACED, tail: STAGE_TAIL };
+export type StageSource = "live" | "tail" | "queue";
+const STAGE_MODES: Record<StageSource, number> = { live: STAGE_LIVE, tail: STAGE_TAIL, queue: STAGE_QUEUED };
 
 export interface WriteTask {
   blob: string;
@@ -228,6 +229,7 @@ class PageWriter {
     const verdicts = this.#base + VERDICTS_AT;
     const fills = verdicts + CLAIM;
     const { words } = this.#control;
+    const frames = (this.#task.source === "queue" ? QUEUE_FRAMES : LIST_FRAMES) >>> 2;
     const length = this.#control.load(MACHINE_LIST_LENGTH);
     let staged = 0;
     let more = true;
@@ -243,7 +245,7 @@ class PageWriter {
       const count = Math.min(claim, length - first);
       const at = to + staged * FRAME_BYTES;
       const n = this.#core.stage(first, count, STAGE_MODES[this.#task.source], at, verdicts, fills);
-      for (let i = 0; i < count; i++) this.#record(words[(LIST_FRAMES >>> 2) + first + i]!, verdicts + i, fills + i * 8);
+      for (let i = 0; i < count; i++) this.#record(words[frames + first + i]!, verdicts + i, fills + i * 8);
       if (this.#oracle !== undefined) this.#hashFrames(this.#chunkFrames.length - n, n, at);
       staged += n;
       this.#control.add(MACHINE_PROGRESS, count);

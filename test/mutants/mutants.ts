@@ -41,8 +41,8 @@ export const MUTANTS: readonly Mutant[] = [
   },
   {
     file: "src/vm/files/clean-pages.ts",
-    find: "this.#known.get(file.serial)",
-    replace: "[...this.#known.values()].find(({ path }) => path === file.path)",
+    find: "const known = this.#known.get(file.serial)",
+    replace: "const known = [...this.#known.values()].find(({ path }) => path === file.path)",
     tests: clean,
     breaks: "a file that was closed and opened again is taken for the same",
   },
@@ -97,7 +97,7 @@ export const MUTANTS: readonly Mutant[] = [
   },
   {
     file: "src/restore/late-frames.ts",
-    find: "bit(words, KEEP_BITMAP, frame) === 1 && bit(words, DIRTY_BITMAP, frame) === 0",
+    find: "bit(words, KEEP_BITMAP, frame) === 1 && bit(words, CLAIMED_BITMAP, frame) === 0",
     replace: "bit(words, KEEP_BITMAP, frame) === 1 && bit(words, DIRTY_BITMAP, frame) < 2",
     tests: equal,
     breaks: "a frame that was equal, then stored to without room, is not read again",
@@ -139,8 +139,8 @@ export const MUTANTS: readonly Mutant[] = [
   },
   {
     file: "src/cow/tracking.ts",
-    find: "[DIRTY_BITMAP, KEEP_BITMAP, OPEN_BITMAP], KEEP_FOR_RESTORE",
-    replace: "[DIRTY_BITMAP, OPEN_BITMAP], KEEP_FOR_RESTORE",
+    find: "[DIRTY_BITMAP, KEEP_BITMAP, CLAIMED_BITMAP, OPEN_BITMAP, SAVED_BITMAP]",
+    replace: "[DIRTY_BITMAP, CLAIMED_BITMAP, OPEN_BITMAP, SAVED_BITMAP]",
     tests: marks,
     breaks: "arm for a resume keeps what was wanted before",
   },
@@ -356,10 +356,10 @@ export const MUTANTS: readonly Mutant[] = [
   // ---- tracking, tail, loader and lists ----
   {
     file: "assembly/frames.ts",
-    find: "      if (!testBitAfterReads(DIRTY_BITMAP, frame)) {\n        clearBit(KEEP_BITMAP, frame);\n        return verdict;\n      }",
-    replace: "      clearBit(KEEP_BITMAP, frame);\n      if (!testBitAfterReads(DIRTY_BITMAP, frame)) return verdict;",
+    find: "      if (!testBitAfterReads(CLAIMED_BITMAP, frame)) {\n        setBit(SAVED_BITMAP, frame);\n        return verdict;\n      }",
+    replace: "      setBit(SAVED_BITMAP, frame);\n      if (!testBitAfterReads(CLAIMED_BITMAP, frame)) return verdict;",
     tests: orders,
-    breaks: "A6: the tail clears KEEP before it looks at the mark again",
+    breaks: "A6: the tail says that a frame is saved before it looks at the claim again",
   },
   {
     file: "assembly/tracking.ts",
@@ -370,7 +370,7 @@ export const MUTANTS: readonly Mutant[] = [
   },
   {
     file: "assembly/tracking.ts",
-    find: "while (atomic.load<u32>(LIST_FRAMES + (entry << 2)) == FRAME_NONE) {",
+    find: "while (atomic.load<u32>(QUEUE_FRAMES + (entry << 2)) == FRAME_NONE) {",
     replace: "while (atomic.load<u32>(LIST_FRAMES + (entry << 2)) == FRAME_NONE - 1) {",
     tests: orders,
     breaks: "a place into which a pre-image is being copied is given out",
@@ -384,10 +384,17 @@ export const MUTANTS: readonly Mutant[] = [
   },
   {
     file: "src/cow/claims.ts",
-    find: "this.openQueue(Math.max(start, listed), MAX_FRAMES);",
-    replace: "this.openQueue(start, MAX_FRAMES);",
+    find: "    this.#place(lentTo, pool.first, pool.count);",
+    replace: "    this.#place(lentTo + 1, pool.first, pool.count);",
     tests: lists,
-    breaks: "the queue begins among the entries that are listed",
+    breaks: "the pool does not follow what is lent",
+  },
+  {
+    file: "src/cow/claims.ts",
+    find: "return MAX_FRAMES - pool - this.#control.load(MACHINE_QUEUE_END);",
+    replace: "return MAX_FRAMES - this.#control.load(MACHINE_QUEUE_END);",
+    tests: lists,
+    breaks: "so much is lent that the pool lies beyond the queue",
   },
   {
     file: "src/writer/locations.ts",
@@ -465,36 +472,71 @@ export const MUTANTS: readonly Mutant[] = [
   // ---- a whole save, page by page ----
   {
     file: "src/hibernate.ts",
-    find: '    await this.#writeList("placed", start, this.#counts.tail.end);\n',
+    find: '    await this.#writeList("queue", claims.queue.start, claims.queue.end);\n',
     replace: "",
     tests: [{ file: "exact", match: "snapshot, all in the tail, lz4*" }],
     breaks: "pre-images of a tail are not written",
   },
   {
     file: "src/hibernate.ts",
-    find: '    await this.#writeList("placed", 0, copied);\n',
-    replace: "",
+    find: '"queue", claims.queue.start, claims.queue.end',
+    replace: '"queue", claims.queue.start + copied, claims.queue.end',
     tests: [{ file: "exact", match: "snapshot, all copied, lz4*" }],
     breaks: "copies are not written",
   },
   {
     file: "src/hibernate.ts",
-    find: "    this.#machine.claims.placeInOwnFrames(copied, residual);\n",
+    find: '    await this.#writeList("tail", copied, residual);\n',
     replace: "",
     tests: [{ file: "exact", match: "hibernation without places, lz4*" }],
-    breaks: "what found no place is written from somewhere else",
+    breaks: "what found no place is not written",
+  },
+  {
+    file: "src/cow/claims.ts",
+    find: "    for (const frame of this.list.subarray(0, count)) this.#control.words[(SAVED_BITMAP >>> 2) + (frame >>> 5)]! |= 1 << (frame & 31);\n",
+    replace: "",
+    tests: lists,
+    breaks: "a pre-image is kept of a frame that was copied",
+  },
+  {
+    file: "assembly/tracking.ts",
+    find: "if (atomic.load<u32>(MACHINE_STOP_SET) == set) return inSet;",
+    replace: "if (set != 0) return inSet;",
+    tests: [{ file: "interleavings", match: "tail: what belongs to the image*" }],
+    breaks: "a bit of SAVEABLE counts that is of a time after the stop's copy",
   },
   {
     file: "src/cow/tracking.ts",
-    find: "for (const bitmap of [DIRTY_BITMAP, OPEN_BITMAP]) this.#core.clearBitmap(bitmap);",
-    replace: "for (const bitmap of [DIRTY_BITMAP]) this.#core.clearBitmap(bitmap);",
+    find: "    this.#core.copyBitmap(STOP_BITMAP, SAVEABLE_BITMAP);\n    this.#control.store(MACHINE_STOP_SET, STOP_BITMAP);",
+    replace: "    this.#control.store(MACHINE_STOP_SET, STOP_BITMAP);\n    this.#core.copyBitmap(STOP_BITMAP, SAVEABLE_BITMAP);",
+    tests: [{ file: "pause" }],
+    breaks: "the stop's set counts before it is there",
+  },
+  {
+    file: "src/hibernate.ts",
+    find: "      quiesce.release();\n      if (!this.#frozen) this.#freeze();\n    });",
+    replace: "      quiesce.release();\n    });\n    if (!this.#frozen) this.#freeze();",
+    tests: [{ file: "pause" }],
+    breaks: "the kernel is open before what belongs to the image is noted",
+  },
+  {
+    file: "src/cow/tracking.ts",
+    find: "[DIRTY_BITMAP, KEEP_BITMAP, CLAIMED_BITMAP, OPEN_BITMAP, SAVED_BITMAP]",
+    replace: "[DIRTY_BITMAP, KEEP_BITMAP, CLAIMED_BITMAP, OPEN_BITMAP]",
+    tests: [{ file: "exact", match: "whatever is in the bitmaps*" }],
+    breaks: "what an earlier tail saved counts as saved in the next",
+  },
+  {
+    file: "src/cow/tracking.ts",
+    find: "[DIRTY_BITMAP, KEEP_BITMAP, CLAIMED_BITMAP, OPEN_BITMAP, SAVED_BITMAP]",
+    replace: "[DIRTY_BITMAP, KEEP_BITMAP, CLAIMED_BITMAP, SAVED_BITMAP]",
     tests: [{ file: "exact", match: "whatever is in the bitmaps*" }],
     breaks: "B2: what an earlier tail or resume opened is open in the next tail",
   },
   {
     file: "src/cow/tracking.ts",
-    find: "[DIRTY_BITMAP, KEEP_BITMAP, OPEN_BITMAP], KEEP_FOR_RESTORE",
-    replace: "[DIRTY_BITMAP, KEEP_BITMAP], KEEP_FOR_RESTORE",
+    find: "[DIRTY_BITMAP, KEEP_BITMAP, CLAIMED_BITMAP, OPEN_BITMAP, SAVED_BITMAP]",
+    replace: "[DIRTY_BITMAP, KEEP_BITMAP, CLAIMED_BITMAP, SAVED_BITMAP]",
     tests: marks,
     breaks: "what an earlier tail opened is open in a resume",
   },
@@ -535,9 +577,9 @@ export const MUTANTS: readonly Mutant[] = [
 export const EQUIVALENT: readonly { file: string; change: string; reason: string }[] = [
   {
     file: "src/cow/tracking.ts",
-    change: "B3: arming for a save clears KEEP (and OPEN), or leaves there what an earlier tail or resume did",
+    change: "B3: arming for a save clears KEEP, or leaves there what an earlier resume did",
     reason:
-      "Both are looked at only while pre-images are kept (MACHINE_KEEP_PREIMAGES is not KEEP_NONE), or by who stages a tail. Arming for a save sets KEEP_NONE. A tail begins with armTail, which writes every word of KEEP and clears OPEN first, while the machine stands still; a resume begins with armForRestore, which clears both before it sets KEEP_FOR_RESTORE, and no handler of an earlier save is at work by then: disarm has waited for all of them.",
+      "KEEP is looked at only in a resume (MACHINE_KEEP_PREIMAGES is KEEP_FOR_RESTORE), and by what reads late frames. A resume begins with armForRestore, which clears it first; no handler of an earlier save is at work by then, since disarm has waited for all of them.",
   },
   {
     file: "src/image/markers.ts",

@@ -19,6 +19,7 @@ import {
   MACHINE_POWER_OFF,
   MACHINE_STOP,
   VCPU_COMMAND_DONE,
+  VCPU_LEFT,
   VCPU_SLOT,
   VCPU_STATE,
   VCPU_STATE_OFF,
@@ -254,6 +255,7 @@ export class Vcpu<T extends Task> {
    */
   #leaveStop(): boolean {
     const control = this.#control;
+    control.storeVcpuFloat(this.#number, VCPU_LEFT, hostNow());
     control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_RUNNING);
     this.#core.acknowledge();
     const leaves = control.load(MACHINE_STOP) === 0;

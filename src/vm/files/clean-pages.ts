@@ -10,7 +10,8 @@
  * that has it still is the same, and was there all the time. Its pages are read under the kernel lock, a piece at a time, and
  * changes are counted from before the first piece: a change between two pieces is seen at the stop.
  *
- * A file that somebody else has changed does not have these pages any more: then they are saved.
+ * A file that somebody else has changed does not have these pages any more: then they are stored. To the machine they stay what
+ * they are.
  */
 import { statSync } from "node:fs";
 import { bit } from "../../base/control.js";
@@ -55,10 +56,11 @@ export class CleanPages {
     this.#kernel = kernel;
   }
 
-  /** While the machine runs, after tracking is armed. */
+  /** While the machine runs, after tracking is armed. Again: what has changed since. */
   learn(): void {
-    const { control } = this.#kernel;
+    const { control, memory } = this.#kernel;
     for (const file of control.locked(() => this.#files())) {
+      if (this.#known.get(file.serial)?.changes === objectChanges(memory, file.object)) continue;
       const pages: PagesOfFile = control.locked(() => this.#empty(file));
       for (let from = 0; from < OBJECT_PAGES_MAX; ) from = control.locked(() => this.#list(file, pages, from, PIECE_PAGES));
       pages.hashes = pages.frames.map((frame) => this.#hash(frame)); // stored to meanwhile, they bear a mark
@@ -67,36 +69,41 @@ export class CleanPages {
   }
 
   /**
-   * Makes clean pages ones that are saved: all of them, for an image without its files, or those of files that are
-   * not what the machine last made or saw of them. Stores to them fault once more, and they stay so. Caller holds the kernel
-   * lock, or everything is stopped.
+   * Adds the clean pages that are stored to a bitmap: all of them, for an image without its files, or those of files that are not
+   * what the machine last made or saw of them. Caller holds the kernel lock, or everything is stopped.
    *
-   * @returns paths of the files that have changed
+   * @returns the files that have changed, by the numbers of their objects, and those whose pages are stored
    */
-  makeSaved(which: "all" | "changed"): string[] {
-    const { buddy, memory, objects } = this.#kernel;
+  addStored(bitmap: number, which: "all" | "changed"): { changed: string[]; stored: Set<number> } {
+    const { core, memory } = this.#kernel;
     const changed: string[] = [];
+    const stored = new Set<number>();
     for (const { object, host } of walkHostInodes(memory)) {
       if (!isAsItWas(host!)) changed.push(host!.path);
       else if (which === "changed") continue;
-      for (const { frame } of Array.from(walkCleanPages(memory, object))) {
-        buddy.setKind(frame, KIND_FILE);
-        objects.note(object);
-      }
+      stored.add(objectSerial(memory, object));
+      for (const { frame } of walkCleanPages(memory, object)) core.setBit(bitmap, frame);
     }
-    return changed;
+    return { changed, stored };
   }
 
-  /** At the stop: from now on `references` says what the pages are at this moment. */
-  freeze(): void {
+  /**
+   * From now on `references` says what the pages are at this moment. Everything is stopped; or it goes on, and the kernel lock has been
+   * held since the stop: nobody stores to a clean page without the kernel.
+   *
+   * @param stored - files that it says nothing of, by the numbers of their objects
+   */
+  freeze(stored: ReadonlySet<number> = new Set()): void {
     const { control, memory } = this.#kernel;
-    this.#atStop = this.#files().map((file) => {
-      const known = this.#known.get(file.serial);
-      if (known?.changes !== objectChanges(memory, file.object)) return this.#read(file);
-      for (const [i, frame] of known.frames.entries())
-        if (bit(control.words, DIRTY_BITMAP, frame) === 1) known.hashes[i] = this.#hash(frame);
-      return known;
-    });
+    this.#atStop = this.#files()
+      .filter(({ serial }) => !stored.has(serial))
+      .map((file) => {
+        const known = this.#known.get(file.serial);
+        if (known?.changes !== objectChanges(memory, file.object)) return this.#read(file);
+        for (const [i, frame] of known.frames.entries())
+          if (bit(control.words, DIRTY_BITMAP, frame) === 1) known.hashes[i] = this.#hash(frame);
+        return known;
+      });
   }
 
   /** What the image refers to, in the order of frames. */
@@ -150,6 +157,19 @@ export class CleanPages {
 
   #hash(frame: Pfn): bigint {
     return BigInt.asUintN(64, this.#kernel.core.checksum(frameAddress(frame), FRAME_BYTES));
+  }
+}
+
+/**
+ * After a restore: clean pages that were stored in the image are the machine's own, for a file may have others in their place. They will be in
+ * its next image, too. Everything is stopped.
+ */
+export function keepStored({ buddy, memory, objects }: KernelParts, references: readonly Reference[]): void {
+  const referred = new Set(references.flatMap(({ pfn, frames }) => Array.from({ length: frames }, (_, i) => pfn + i)));
+  for (const { object } of walkHostInodes(memory)) {
+    const stored = Array.from(walkCleanPages(memory, object)).filter(({ frame }) => !referred.has(frame));
+    for (const { frame } of stored) buddy.setKind(frame, KIND_FILE);
+    if (stored.length > 0) objects.note(object);
   }
 }
 

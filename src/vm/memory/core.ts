@@ -39,7 +39,6 @@ export interface Core {
   countResidual(): number;
   listPlanned(): number;
   listResidual(): number;
-  keepResidual(copied: number): void;
 
   isSameFilled(at: number): number;
   stage(first: number, count: number, mode: number, to: number, verdicts: number, fills: number): number;

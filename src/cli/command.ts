@@ -63,10 +63,22 @@ function addCommon(command: Command): Command {
     .showSuggestionAfterError();
 }
 
+const exitWith = (error: unknown): void => process.exit(reportError(error));
+let onUnexpected = exitWith;
+
+/** An error that comes to no `catch` does not end the process at once: `handle` sees to its end. A second one does. */
+export function endInOrder(handle: (error: unknown) => void): void {
+  onUnexpected = handle;
+}
+
 /** Runs a program to its end and sets the exit code. */
 export async function main(program: Command): Promise<void> {
   prepareOutput();
-  process.on("uncaughtException", (error) => process.exit(reportError(error)));
+  process.on("uncaughtException", (error) => {
+    const handle = onUnexpected;
+    onUnexpected = exitWith;
+    handle(error);
+  });
   try {
     await program.parseAsync();
   } catch (error) {

@@ -11,7 +11,7 @@ import { exportImage } from "../image/stream.js";
 import { formatBytes } from "../stats/format.js";
 import { printable } from "../stats/printable.js";
 import { createCommand, interruptible } from "./command.js";
-import { outliveReader, print } from "./output.js";
+import { outliveOutput, print } from "./output.js";
 import { createProgress, showBytes } from "./progress.js";
 
 export function addExport(program: Command): void {
@@ -37,7 +37,7 @@ async function exportTo(path: string, file: string, { again = false }: { again?:
     exportImage(path, { again, signal, onProgress: showBytes(progress, "exporting") });
   try {
     if (file === "-") {
-      outliveReader(); // whoever stops reading has half an image, and is told
+      outliveOutput(() => undefined); // the pipeline below tells
       // Nothing would be left behind, so nobody need listen for Ctrl-C: it must work while a slow reader is waited for.
       await pipeline(stream(), process.stdout);
     } else {

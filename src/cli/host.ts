@@ -7,8 +7,9 @@
  *        SIGTERM, SIGHUP or gone parent while a save is under way: power off once it is over; again: at once
  *        Ctrl-C while a save is under way: that is cancelled, the machine runs on
  *        a save that hibernates: the machine is off, and its image is there
+ *        an error that nobody expected: power off, then report it
  *
- * What must hold: whichever way it ends, requests are answered, the socket is gone and the threads have ended before
+ * What must hold: output that cannot be written is no reason to end. Whichever way it ends, requests are answered, the socket is gone and the threads have ended before
  * the process does. A program that finds its memory wrong is reported when it happens, and in the exit code.
  */
 import process from "node:process";
@@ -19,8 +20,8 @@ import { ControlServer, refuseLive } from "../server/server.js";
 import { MachineService } from "../server/service.js";
 import { formatBytes, formatMs, formatShort } from "../stats/format.js";
 import { printable } from "../stats/printable.js";
-import { EXIT_DONE, EXIT_FAILED, EXIT_MISMATCH } from "./command.js";
-import { note, outliveReader } from "./output.js";
+import { endInOrder, EXIT_DONE, EXIT_FAILED, EXIT_MISMATCH } from "./command.js";
+import { note, outliveOutput } from "./output.js";
 import { Terminal } from "./terminal.js";
 
 export interface HostOptions extends Omit<MachineOptions, "onConsole"> {
@@ -58,7 +59,7 @@ export async function hostMachine(
   start: (host: Host) => Promise<void>,
 ): Promise<number> {
   if (await refuseLive(name)) note(`hib: an earlier machine ${name} died; the socket that it left has been removed`);
-  outliveReader();
+  outliveOutput((error) => note(`hib: ${describeLoss(error)}`));
   const terminal = new Terminal(`${name}| `, quiet ? process.stderr : process.stdout);
   const powerOff = new AbortController();
   let end: (ending: Ending) => void = () => undefined;
@@ -71,6 +72,12 @@ export async function hostMachine(
   });
   const watch = new Watch(service, terminal, (error) => end({ how: "failed", error }));
   let server: ControlServer | undefined;
+  let unexpected: unknown;
+  endInOrder((error) => {
+    unexpected = error;
+    powerOff.abort();
+    end({ how: "failed", error });
+  });
   try {
     server = await ControlServer.listen(name, service.handlers, {
       onNotice: (line) => terminal.line(`hib: ${line}`, process.stderr),
@@ -87,6 +94,8 @@ export async function hostMachine(
         ending.how === "hibernated" ? `${name}: hibernated in ${printable(ending.report.image.path)}` : `${name}: powered off`,
       );
     return watch.exitCode;
+  } catch (error) {
+    throw unexpected ?? error; // what `start` throws then is that it was cancelled
   } finally {
     watch.end();
     stopListening();
@@ -94,6 +103,13 @@ export async function hostMachine(
     await server?.close();
     await machine.powerOff();
   }
+}
+
+/** That nobody sees what a machine prints, which is no reason to end it. */
+function describeLoss({ code, message }: NodeJS.ErrnoException): string {
+  return code === "EPIPE"
+    ? "nobody reads standard output any more; the machine runs on"
+    : `standard output cannot be written (${message}); the machine runs on, and prints again once it can be`;
 }
 
 /** What a user sees of a machine that has started. */

@@ -1,27 +1,44 @@
 /**
  * Where output goes: results to stdout, all else to stderr.
  *
- * What must hold: a reader that goes away (`hib ps | head -1`) is no error; the command ends without a word, and a
- * machine goes on without its console.
+ * What must hold: a reader that goes away (`hib ps | head -1`) is no error; the command ends without a word. A machine outlives
+ * its console, whatever becomes of that: a full disk, a closed pipe, a closed terminal.
  */
+import { closeSync } from "node:fs";
 import process from "node:process";
+import { isatty } from "node:tty";
+import { fromSystemError } from "../base/errors.js";
 import { type View, viewOf } from "../stats/layout.js";
 import { printableJson, printableLines } from "../stats/printable.js";
 
-let deaf = false;
+const STANDARD_DESCRIPTORS = [0, 1, 2] as const;
+
+let onLost = (error: NodeJS.ErrnoException): void => {
+  if (error.code === "EPIPE") process.exit();
+  throw fromSystemError(error, "writing standard output");
+};
 
 /** Called once, before anything is printed. */
 export function prepareOutput(): void {
-  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
-    if (error.code !== "EPIPE") throw error;
-    if (!deaf) process.exit();
-  });
+  process.stdout.on("error", (error: NodeJS.ErrnoException) => onLost(error));
   process.stderr.on("error", () => undefined);
+  const terminals = STANDARD_DESCRIPTORS.filter(isatty);
+  process.on("exit", () => {
+    // Node resets the modes of its terminals at exit, and aborts if one has hung up. It passes over one that is closed.
+    for (const descriptor of terminals) if (!isatty(descriptor)) closeSync(descriptor);
+  });
 }
 
-/** From now on the process does more than print: losing its reader does not end it. */
-export function outliveReader(): void {
-  deaf = true;
+/**
+ * From now on the process does more than print: output that cannot be written does not end it. The next line is tried again.
+ *
+ * @param tell is called for the first that is lost
+ */
+export function outliveOutput(tell: (error: NodeJS.ErrnoException) => void): void {
+  onLost = (error) => {
+    onLost = () => undefined;
+    tell(error);
+  };
 }
 
 /** A line, or several, of the command's result. */

@@ -1,0 +1,165 @@
+/** What becomes of machines and clients whose terminal or log goes away. Terminals are made by Python, which Node cannot. */
+import { type ChildProcess, spawn, spawnSync } from "node:child_process";
+import { closeSync, mkdirSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
+import test, { type ExecutionContext } from "ava";
+import { Client } from "../src/server/client.js";
+import { scratch, sleep, until } from "./support.js";
+
+const HIB = fileURLToPath(new URL("../src/cli/hib.js", import.meta.url));
+
+/** Runs a command on a terminal of its own, and passes on what it prints. The end of stdin closes the terminal. */
+const ON_TERMINAL = `
+import os, pty, select, sys, termios, fcntl, struct
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execvp(sys.argv[2], sys.argv[2:])
+fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, int(sys.argv[1]), 0, 0))
+while True:
+    ready, _, _ = select.select([terminal, 0], [], [])
+    if terminal in ready:
+        try:
+            data = os.read(terminal, 65536)
+        except OSError:
+            break
+        if not data:
+            break
+        os.write(1, data)
+    if 0 in ready:
+        data = os.read(0, 65536)
+        if not data:
+            break
+        os.write(terminal, data)
+os.close(terminal)
+_, status = os.waitpid(pid, 0)
+os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
+`;
+const hasPython = spawnSync("python3", ["-c", "import pty"]).status === 0;
+
+class Running {
+  readonly child: ChildProcess;
+  readonly ended: Promise<number>;
+  stdout = "";
+  stderr = "";
+
+  constructor(t: ExecutionContext, child: ChildProcess) {
+    this.child = child;
+    child.stdout?.setEncoding("utf8").on("data", (text: string) => (this.stdout += text));
+    child.stderr?.setEncoding("utf8").on("data", (text: string) => (this.stderr += text));
+    this.ended = new Promise((resolve) => child.once("close", (code) => resolve(code ?? -1)));
+    t.teardown(() => child.kill("SIGKILL"));
+  }
+}
+
+/** `hib` on a terminal. */
+function onTerminal(t: ExecutionContext, cwd: string, args: string[], { columns = 80 } = {}): Running {
+  const command = ["-c", ON_TERMINAL, String(columns), process.execPath, HIB, ...args];
+  return new Running(t, spawn("python3", command, { cwd, stdio: ["pipe", "pipe", "pipe"] }));
+}
+
+/** A machine whose standard output is a file that is given. */
+function withOutput(t: ExecutionContext, cwd: string, file: string, args: string[]): Running {
+  const descriptor = openSync(file, "a");
+  const running = new Running(t, spawn(process.execPath, [HIB, ...args], { cwd, stdio: ["ignore", descriptor, "pipe"] }));
+  closeSync(descriptor);
+  return running;
+}
+
+async function connected(name: string, { child }: Running): Promise<Client> {
+  for (;;) {
+    if (child.exitCode !== null || child.signalCode !== null) throw new Error(`${name} ended`);
+    const client = await Client.connect(name).catch(() => undefined);
+    const status = await client?.request("status", {}).catch(() => undefined);
+    if (status?.state === "running") return client!;
+    client?.close();
+    await sleep(20);
+  }
+}
+
+const RUNTIME = mkdtempSync(join(tmpdir(), "hib-terminal-"));
+process.env["HIB_RUNTIME_DIR"] = RUNTIME;
+test.after.always(() => rmSync(RUNTIME, { recursive: true, force: true }));
+
+test.serial("a machine whose log cannot be written runs on and can be saved and resumed so; it says it once", async (t) => {
+  const directory = scratch(t);
+  const first = withOutput(t, directory, "/dev/full", ["run", "--name", "full", "--ram", "32M", "progress:ms=5", "idle"]);
+  const client = await connected("full", first);
+  await sleep(300); // lines that are lost, and none of them ends it
+  const path = join(directory, "full.hib");
+  await client.request("save", { path, keepRunning: false, compression: "lz4" });
+  client.close();
+  t.is(await first.ended, 0, first.stderr);
+  t.is(first.stderr.match(/cannot be written/g)?.length, 1, first.stderr);
+  t.regex(first.stderr, /^hib: standard output cannot be written \([^\n]*ENOSPC[^\n]*\); the machine runs on/m);
+
+  const second = withOutput(t, directory, "/dev/full", ["resume", path]);
+  const again = await connected("full", second);
+  again.close();
+  await sleep(100);
+  t.is(second.child.exitCode, null);
+  second.child.kill("SIGTERM");
+  t.is(await second.ended, 0, second.stderr);
+  t.deepEqual(readdirSync(RUNTIME), []);
+});
+
+test.serial("a log whose disk was full goes on once there is room", async (t) => {
+  const small = join(scratch(t), "small");
+  mkdirSync(small);
+  if (spawnSync("mount", ["-t", "tmpfs", "-o", "size=8k", "tmpfs", small]).status !== 0)
+    return t.pass("skipped: nothing can be mounted here");
+  t.teardown(() => spawnSync("umount", ["-l", small]));
+  t.not(spawnSync("dd", ["if=/dev/zero", `of=${join(small, "other")}`]).status, 0, "it is full");
+  const log = join(small, "log");
+  const running = withOutput(t, small, log, ["run", "--name", "log", "--ram", "32M", "idle"]);
+  (await connected("log", running)).close();
+  await until(() => running.stderr.includes("cannot be written"), "it is told");
+  rmSync(join(small, "other"));
+  running.child.kill("SIGTERM");
+  t.is(await running.ended, 0);
+  t.is(readFileSync(log, "utf8"), "log: powered off\n");
+});
+
+test.serial("a closed terminal powers the machine off in order, and its save is finished first", async (t) => {
+  if (!hasPython) return t.pass("skipped: no python3 here");
+  const directory = scratch(t);
+  const idle = onTerminal(t, directory, ["run", "--name", "closed", "--ram", "32M", "idle"]);
+  (await connected("closed", idle)).close();
+  idle.child.stdin!.end();
+  t.is(await idle.ended, 0);
+  t.deepEqual(readdirSync(RUNTIME), []);
+
+  const saving = onTerminal(t, directory, ["run", "--name", "saving", "--ram", "128M", "random:pages=25000,content=random"]);
+  const client = await connected("saving", saving);
+  const path = join(directory, "a.hib");
+  let closed = false;
+  const onProgress = ({ phase }: { phase: string }): void => {
+    if (phase === "stream" && !closed) saving.child.stdin!.end();
+    closed ||= phase === "stream";
+  };
+  const report = await client.request("save", { path, keepRunning: true, compression: "lz4" }, { onProgress });
+  client.close();
+  t.true(closed);
+  t.is(report.image.path, path);
+  t.is(await saving.ended, 0);
+  t.deepEqual(readdirSync(RUNTIME), []);
+  t.deepEqual(readdirSync(directory), ["a.hib"]);
+});
+
+test.serial("a client whose terminal is closed cancels its save and ends without a crash", async (t) => {
+  if (!hasPython) return t.pass("skipped: no python3 here");
+  const directory = scratch(t);
+  const machine = withOutput(t, directory, "/dev/null", [
+    ...["run", "--name", "asked", "--ram", "256M", "zipf:pages=55000,content=text,rate=1000"],
+  ]);
+  (await connected("asked", machine)).close();
+  const client = onTerminal(t, directory, ["save", "asked", "a.hib"]);
+  await until(() => readdirSync(directory).length > 0, "it is being saved");
+  client.child.stdin!.end();
+  t.is(await client.ended, 130);
+  await until(() => readdirSync(directory).length === 0, "nothing is left");
+  machine.child.kill("SIGTERM");
+  t.is(await machine.ended, 0);
+});

@@ -27,6 +27,7 @@ export type ErrorCode =
   | "HIB_ORACLE" // a frame changed without a mark: a bug in write tracking
   | "HIB_SELF_CHECK" // a program found its own memory wrong
   | "HIB_NO_MACHINE" // nobody listens on that name
+  | "HIB_NO_ANSWER" // a machine is there, and does not answer
   | "HIB_NAME_TAKEN" // a machine of that name runs already
   | "HIB_DEPENDENCY" // a native dependency is missing
   | "HIB_INTERNAL"; // a bug

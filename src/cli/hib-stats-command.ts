@@ -3,11 +3,11 @@ import { existsSync } from "node:fs";
 import { HibernaculumError } from "../base/errors.js";
 import { openImage } from "../image/directory.js";
 import type { SaveReport } from "../reports/save-report.js";
-import { Client } from "../server/client.js";
 import { renderLiveReport } from "../stats/live-report.js";
 import { renderSaveReport } from "../stats/save-report.js";
 import { printableAll } from "../stats/printable.js";
 import { createProgram, main } from "./command.js";
+import { connect } from "./connect.js";
 import { print, printJson, stdoutView } from "./output.js";
 
 const program = createProgram(
@@ -42,7 +42,7 @@ async function showImage(path: string, json: boolean): Promise<void> {
 }
 
 async function showMachine(name: string, json: boolean): Promise<void> {
-  const client = await Client.connect(name);
+  const client = await connect(name);
   try {
     const report = await client.request("report", {});
     if (json) printJson({ schema: 1, ...report } as { schema: number });

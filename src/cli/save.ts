@@ -1,15 +1,17 @@
 /** `hib save`: saves a running machine, from another terminal. */
-import { resolve } from "node:path";
+import { dirname, resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Command, Option } from "commander";
 import { HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import type { SaveProgress } from "../reports/save-progress.js";
-import { Client } from "../server/client.js";
+import { holdsImage } from "../image/directory.js";
+import { statIfThere } from "../image/files.js";
 import type { SaveRequest } from "../server/protocol.js";
 import { renderSaveSummary } from "../stats/save-report.js";
 import { printableAll } from "../stats/printable.js";
 import { createCommand, interruptible, wholeNumber } from "./command.js";
+import { connect } from "./connect.js";
 import { print, printJson, stdoutView } from "./output.js";
 import { createProgress, type ProgressStep } from "./progress.js";
 
@@ -45,8 +47,8 @@ export function addSave(program: Command): void {
 }
 
 async function saveMachine(name: string, image: string | undefined, options: SaveCommandOptions): Promise<void> {
-  const client = await Client.connect(name);
   const progress = createProgress();
+  const client = await connect(name, "Ctrl-C cancels the save, a second one ends this command", () => progress.stop());
   try {
     const request: Omit<SaveRequest, "path"> = {
       keepRunning: options.keepRunning === true,
@@ -58,7 +60,9 @@ async function saveMachine(name: string, image: string | undefined, options: Sav
     const report = await interruptible((signal) =>
       atNewImage(image, name, (path) => {
         const onProgress = (step: SaveProgress): void => progress.update(saveStep(step));
-        return client.request("save", { path: resolve(path), ...request }, { signal, onProgress });
+        return client
+          .request("save", { path: resolve(path), ...request }, { signal, onProgress })
+          .catch(async (error: unknown) => Promise.reject(await sayWhatIsThere(error, path)));
       }),
     );
     progress.stop();
@@ -68,6 +72,15 @@ async function saveMachine(name: string, image: string | undefined, options: Sav
     progress.stop();
     client.close();
   }
+}
+
+/** A machine that gave no answer cannot say whether there is an image; the disk can. */
+async function sayWhatIsThere(error: unknown, path: string): Promise<unknown> {
+  if (!(error instanceof HibernaculumError) || !["HIB_NO_MACHINE", "HIB_NO_ANSWER"].includes(error.code)) return error;
+  const found = await holdsImage(path).catch(() => undefined);
+  if (found === undefined) return error;
+  const what = found ? `its image is at ${path}; hib verify checks it` : `there is no image at ${path}`;
+  return new HibernaculumError(error.code, `${error.message}; ${what}`, { cause: error });
 }
 
 const PHASE_LABELS: Readonly<Record<SaveProgress["phase"], string>> = {
@@ -86,11 +99,16 @@ export function saveStep({ phase, done, total }: SaveProgress): ProgressStep {
  * Makes an image where one is wanted: as given, else NAME-TIME.hib, local time to the millisecond: m1-20240131-235959-123.hib.
  * A name that nobody has asked for is no reason to fail: if it is taken by then, there is another one.
  *
- * @throws HIB_USAGE, and what `make` throws
+ * @throws HIB_USAGE, HIB_IO, and what `make` throws
  */
 export async function atNewImage<T>(given: string | undefined, name: string, make: (path: string) => Promise<T>): Promise<T> {
   if (given === "") throw new HibernaculumError("HIB_USAGE", "the path of the image is empty");
-  if (given !== undefined) return make(given);
+  if (given !== undefined) {
+    const parent = dirname(given);
+    if ((await statIfThere(resolve(parent))) === undefined)
+      throw new HibernaculumError("HIB_IO", `there is no directory ${parent} to put the image in; make it, or choose another path`);
+    return make(given);
+  }
   for (let attempt = 1; ; attempt++) {
     try {
       return await make(defaultImage(name, new Date()));

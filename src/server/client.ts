@@ -1,14 +1,38 @@
-/** A client's end of the control socket. */
+/**
+ * A client's end of the control socket.
+ *
+ * What must hold: nobody waits for ever without being told. A machine that is silent is asked for a sign of life; without one the
+ * caller is told, and a request that is cancelled is given up.
+ */
 import { createConnection, type Socket } from "node:net";
 import { deserializeError, fromSystemError, HibernaculumError } from "../base/errors.js";
 import { type CommandName, type Commands, LineReader, type Request, type Response } from "./protocol.js";
-import { checkPrivate, removeDead, runtimeDirectory, socketPath } from "./runtime-directory.js";
+import { checkPrivate, probe, removeDead, runtimeDirectory, socketPath } from "./runtime-directory.js";
 
 export interface RequestOptions<Name extends CommandName> {
   onProgress?: (progress: Commands[Name]["progress"]) => void;
-  /** Asks the machine to cancel; its answer is awaited all the same, since only the machine knows whether it came in time. */
+  /**
+   * Asks the machine to cancel. Its answer is awaited all the same, since only the machine knows whether that came in time; but not
+   * that of a machine which gives no sign of life.
+   */
   signal?: AbortSignal;
 }
+
+export interface ClientOptions {
+  /** Is told, once, that the machine keeps a request waiting and gives no sign of life. */
+  onSilent?: () => void;
+  /** After how long. */
+  silence_ms?: number;
+}
+
+/** Longer than anything keeps a machine's thread busy, as a rule. */
+const SILENCE_MS = 5000;
+/** Of those a silence has so many. They are counted: a client that stands still for a while has missed nothing. */
+const SILENT_TICKS = 10;
+/** After so many the machine is asked. */
+const ASK_TICKS = 4;
+/** A request that is never made: to be told that it cannot be cancelled is a sign of life, and costs the machine nothing. */
+const NO_REQUEST = 0;
 
 interface Pending {
   resolve(value: unknown): void;
@@ -20,15 +44,24 @@ export class Client {
   readonly name: string;
   readonly #socket: Socket;
   readonly #pending = new Map<number, Pending>();
-  #nextId = 1;
+  readonly #onSilent: () => void;
+  readonly #silence_ms: number;
+  #nextId = NO_REQUEST + 1;
+  #ticks: NodeJS.Timeout | undefined;
+  #silentTicks = 0;
+  #toldSilent = false;
+  #cancelling = false;
   /** Why the machine ends this connection, if it does. */
   #refusal: HibernaculumError | undefined;
 
-  private constructor(name: string, socket: Socket) {
+  private constructor(name: string, socket: Socket, { onSilent = () => undefined, silence_ms = SILENCE_MS }: ClientOptions) {
     this.name = name;
     this.#socket = socket;
+    this.#onSilent = onSilent;
+    this.#silence_ms = silence_ms;
     const lines = new LineReader((line) => this.#receive(line));
     socket.on("data", (bytes) => {
+      this.#silentTicks = 0;
       try {
         lines.push(bytes);
       } catch {
@@ -36,11 +69,7 @@ export class Client {
       }
     });
     socket.on("error", () => undefined); // "close" follows
-    socket.once("close", () => {
-      const gone = this.#refusal ?? new HibernaculumError("HIB_NO_MACHINE", `machine ${name} went away before it answered`);
-      for (const { reject } of this.#pending.values()) reject(gone);
-      this.#pending.clear();
-    });
+    socket.once("close", () => void this.#rejectAll());
   }
 
   /**
@@ -48,11 +77,11 @@ export class Client {
    *
    * @throws HIB_NO_MACHINE, HIB_USAGE, HIB_IO
    */
-  static async connect(name: string): Promise<Client> {
+  static async connect(name: string, options: ClientOptions = {}): Promise<Client> {
     const path = socketPath(name);
     await checkPrivate(runtimeDirectory());
     try {
-      return new Client(name, await open(path));
+      return new Client(name, await open(path), options);
     } catch (error) {
       const { code } = error as NodeJS.ErrnoException;
       if (code === "ENOENT")
@@ -63,30 +92,82 @@ export class Client {
     }
   }
 
-  /** @throws what the machine answered, or HIB_NO_MACHINE when it did not */
+  /** @throws what the machine answered; HIB_NO_MACHINE or HIB_NO_ANSWER when it did not */
   request<Name extends CommandName>(
     command: Name,
     options: Commands[Name]["options"],
     { onProgress, signal }: RequestOptions<Name> = {},
   ): Promise<Commands[Name]["value"]> {
     const id = this.#nextId++;
-    const cancel = (): void => this.#send({ id: this.#nextId++, command: "cancel", options: { request: id } });
+    const cancel = (): void => {
+      this.#cancelling = true;
+      this.#silentTicks = 0;
+      this.#cancel(id);
+    };
     return new Promise<Commands[Name]["value"]>((resolve, reject) => {
       this.#pending.set(id, {
         resolve: (value) => resolve(value as Commands[Name]["value"]),
         reject,
         progress: (progress) => onProgress?.(progress as Commands[Name]["progress"]),
       });
-      if (this.#socket.destroyed)
-        this.#pending.get(id)!.reject(this.#refusal ?? new HibernaculumError("HIB_NO_MACHINE", `machine ${this.name} is gone`));
+      if (this.#socket.destroyed) void this.#rejectAll();
+      this.#silentTicks = 0;
+      this.#ticks ??= setInterval(() => this.#tick(), this.#silence_ms / SILENT_TICKS);
       this.#send({ id, command, options });
       if (signal?.aborted === true) cancel();
       else signal?.addEventListener("abort", cancel);
-    }).finally(() => signal?.removeEventListener("abort", cancel));
+    }).finally(() => {
+      signal?.removeEventListener("abort", cancel);
+      if (this.#pending.size === 0) this.#stopTicks();
+    });
   }
 
   close(): void {
+    this.#stopTicks();
     this.#socket.destroy();
+  }
+
+  #tick(): void {
+    this.#silentTicks++;
+    if (this.#silentTicks === ASK_TICKS) this.#cancel(NO_REQUEST);
+    if (this.#silentTicks < SILENT_TICKS) return;
+    if (this.#cancelling) {
+      const seconds = Math.round(this.#silence_ms / 1000);
+      const gaveUp = `machine ${this.name} has not answered for ${seconds} s; what it was asked may still be done once it goes on`;
+      this.#settle(new HibernaculumError("HIB_NO_ANSWER", `${gaveUp}: hib ps shows whether it answers again`));
+    } else if (!this.#toldSilent) {
+      this.#toldSilent = true;
+      this.#onSilent();
+    }
+  }
+
+  #stopTicks(): void {
+    clearInterval(this.#ticks);
+    this.#ticks = undefined;
+  }
+
+  /** The connection is closed: whoever waits is told why. */
+  async #rejectAll(): Promise<void> {
+    if (this.#pending.size === 0) return;
+    this.#settle(this.#refusal ?? (await this.#whyClosed()));
+  }
+
+  async #whyClosed(): Promise<HibernaculumError> {
+    if ((await probe(socketPath(this.name)).catch(() => "absent")) !== "alive")
+      return new HibernaculumError("HIB_NO_MACHINE", `machine ${this.name} went away before it answered`);
+    return new HibernaculumError(
+      "HIB_NO_ANSWER",
+      `machine ${this.name} runs, but closed the connection before it answered: it may be short of file descriptors (ulimit -n); try again`,
+    );
+  }
+
+  #settle(error: HibernaculumError): void {
+    for (const { reject } of this.#pending.values()) reject(error);
+    this.#pending.clear();
+  }
+
+  #cancel(request: number): void {
+    this.#send({ id: this.#nextId++, command: "cancel", options: { request } });
   }
 
   #send(request: Request): void {

@@ -1,64 +1,13 @@
-/** What becomes of machines and clients whose terminal or log goes away. Terminals are made by Python, which Node cannot. */
-import { type ChildProcess, spawn, spawnSync } from "node:child_process";
+/** What becomes of machines and clients whose terminal or log goes away. */
+import { spawn, spawnSync } from "node:child_process";
 import { closeSync, mkdirSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
-import { fileURLToPath } from "node:url";
 import test, { type ExecutionContext } from "ava";
 import { Client } from "../src/server/client.js";
 import { scratch, sleep, until } from "./support.js";
-
-const HIB = fileURLToPath(new URL("../src/cli/hib.js", import.meta.url));
-
-/** Runs a command on a terminal of its own, and passes on what it prints. The end of stdin closes the terminal. */
-const ON_TERMINAL = `
-import os, pty, select, sys, termios, fcntl, struct
-pid, terminal = pty.fork()
-if pid == 0:
-    os.execvp(sys.argv[2], sys.argv[2:])
-fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, int(sys.argv[1]), 0, 0))
-while True:
-    ready, _, _ = select.select([terminal, 0], [], [])
-    if terminal in ready:
-        try:
-            data = os.read(terminal, 65536)
-        except OSError:
-            break
-        if not data:
-            break
-        os.write(1, data)
-    if 0 in ready:
-        data = os.read(0, 65536)
-        if not data:
-            break
-        os.write(terminal, data)
-os.close(terminal)
-_, status = os.waitpid(pid, 0)
-os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
-`;
-const hasPython = spawnSync("python3", ["-c", "import pty"]).status === 0;
-
-class Running {
-  readonly child: ChildProcess;
-  readonly ended: Promise<number>;
-  stdout = "";
-  stderr = "";
-
-  constructor(t: ExecutionContext, child: ChildProcess) {
-    this.child = child;
-    child.stdout?.setEncoding("utf8").on("data", (text: string) => (this.stdout += text));
-    child.stderr?.setEncoding("utf8").on("data", (text: string) => (this.stderr += text));
-    this.ended = new Promise((resolve) => child.once("close", (code) => resolve(code ?? -1)));
-    t.teardown(() => child.kill("SIGKILL"));
-  }
-}
-
-/** `hib` on a terminal. */
-function onTerminal(t: ExecutionContext, cwd: string, args: string[], { columns = 80 } = {}): Running {
-  const command = ["-c", ON_TERMINAL, String(columns), process.execPath, HIB, ...args];
-  return new Running(t, spawn("python3", command, { cwd, stdio: ["pipe", "pipe", "pipe"] }));
-}
+import { hasTerminals, HIB, onTerminal, Running } from "./terminals.js";
 
 /** A machine whose standard output is a file that is given. */
 function withOutput(t: ExecutionContext, cwd: string, file: string, args: string[]): Running {
@@ -123,7 +72,7 @@ test.serial("a log whose disk was full goes on once there is room", async (t) =>
 });
 
 test.serial("a closed terminal powers the machine off in order, and its save is finished first", async (t) => {
-  if (!hasPython) return t.pass("skipped: no python3 here");
+  if (!hasTerminals) return t.pass("skipped: no python3 here");
   const directory = scratch(t);
   const idle = onTerminal(t, directory, ["run", "--name", "closed", "--ram", "32M", "idle"]);
   (await connected("closed", idle)).close();
@@ -149,7 +98,7 @@ test.serial("a closed terminal powers the machine off in order, and its save is 
 });
 
 test.serial("a client whose terminal is closed cancels its save and ends without a crash", async (t) => {
-  if (!hasPython) return t.pass("skipped: no python3 here");
+  if (!hasTerminals) return t.pass("skipped: no python3 here");
   const directory = scratch(t);
   const machine = withOutput(t, directory, "/dev/null", [
     ...["run", "--name", "asked", "--ram", "256M", "zipf:pages=55000,content=text,rate=1000"],

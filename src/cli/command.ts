@@ -3,6 +3,7 @@
  *
  * What must hold: an error is one line with a code, `hib: CODE: message`; a stack is shown only when asked for.
  */
+import { existsSync } from "node:fs";
 import process from "node:process";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { type ErrorCode, fromSystemError, HibernaculumError, isSystemError } from "../base/errors.js";
@@ -31,7 +32,10 @@ export const ACCEPT_CHANGED_FILES = [
 export const ALLOW = [
   "--allow <path>",
   "a file or directory of this host that the image may name; may be given again; what you saved with it is allowed",
-  (path: string, earlier: string[] = []): string[] => [...earlier, path],
+  (path: string, earlier: string[] = []): string[] => {
+    if (!existsSync(path)) note(`hib: --allow ${printable(path)}: there is no such file or directory`);
+    return [...earlier, path];
+  },
 ] as const;
 
 let verbose = false;
@@ -92,7 +96,7 @@ export function reportError(error: unknown): number {
     // It has printed its text itself. Help that was asked for is no error.
     return error.exitCode === 0 ? EXIT_DONE : EXIT_USAGE;
   }
-  const known = isSystemError(error) && "syscall" in (error as object) ? fromSystemError(error, "the host") : error;
+  const known = isSystemError(error) && "syscall" in (error as object) ? fromSystemError(error, "the host refused") : error;
   note(`${programName}: ${describeError(known)}`);
   if (verbose) note(stackOf(error));
   return exitCodeOf(known);
@@ -146,6 +150,18 @@ export async function interruptible<T>(body: (signal: AbortSignal) => Promise<T>
   } finally {
     stopListening();
   }
+}
+
+/** @throws HIB_CANCELLED; for commands that only read */
+export function checkInterrupted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted === true) throw new HibernaculumError("HIB_CANCELLED", "interrupted; nothing was changed");
+}
+
+/** An error of a command that has no --accept-changed-files: only those that resume do. */
+export function withFittingHint(error: unknown): unknown {
+  if (!(error instanceof HibernaculumError) || error.code !== "HIB_FILES_CHANGED") return error;
+  const message = error.message.replace(/; put the file back.*$/, "; put the file back as it was, and try again");
+  return new HibernaculumError(error.code, message, { cause: error });
 }
 
 function tooLate(): void {

@@ -8,10 +8,10 @@
 import { once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Command, InvalidArgumentError } from "commander";
-import { HibernaculumError } from "../base/errors.js";
+import { attemptTo, HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES, MAX_VCPUS } from "../base/layout.js";
 import { openImage } from "../image/directory.js";
 import type { ResumeReport } from "../reports/resume-report.js";
@@ -56,7 +56,8 @@ export function addDemo(program: Command): void {
 }
 
 async function demo(options: DemoOptions, signal: AbortSignal): Promise<number> {
-  const directory = await mkdtemp(join(options.dir, "hib-demo-"));
+  // An absolute path: it also names the machines' sockets, and theirs must be the same for every process.
+  const directory = await attemptTo(`making a directory in ${options.dir}`, () => mkdtemp(join(resolve(options.dir), "hib-demo-")));
   // The machines of a demo are nobody else's business: `hib ps` does not list them.
   process.env["HIB_RUNTIME_DIR"] = directory;
   const story = new Story(options, directory, signal);
@@ -140,7 +141,7 @@ class Story {
     this.#chapter("The image is verified while nothing runs: every checksum, the allocator, the page tables.");
     const image = await openImage(this.#image);
     try {
-      const verification = await verifyImage(image, { replay: false, progress: this.#progress });
+      const verification = await verifyImage(image, { replay: false, progress: this.#progress, signal: this.#signal });
       this.#progress.stop();
       this.#say(renderVerification(this.#image, verification, this.#view));
       return verification;

@@ -7,9 +7,9 @@ import { diffImages, type ImageDiff, type ProcessDiff } from "../reports/image-d
 import { formatCount } from "../stats/format.js";
 import { field, section, table, type View } from "../stats/layout.js";
 import { printableAll } from "../stats/printable.js";
-import { ALLOW, createCommand } from "./command.js";
+import { ALLOW, checkInterrupted, createCommand, interruptible, withFittingHint } from "./command.js";
 import { print, printJson, stdoutView } from "./output.js";
-import { createProgress, showBytes } from "./progress.js";
+import { createProgress, type ProgressDisplay, showBytes } from "./progress.js";
 
 /** Ranges of a process that people are shown; programs get all. */
 const RANGES_SHOWN = 20;
@@ -25,17 +25,34 @@ export function addDiff(program: Command): void {
 
 async function diff(pathA: string, pathB: string, { allow = [], json }: { allow?: string[]; json?: boolean }): Promise<void> {
   const progress = createProgress();
-  const images: Image[] = [];
   try {
-    for (const path of [pathA, pathB]) images.push(await openImage(path, { machineVersion: MACHINE_VERSION, allow }));
-    const result = await diffImages(images[0]!, images[1]!, {
-      onProgress: showBytes(progress, "comparing"),
-    });
+    const result = await interruptible((signal) => compare([pathA, pathB], allow, progress, signal));
     progress.stop();
     if (json === true) printJson(result);
     else print(renderDiff(printableAll(result), stdoutView()).trimEnd());
+  } catch (error) {
+    throw withFittingHint(error);
   } finally {
     progress.stop();
+  }
+}
+
+async function compare(
+  paths: readonly [string, string],
+  allow: readonly string[],
+  progress: ProgressDisplay,
+  signal: AbortSignal,
+): Promise<ImageDiff> {
+  const images: Image[] = [];
+  const show = showBytes(progress, "comparing");
+  const onProgress = (done: number, total: number): void => {
+    checkInterrupted(signal);
+    show(done, total);
+  };
+  try {
+    for (const path of paths) images.push(await openImage(path, { machineVersion: MACHINE_VERSION, allow }));
+    return await diffImages(images[0]!, images[1]!, { onProgress });
+  } finally {
     for (const image of images) image.close();
   }
 }

@@ -1,12 +1,13 @@
 /** `hib export`: an image as one stream, to a file or into a pipe. */
 import { constants, readFileSync, readlinkSync } from "node:fs";
 import { open, rm } from "node:fs/promises";
-import { resolve } from "node:path";
+import { dirname, resolve } from "node:path";
 import process from "node:process";
 import { pipeline } from "node:stream/promises";
 import type { Command } from "commander";
 import { fromSystemError, HibernaculumError } from "../base/errors.js";
 import { BlobWriter } from "../image/blob.js";
+import { syncDirectory } from "../image/files.js";
 import { exportImage } from "../image/stream.js";
 import { formatBytes } from "../stats/format.js";
 import { printable } from "../stats/printable.js";
@@ -41,7 +42,7 @@ async function exportTo(path: string, file: string, { again = false }: { again?:
       // Nothing would be left behind, so nobody need listen for Ctrl-C: it must work while a slow reader is waited for.
       await pipeline(stream(), process.stdout);
     } else {
-      const bytes = await interruptible((signal) => writeFile(resolve(file), stream(signal)));
+      const bytes = await interruptible((signal) => writeDurably(resolve(file), stream(signal)));
       progress.stop();
       print(`exported ${printable(path)} to ${printable(file)}: ${formatBytes(bytes)}`);
     }
@@ -68,7 +69,7 @@ function isClosed(descriptor: number): boolean {
 }
 
 /** Writes a new file, durably and whole, or leaves none. Returns its length. */
-async function writeFile(path: string, stream: AsyncIterable<Uint8Array>): Promise<number> {
+export async function writeDurably(path: string, stream: AsyncIterable<Uint8Array>): Promise<number> {
   await create(path);
   let length = 0;
   try {
@@ -82,6 +83,7 @@ async function writeFile(path: string, stream: AsyncIterable<Uint8Array>): Promi
     } finally {
       await writer.close();
     }
+    await syncDirectory(dirname(path)); // else a crash of the host may leave the bytes without their name
   } catch (error) {
     await rm(path, { force: true });
     throw error;

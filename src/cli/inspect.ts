@@ -11,7 +11,7 @@ import { isUsed } from "../image/markers.js";
 import { formatBytes, formatCount } from "../stats/format.js";
 import { field, section, table, type View } from "../stats/layout.js";
 import { printableAll } from "../stats/printable.js";
-import { ALLOW, createCommand, wholeNumber } from "./command.js";
+import { ALLOW, createCommand, withFittingHint, wholeNumber } from "./command.js";
 import {
   describeHoldings,
   describeMemory,
@@ -96,7 +96,7 @@ async function inspect(path: string, { extents, pid, read, allow = [], json }: I
       );
     else show(await describeImage(image), (what) => renderDescription({ ...what, path }, stdoutView()));
   } catch (error) {
-    throw naming(error, path);
+    throw withFittingHint(naming(error, path));
   } finally {
     image.close();
   }
@@ -227,7 +227,7 @@ function renderDescription(description: Description, view: View): string {
         ["pid", "process", "state", "steps", "pages", "mappings"],
         processes.map((p) => [
           String(p.pid),
-          p.name,
+          p.name === "" ? "-" : p.name,
           p.state,
           formatCount(p.steps),
           formatCount(p.pages),

@@ -72,6 +72,8 @@ class Bar implements ProgressDisplay {
           barsize: Math.max(5, Math.min(40, columns - step.label.length - 36)),
           stream: process.stderr,
           clearOnComplete: true,
+          // Switched off, wrapping would stay off in the terminal of a command that is killed. What is too long is cut.
+          linewrap: true,
           // Signals are handled where what they cancel is known.
           gracefulExit: false,
         },

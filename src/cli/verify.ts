@@ -1,14 +1,32 @@
-/** `hib verify`: is an image whole, and is the machine in it consistent? Offline: nothing runs. */
+/**
+ * `hib verify`: is an image whole, and is the machine in it consistent? Offline: nothing runs. Files of the host that the machine
+ * had open are no part of the image. They are compared all the same, since a resume refuses the image if they have changed.
+ */
+import { resolve } from "node:path";
+import process from "node:process";
+import { setImmediate } from "node:timers/promises";
 import type { Command } from "commander";
+import { isWithin, openAllowed, realPath } from "../base/allowed-paths.js";
 import { HibernaculumError, naming } from "../base/errors.js";
-import { type Image, openImage } from "../image/directory.js";
+import { holdsImage, type Image, openImage } from "../image/directory.js";
+import { type ComparedFiles, compareFiles } from "../image/host-files.js";
 import { type Verified, verifyChunks } from "../image/verify.js";
 import { formatBytes, formatCount } from "../stats/format.js";
 import { field, type View } from "../stats/layout.js";
 import { checkConsistency, type Consistency } from "../vm/views/consistency.js";
-import { listProcesses } from "../vm/tasks/process.js";
+import { listProcesses, type Process } from "../vm/tasks/process.js";
 import { checkProcess, type ProcessCheck } from "../vm/personality/step/programs/check.js";
-import { ALLOW, createCommand, EXIT_MISMATCH, reportError, wholeNumber } from "./command.js";
+import { createReplay, type Replay, type ReplayLimits } from "../vm/personality/step/programs/replay.js";
+import {
+  ALLOW,
+  checkInterrupted,
+  createCommand,
+  EXIT_MISMATCH,
+  interruptible,
+  reportError,
+  withFittingHint,
+  wholeNumber,
+} from "./command.js";
 import { note, print, printJson, stdoutView } from "./output.js";
 import { printable, printableAll } from "../stats/printable.js";
 import { createProgress, type ProgressDisplay, showBytes } from "./progress.js";
@@ -20,6 +38,15 @@ export interface Verification {
   consistency: Consistency;
   /** With --replay: each process against its exact recomputation. */
   processes: ProcessCheck[] | null;
+  files: FilesUnderImage;
+}
+
+/** Files of the host under the image, as they are now. Whatever they are, the image is what it was. */
+export interface FilesUnderImage {
+  compared: number;
+  changed: { path: string; how: string }[];
+  /** Paths that the image names and the user has not allowed. */
+  not_compared: string[];
 }
 
 interface VerifyOptions {
@@ -27,7 +54,11 @@ interface VerifyOptions {
   /** Replays end after so long. */
   replayLimit_s?: number;
   progress: ProgressDisplay;
+  signal?: AbortSignal;
 }
+
+/** A replay goes this many steps, then it is looked whether somebody has pressed Ctrl-C. */
+const REPLAY_STEPS = 1 << 20;
 
 interface VerifyCommandOptions {
   replay?: boolean;
@@ -43,42 +74,58 @@ export function addVerify(program: Command): void {
     .option("--replay-limit <seconds>", "stop recomputing after so long", wholeNumber(1, 10 ** 6), 300)
     .option(...ALLOW)
     .option("--json", "for programs")
+    .addHelpText(
+      "after",
+      "\nFiles of the host, such as a disk, are not in the image. Whether they have changed is reported, and is no mismatch: hib resume\nrefuses an image whose files have changed.",
+    )
     .action(verify);
 }
 
 async function verify(path: string, { replay, replayLimit, allow = [], json }: VerifyCommandOptions): Promise<void> {
   const progress = createProgress();
   try {
-    const image = await openImage(path, { allow });
-    try {
-      const result = await verifyImage(image, { replay: replay === true, replayLimit_s: replayLimit, progress });
-      progress.stop();
-      if (json === true) printJson({ schema: 1, image: image.path, ...result } as { schema: number });
-      else print(renderVerification(printable(path), printableAll(result), stdoutView()));
-      if (!result.ok) {
-        note(`hib: HIB_INCONSISTENT: ${printable(path)} is not what it must be (above); do not resume it`);
-        process.exitCode = EXIT_MISMATCH;
+    const result = await interruptible(async (signal) => {
+      const image = await openImage(path, { allow });
+      try {
+        return await verifyImage(image, { replay: replay === true, replayLimit_s: replayLimit, progress, signal });
+      } finally {
+        image.close();
       }
-    } finally {
-      image.close();
+    });
+    progress.stop();
+    if (json === true) printJson({ schema: 1, image: resolve(path), ...result } as { schema: number });
+    else print(renderVerification(printable(path), printableAll(result), stdoutView()));
+    if (!result.ok) {
+      note(`hib: HIB_INCONSISTENT: ${printable(path)} is not what it must be (above); do not resume it`);
+      process.exitCode = EXIT_MISMATCH;
     }
   } catch (error) {
     progress.stop();
-    const code = reportError(error);
-    const damaged =
-      error instanceof HibernaculumError && ["HIB_CORRUPT", "HIB_TRUNCATED", "HIB_INCONSISTENT"].includes(error.code);
-    process.exitCode = damaged ? EXIT_MISMATCH : code;
+    const code = reportError(withFittingHint(error));
+    process.exitCode = (await isDamage(error, path)) ? EXIT_MISMATCH : code;
   }
+}
+
+/** Whether an error says that an image is damaged: also one that has all its files, and no header that tells what it is. */
+async function isDamage(error: unknown, path: string): Promise<boolean> {
+  if (!(error instanceof HibernaculumError)) return false;
+  if (error.code === "HIB_NOT_AN_IMAGE") return holdsImage(path).catch(() => false);
+  return ["HIB_CORRUPT", "HIB_TRUNCATED", "HIB_INCONSISTENT"].includes(error.code);
 }
 
 /**
  * Verifies an open image.
  *
- * @throws HIB_CORRUPT, HIB_TRUNCATED, HIB_IO: it cannot even be read
+ * @throws HIB_CORRUPT, HIB_TRUNCATED, HIB_IO: it cannot even be read; HIB_CANCELLED
  */
 export async function verifyImage(image: Image, options: VerifyOptions): Promise<Verification> {
-  const { replay, replayLimit_s = Infinity, progress } = options;
-  const chunks = await verifyChunks(image, showBytes(progress, "checksums")).catch((error: unknown) => {
+  const { replay, replayLimit_s = Infinity, progress, signal } = options;
+  const showChecksums = showBytes(progress, "checksums");
+  const onProgress = (done: number, total: number): void => {
+    checkInterrupted(signal);
+    showChecksums(done, total);
+  };
+  const chunks = await verifyChunks(image, onProgress).catch((error: unknown) => {
     throw naming(error, image.path);
   });
   const memory = image.memory();
@@ -88,20 +135,56 @@ export async function verifyImage(image: Image, options: VerifyOptions): Promise
   // A machine that contradicts itself has nothing that could be right.
   if (replay && consistency.problems.length === 0) {
     processes = [];
-    const until = performance.now() + replayLimit_s * 1000;
+    const limits = { allowed: image.allowed, frames: memory.frames, until: performance.now() + replayLimit_s * 1000 };
     const all = listProcesses(memory).filter(({ boot }) => !boot);
     for (const process of all) {
       progress.update({ label: printable(`replaying ${process.text.split(":")[0]}`), done: processes.length, total: all.length });
-      processes.push(checkProcess(memory, process, undefined, { allowed: image.allowed, frames: memory.frames, until }));
+      processes.push(checkProcess(memory, process, await replayOf(process, limits, signal), limits));
     }
   }
+  progress.update({ label: "files of the host", done: 0, total: 1 });
+  const files = await compareUnder(image, signal);
   const exact = processes?.every(({ differences }) => differences.length === 0) ?? true;
-  return { ok: consistency.problems.length === 0 && exact, chunks, consistency, processes };
+  return { ok: consistency.problems.length === 0 && exact, chunks, consistency, processes, files };
+}
+
+/** Recomputes a process in steps that can be interrupted; undefined for one of which nothing need be recomputed. */
+async function replayOf(
+  { text, state, failure, steps }: Process,
+  limits: ReplayLimits,
+  signal: AbortSignal | undefined,
+): Promise<Replay | string | undefined> {
+  if (state === "zombie" || failure !== "") return undefined;
+  const replay = createReplay(text, limits);
+  while (typeof replay !== "string" && replay.advanceTo(Math.min(steps, replay.steps + REPLAY_STEPS), limits.until)) {
+    await setImmediate();
+    checkInterrupted(signal);
+    if (replay.steps >= steps) break;
+  }
+  return replay;
+}
+
+async function compareUnder(image: Image, signal: AbortSignal | undefined): Promise<FilesUnderImage> {
+  const files: FilesUnderImage = { compared: 0, changed: [], not_compared: [] };
+  const open = (path: string): number => openAllowed(path, image.allowed);
+  for (const row of image.catalogue.files()) {
+    const { path } = row;
+    if (!isWithin(realPath(path), image.allowed)) {
+      files.not_compared.push(path);
+      continue;
+    }
+    const unreadable = (error: Error): ComparedFiles => ({ changed: [{ path, how: `cannot be read: ${error.message}` }], moved: [] });
+    const { changed } = await compareFiles([row], { open, signal }).catch(unreadable);
+    checkInterrupted(signal);
+    files.compared++;
+    files.changed.push(...changed);
+  }
+  return files;
 }
 
 /** What was looked at, and what is wrong. */
 export function renderVerification(path: string, result: Verification, view: View): string {
-  const { chunks, consistency, processes } = result;
+  const { chunks, consistency, processes, files } = result;
   const good = view.colors.green("ok");
   const bad = view.colors.red("WRONG");
   const lines = [
@@ -113,7 +196,7 @@ export function renderVerification(path: string, result: Verification, view: Vie
       `${formatCount(chunks.frames)}, ${formatCount(chunks.sameFilledFrames)} of them same-filled, ${formatCount(chunks.referencedFrames)} in files of the host`,
     ),
     field(view, "allocator", `${formatCount(consistency.blocks)} blocks, ${formatCount(consistency.freeFrames)} frames free`),
-    field(view, "page tables", `${formatCount(consistency.mappedPages)} pages of processes: ${consistency.processes}`),
+    field(view, "page tables", `${formatCount(consistency.mappedPages)} pages, processes: ${consistency.processes}`),
     ...consistency.problems.map((problem) => `  ${bad} ${problem}`),
   ];
   if (processes !== null) {
@@ -123,11 +206,12 @@ export function renderVerification(path: string, result: Verification, view: Vie
       field(
         view,
         "recomputed",
-        `${recomputed.length} processes, ${exact} of them exact; ${processes.length - recomputed.length} cannot be recomputed`,
+        `processes: ${recomputed.length}, exact: ${exact}; cannot be recomputed: ${processes.length - recomputed.length}`,
       ),
     );
   }
-  for (const { pid, name, steps, pages, differences, not_recomputed } of processes ?? []) {
+  for (const { pid, name: program, steps, pages, differences, not_recomputed } of processes ?? []) {
+    const name = program === "" ? "zombie" : program;
     if (not_recomputed !== null) {
       lines.push(field(view, `process ${pid}`, `${name}: cannot be recomputed: ${not_recomputed}`));
       continue;
@@ -138,5 +222,16 @@ export function renderVerification(path: string, result: Verification, view: Vie
     );
     lines.push(...differences.map((difference) => `    ${difference}`));
   }
+  lines.push(...describeFiles(files, view));
   return lines.join("\n");
+}
+
+function describeFiles({ compared, changed, not_compared: others }: FilesUnderImage, view: View): string[] {
+  const lines: string[] = [];
+  if (compared > 0)
+    lines.push(field(view, "files of the host", `compared: ${compared}, changed since the save: ${changed.length}`));
+  const notice = view.colors.yellow("changed");
+  for (const { path, how } of changed) lines.push(field(view, notice, `${path} ${how}; hib resume refuses this`));
+  for (const path of others) lines.push(field(view, "not compared", `${path}; --allow ${path} lets it be read`));
+  return lines;
 }

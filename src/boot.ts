@@ -17,7 +17,7 @@ import { holdsImage } from "./image/directory.js";
 import { deaths, holderOf, readHistory, setAside } from "./image/markers.js";
 import type { Machine } from "./machine.js";
 import { resume } from "./resume.js";
-import type { ResumeOptions } from "./resume-options.js";
+import { checkResume, type ResumeOptions } from "./resume-options.js";
 import type { ResumeReport } from "./reports/resume-report.js";
 
 export type BootOptions = Pick<
@@ -60,7 +60,7 @@ const NOT_THE_IMAGE: readonly ErrorCode[] = [
  * @param machine - may run its boot processes: they go on if the image is not resumed
  * @param path - where an image may be. An image of other RAM is set aside like any that fails: left where it is, a later
  * boot with the right RAM would bring back a machine that the world has moved on without
- * @throws what ended the machine itself, if that was lost; no error of an image is thrown
+ * @throws HIB_USAGE, and what ended the machine itself, if that was lost; no error of an image is thrown
  *
  * @example
  * const machine = await Machine.boot({ ramBytes: 256 * 2 ** 20, vcpus: 2 });
@@ -68,6 +68,7 @@ const NOT_THE_IMAGE: readonly ErrorCode[] = [
  * if (how === "booted") machine.spawn("zipf:pages=10000");
  */
 export async function bootOrResume(machine: Machine, path: string, options: BootOptions = {}): Promise<BootResult> {
+  checkResume("bootOrResume", path, options);
   try {
     if (!(await holdsImage(path))) return { how: "booted", found: "no image" };
     await refuseDeadly(path);

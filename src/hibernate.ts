@@ -15,9 +15,9 @@
 import { randomUUID } from "node:crypto";
 import { dirname, resolve } from "node:path";
 import { bit } from "./base/control.js";
-import { fromSystemError, isSystemError } from "./base/errors.js";
+import { fromSystemError, HibernaculumError, isSystemError } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
-import { STOP_BITMAP } from "./base/layout.js";
+import { MACHINE_POWER_OFF, STOP_BITMAP } from "./base/layout.js";
 import { StepTimes } from "./base/step-times.js";
 import { atomicCopy } from "./cow/atomic-copy.js";
 import { Cancellation } from "./cow/cancellation.js";
@@ -32,7 +32,7 @@ import { publishImage } from "./publish.js";
 import { SaveProgressTeller } from "./reports/save-progress.js";
 import { emptyCounts, SAVE_STEPS, type SaveCounts, type SaveFacts, type SaveReport } from "./reports/save-report.js";
 import { SaveFiles } from "./save-files.js";
-import { CANCEL_MESSAGES, COPY_FRAMES_PER_MS, type SaveOptions, type SaveSettings, withDefaults } from "./save-options.js";
+import { CANCEL_MESSAGES, checkSave, COPY_FRAMES_PER_MS, POWERED_OFF, type SaveOptions, type SaveSettings, withDefaults } from "./save-options.js";
 import { resetLongestGap } from "./vm/tasks/activity.js";
 import { livePid } from "./vm/tasks/process.js";
 import { ImageWriter } from "./writer/image-writer.js";
@@ -43,10 +43,11 @@ import { type StageSource, WRITER_BYTES } from "./writer/page-writer.js";
  *
  * @param path - where the image is to be; must not exist
  * @returns the report, which the image's catalogue has too
- * @throws HIB_BUSY, HIB_IMAGE_EXISTS, HIB_NO_SPACE, HIB_NO_MEMORY, HIB_IO, HIB_WORKER_DIED, HIB_CANCELLED, HIB_ORACLE: the
+ * @throws HIB_USAGE, HIB_BUSY, HIB_IMAGE_EXISTS, HIB_NO_SPACE, HIB_NO_MEMORY, HIB_IO, HIB_WORKER_DIED, HIB_CANCELLED, HIB_ORACLE: the
  * machine runs on as if nothing had happened
  */
 export async function save(machine: Machine, path: string, options: SaveOptions = {}): Promise<SaveReport> {
+  checkSave(path, options);
   using _busy = machine.begin("save");
   await removeStalePartials(dirname(resolve(path))); // what a killed host left there
   const report = await saveTo(machine, await createPartial(path), options);
@@ -59,6 +60,12 @@ export async function save(machine: Machine, path: string, options: SaveOptions 
 }
 
 async function saveTo(machine: Machine, image: PartialImage, options: SaveOptions): Promise<SaveReport> {
+  try {
+    refusePoweredOff(machine);
+  } catch (error) {
+    await image.discard();
+    throw error;
+  }
   using work = new Save(machine, image, withDefaults(options));
   try {
     await work.prepare();
@@ -69,8 +76,14 @@ async function saveTo(machine: Machine, image: PartialImage, options: SaveOption
     return await work.publish();
   } catch (error) {
     await work.abandon();
+    refusePoweredOff(machine, error); // its threads are gone: whatever that looks like from here, somebody wanted it so
     throw isSystemError(error) ? fromSystemError(error, `saving ${image.path}`) : error;
   }
+}
+
+/** @throws HIB_CANCELLED if the machine has been told to end */
+function refusePoweredOff({ control }: Machine, cause?: unknown): void {
+  if (control.load(MACHINE_POWER_OFF) === 1) throw new HibernaculumError("HIB_CANCELLED", POWERED_OFF, { cause });
 }
 
 /** One save under way. Its methods are called in the order in which they stand. */

@@ -1,4 +1,5 @@
 /** What a resume can be told, and what it says when it is given up. */
+import { abortSignal, callback, checkCall, flag, path as pathRule, paths, type Rule, zeroOrMore } from "./base/options.js";
 import type { CancelMessages } from "./cow/cancellation.js";
 import type { ResumeStep } from "./reports/resume-report.js";
 
@@ -37,6 +38,24 @@ export interface ResumeOptions {
   queueFrames?: number;
   /** Called once everything is loaded and before the machine stops, for tests. */
   onLoaded?: () => void;
+}
+
+const RULES: Readonly<Record<keyof ResumeOptions, Rule>> = {
+  again: flag,
+  acceptChangedFiles: flag,
+  disk: pathRule,
+  allow: paths,
+  keepImage: flag,
+  signal: abortSignal,
+  onProgress: callback,
+  onStep: callback,
+  queueFrames: zeroOrMore,
+  onLoaded: callback,
+};
+
+/** @throws HIB_USAGE */
+export function checkResume(call: "resume" | "bootOrResume", path: string, options: ResumeOptions): void {
+  checkCall(call, path, options, RULES);
 }
 
 export const CANCEL_MESSAGES: CancelMessages = {

@@ -37,7 +37,7 @@ import { type LateFrame, readLateFrames } from "./restore/late-frames.js";
 import { type LoadResult, type LoadTask, loadTask } from "./restore/page-loader.js";
 import { rebuild, tellRestored } from "./restore/rebuild.js";
 import { ResumeMarks } from "./restore/resume-marks.js";
-import { CANCEL_MESSAGES, type ResumeOptions } from "./resume-options.js";
+import { CANCEL_MESSAGES, checkResume, type ResumeOptions } from "./resume-options.js";
 
 const WATCH_MS = 20;
 
@@ -48,9 +48,10 @@ const WATCH_MS = 20;
  * would find it again
  * @throws HIB_BUSY (also if another process is at the image), HIB_NOT_AN_IMAGE, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION,
  * HIB_TRUNCATED, HIB_CORRUPT, HIB_RAM_MISMATCH, HIB_IMAGE_USED, HIB_FILES_CHANGED, HIB_INCONSISTENT, HIB_IO,
- * HIB_DISK_IN_USE, HIB_WORKER_DIED, HIB_NO_MEMORY, HIB_CANCELLED: the booted machine runs on
+ * HIB_DISK_IN_USE, HIB_WORKER_DIED, HIB_NO_MEMORY, HIB_CANCELLED, HIB_USAGE: the booted machine runs on
  */
 export async function resume(machine: Machine, path: string, options: ResumeOptions = {}): Promise<ResumeReport> {
+  checkResume("resume", path, options);
   using _busy = machine.begin("resume");
   const steps = new ResumeSteps(options.onStep);
   const times = new StepTimes(RESUME_TIMES);

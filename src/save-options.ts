@@ -1,4 +1,5 @@
 /** What a save can be told, and what it says when it is given up. */
+import { abortSignal, callback, checkCall, flag, oneOf, type Rule, text, zeroOrMore } from "./base/options.js";
 import type { CancelMessages } from "./cow/cancellation.js";
 import type { SaveProgress } from "./reports/save-progress.js";
 
@@ -27,6 +28,24 @@ export interface SaveOptions {
   oracle?: boolean;
 }
 
+const RULES: Readonly<Record<keyof SaveOptions, Rule>> = {
+  keepRunning: flag,
+  compression: oneOf("lz4", "none"),
+  name: text,
+  digest: oneOf("none", "sha256"),
+  signal: abortSignal,
+  onProgress: callback,
+  saveClean: flag,
+  pauseTarget_ms: zeroOrMore,
+  reserveFrames: zeroOrMore,
+  oracle: flag,
+};
+
+/** @throws HIB_USAGE */
+export function checkSave(path: string, options: SaveOptions): void {
+  checkCall("save", path, options, RULES);
+}
+
 /** Options with every default in place. */
 export type SaveSettings = SaveOptions & Required<Pick<SaveOptions, "keepRunning" | "compression" | "digest" | "pauseTarget_ms">>;
 
@@ -44,3 +63,5 @@ export const CANCEL_MESSAGES: CancelMessages = {
   noMemory:
     "the save was given up: a process needed the memory that was reserved for the copies; free some of the guest's memory",
 };
+
+export const POWERED_OFF = "the machine was powered off while it was being saved; there is no image";

@@ -12,6 +12,7 @@ import { truncate } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import { fromSystemError, HibernaculumError, isSystemError, naming } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
+import { abortSignal, callback, checkCall, flag, type Rule, text } from "../base/options.js";
 import { BlobReader, BlobWriter } from "./blob.js";
 import { Catalogue } from "./catalogue.js";
 import { loadChecksum } from "./checksum.js";
@@ -43,6 +44,8 @@ export interface TransferOptions {
   onProgress?: (done: number, total: number) => void;
 }
 
+const TRANSFER_RULES: Readonly<Record<keyof TransferOptions, Rule>> = { signal: abortSignal, onProgress: callback };
+
 export interface ExportOptions extends TransferOptions {
   /** Also an image that was resumed before. Its copy is marked as used. */
   again?: boolean;
@@ -54,6 +57,7 @@ export interface ExportOptions extends TransferOptions {
  * @throws HIB_IMAGE_USED, HIB_CANCELLED, and what opening and reading an image may throw
  */
 export async function* exportImage(path: string, options: ExportOptions = {}): AsyncGenerator<Uint8Array, void, undefined> {
+  checkCall("exportImage", path, options, { again: flag, ...TRANSFER_RULES });
   const { again = false, signal, onProgress } = options;
   const image = await openImage(path);
   try {
@@ -126,8 +130,10 @@ export interface Imported {
 export async function importImage(
   source: AsyncIterable<Uint8Array>,
   path: string,
-  { signal, onProgress, name = "the stream" }: ImportOptions = {},
+  options: ImportOptions = {},
 ): Promise<Imported> {
+  checkCall("importImage", path, options, { name: text, ...TRANSFER_RULES });
+  const { signal, onProgress, name = "the stream" } = options;
   await loadChecksum();
   await removeStalePartials(dirname(resolve(path))); // what a killed host left there
   const partial = await createPartial(path);

@@ -65,7 +65,8 @@ export class Client {
       try {
         lines.push(bytes);
       } catch {
-        socket.destroy(); // whoever listens there, it is no machine
+        this.#refusal ??= new HibernaculumError("HIB_NO_MACHINE", `whoever listens as ${name}, it is no machine`);
+        socket.destroy();
       }
     });
     socket.on("error", () => undefined); // "close" follows
@@ -124,6 +125,7 @@ export class Client {
 
   close(): void {
     this.#stopTicks();
+    this.#refusal ??= new HibernaculumError("HIB_NO_MACHINE", `the connection to machine ${this.name} was closed`);
     this.#socket.destroy();
   }
 

@@ -62,7 +62,7 @@ export async function publishImage(
     writer: `hibernaculum ${PACKAGE_VERSION}`,
   };
   await sealBlob(image.blobPath, header);
-  await notePaths(dirname(image.blobPath), header, paths); // of one that is not published after all it says nothing
+  await notePaths(dirname(image.blobPath), header, paths); // harmless if the image is not published after all
   cancellation.check();
   await image.publish();
   return publishedReport(report, facts.at.began);

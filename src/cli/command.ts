@@ -49,7 +49,13 @@ export function createProgram(name: string, description: string): Command {
     .version(PACKAGE_VERSION, "-V, --version", "print the version")
     .exitOverride()
     .addHelpText("afterAll", EXIT_HELP)
-    .configureOutput({ outputError: (text) => note(`${name}: HIB_USAGE: ${oneLine(text.replace(/^error: /, ""))}`) })
+    .configureOutput({
+      outputError: (text) => note(`${name}: HIB_USAGE: ${oneLine(text.replace(/^error: /, ""))}`),
+      // Nothing else goes this way but the help for who names no command, or one to `help` that there is not.
+      writeErr: (text) => {
+        if (text.startsWith("Usage:")) note(`${name}: HIB_USAGE: give one of the commands that ${name} --help lists`);
+      },
+    })
     .hook("preAction", (_, action) => {
       verbose = action.optsWithGlobals()["verbose"] === true;
     });
@@ -169,8 +175,12 @@ function tooLate(): void {
 }
 
 /** `--ram`, of which `initial` is the default; without one it is what the image says. */
-export function ramOption(help: string, initial?: string): Option {
-  const option = new Option("--ram <size>", `${help}; ${SIZE_HELP}`).argParser(parseSize);
+export function ramOption(help: string, initial?: string, check: (bytes: number) => void = () => undefined): Option {
+  const option = new Option("--ram <size>", `${help}; ${SIZE_HELP}`).argParser((text) => {
+    const bytes = parseSize(text);
+    check(bytes);
+    return bytes;
+  });
   return initial === undefined ? option : option.default(parseSize(initial), initial);
 }
 

@@ -13,6 +13,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { type Command, InvalidArgumentError } from "commander";
 import { attemptTo, HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES, MAX_VCPUS } from "../base/layout.js";
+import { RAM_BYTES_MAX } from "../base/limits.js";
 import { openImage } from "../image/directory.js";
 import type { ResumeReport } from "../reports/resume-report.js";
 import type { SaveReport } from "../reports/save-report.js";
@@ -43,7 +44,7 @@ const WARM_UP_MS = 1500;
 
 export function addDemo(program: Command): void {
   createCommand(program, "demo", "show it all: run, hibernate live, resume in a fresh process, prove that it is exact")
-    .addOption(ramOption("memory, of which 60 % are filled", "1G"))
+    .addOption(ramOption("memory, of which 60 % are filled; at least 16M", "1G", checkRam))
     .option("--cpus <n>", `vCPUs, 1 to ${MAX_VCPUS}`, wholeNumber(1, MAX_VCPUS), 2)
     .option("--seconds <s>", "how long the machine runs on after it was resumed", parseSeconds, 3)
     .option("--dir <dir>", "where the temporary directory is made", tmpdir())
@@ -299,6 +300,14 @@ function isExact({ processes, problems }: CheckResult, saved: Map<number, number
       return check !== undefined && check.steps >= steps && check.differences.length === 0;
     })
   );
+}
+
+/** In less the programs would not find room beside each other. */
+const RAM_MIN = 16 * 2 ** 20;
+
+function checkRam(bytes: number): void {
+  if (bytes < RAM_MIN || bytes > RAM_BYTES_MAX)
+    throw new InvalidArgumentError(`Give ${formatBytes(RAM_MIN)} to ${formatBytes(RAM_BYTES_MAX)}.`);
 }
 
 function parseSeconds(text: string): number {

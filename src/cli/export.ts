@@ -1,5 +1,4 @@
 /** `hib export`: an image as one stream, to a file or into a pipe. */
-import { constants, readFileSync, readlinkSync } from "node:fs";
 import { open, rm } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import process from "node:process";
@@ -12,7 +11,7 @@ import { exportImage } from "../image/stream.js";
 import { formatBytes } from "../stats/format.js";
 import { printable } from "../stats/printable.js";
 import { createCommand, interruptible } from "./command.js";
-import { outliveOutput, print } from "./output.js";
+import { isClosed, outliveOutput, print } from "./output.js";
 import { createProgress, showBytes } from "./progress.js";
 
 export function addExport(program: Command): void {
@@ -52,19 +51,6 @@ async function exportTo(path: string, file: string, { again = false }: { again?:
     throw fromSystemError(error, `writing ${file === "-" ? "standard output" : file}`);
   } finally {
     progress.stop();
-  }
-}
-
-/**
- * Whether a standard descriptor was closed when the process began. Node puts /dev/null in its place, for reading and writing; who
- * redirects to /dev/null has it for writing only, and means it.
- */
-function isClosed(descriptor: number): boolean {
-  try {
-    const flags = /^flags:\s*([0-7]+)$/m.exec(readFileSync(`/proc/self/fdinfo/${descriptor}`, "utf8"))?.[1] ?? "0";
-    return readlinkSync(`/proc/self/fd/${descriptor}`) === "/dev/null" && (Number.parseInt(flags, 8) & 3) === constants.O_RDWR;
-  } catch {
-    return false; // no /proc here
   }
 }
 

@@ -201,9 +201,15 @@ class Watch {
     }
   }
 
-  #describe(): string {
+  /** What a status line says, the most important first. */
+  #describe(): string[] {
     const { name, state, uptime_ms, free_bytes, processes } = this.#service.status();
     const rate = processes.reduce((sum, { steps_per_s }) => sum + (steps_per_s ?? 0), 0);
-    return `${name}: ${state} ${formatMs(uptime_ms)}, ${formatShort(rate)} steps/s, ${formatBytes(free_bytes)} free (Ctrl-C: power off)`;
+    return [
+      `${name}: ${state} ${formatMs(uptime_ms)}`,
+      `${formatShort(rate)} steps/s`,
+      `${formatBytes(free_bytes)} free`,
+      "Ctrl-C: power off",
+    ];
   }
 }

@@ -1,12 +1,15 @@
 /** `hib images`: the images of a directory, and what has become of each. */
+import process from "node:process";
 import type { Command } from "commander";
 import { type ImageEntry, type ImageState, listImages } from "../image/list.js";
-import type { Attempt } from "../image/markers.js";
+import type { Attempt, Marker } from "../image/markers.js";
 import { formatBytes } from "../stats/format.js";
 import { type Colors, type View, wrap } from "../stats/layout.js";
 import { printable, printableAll } from "../stats/printable.js";
 import { createCommand } from "./command.js";
 import { print, printJson, stdoutView } from "./output.js";
+
+const INDENT = "    ";
 
 export function addImages(program: Command): void {
   createCommand(program, "images", "list images: complete, being resumed, used, set aside and why, damaged")
@@ -16,29 +19,40 @@ export function addImages(program: Command): void {
       const images = await listImages(directory);
       if (json === true) printJson({ schema: 1, directory, images } as { schema: number });
       else if (images.length === 0) print(`no images in ${printable(directory)}`);
-      else print(images.map((image) => renderImage(printableAll(image), stdoutView())).join("\n"));
+      else {
+        // In a pipe each fact has one line, for grep.
+        const view = process.stdout.isTTY ? stdoutView() : { ...stdoutView(), columns: Infinity };
+        print(images.map((image) => renderImage(printableAll(image), view)).join("\n"));
+      }
     });
 }
 
 /** A line on the image, and below it what there is to know besides. */
-function renderImage(image: ImageEntry, view: View): string {
+export function renderImage(image: ImageEntry, view: View): string {
   const { name, state, bytes, ram_bytes, time, processes, by_pid } = image;
+  const what = by_pid === null ? state : `${state} (process ${by_pid})`;
   const facts = [
-    colorOf(state, view.colors)(by_pid === null ? state : `${state} (process ${by_pid})`),
     formatBytes(bytes),
     ...(ram_bytes === null ? [] : [`RAM ${formatBytes(ram_bytes)}`]),
     ...(processes === null ? [] : [`processes: ${processes}`]),
     ...(time === null ? [] : [`saved ${time}`]),
   ];
-  const lines = [`${view.colors.bold(name)}  ${facts.join(", ")}`];
-  for (const note of notesOn(image)) lines.push(...wrap(note, view.columns - 4).map((line) => `    ${line}`));
+  const below = (text: string): string[] => wrap(text, view.columns - INDENT.length).map((line) => INDENT + line);
+  const head = `${view.colors.bold(name)}  ${colorOf(state, view.colors)(what)}`;
+  const [first = "", ...rest] = wrap(`${"x".repeat(name.length + 2 + what.length)}, ${facts.join(", ")}`, view.columns);
+  const lines = [head + first.replace(/^x+/, ""), ...(rest.length === 0 ? [] : below(rest.join(" ")))];
+  for (const note of notesOn(image)) lines.push(...below(note));
   return lines.join("\n");
 }
 
+/** Of a marker that cannot be read, only its name tells anything. */
 function* notesOn({ state, used, attempts, set_aside: setAside, error }: ImageEntry): Generator<string> {
-  if (used !== null) yield `used ${used.time ?? "before"} by process ${used.pid ?? "?"} on ${used.host ?? "?"}`;
+  if (used !== null)
+    yield isReadable(used) ? `used ${used.time} by process ${used.pid} on ${used.host}` : "used; who used it cannot be read";
   if (state === "set aside" && setAside !== null) {
-    yield `was ${setAside.from}; set aside ${setAside.time} for ${setAside.code}: ${setAside.message}`;
+    yield isReadable(setAside)
+      ? `was ${setAside.from}; set aside ${setAside.time} for ${setAside.code}: ${setAside.message}`
+      : "set aside; why cannot be read";
   }
   const outcomes = attempts.filter(({ state, outcome }) => state === "died" || outcome !== null);
   for (const attempt of outcomes) yield describeAttempt(attempt);
@@ -46,9 +60,15 @@ function* notesOn({ state, used, attempts, set_aside: setAside, error }: ImageEn
   if (error !== null && error.code !== setAside?.code) yield `${error.code}: ${error.message}`;
 }
 
-function describeAttempt({ number, time, pid, state, outcome }: Attempt): string {
-  const how = state === "died" ? "its process died" : `${outcome!.code}`;
+function describeAttempt(attempt: Attempt): string {
+  const { number, time, pid, state, outcome } = attempt;
+  if (!isReadable(attempt)) return `attempt ${number}: its marker cannot be read`;
+  const how = state === "died" ? "its process died" : (outcome?.code ?? "how it ended cannot be read");
   return `attempt ${number}, ${time} by process ${pid}: ${how}`;
+}
+
+function isReadable({ time, pid, host }: Partial<Marker>): boolean {
+  return typeof time === "string" && time !== "" && typeof pid === "number" && pid > 0 && typeof host === "string" && host !== "";
 }
 
 function colorOf(state: ImageState, colors: Colors): (text: string) => string {

@@ -8,7 +8,7 @@ import { importImage } from "../image/stream.js";
 import { formatBytes } from "../stats/format.js";
 import { printable } from "../stats/printable.js";
 import { createCommand, interruptible } from "./command.js";
-import { print, printJson } from "./output.js";
+import { isClosed, print, printJson } from "./output.js";
 import { createProgress, showBytes } from "./progress.js";
 import { atNewImage, defaultImage } from "./save.js";
 
@@ -24,6 +24,9 @@ export function addImport(program: Command): void {
 async function importFrom(file: string, given: string | undefined, { json }: { json?: boolean }): Promise<void> {
   if (file === "-" && process.stdin.isTTY) {
     throw new HibernaculumError("HIB_USAGE", "standard input is a terminal: pipe a stream of hib export into it, or give a file");
+  }
+  if (file === "-" && isClosed(0)) {
+    throw new HibernaculumError("HIB_IO", "standard input is closed; pipe a stream of hib export into it, or give a file");
   }
   const progress = createProgress();
   try {

@@ -7,7 +7,7 @@ import { PAGE_THREADS_MAX } from "../base/limits.js";
 import { createCommand, ramOption, wholeNumber } from "./command.js";
 import { defaultName, type Host, type HostOptions } from "./host.js";
 import { stdoutView } from "./output.js";
-import { renderPrograms } from "./programs.js";
+import { renderSummaries } from "./programs.js";
 import type { Mount } from "../vm/files/path.js";
 
 /** What runs while an image is loaded: they go on if it fails. */
@@ -32,10 +32,10 @@ export function createMachineCommand(program: Command, name: string, description
     .option("--page-threads <n>", `threads that write and load pages, 1 to ${PAGE_THREADS_MAX}`, wholeNumber(1, PAGE_THREADS_MAX))
     .option("--disk <file>", "a file that is the machine's disk, of whole sectors of 4 KiB; nothing else may write to it")
     .option("--mount <host:path[:ro]>", "a directory of the host that processes see at a path; may be given again", mountOption)
-    .addHelpText("after", () => `\nWorkloads:\n${renderPrograms(stdoutView())}`)
+    .addHelpText("after", () => `\nWorkloads; hib programs lists the options of each:\n${renderSummaries(stdoutView())}`)
     .addHelpText(
       "after",
-      "\nCtrl-C powers the machine off, and exits with 0, or 3 if a process has failed; while a save is under way it cancels that instead.",
+      "\nCtrl-C powers the machine off, and exits with 0, or 3 if a process has failed;\nwhile a save is under way it cancels that instead.",
     );
 }
 
@@ -54,8 +54,8 @@ export function hostOptions(options: MachineCommandOptions): HostOptions {
 /** `HOST:PATH` or `HOST:PATH:ro`. */
 function mountOption(text: string, earlier: Mount[] = []): Mount[] {
   const match = /^(.+?):(\/[^:]*)(:ro)?$/.exec(text);
-  if (match === null) throw new InvalidArgumentError("give HOST:PATH or HOST:PATH:ro, such as ./data:/data:ro");
-  if (earlier.some(({ path }) => path === match[2])) throw new InvalidArgumentError(`${match[2]} is mounted already`);
+  if (match === null) throw new InvalidArgumentError("Give HOST:PATH or HOST:PATH:ro, such as ./data:/data:ro.");
+  if (earlier.some(({ path }) => path === match[2])) throw new InvalidArgumentError(`Something else is mounted at ${match[2]}.`);
   return [...earlier, { host: match[1]!, path: match[2]!, readOnly: match[3] !== undefined }];
 }
 

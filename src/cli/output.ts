@@ -4,7 +4,7 @@
  * What must hold: a reader that goes away (`hib ps | head -1`) is no error; the command ends without a word. A machine outlives
  * its console, whatever becomes of that: a full disk, a closed pipe, a closed terminal.
  */
-import { closeSync } from "node:fs";
+import { closeSync, constants, readFileSync, readlinkSync } from "node:fs";
 import process from "node:process";
 import { isatty } from "node:tty";
 import { fromSystemError } from "../base/errors.js";
@@ -59,4 +59,17 @@ export function note(text: string): void {
 
 export function stdoutView(): View {
   return viewOf(process.stdout);
+}
+
+/**
+ * Whether a standard descriptor was closed when the process began. Node puts /dev/null in its place, for reading and writing; who
+ * redirects to /dev/null has it for writing only, and means it.
+ */
+export function isClosed(descriptor: (typeof STANDARD_DESCRIPTORS)[number]): boolean {
+  try {
+    const flags = /^flags:\s*([0-7]+)$/m.exec(readFileSync(`/proc/self/fdinfo/${descriptor}`, "utf8"))?.[1] ?? "0";
+    return readlinkSync(`/proc/self/fd/${descriptor}`) === "/dev/null" && (Number.parseInt(flags, 8) & 3) === constants.O_RDWR;
+  } catch {
+    return false; // no /proc here
+  }
 }

@@ -1,10 +1,12 @@
 /** `hib resume`: boots a machine for an image, resumes it there, and goes on as `hib run` does. */
 import type { Command } from "commander";
+import { HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES, MAX_VCPUS } from "../base/layout.js";
 import { openImage } from "../image/directory.js";
 import { MACHINE_VERSION } from "../image/format.js";
 import { resume } from "../resume.js";
 import { isName, probe, socketPath } from "../server/runtime-directory.js";
+import { formatBytes } from "../stats/format.js";
 import { renderResumeSummary } from "../stats/resume-report.js";
 import { PAGE_THREADS_MAX } from "../base/limits.js";
 import { printableAll } from "../stats/printable.js";
@@ -58,6 +60,12 @@ async function resumeImage(path: string, options: ResumeCommandOptions): Promise
     again = false,
     json = false,
   } = options;
+  if (ram !== saved.ramBytes) {
+    throw new HibernaculumError(
+      "HIB_RAM_MISMATCH",
+      `${path} is of a machine with ${formatBytes(saved.ramBytes)} of RAM, and --ram says ${formatBytes(ram)}; leave --ram out`,
+    );
+  }
   const { acceptChangedFiles = false, allow = [], disk } = options;
   process.exitCode = await hostMachine(
     { name, ramBytes: ram, vcpus: cpus, quiet: json, ...(pageThreads === undefined ? {} : { pageThreads }) },

@@ -7,7 +7,7 @@ export class Terminal {
   readonly #prefix: string;
   readonly #out: NodeJS.WriteStream;
   #partial = "";
-  #status = "";
+  #status: readonly string[] = [];
 
   /** @param out takes the console: stdout, or stderr if stdout is for something else */
   constructor(prefix: string, out: NodeJS.WriteStream) {
@@ -29,11 +29,11 @@ export class Terminal {
     this.#draw();
   }
 
-  /** Replaces the status line; does nothing off a terminal. */
-  status(text: string): void {
+  /** Replaces the status line; does nothing off a terminal. On a narrow one the last parts are left out. */
+  status(parts: readonly string[]): void {
     if (!process.stderr.isTTY) return;
     this.#clear();
-    this.#status = printable(text);
+    this.#status = parts.map(printable);
     this.#draw();
   }
 
@@ -41,17 +41,27 @@ export class Terminal {
   end(): void {
     if (this.#partial !== "") this.console("\n");
     this.#clear();
-    this.#status = "";
+    this.#status = [];
   }
 
   #draw(): void {
-    // One that wraps could not be cleared.
-    if (this.#status !== "") process.stderr.write(this.#status.slice(0, (process.stderr.columns ?? 80) - 1));
+    if (this.#status.length === 0) return;
+    const room = (process.stderr.columns ?? 80) - 1; // one that wraps could not be cleared
+    process.stderr.write(fitting(this.#status, room));
   }
 
   #clear(): void {
-    if (this.#status === "") return;
+    if (this.#status.length === 0) return;
     cursorTo(process.stderr, 0);
     clearLine(process.stderr, 0);
   }
+}
+
+/** As many parts as there is room for; of the first, as much of it. */
+export function fitting(parts: readonly string[], room: number): string {
+  for (let count = parts.length; count > 0; count--) {
+    const text = parts.slice(0, count).join(", ");
+    if (text.length <= room || count === 1) return text.slice(0, room);
+  }
+  return "";
 }

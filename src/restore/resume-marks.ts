@@ -1,6 +1,4 @@
 /** What a resume leaves on the disk beside its image: that it was tried (S2.5), that the image is used (S2.9), how it ended. */
-import { hostname } from "node:os";
-import process from "node:process";
 import { HibernaculumError, serializeError } from "../base/errors.js";
 import { failpoint } from "../base/failpoints.js";
 import { cannotBeMarked, claimUse, recordAttempt, recordOutcome, refuseHeld, releaseUse } from "../image/markers.js";
@@ -49,7 +47,7 @@ export class ResumeMarks {
   async claim(): Promise<string> {
     if (this.#attempt === undefined) return this.#keepImage ? "not asked for" : "not marked: the image is read-only here";
     try {
-      await claimUse(this.#path, `${hostname()} pid ${process.pid}`, this.#attempt);
+      await claimUse(this.#path, "a resume", this.#attempt);
       this.#claimed = true;
     } catch (error) {
       const used = error instanceof HibernaculumError && error.code === "HIB_IMAGE_USED";

@@ -32,7 +32,15 @@ import { publishImage } from "./publish.js";
 import { SaveProgressTeller } from "./reports/save-progress.js";
 import { emptyCounts, SAVE_STEPS, type SaveCounts, type SaveFacts, type SaveReport } from "./reports/save-report.js";
 import { SaveFiles } from "./save-files.js";
-import { CANCEL_MESSAGES, checkSave, COPY_FRAMES_PER_MS, POWERED_OFF, type SaveOptions, type SaveSettings, withDefaults } from "./save-options.js";
+import {
+  CANCEL_MESSAGES,
+  checkSave,
+  COPY_FRAMES_PER_MS,
+  POWERED_OFF,
+  type SaveOptions,
+  type SaveSettings,
+  withDefaults,
+} from "./save-options.js";
 import { resetLongestGap } from "./vm/tasks/activity.js";
 import { livePid } from "./vm/tasks/process.js";
 import { ImageWriter } from "./writer/image-writer.js";

@@ -169,7 +169,8 @@ test.serial("the commands say it: inspect lists the paths, resume and boot refus
   t.deepEqual(readdirSync(image).sort(), ["blob", "catalogue.sqlite"], "it was not tried");
   rmSync(disk);
   const gone = await hib(env, "resume", image, "--allow", disk, "--allow", mount);
-  t.regex(gone.stderr, /^hib: HIB_FILES_CHANGED: [^\n]*is gone/);
+  t.regex(gone.stderr, /^hib: HIB_FILES_CHANGED: [^\n]*is gone/m);
+  t.true(gone.stderr.startsWith(`hib: --allow ${disk}: there is no such file`));
 });
 
 async function withImage<T>(path: string, look: (image: Awaited<ReturnType<typeof openImage>>) => T): Promise<T> {

@@ -137,7 +137,7 @@ const LAYERS: Record<string, string[]> = {
   "src/reports/image-diff.ts": ["src/base", "src/image", "src/vm"],
   "src/machine.ts": ["src/base", "src/vm", "src/cow", "src/writer"],
   "src/save-files.ts": ["src/base", "src/vm", "src/image", "src/machine.ts"],
-  "src/save-options.ts": ["src/cow/cancellation.ts", "src/reports/save-progress.ts"],
+  "src/save-options.ts": ["src/base", "src/cow/cancellation.ts", "src/reports/save-progress.ts"],
   "src/publish.ts": ["src/base", "src/cow", "src/image", "src/reports", "src/machine.ts"],
   "src/hibernate.ts": [
     "src/base",
@@ -151,7 +151,7 @@ const LAYERS: Record<string, string[]> = {
     "src/save-options.ts",
     "src/publish.ts",
   ],
-  "src/resume-options.ts": ["src/cow/cancellation.ts", "src/reports/resume-report.ts"],
+  "src/resume-options.ts": ["src/base", "src/cow/cancellation.ts", "src/reports/resume-report.ts"],
   "src/named-paths.ts": ["src/base", "src/image", "src/vm/views/host-paths.ts"],
   "src/find-image.ts": [
     "src/named-paths.ts",

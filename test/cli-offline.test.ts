@@ -29,7 +29,11 @@ interface Result {
 }
 
 function hib(cwd: string, args: string[], { stdout = "pipe" }: { stdout?: "pipe" | number } = {}): Result {
-  const { status, stdout: out, stderr } = spawnSync(process.execPath, [HIB, ...args], {
+  const {
+    status,
+    stdout: out,
+    stderr,
+  } = spawnSync(process.execPath, [HIB, ...args], {
     cwd,
     encoding: "utf8",
     stdio: ["ignore", stdout, "pipe"],
@@ -44,29 +48,32 @@ async function withImage(t: ExecutionContext): Promise<string> {
   return directory;
 }
 
-test.serial("verify reports files of the host that have changed, and those that it may not read; neither is a mismatch", async (t) => {
-  const directory = scratch(t);
-  const disk = join(directory, "disk");
-  writeFileSync(disk, new Uint8Array(2 ** 20));
-  const machine = await bootMachine(t, { ramBytes: 16 * 2 ** 20, vcpus: 1, disk });
-  await save(machine, join(directory, "a.hib"));
-  const same = hib(directory, ["verify", "a.hib"]);
-  t.regex(same.stdout, /^ +files of the host +compared: 1, changed since the save: 0$/m);
-  writeFileSync(disk, "x", { flag: "r+" });
-  const changed = hib(directory, ["verify", "a.hib"]);
-  t.is(changed.code, 0, changed.stderr);
-  t.regex(changed.stdout, /^a\.hib: ok\n[\s\S]*changed since the save: 1\n +changed +\S+disk has other/m);
-  const { files } = JSON.parse(hib(directory, ["verify", "a.hib", "--json"]).stdout);
-  t.deepEqual(files, { compared: 1, changed: [{ path: disk, how: "has other contents" }], not_compared: [] });
-  // Another user, who has not saved it here.
-  const { XDG_STATE_HOME } = process.env;
-  process.env["XDG_STATE_HOME"] = join(directory, "state");
-  const other = hib(directory, ["verify", "a.hib"]);
-  if (XDG_STATE_HOME === undefined) delete process.env["XDG_STATE_HOME"];
-  else process.env["XDG_STATE_HOME"] = XDG_STATE_HOME;
-  t.is(other.code, 0, other.stderr);
-  t.regex(other.stdout.replaceAll(/\n {20}/g, " "), /^ +not compared +\S+disk; --allow \S+disk lets it be read$/m);
-});
+test.serial(
+  "verify reports files of the host that have changed, and those that it may not read; neither is a mismatch",
+  async (t) => {
+    const directory = scratch(t);
+    const disk = join(directory, "disk");
+    writeFileSync(disk, new Uint8Array(2 ** 20));
+    const machine = await bootMachine(t, { ramBytes: 16 * 2 ** 20, vcpus: 1, disk });
+    await save(machine, join(directory, "a.hib"));
+    const same = hib(directory, ["verify", "a.hib"]);
+    t.regex(same.stdout, /^ +files of the host +compared: 1, changed since the save: 0$/m);
+    writeFileSync(disk, "x", { flag: "r+" });
+    const changed = hib(directory, ["verify", "a.hib"]);
+    t.is(changed.code, 0, changed.stderr);
+    t.regex(changed.stdout, /^a\.hib: ok\n[\s\S]*changed since the save: 1\n +changed +\S+disk has other/m);
+    const { files } = JSON.parse(hib(directory, ["verify", "a.hib", "--json"]).stdout);
+    t.deepEqual(files, { compared: 1, changed: [{ path: disk, how: "has other contents" }], not_compared: [] });
+    // Another user, who has not saved it here.
+    const { XDG_STATE_HOME } = process.env;
+    process.env["XDG_STATE_HOME"] = join(directory, "state");
+    const other = hib(directory, ["verify", "a.hib"]);
+    if (XDG_STATE_HOME === undefined) delete process.env["XDG_STATE_HOME"];
+    else process.env["XDG_STATE_HOME"] = XDG_STATE_HOME;
+    t.is(other.code, 0, other.stderr);
+    t.regex(other.stdout.replaceAll(/\n {20}/g, " "), /^ +not compared +\S+disk; --allow \S+disk lets it be read$/m);
+  },
+);
 
 test.serial("verify exits with 3 for an image whose header is gone, and with 1 for what never was one", async (t) => {
   const directory = await withImage(t);

@@ -101,7 +101,12 @@ test.serial("a client whose terminal is closed cancels its save and ends without
   if (!hasTerminals) return t.pass("skipped: no python3 here");
   const directory = scratch(t);
   const machine = withOutput(t, directory, "/dev/null", [
-    ...["run", "--name", "asked", "--ram", "256M", "zipf:pages=55000,content=text,rate=1000"],
+    "run",
+    "--name",
+    "asked",
+    "--ram",
+    "256M",
+    "zipf:pages=55000,content=text,rate=1000",
   ]);
   (await connected("asked", machine)).close();
   const client = onTerminal(t, directory, ["save", "asked", "a.hib"]);

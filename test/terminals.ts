@@ -52,7 +52,12 @@ export class Running {
 }
 
 /** `hib` on a terminal, whose keys are the child's stdin. */
-export function onTerminal(t: ExecutionContext, cwd: string, args: string[], { columns = 80 }: { columns?: number } = {}): Running {
+export function onTerminal(
+  t: ExecutionContext,
+  cwd: string,
+  args: string[],
+  { columns = 80 }: { columns?: number } = {},
+): Running {
   const command = ["-c", ON_TERMINAL, String(columns), process.execPath, HIB, ...args];
   return new Running(t, spawn("python3", command, { cwd, stdio: ["pipe", "pipe", "pipe"] }));
 }

@@ -42,7 +42,8 @@ export function checkCall(call: string, where: unknown, options: unknown, rules:
   if (typeof options !== "object" || options === null) return refuse("the options must be an object");
   for (const [name, value] of Object.entries(options)) {
     const rule = Object.hasOwn(rules, name) ? rules[name] : undefined;
-    if (rule === undefined) return refuse(`there is no option ${JSON.stringify(name)}; there are ${Object.keys(rules).join(", ")}`);
+    if (rule === undefined)
+      return refuse(`there is no option ${JSON.stringify(name)}; there are ${Object.keys(rules).join(", ")}`);
     if (value !== undefined && !rule.holds(value)) refuse(`${name} must be ${rule.must}`);
   }
 }

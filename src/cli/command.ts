@@ -19,7 +19,7 @@ export const EXIT_MISMATCH = 3;
 export const EXIT_INTERRUPTED = 130;
 
 const EXIT_HELP = `
-Exit codes: 0 done, 1 failed, 2 usage, 3 verification mismatch, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 usage, 3 damage or mismatch, 130 interrupted.
 Errors are one line on stderr: "hib: CODE: message".`;
 
 /** Of the commands that resume (S3.6). */

@@ -58,7 +58,9 @@ export function addDemo(program: Command): void {
 
 async function demo(options: DemoOptions, signal: AbortSignal): Promise<number> {
   // An absolute path: it also names the machines' sockets, and theirs must be the same for every process.
-  const directory = await attemptTo(`making a directory in ${options.dir}`, () => mkdtemp(join(resolve(options.dir), "hib-demo-")));
+  const directory = await attemptTo(`making a directory in ${options.dir}`, () =>
+    mkdtemp(join(resolve(options.dir), "hib-demo-")),
+  );
   // The machines of a demo are nobody else's business: `hib ps` does not list them.
   process.env["HIB_RUNTIME_DIR"] = directory;
   const story = new Story(options, directory, signal);

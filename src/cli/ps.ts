@@ -44,7 +44,9 @@ async function listMachines({ json }: { json?: boolean }): Promise<void> {
   else if (machines.length + silent.length === 0) print("no machines run");
   else {
     const view = stdoutView();
-    const lines = silent.map(({ name, error }) => `${view.colors.bold(name)}  ${view.colors.red("does not answer")}: ${printable(error)}`);
+    const lines = silent.map(
+      ({ name, error }) => `${view.colors.bold(name)}  ${view.colors.red("does not answer")}: ${printable(error)}`,
+    );
     print([...machines.map((machine) => renderMachine(printableAll(machine), view)), ...lines].join("\n\n"));
   }
 }

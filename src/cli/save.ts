@@ -106,7 +106,10 @@ export async function atNewImage<T>(given: string | undefined, name: string, mak
   if (given !== undefined) {
     const parent = dirname(given);
     if ((await statIfThere(resolve(parent))) === undefined)
-      throw new HibernaculumError("HIB_IO", `there is no directory ${parent} to put the image in; make it, or choose another path`);
+      throw new HibernaculumError(
+        "HIB_IO",
+        `there is no directory ${parent} to put the image in; make it, or choose another path`,
+      );
     return make(given);
   }
   for (let attempt = 1; ; attempt++) {

@@ -173,7 +173,10 @@ async function compareUnder(image: Image, signal: AbortSignal | undefined): Prom
       files.not_compared.push(path);
       continue;
     }
-    const unreadable = (error: Error): ComparedFiles => ({ changed: [{ path, how: `cannot be read: ${error.message}` }], moved: [] });
+    const unreadable = (error: Error): ComparedFiles => ({
+      changed: [{ path, how: `cannot be read: ${error.message}` }],
+      moved: [],
+    });
     const { changed } = await compareFiles([row], { open, signal }).catch(unreadable);
     checkInterrupted(signal);
     files.compared++;

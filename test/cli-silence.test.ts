@@ -1,13 +1,14 @@
 /** Machines that give no answer: what their clients are told. Here they are sockets that a test plays. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, rmSync } from "node:fs";
+import { linkSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import test, { type ExecutionContext } from "ava";
+import { BLOB_NAME, CATALOGUE_NAME } from "../src/image/format.js";
 import { Client } from "../src/server/client.js";
 import { prepareRuntimeDirectory, socketPath } from "../src/server/runtime-directory.js";
 import { scratch, until } from "./support.js";
@@ -124,4 +125,31 @@ test.serial("hib save says that its machine is silent, and ends when it is told 
   await until(() => heard.filter((line) => /"cancel","options":{"request":1}/.test(line)).length === 2, "it cancels");
   waiting.child.kill("SIGINT");
   t.is(await waiting.ended, "SIGINT");
+});
+
+test.serial("a machine that dies while it is saved: the client says whether there is an image", async (t) => {
+  await play(t, "dies", (socket) => {
+    socket.once("data", (text: Buffer) => {
+      const { path } = JSON.parse(String(text)).options as { path: string };
+      if (path.endsWith("there.hib")) {
+        mkdirSync(path);
+        for (const name of [BLOB_NAME, CATALOGUE_NAME]) writeFileSync(join(path, name), "");
+      }
+      rmSync(socketPath("dies"));
+      socket.destroy();
+    });
+  });
+  const socket = socketPath("dies");
+  const kept = join(scratch(t), "kept.sock");
+  linkSync(socket, kept);
+  for (const [path, what] of [
+    ["a.hib", /went away before it answered; there is no image at a\.hib\n$/],
+    ["there.hib", /went away before it answered; its image is at there\.hib; hib verify checks it\n$/],
+  ] as const) {
+    rmSync(socket, { force: true });
+    linkSync(kept, socket);
+    const saving = start(t, ["save", "dies", path]);
+    t.is(await saving.ended, 1);
+    t.regex(saving.said.stderr, what);
+  }
 });

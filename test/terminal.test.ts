@@ -117,3 +117,29 @@ test.serial("a client whose terminal is closed cancels its save and ends without
   machine.child.kill("SIGTERM");
   t.is(await machine.ended, 0);
 });
+
+test.serial(
+  "an error that nobody catches ends a machine in order: its save is cut off and told so, nothing is left",
+  async (t) => {
+    const directory = scratch(t);
+    const boom = 'data:text/javascript,process.on("SIGUSR2",()=>{throw new Error("boom")})';
+    const command = ["--import", boom, HIB, "run", "--name", "boom", "--ram", "128M", "random:pages=25000,content=random"];
+    const machine = new Running(t, spawn(process.execPath, command, { cwd: directory, stdio: ["ignore", "ignore", "pipe"] }));
+    const client = await connected("boom", machine);
+    let sent = false;
+    const onProgress = ({ phase }: { phase: string }): void => {
+      if (phase === "stream" && !sent) machine.child.kill("SIGUSR2");
+      sent ||= phase === "stream"; // a second error ends the process at once
+    };
+    const request = { path: join(directory, "a.hib"), keepRunning: true, compression: "lz4" } as const;
+    await t.throwsAsync(client.request("save", request, { onProgress }), {
+      code: "HIB_CANCELLED",
+      message: /the machine was told to end and is powered off, and there is no image/,
+    });
+    client.close();
+    t.is(await machine.ended, 1);
+    t.regex(machine.stderr, /^hib: HIB_INTERNAL: boom /m);
+    t.deepEqual(readdirSync(directory), []);
+    t.deepEqual(readdirSync(RUNTIME), []);
+  },
+);

@@ -99,7 +99,8 @@ export async function hostMachine(
   } finally {
     watch.end();
     stopListening();
-    // Requests first: a save that is under way must be over before the machine is.
+    // Requests first: a save that is under way must be over before the machine is. It is not told that the machine goes on.
+    void service.prepareToEnd();
     await server?.close();
     await machine.powerOff();
   }

@@ -8,11 +8,12 @@ import { dirname, join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import test, { type ExecutionContext } from "ava";
+import { withFittingHint } from "../src/cli/command.js";
 import { writeDurably } from "../src/cli/export.js";
 import { createProgress } from "../src/cli/progress.js";
 import { verifyImage } from "../src/cli/verify.js";
 import { BLOB_NAME, FORMAT_VERSION, MACHINE_VERSION } from "../src/image/format.js";
-import { openImage, save } from "../src/index.js";
+import { HibernaculumError, openImage, save } from "../src/index.js";
 import { bootMachine, scratch, sleep, until } from "./support.js";
 import { hasTerminals, HIB, onTerminal } from "./terminals.js";
 
@@ -147,4 +148,17 @@ test.serial("an exported file is on the disk, under its name, before the command
   const synced = events.filter((event) => !event.startsWith("close"));
   t.regex(synced[0]!, new RegExp(`sync ${file}$`));
   t.is(synced.at(-1), `sync ${dirname(file)}`);
+});
+
+test.serial("a command that only reads does not advise what it cannot do", (t) => {
+  const advice = "put the file back, or accept what it holds now with --accept-changed-files";
+  const changed = new HibernaculumError(
+    "HIB_FILES_CHANGED",
+    `/f: page 3 is not what it was when the machine was saved; ${advice}`,
+  );
+  const { code, message } = withFittingHint(changed) as HibernaculumError;
+  t.is(code, "HIB_FILES_CHANGED");
+  t.is(message, "/f: page 3 is not what it was when the machine was saved; put the file back as it was, and try again");
+  const other = new Error("another");
+  t.is(withFittingHint(other), other);
 });

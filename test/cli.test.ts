@@ -418,6 +418,7 @@ test.serial("help of every command, with the exit codes", async (t) => {
     t.is(stderr, "");
     t.regex(stdout, new RegExp(`^Usage: ${["hib", ...args].join(" ")} `));
     t.true(stdout.includes("3 damage or mismatch, 130 interrupted"));
+    for (const line of stdout.split("\n")) t.true(line.length <= 80, line);
   }
   t.regex((await run(t, ["run", "--help"])).stdout, /^Workloads; hib programs lists the options of each:\n {2}zipf +writes/m);
   t.regex((await run(t, ["programs"])).stdout, /incrementer: .*\n +one edge\n +pages=1024/);

@@ -8,7 +8,7 @@ import { bootOrResume, type BootResult } from "../boot.js";
 import type { ResumeStep } from "../reports/resume-report.js";
 import { renderResumeSummary } from "../stats/resume-report.js";
 import { printable, printableAll } from "../stats/printable.js";
-import { ACCEPT_CHANGED_FILES, ALLOW, describeError } from "./command.js";
+import { ACCEPT_CHANGED_FILES, ALLOW, closing, describeError } from "./command.js";
 import { type Host, hostMachine, introduce } from "./host.js";
 import { type KernelCommandLine, parseKernelCommandLine } from "./kernel-command-line.js";
 import {
@@ -29,11 +29,9 @@ interface BootOptions extends MachineCommandOptions {
 
 const HELP = `
 Words of the command line (others are ignored, as a kernel does):
-  hibernate=PATH   resume the image at PATH, if there is one; the machine needs the RAM that it had
-  noresume         do not; the image is left alone
-
-An image that cannot be resumed, for whatever reason, is set aside as PATH.set-aside-REASON, and the boot goes on with the
-workloads: hib images lists it, hib resume tries it again. One that another machine is resuming or has resumed stays as it is.`;
+  hibernate=PATH   resume the image at PATH, if there is one; the machine needs
+                   the RAM that it had
+  noresume         do not; the image is left alone`;
 
 export function addBoot(program: Command): void {
   createMachineCommand(program, "boot", "boot a machine: resume its image if there is one, else start the workloads")
@@ -41,6 +39,12 @@ export function addBoot(program: Command): void {
     .option(...ALLOW)
     .option(...ACCEPT_CHANGED_FILES)
     .addHelpText("after", HELP)
+    .addHelpText(
+      "after",
+      closing(
+        "An image that cannot be resumed, for whatever reason, is set aside as PATH.set-aside-REASON, and the boot goes on with the workloads: hib images lists it, hib resume tries it again. One that another machine is resuming or has resumed stays as it is.",
+      ),
+    )
     .action(boot);
 }
 

@@ -8,7 +8,8 @@ import process from "node:process";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { type ErrorCode, fromSystemError, HibernaculumError, isSystemError } from "../base/errors.js";
 import { printable } from "../stats/printable.js";
-import { note, prepareOutput } from "./output.js";
+import { wrap } from "../stats/layout.js";
+import { note, prepareOutput, stdoutView } from "./output.js";
 import { parseSize, SIZE_HELP } from "./size.js";
 import { PACKAGE_VERSION } from "../base/version.js";
 
@@ -64,6 +65,11 @@ export function createProgram(name: string, description: string): Command {
 /** A command of a program. */
 export function createCommand(program: Command, usage: string, description: string): Command {
   return addCommon(program.command(usage).description(description));
+}
+
+/** Text for the end of a command's help, as wide as the terminal: an empty line, then a paragraph each. */
+export function closing(...paragraphs: readonly string[]): () => string {
+  return () => `\n${paragraphs.flatMap((text) => wrap(text, stdoutView().columns)).join("\n")}`;
 }
 
 function addCommon(command: Command): Command {

@@ -4,7 +4,7 @@ import { type Command, InvalidArgumentError } from "commander";
 import { MAX_VCPUS } from "../base/layout.js";
 import { createRunner } from "../vm/personality/step/programs/index.js";
 import { PAGE_THREADS_MAX } from "../base/limits.js";
-import { createCommand, ramOption, wholeNumber } from "./command.js";
+import { closing, createCommand, ramOption, wholeNumber } from "./command.js";
 import { defaultName, type Host, type HostOptions } from "./host.js";
 import { stdoutView } from "./output.js";
 import { renderSummaries } from "./programs.js";
@@ -35,7 +35,9 @@ export function createMachineCommand(program: Command, name: string, description
     .addHelpText("after", () => `\nWorkloads; hib programs lists the options of each:\n${renderSummaries(stdoutView())}`)
     .addHelpText(
       "after",
-      "\nCtrl-C powers the machine off, and exits with 0, or 3 if a process has failed;\nwhile a save is under way it cancels that instead.",
+      closing(
+        "Ctrl-C powers the machine off, and exits with 0, or 3 if a process has failed; while a save is under way it cancels that instead.",
+      ),
     );
 }
 

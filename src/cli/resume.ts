@@ -10,7 +10,7 @@ import { formatBytes } from "../stats/format.js";
 import { renderResumeSummary } from "../stats/resume-report.js";
 import { PAGE_THREADS_MAX } from "../base/limits.js";
 import { printableAll } from "../stats/printable.js";
-import { ACCEPT_CHANGED_FILES, ALLOW, createCommand, ramOption, wholeNumber } from "./command.js";
+import { ACCEPT_CHANGED_FILES, ALLOW, closing, createCommand, ramOption, wholeNumber } from "./command.js";
 import { defaultName, hostMachine, introduce } from "./host.js";
 import { BOOT_PROCESSES } from "./machine-options.js";
 import { note, print, printJson, stdoutView } from "./output.js";
@@ -44,8 +44,10 @@ export function addResume(program: Command): void {
     .option("--json", "print the report for programs; the console goes to stderr")
     .addHelpText(
       "after",
-      "\nAn image that cannot be resumed stays where it is; hib boot sets it aside, and goes on without it." +
-        "\nCtrl-C powers the machine off, and exits with 0, or 3 if a process has failed; while it is being resumed: 130, and the image can\nstill be resumed.",
+      closing(
+        "An image that cannot be resumed stays where it is; hib boot sets it aside, and goes on without it.",
+        "Ctrl-C powers the machine off, and exits with 0, or 3 if a process has failed. While it is being resumed: 130, and the image can still be resumed.",
+      ),
     )
     .action(resumeImage);
 }

@@ -20,6 +20,7 @@ import { createReplay, type Replay, type ReplayLimits } from "../vm/personality/
 import {
   ALLOW,
   checkInterrupted,
+  closing,
   createCommand,
   EXIT_MISMATCH,
   interruptible,
@@ -76,7 +77,9 @@ export function addVerify(program: Command): void {
     .option("--json", "for programs")
     .addHelpText(
       "after",
-      "\nFiles of the host, such as a disk, are not in the image. Whether they have changed is reported, and is no mismatch: hib resume\nrefuses an image whose files have changed.",
+      closing(
+        "Files of the host, such as a disk, are not in the image. Those that have changed are reported, which is no mismatch; hib resume refuses an image whose files have changed.",
+      ),
     )
     .action(verify);
 }

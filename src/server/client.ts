@@ -50,6 +50,7 @@ export class Client {
   #ticks: NodeJS.Timeout | undefined;
   #silentTicks = 0;
   #toldSilent = false;
+  /** What is under way has been cancelled. */
   #cancelling = false;
   /** Why the machine ends this connection, if it does. */
   #refusal: HibernaculumError | undefined;
@@ -146,6 +147,7 @@ export class Client {
   #stopTicks(): void {
     clearInterval(this.#ticks);
     this.#ticks = undefined;
+    this.#cancelling = false;
   }
 
   /** The connection is closed: whoever waits is told why. */

@@ -14,6 +14,7 @@
  */
 import { randomUUID } from "node:crypto";
 import { dirname, resolve } from "node:path";
+import { guarded } from "./base/callback.js";
 import { bit } from "./base/control.js";
 import { fromSystemError, isSystemError } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
@@ -99,8 +100,8 @@ class Save implements Disposable {
     this.#machine = machine;
     this.#image = image;
     this.#options = options;
-    this.#progress = new SaveProgressTeller(control, options.onProgress);
     this.#cancellation = new Cancellation(control, options.signal, CANCEL_MESSAGES);
+    this.#progress = new SaveProgressTeller(control, this.#cancellation.guard("onProgress", options.onProgress));
     this.#oracle = options.oracle === true ? createOracle(kernel.memory.frames) : undefined;
     const toBlob = { blob: image.blobPath, frames: kernel.memory.frames, writers, compression, digest, oracle: this.#oracle };
     this.#writer = new ImageWriter(pool, control, { ...toBlob, onError: this.#cancellation.cancel });
@@ -282,7 +283,7 @@ class Save implements Disposable {
   }
 
   async #write(source: StageSource, meanwhile?: () => void): Promise<void> {
-    using _watch = this.#progress.watch(meanwhile);
+    using _watch = this.#progress.watch(guarded(meanwhile, this.#cancellation.fail));
     await this.#writer.write(source);
     this.#cancellation.check();
   }

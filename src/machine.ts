@@ -12,6 +12,7 @@ import { cpus } from "node:os";
 import { resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Worker } from "node:worker_threads";
+import { guarded, warnOf } from "./base/callback.js";
 import { type Control, hostNow } from "./base/control.js";
 import { HibernaculumError } from "./base/errors.js";
 import { MACHINE_POWER_OFF, MACHINE_TIMELINE_BASE, MAX_VCPUS, VCPU_BUSY, VCPU_STATE, VCPU_STATE_OFF } from "./base/layout.js";
@@ -45,7 +46,7 @@ export interface MachineOptions {
   pageThreads?: number;
   /** Directories of the host that processes see. */
   mounts?: readonly Mount[];
-  /** Takes what the machine prints. */
+  /** Takes what the machine prints. What it throws is a warning of the process, and the machine goes on. */
   onConsole?: (text: string) => void;
   /** A file that is the machine's disk, of whole sectors of 4 KiB. Nobody else may write to it. */
   disk?: string;
@@ -102,7 +103,7 @@ export class Machine {
     this.claims = new Claims(this.control);
     this.tracking = new WriteTracking(this.control, this.core, this.vcpus);
     this.quiesce = new Quiesce(this.control, this.vcpus);
-    this.#onConsole = options.onConsole ?? (() => undefined);
+    this.#onConsole = guarded(options.onConsole, (thrown) => warnOf("onConsole", thrown));
   }
 
   /**

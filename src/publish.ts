@@ -63,7 +63,7 @@ export async function publishImage(
   };
   await sealBlob(image.blobPath, header);
   await notePaths(dirname(image.blobPath), header, paths); // of one that is not published after all it says nothing
-  cancellation.check();
+  cancellation.checkLast();
   await image.publish();
   return publishedReport(report, facts.at.began);
 }

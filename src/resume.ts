@@ -37,7 +37,7 @@ import { type LateFrame, readLateFrames } from "./restore/late-frames.js";
 import { type LoadResult, type LoadTask, loadTask } from "./restore/page-loader.js";
 import { rebuild, tellRestored } from "./restore/rebuild.js";
 import { ResumeMarks } from "./restore/resume-marks.js";
-import { CANCEL_MESSAGES, type ResumeOptions } from "./resume-options.js";
+import { CANCEL_MESSAGES, type ResumeOptions, type ResumeProgress } from "./resume-options.js";
 
 const WATCH_MS = 20;
 
@@ -52,14 +52,16 @@ const WATCH_MS = 20;
  */
 export async function resume(machine: Machine, path: string, options: ResumeOptions = {}): Promise<ResumeReport> {
   using _busy = machine.begin("resume");
-  const steps = new ResumeSteps(options.onStep);
+  using cancellation = new Cancellation(machine.control, options.signal, CANCEL_MESSAGES);
+  const steps = new ResumeSteps(cancellation.guard("onStep", options.onStep));
   const times = new StepTimes(RESUME_TIMES);
   try {
     const found = await findImage(machine, path, options, steps);
     times.ended("opened");
-    return await resumeFrom(new Resume(machine, found, options, steps, times), path);
+    return await resumeFrom(new Resume(machine, found, options, { steps, times, cancellation }), path);
   } catch (error) {
     const failure = named(error, path);
+    cancellation.close();
     steps.failed(failure);
     throw failure;
   } finally {
@@ -101,6 +103,7 @@ class Resume implements Disposable {
   readonly #marks: ResumeMarks;
   readonly #times: StepTimes<ResumeTime>;
   readonly #cancellation: Cancellation;
+  readonly #onProgress: (progress: ResumeProgress) => void;
   readonly #reserve: Reserve;
   #results: LoadResult[] = [];
   #stopped = false;
@@ -110,7 +113,12 @@ class Resume implements Disposable {
   #late: LateFrame[] = [];
   #examined: Examined | undefined;
 
-  constructor(machine: Machine, found: FoundImage, options: ResumeOptions, steps: ResumeSteps, times: StepTimes<ResumeTime>) {
+  constructor(
+    machine: Machine,
+    found: FoundImage,
+    options: ResumeOptions,
+    { steps, times, cancellation }: { steps: ResumeSteps; times: StepTimes<ResumeTime>; cancellation: Cancellation },
+  ) {
     this.#machine = machine;
     this.#image = found.image;
     this.#files = found.files;
@@ -118,7 +126,8 @@ class Resume implements Disposable {
     this.#steps = steps;
     this.#marks = new ResumeMarks(found.image.path, options);
     this.#times = times;
-    this.#cancellation = new Cancellation(machine.control, options.signal, CANCEL_MESSAGES);
+    this.#cancellation = cancellation;
+    this.#onProgress = cancellation.guard("onProgress", options.onProgress);
     this.#reserve = new Reserve(machine.kernel, machine.claims);
   }
 
@@ -165,7 +174,7 @@ class Resume implements Disposable {
     }
     this.#times.ended("loaded");
     this.#steps.passed("chunk checksums", `${this.#image.chunks.length} chunks agree`);
-    this.#options.onLoaded?.();
+    this.#cancellation.guard("onLoaded", this.#options.onLoaded)();
   }
 
   /** S2.2: stop, and see whether what is about to be put in place is a machine. */
@@ -191,13 +200,13 @@ class Resume implements Disposable {
     const { claims } = this.#machine;
     const { refused } = claims.queue;
     const consumed = await this.#marks.claim();
+    this.#steps.passed("consumed", consumed);
     failpoint("resume.consume");
     // A whole turn of the event loop lets a signal in that came while this thread examined the machine.
     for (let phase = 0; phase < 2; phase++) await setImmediate();
-    this.#cancellation.check(); // the last time
+    this.#cancellation.checkLast();
     // The coordinator had turns of its event loop meanwhile, and may have stored to what was equal.
     if (claims.queue.refused !== refused) this.#late = this.#readLate();
-    this.#steps.passed("consumed", consumed);
     this.#times.ended("consumed");
   }
 
@@ -248,7 +257,6 @@ class Resume implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    this.#cancellation[Symbol.dispose]();
     this.#machine.devices.freeState();
     this.#image.close();
   }
@@ -270,7 +278,7 @@ class Resume implements Disposable {
     const total = this.#image.header.frames;
     const done = control.load(MACHINE_PROGRESS);
     control.store(MACHINE_LOAD_PERCENT, 1 + Math.floor((100 * done) / Math.max(1, total)));
-    this.#options.onProgress?.({ done, total, elapsed_ms: hostNow() - this.#times.at("began") });
+    this.#onProgress({ done, total, elapsed_ms: hostNow() - this.#times.at("began") });
   }
 
   #readLate(): LateFrame[] {

@@ -90,7 +90,7 @@ export function isSystemError(error: unknown): boolean {
 /** The error with the path that it is about in its message. */
 export function naming(error: unknown, path: string): unknown {
   if (!(error instanceof HibernaculumError) || error.message.includes(path)) return error;
-  return new HibernaculumError(error.code, `${path}: ${error.message}`, { cause: error });
+  return new HibernaculumError(error.code, `${path}: ${error.message}`, { cause: error.cause ?? error });
 }
 
 export function serializeError(thrown: unknown): SerializedError {

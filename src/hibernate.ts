@@ -45,12 +45,18 @@ import { type StageSource, WRITER_BYTES } from "./writer/page-writer.js";
  * @param path - where the image is to be; must not exist
  * @returns the report, which the image's catalogue has too
  * @throws HIB_BUSY, HIB_IMAGE_EXISTS, HIB_NO_SPACE, HIB_NO_MEMORY, HIB_IO, HIB_WORKER_DIED, HIB_CANCELLED, HIB_ORACLE: the
- * machine runs on as if nothing had happened
+ * machine runs on as if nothing had happened, but for one whose vCPU died
  */
 export async function save(machine: Machine, path: string, options: SaveOptions = {}): Promise<SaveReport> {
   using _busy = machine.begin("save");
   await removeStalePartials(dirname(resolve(path))); // what a killed host left there
-  const report = await saveTo(machine, await createPartial(path), options);
+  const image = await createPartial(path);
+  let report: SaveReport;
+  try {
+    report = await saveTo(machine, image, options);
+  } finally {
+    await image.discard(); // unless it is published
+  }
   try {
     failpoint("save.published");
   } finally {
@@ -69,8 +75,9 @@ async function saveTo(machine: Machine, image: PartialImage, options: SaveOption
     await work.writeResidual();
     return await work.publish();
   } catch (error) {
-    await work.abandon();
-    throw isSystemError(error) ? fromSystemError(error, `saving ${image.path}`) : error;
+    work.abandon();
+    const why = machine.reasonFor(error);
+    throw isSystemError(why) ? fromSystemError(why, `saving ${image.path}`) : why;
   }
 }
 
@@ -100,7 +107,7 @@ class Save implements Disposable {
     this.#machine = machine;
     this.#image = image;
     this.#options = options;
-    this.#cancellation = new Cancellation(control, options.signal, CANCEL_MESSAGES);
+    this.#cancellation = new Cancellation(machine, options.signal, CANCEL_MESSAGES);
     this.#progress = new SaveProgressTeller(control, this.#cancellation.guard("onProgress", options.onProgress));
     this.#oracle = options.oracle === true ? createOracle(kernel.memory.frames) : undefined;
     const toBlob = { blob: image.blobPath, frames: kernel.memory.frames, writers, compression, digest, oracle: this.#oracle };
@@ -214,25 +221,24 @@ class Save implements Disposable {
     return publishImage(this.#machine, this.#image, this.#cancellation, parts);
   }
 
-  /** After a failure: the machine goes on, and nothing is left on the disk. */
-  async abandon(): Promise<void> {
-    const discarded = this.#image.discard(); // even if something below fails
+  /** After a failure: the machine goes on, unless it is lost and cannot. */
+  abandon(): void {
+    if (this.#machine.isLost) return;
     this.#machine.tracking.disarm();
     this.#reserve.release(); // before anybody may want memory
-    if (this.#stopped) {
-      this.#machine.quiesce.go();
-      this.#machine.devices.resume("stop");
-    }
-    await discarded;
+    if (!this.#stopped) return;
+    this.#machine.quiesce.go();
+    this.#machine.devices.resume("stop");
   }
 
   /** In any case: tracking is off, and the guest has its memory back. */
   [Symbol.dispose](): void {
     this.#cancellation[Symbol.dispose]();
     this.#progress[Symbol.dispose]();
+    this.#files[Symbol.dispose]();
+    if (this.#machine.isLost) return; // its threads do not answer
     this.#machine.tracking.disarm();
     this.#machine.devices.freeState();
-    this.#files[Symbol.dispose]();
     this.#reserve.release();
   }
 

@@ -13,8 +13,8 @@ import { resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Worker } from "node:worker_threads";
 import { guarded, warnOf } from "./base/callback.js";
-import { type Control, hostNow } from "./base/control.js";
-import { HibernaculumError } from "./base/errors.js";
+import { type Control, hostNow, RESUME_AGAIN } from "./base/control.js";
+import { fromSystemError, HibernaculumError, isSystemError } from "./base/errors.js";
 import { MACHINE_POWER_OFF, MACHINE_TIMELINE_BASE, MAX_VCPUS, VCPU_BUSY, VCPU_STATE, VCPU_STATE_OFF } from "./base/layout.js";
 import { PAGE_THREADS_MAX } from "./base/limits.js";
 import { loadDatabase } from "./base/sqlite.js";
@@ -145,9 +145,9 @@ export class Machine {
       this.control.storeVcpu(number, VCPU_STATE, VCPU_STATE_OFF);
       const worker = new Worker(entry, { workerData: { memory: this.memory, number }, resourceLimits: WORKER_LIMITS });
       worker.on("message", () => this.devices.service());
-      worker.on("error", (error) => {
-        this.#failure ??= error;
-        this.control.storeVcpu(number, VCPU_STATE, VCPU_STATE_OFF);
+      worker.on("error", (error) => this.#lose(number, error.message, error));
+      worker.on("exit", () => {
+        if (this.control.load(MACHINE_POWER_OFF) === 0) this.#lose(number, "it ended without a word");
       });
       this.#workers.push(worker);
     }
@@ -157,6 +157,16 @@ export class Machine {
       this.check();
       await new Promise((resolve) => setTimeout(resolve, 1));
     }
+  }
+
+  /** A vCPU's thread has ended before the machine did. */
+  #lose(vcpu: number, why: string, cause?: unknown): void {
+    this.control.lose(vcpu);
+    const starting = this.#timer === undefined;
+    this.#failure ??=
+      starting && isSystemError(cause)
+        ? fromSystemError(cause, "starting the vCPUs")
+        : new HibernaculumError("HIB_WORKER_DIED", `the thread of vCPU ${vcpu} died: ${why}; ${RESUME_AGAIN}`, { cause });
   }
 
   /**
@@ -204,7 +214,11 @@ export class Machine {
   }
 
   #tick(): void {
-    this.drainConsole();
+    try {
+      this.drainConsole();
+    } catch (error) {
+      this.control.unlessLost(error);
+    }
     this.devices.service();
     this.#busyTimes.push({ at: hostNow(), busy_ms: this.#busyTime() });
     if (this.#busyTimes.length > BUSY_TICKS) this.#busyTimes.shift();
@@ -230,9 +244,25 @@ export class Machine {
     if (text !== "") this.#onConsole(text);
   }
 
-  /** @throws what a vCPU thread died of, if one did */
+  /** @throws HIB_WORKER_DIED if a vCPU's thread died, or what a page thread died of that had nothing to do */
   check(): void {
     if (this.#failure !== undefined) throw this.#failure;
+    this.control.checkLost();
+  }
+
+  /** Why something failed that was done with it: what it died of, if it did. */
+  reasonFor(error: unknown): unknown {
+    try {
+      this.check();
+      return error;
+    } catch (lost) {
+      return lost;
+    }
+  }
+
+  /** One of its threads has died, and it cannot go on. */
+  get isLost(): boolean {
+    return this.#failure !== undefined || this.control.isLost;
   }
 
   /** Takes the exclusive right to save, resume or check, until it is disposed. @throws HIB_BUSY, HIB_NO_MACHINE */

@@ -52,7 +52,7 @@ const WATCH_MS = 20;
  */
 export async function resume(machine: Machine, path: string, options: ResumeOptions = {}): Promise<ResumeReport> {
   using _busy = machine.begin("resume");
-  using cancellation = new Cancellation(machine.control, options.signal, CANCEL_MESSAGES);
+  using cancellation = new Cancellation(machine, options.signal, CANCEL_MESSAGES);
   const steps = new ResumeSteps(cancellation.guard("onStep", options.onStep));
   const times = new StepTimes(RESUME_TIMES);
   try {
@@ -83,7 +83,7 @@ async function resumeFrom(resume: Resume, path: string): Promise<ResumeReport> {
     failpoint("resume.running");
     return work.report();
   } catch (error) {
-    const failure = named(error, path);
+    const failure = named(work.reasonFor(error), path);
     await work.abandon(failure);
     throw failure;
   }
@@ -241,9 +241,19 @@ class Resume implements Disposable {
     this.#steps.passed("scheduler", `goes on, vCPUs: ${this.#machine.vcpus}`);
   }
 
+  /** Why it failed: what the machine died of, if it did. */
+  reasonFor(error: unknown): unknown {
+    return this.#machine.reasonFor(error);
+  }
+
   /** After a failure: the boot goes on with all of its memory; or, if that is gone already, nothing goes on. */
   async abandon(error: unknown): Promise<void> {
     if (this.#replaced) return this.#machine.powerOff();
+    if (!this.#machine.isLost) this.#goOn();
+    await this.#marks.failed(error);
+  }
+
+  #goOn(): void {
     const { devices, kernel, quiesce, tracking } = this.#machine;
     tracking.disarm();
     this.#reserve.release();
@@ -253,11 +263,10 @@ class Resume implements Disposable {
       devices.resume("stop");
     }
     this.#stopped = false;
-    await this.#marks.failed(error);
   }
 
   [Symbol.dispose](): void {
-    this.#machine.devices.freeState();
+    if (!this.#machine.isLost) this.#machine.devices.freeState();
     this.#image.close();
   }
 

@@ -23,7 +23,7 @@ export type ErrorCode =
   | "HIB_NO_SPACE" // ENOSPC or EDQUOT
   | "HIB_BUSY" // a save or a resume is under way already: of this machine, or of this image by another process
   | "HIB_CANCELLED" // the user or a caller cancelled
-  | "HIB_WORKER_DIED" // a page writer or loader died
+  | "HIB_WORKER_DIED" // a page writer, a page loader or a vCPU died; without a vCPU the machine cannot go on
   | "HIB_ORACLE" // a frame changed without a mark: a bug in write tracking
   | "HIB_SELF_CHECK" // a program found its own memory wrong
   | "HIB_NO_MACHINE" // nobody listens on that name

@@ -3,7 +3,7 @@
  * by whom, and whoever reads it later, perhaps after the host was started anew, must not take a stranger for the writer.
  */
 import { createHash } from "node:crypto";
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync, readlinkSync } from "node:fs";
 import { hostname } from "node:os";
 import process from "node:process";
 
@@ -46,6 +46,20 @@ export function isTagAlive(tag: string): boolean {
   if (!isAlive({ pid })) return false;
   const started = startOf(pid);
   return started === null || processTag({ pid, host: hostname(), started }) === tag || /-0+$/.test(tag);
+}
+
+/** The host's number of the thread that calls; 0 where the host does not tell. */
+export function thisThread(): number {
+  try {
+    return Number(readlinkSync("/proc/thread-self").split("/").at(-1));
+  } catch {
+    return 0;
+  }
+}
+
+/** Whether a thread of this process lives. One whose number is not known counts as alive. */
+export function isThreadAlive(thread: number): boolean {
+  return thread === 0 || existsSync(`/proc/self/task/${thread}`);
 }
 
 const TAG_DIGITS = 8;

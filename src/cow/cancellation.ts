@@ -17,24 +17,30 @@ export interface CancelMessages {
   noMemory: string;
 }
 
+/** What is asked of the machine: `check` throws if it cannot go on. */
+interface CheckedMachine {
+  readonly control: Control;
+  check(): void;
+}
+
 export class Cancellation implements Disposable {
-  readonly #control: Control;
+  readonly #machine: CheckedMachine;
   readonly #signal: AbortSignal | undefined;
   readonly #messages: CancelMessages;
   /** What is to be given up for, besides what the word and the signal say. */
   #failure: unknown;
   #closed = false;
 
-  constructor(control: Control, signal: AbortSignal | undefined, messages: CancelMessages) {
-    this.#control = control;
+  constructor(machine: CheckedMachine, signal: AbortSignal | undefined, messages: CancelMessages) {
+    this.#machine = machine;
     this.#signal = signal;
     this.#messages = messages;
-    control.store(MACHINE_CANCEL, 0);
+    machine.control.store(MACHINE_CANCEL, 0);
     signal?.addEventListener("abort", this.cancel);
   }
 
   /** Has page threads stop at their next claim. */
-  readonly cancel = (): void => this.#control.store(MACHINE_CANCEL, CANCEL_ASKED);
+  readonly cancel = (): void => this.#machine.control.store(MACHINE_CANCEL, CANCEL_ASKED);
 
   /** Gives up for a reason: the next check throws it. */
   readonly fail = (error: unknown): void => {
@@ -42,11 +48,12 @@ export class Cancellation implements Disposable {
     this.cancel();
   };
 
-  /** @throws HIB_CANCELLED, HIB_NO_MEMORY, what `fail` was told */
+  /** @throws HIB_CANCELLED, HIB_NO_MEMORY, HIB_WORKER_DIED, what `fail` was told */
   check(): void {
     const { cancelled, noRoom, noMemory } = this.#messages;
+    this.#machine.check();
     if (this.#failure !== undefined) throw this.#failure;
-    const why = this.#control.load(MACHINE_CANCEL);
+    const why = this.#machine.control.load(MACHINE_CANCEL);
     if (why === CANCEL_NO_MEMORY) throw new HibernaculumError("HIB_NO_MEMORY", noMemory);
     if (why === CANCEL_NO_ROOM) throw new HibernaculumError("HIB_NO_MEMORY", noRoom);
     if (this.#signal?.aborted === true) throw new HibernaculumError("HIB_CANCELLED", cancelled);

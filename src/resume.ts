@@ -19,7 +19,7 @@
  */
 import { setImmediate } from "node:timers/promises";
 import { hostNow } from "./base/control.js";
-import { fromSystemError, isSystemError, naming } from "./base/errors.js";
+import { fromSystemError, HibernaculumError, isSystemError, naming } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
 import { MACHINE_LOAD_CURSOR, MACHINE_LOAD_PERCENT, MACHINE_PROGRESS, QUEUE_SPARE } from "./base/layout.js";
 import { StepTimes } from "./base/step-times.js";
@@ -93,6 +93,13 @@ function named(error: unknown, path: string): unknown {
   return isSystemError(error) ? fromSystemError(error, `resuming ${path}`) : naming(error, path);
 }
 
+function replaced(path: string): HibernaculumError {
+  return new HibernaculumError(
+    "HIB_BUSY",
+    `${path} was renamed or replaced while its files were compared; look what is there now`,
+  );
+}
+
 /** One resume under way. Its methods are called in the order in which they stand. */
 class Resume implements Disposable {
   readonly #machine: Machine;
@@ -134,7 +141,9 @@ class Resume implements Disposable {
   /** S2.5: a resume that dies leaves a trace of having been tried; of two at once, who came first goes on. */
   async attempt(): Promise<void> {
     this.#cancellation.check();
-    this.#steps.passed("attempt", await this.#marks.attempt());
+    const attempt = await this.#marks.attempt();
+    if (!this.#image.blob.isInPlace()) throw replaced(this.#image.path); // from here on nobody sets it aside
+    this.#steps.passed("attempt", attempt);
   }
 
   /** S1.6: allocate what is free here and used there; reserve a place for every other frame of the image. */
@@ -200,11 +209,12 @@ class Resume implements Disposable {
     const { claims } = this.#machine;
     const { refused } = claims.queue;
     const consumed = await this.#marks.claim();
-    this.#steps.passed("consumed", consumed);
     failpoint("resume.consume");
     // A whole turn of the event loop lets a signal in that came while this thread examined the machine.
     for (let phase = 0; phase < 2; phase++) await setImmediate();
-    this.#cancellation.checkLast();
+    this.#cancellation.check();
+    this.#steps.passed("consumed", consumed);
+    this.#cancellation.checkLast(); // it may throw
     // The coordinator had turns of its event loop meanwhile, and may have stored to what was equal.
     if (claims.queue.refused !== refused) this.#late = this.#readLate();
     this.#times.ended("consumed");

@@ -1,4 +1,5 @@
 /** `hib images`: the images of a directory, and what has become of each. */
+import { hostname } from "node:os";
 import type { Command } from "commander";
 import { type ImageEntry, type ImageState, listImages } from "../image/list.js";
 import type { Attempt } from "../image/markers.js";
@@ -35,7 +36,10 @@ function renderImage(image: ImageEntry, view: View): string {
   return lines.join("\n");
 }
 
-function* notesOn({ state, used, attempts, set_aside: setAside, error }: ImageEntry): Generator<string> {
+function* notesOn({ name, state, used, attempts, set_aside: setAside, error }: ImageEntry): Generator<string> {
+  if (state === "foreign") {
+    yield `of another host or container, whose processes cannot be seen from here: a save that is under way there, or one that died; nothing removes it by itself: if you know that it died, rm -r ${name}`;
+  }
   if (used !== null) yield `used ${used.time ?? "before"} by process ${used.pid ?? "?"} on ${used.host ?? "?"}`;
   if (state === "set aside" && setAside !== null) {
     yield `was ${setAside.from}; set aside ${setAside.time} for ${setAside.code}: ${setAside.message}`;
@@ -46,13 +50,17 @@ function* notesOn({ state, used, attempts, set_aside: setAside, error }: ImageEn
   if (error !== null && error.code !== setAside?.code) yield `${error.code}: ${error.message}`;
 }
 
-function describeAttempt({ number, time, pid, state, outcome }: Attempt): string {
-  const how = state === "died" ? "its process died" : `${outcome!.code}`;
-  return `attempt ${number}, ${time} by process ${pid}: ${how}`;
+function describeAttempt({ number, time, pid, host, state, outcome }: Attempt): string {
+  const elsewhere = host !== hostname();
+  const died = elsewhere
+    ? "no outcome, and its process cannot be seen from here: it counts as one that died"
+    : "its process died";
+  const by = `process ${pid}${elsewhere ? ` on ${host}` : ""}`;
+  return `attempt ${number}, ${time} by ${by}: ${state === "died" ? died : outcome!.code}`;
 }
 
 function colorOf(state: ImageState, colors: Colors): (text: string) => string {
   if (state === "complete") return colors.green;
   if (state === "damaged" || state === "partial") return colors.red;
-  return state === "set aside" || state === "resuming" ? colors.yellow : colors.dim;
+  return ["set aside", "resuming", "foreign"].includes(state) ? colors.yellow : colors.dim;
 }

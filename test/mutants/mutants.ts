@@ -356,6 +356,22 @@ export const MUTANTS: readonly Mutant[] = [
   // ---- tracking, tail, loader and lists ----
   {
     file: "assembly/frames.ts",
+    find: "      if (!testBitAfterReads(CLAIMED_BITMAP, frame)) {\n        setBit(SAVED_BITMAP, frame);",
+    replace:
+      "      if ((atomic.load<u32>(CLAIMED_BITMAP + ((frame >>> 5) << 2)) & (1 << (frame & 31))) == 0) {\n        setBit(SAVED_BITMAP, frame);",
+    tests: orders,
+    breaks: "on ARM the tail may look at the claim before it has read the frame",
+  },
+  {
+    file: "assembly/tracking.ts",
+    find: "        if (waits > 0) atomic.store<u32>(wanted, 0);\n        setBit(OPEN_BITMAP, frame);",
+    replace:
+      "        if (waits > 0) atomic.store<u32>(wanted, 0);\n        const open: usize = OPEN_BITMAP + ((frame >>> 5) << 2);\n        store<u32>(open, load<u32>(open) | (1 << (frame & 31)));",
+    tests: orders,
+    breaks: "on ARMv8.0 a store may be seen before its claim: nothing orders the two",
+  },
+  {
+    file: "assembly/frames.ts",
     find: "      if (!testBitAfterReads(CLAIMED_BITMAP, frame)) {\n        setBit(SAVED_BITMAP, frame);\n        return verdict;\n      }",
     replace: "      setBit(SAVED_BITMAP, frame);\n      if (!testBitAfterReads(CLAIMED_BITMAP, frame)) return verdict;",
     tests: orders,

@@ -21,9 +21,7 @@ import { AreaList, pageOf } from "./area-list.js";
 import { Leaves, PERMISSIONS } from "./leaves.js";
 import type { MemoryParts } from "./parts.js";
 import { type Entry, findEntry, HUGE_BYTES, PTE_FLAGS, visitEntries, walkTables } from "./page-table.js";
-import { HEAP_BASE, HEAP_END } from "./user-layout.js";
-
-const USER_END = 2 ** 32 - FRAME_BYTES;
+import { HEAP_BASE, HEAP_END, USER_END } from "./user-layout.js";
 
 /** Why an access fails: nothing there allows it, or there is no memory for it now. */
 export type FaultKind = "denied" | "no memory";

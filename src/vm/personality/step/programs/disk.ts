@@ -12,6 +12,7 @@
  * `sectors` apart, and no more than that are in flight.
  */
 import { FRAME_BYTES } from "../../../../base/layout.js";
+import { hex } from "../../../../base/memory.js";
 import { DATA_BASE, type DiskOperation, type ProgramContext, type Runner, SelfCheckError, type UserMemory } from "../program.js";
 import { defineProgram, integer, type Program, rate, seed } from "./options.js";
 import { keyOf, lowWord, mix } from "./random.js";
@@ -97,10 +98,6 @@ function check(memory: UserMemory, page: number, { what, sector, pattern }: Oper
       `disk: after the ${what} of sector ${sector} word ${i} is ${hex(found)}, expected ${hex(word(pattern, i))}`,
     );
   }
-}
-
-function hex(word: number): string {
-  return `0x${(word >>> 0).toString(16)}`;
 }
 
 export const disk: Program = defineProgram({

@@ -10,6 +10,7 @@
  * If there is no memory the step ends before it has stored anything.
  */
 import { FRAME_BYTES } from "../../../../base/layout.js";
+import { hex } from "../../../../base/memory.js";
 import {
   DATA_BASE,
   HEAP_BASE,
@@ -96,10 +97,6 @@ function check(memory: UserMemory, block: number, order: number, pattern: number
       throw new SelfCheckError(`heap: word at ${hex(at)} is ${hex(found)}, expected ${hex(mix(at ^ pattern))}`);
     }
   }
-}
-
-function hex(word: number): string {
-  return `0x${(word >>> 0).toString(16)}`;
 }
 
 export const heap: Program = defineProgram({

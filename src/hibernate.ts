@@ -157,7 +157,7 @@ class Save implements Disposable {
    */
   async stop(): Promise<void> {
     const { claims, control, core, devices, quiesce } = this.#machine;
-    this.#machine.drainConsole(); // whoever listens takes his time; what comes after lies in the image
+    this.#machine.drainConsole(); // a listener may take long; what is printed later is in the image
     this.#times.ended("stopping");
     quiesce.stop();
     this.#stopped = true;
@@ -208,7 +208,7 @@ class Save implements Disposable {
     this.#counts.saved = { ...saved, byReference: references.reduce((sum, { frames }) => sum + frames, 0) };
     this.#counts.stored = locations.totals(table);
     failpoint("save.catalogue");
-    // Whoever resumes carries out again what is in flight: this host must not do it later than that.
+    // A resume repeats the requests in flight: this host must have ended them by then.
     if (!this.#options.keepRunning) await this.#machine.devices.settle();
     const parts = {
       facts: this.#facts(),

@@ -1,5 +1,5 @@
 /**
- * A machine: its memory, its vCPU threads, its kernel, and whoever coordinates them (this thread).
+ * A machine: its memory, its vCPU threads, its kernel, and the thread that coordinates them (this one).
  *
  *     Machine.boot() --> running <-- quiesce.stop(), go() --> stopped
  *                           |                                |
@@ -147,7 +147,7 @@ export class Machine {
       worker.on("message", () => this.devices.service());
       worker.on("error", (error) => this.#lose(number, error.message, error));
       worker.on("exit", () => {
-        if (this.control.load(MACHINE_POWER_OFF) === 0) this.#lose(number, "it ended without a word");
+        if (this.control.load(MACHINE_POWER_OFF) === 0) this.#lose(number, "it ended without an error");
       });
       this.#workers.push(worker);
     }
@@ -208,7 +208,7 @@ export class Machine {
     return this.#pool;
   }
 
-  /** Powered off: it can only be booted anew. */
+  /** Powered off, for good: boot another one. */
   get isOff(): boolean {
     return this.#pool === undefined;
   }
@@ -238,7 +238,7 @@ export class Machine {
     return Math.max(1, Math.min(this.pageThreads, Math.round(cpus().length - busy)));
   }
 
-  /** Hands what the machine has printed to whoever listens. */
+  /** Hands what the machine has printed to `onConsole`. */
   drainConsole(): void {
     const text = this.devices.console.drain();
     if (text !== "") this.#onConsole(text);
@@ -282,8 +282,8 @@ export class Machine {
     this.control.store(MACHINE_POWER_OFF, 1);
     this.control.ringDoorbell();
     this.quiesce.restart(); // not a step more of what was running
-    // Each vCPU ends by itself at its next safepoint. One that was terminated might hold the kernel lock for ever, and
-    // whoever looked at the machine's processes then would wait as long.
+    // Each vCPU ends by itself at its next safepoint. One that is terminated may hold the kernel lock: then nobody can
+    // look at the machine's processes any more.
     const alive = this.#workers.filter(({ threadId }) => threadId !== -1);
     const ended = Promise.all(alive.map((worker) => new Promise((resolve) => worker.once("exit", resolve))));
     await Promise.race([ended, sleep(VCPU_END_MS, undefined, { ref: false })]);

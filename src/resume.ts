@@ -96,7 +96,7 @@ function named(error: unknown, path: string): unknown {
 function replaced(path: string): HibernaculumError {
   return new HibernaculumError(
     "HIB_BUSY",
-    `${path} was renamed or replaced while its files were compared; look what is there now`,
+    `${path} was renamed or replaced while its files were compared; see what is there now`,
   );
 }
 
@@ -138,7 +138,7 @@ class Resume implements Disposable {
     this.#reserve = new Reserve(machine.kernel, machine.claims);
   }
 
-  /** S2.5: a resume that dies leaves a trace of having been tried; of two at once, who came first goes on. */
+  /** S2.5: a resume that dies leaves a trace of having been tried; of two at once, the first goes on. */
   async attempt(): Promise<void> {
     this.#cancellation.check();
     const attempt = await this.#marks.attempt();
@@ -214,7 +214,7 @@ class Resume implements Disposable {
     for (let phase = 0; phase < 2; phase++) await setImmediate();
     this.#cancellation.check();
     this.#steps.passed("consumed", consumed);
-    this.#cancellation.checkLast(); // it may throw
+    this.#cancellation.checkLast(); // onStep may have thrown
     // The coordinator had turns of its event loop meanwhile, and may have stored to what was equal.
     if (claims.queue.refused !== refused) this.#late = this.#readLate();
     this.#times.ended("consumed");

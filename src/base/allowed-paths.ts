@@ -51,7 +51,7 @@ export function notAllowed(image: string, paths: readonly NamedPath[]): Hibernac
   if (paths.length > LISTED) list.push("and more, which hib inspect lists");
   return new HibernaculumError(
     "HIB_NOT_ALLOWED",
-    `${image} names files of this host that you have not: ${list.join(", ")}; if its machine may have them, name them, or directories that they are in, by --allow PATH`,
+    `${image} names files of this host that you have not named: ${list.join(", ")}; if its machine may have them, name them, or directories that they are in, by --allow PATH`,
   );
 }
 

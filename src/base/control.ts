@@ -171,8 +171,8 @@ export class Control {
   }
 
   /**
-   * A vCPU's thread has died, whatever it was at. What is under way is given up, and whoever waits for the thread, or for the lock
-   * that it held, waits no more.
+   * A vCPU's thread has died, whatever it was at. What is under way is given up, and no other thread waits any longer for it, or for the
+   * lock that it held.
    */
   lose(vcpu: number): void {
     Atomics.compareExchange(this.words, MACHINE_LOST >>> 2, 0, vcpu + 1);
@@ -188,7 +188,7 @@ export class Control {
     return this.load(MACHINE_LOST) !== 0;
   }
 
-  /** For what nobody awaits: that a machine is lost is said to whoever asks it something next. @throws any other error */
+  /** For work that nobody awaits: that a machine is lost is reported to the next caller. @throws any other error */
   readonly unlessLost = (error: unknown): void => {
     if (!this.isLost) throw error;
   };

@@ -1,6 +1,6 @@
 /**
- * Processes of the host, told apart also after their number was given to another: whoever leaves a note on the disk says
- * by whom, and whoever reads it later, perhaps after the host was started anew, must not take a stranger for the writer.
+ * Processes of the host, told apart also after their number was given to another. A note on the disk says which process
+ * wrote it, and a later reader, perhaps after a reboot, must not take another process for the writer.
  */
 import { createHash } from "node:crypto";
 import { existsSync, readFileSync, readlinkSync } from "node:fs";
@@ -58,7 +58,7 @@ function digest(text: string): string {
   return createHash("sha256").update(text).digest("hex").slice(0, TAG_DIGITS);
 }
 
-/** Tells hosts of one name apart, where the host has such a number; it stays the same when the host is started anew. */
+/** Tells hosts of one name apart, where the host has such a number; it stays the same over a reboot. */
 function machineId(): string {
   try {
     return readFileSync("/etc/machine-id", "utf8").trim();

@@ -219,8 +219,8 @@ export async function holdsImage(path: string): Promise<boolean> {
 }
 
 /**
- * Removes partial images whose process is gone. A process of another host or container cannot be seen from here: what it writes, or
- * left, stays, and whoever knows it to be dead removes it by hand.
+ * Removes partial images whose process is gone. A process of another host or container cannot be seen from here: what it
+ * writes, or left behind, stays. A user who knows that it is dead removes it by hand.
  *
  * @returns what was removed
  * @throws HIB_IO

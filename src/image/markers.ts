@@ -95,7 +95,7 @@ export function usedBefore(path: string, { time, who, pid, host }: Partial<Use> 
 }
 
 /**
- * Notes that a resume begins, so that one that dies is not tried for ever.
+ * Notes that a resume begins, so that one that dies is not tried again and again.
  *
  * @returns its number: how many there were, with this one
  * @throws HIB_IO, HIB_NO_SPACE
@@ -136,7 +136,7 @@ export async function readHistory(path: string): Promise<History> {
 }
 
 /**
- * Refuses an image that another resume is at: of two at once, who came first goes on.
+ * Refuses an image that another resume is at: of two at once, the first goes on.
  *
  * @param attempt number of the caller's own
  * @throws HIB_BUSY, HIB_IO
@@ -146,7 +146,7 @@ export async function refuseHeld(path: string, attempt: number): Promise<void> {
   if (holder === undefined) return;
   throw new HibernaculumError(
     "HIB_BUSY",
-    `${path} is being resumed by process ${holder.pid} since ${holder.time}; leave it to that, or end it and try again`,
+    `${path} is being resumed by process ${holder.pid} since ${holder.time}; let it finish, or end that process and try again`,
   );
 }
 
@@ -162,7 +162,7 @@ export function deaths({ attempts, setAside }: History): number {
 
 /**
  * Renames an image so that no boot finds it again, and notes why. It is held meanwhile, as by an attempt to resume it: of two at once,
- * who came first goes on.
+ * the first goes on.
  *
  * @param reason becomes part of the name: an error's code, or one or two words
  * @param message what happened, one line

@@ -1,7 +1,7 @@
 /**
  * What an image's catalogue says of the machine in it and of its save: processes, mappings, blocks and the report, read
  * from the image itself by the reader that a resume uses. Live memory is no source: a snapshot's machine has moved on. A
- * task of the pool, so that whoever talks to the machine meanwhile is answered.
+ * task of the pool, so that clients of the machine are answered meanwhile.
  */
 import { isWithin, realPath } from "../base/allowed-paths.js";
 import { Control } from "../base/control.js";

@@ -1,7 +1,7 @@
 /**
- * How far a save is: told to whoever asked for it, and to the guest's processes that show it (S3.7).
+ * How far a save is: told to the embedder's `onProgress`, and to the guest's processes that show it (S3.7).
  *
- * What must hold: whoever asked is told in turns of the event loop of their own, never within a step of the save. They may ask the
+ * What must hold: `onProgress` is called in turns of the event loop of its own, never within a step of the save. It may ask the
  * machine for something under the kernel lock, and between the go of a snapshot and the start of its tail's writers a vCPU may hold
  * that lock while it waits for just those writers.
  */

@@ -37,7 +37,7 @@ export class Client {
       try {
         lines.push(bytes);
       } catch {
-        socket.destroy(); // whoever listens there, it is no machine
+        socket.destroy(); // what listens there is no machine
       }
     });
     socket.on("error", () => undefined); // "close" follows

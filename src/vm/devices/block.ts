@@ -327,7 +327,7 @@ function openLocked(path: string, descriptor: number, held?: FileLock): OpenDisk
     if (lock !== undefined) return { path, descriptor, lock };
     throw new HibernaculumError(
       "HIB_DISK_IN_USE",
-      `${path} is the disk of another machine: power that off, or give another file`,
+      `${path} is the disk of another machine: power that machine off, or give another file`,
     );
   } catch (error) {
     closeSync(descriptor);

@@ -248,7 +248,7 @@ export class Vcpu<T extends Task> {
       else if (command === COMMAND_RUN || command === COMMAND_RESTART) {
         restart ||= command === COMMAND_RESTART;
         if (!this.#leaveStop()) continue;
-        this.#recorder.gap(hostNow() - began); // felt also by who was not running at this moment
+        this.#recorder.gap(hostNow() - began); // processes that were not running at this moment felt it, too
         if (!restart) return true;
         this.#engine.clear();
         this.#paces.clear();
@@ -262,7 +262,7 @@ export class Vcpu<T extends Task> {
   }
 
   /**
-   * Says that it runs, and only then looks whether it may: who tells it to stop, or tightens tracking, after a stop that was
+   * Says that it runs, and only then looks whether it may: a thread that tells it to stop, or tightens tracking, after a stop that was
    * given up, may have seen it stopped still and not wait for it. Returns false if it is to stay, for the next ring of the bell.
    */
   #leaveStop(): boolean {

@@ -218,7 +218,7 @@ export class AddressSpace {
 
   /**
    * Cuts areas and 2 MiB leaves at both ends of a range. False if there is no memory: the areas are then as they were, and what
-   * is cheap to undo comes first, so that little memory was taken in vain.
+   * is cheap to undo comes first, so that little memory was taken for nothing.
    */
   #isolate(start: VirtualAddress, end: VirtualAddress): boolean {
     if (this.#areas.cut(start) && this.#areas.cut(end) && this.#leaves.splitAt(start) && this.#leaves.splitAt(end)) return true;

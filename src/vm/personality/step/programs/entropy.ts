@@ -26,10 +26,6 @@ class Entropy extends StateProgram {
   override readonly stackPages = 0;
   override readonly unpredictable = "its memory holds random words and times; it checks them itself";
 
-  constructor(options: { rate: number }) {
-    super(options);
-  }
-
   protected override step(_state: number, step: Step): Outcome {
     return draw(step);
   }

@@ -214,7 +214,8 @@ class Resume implements Disposable {
     for (let phase = 0; phase < 2; phase++) await setImmediate();
     this.#cancellation.check();
     this.#steps.passed("consumed", consumed);
-    this.#cancellation.checkLast(); // onStep may have thrown
+    await setImmediate(); // a promise of onStep may be rejected by then
+    this.#cancellation.checkLast();
     // The coordinator had turns of its event loop meanwhile, and may have stored to what was equal.
     if (claims.queue.refused !== refused) this.#late = this.#readLate();
     this.#times.ended("consumed");

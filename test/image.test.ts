@@ -2,7 +2,7 @@
 
 import { spawnSync } from "node:child_process";
 import { randomBytes, randomUUID } from "node:crypto";
-import { chmod, mkdir, mkdtemp, open, readdir, readFile, rename, rm, truncate, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, open, readdir, readFile, rename, rm, stat, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
 import process from "node:process";
@@ -896,7 +896,10 @@ test("setAside: not while a resume is at the image; of two at once, who came fir
   t.deepEqual((await readdir(path)).sort(), names, "it leaves no trace");
   const ended = { renamed: 0, resumed: 0, neither: 0 };
   for (let round = 0; round < 60; round++) {
-    const resume = recordAttempt(path).then((mine) => refuseHeld(path, mine)); // and it is under way from then on
+    // It is under way from then on, if its image is still in place: a history that is read during a rename lacks what it names.
+    const resume = recordAttempt(path)
+      .then((mine) => refuseHeld(path, mine))
+      .then(() => stat(join(path, BLOB_NAME)));
     const [aside, resumed] = await Promise.allSettled([setAside(path, "x"), resume]);
     t.false(aside.status === "fulfilled" && resumed.status === "fulfilled", `round ${round}`);
     if (aside.status === "fulfilled") await rename(aside.value, path);

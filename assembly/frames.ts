@@ -98,7 +98,7 @@ function residualWord(saveable: u32, at: u32): u64 {
 }
 
 /**
- * Writes the planned frames into LIST_FRAMES, the kernel's first: so whoever looks for page tables in an image finds them
+ * Writes the planned frames into LIST_FRAMES, the kernel's first: so a reader that looks for page tables in an image finds them
  * in a few chunks. Returns their number.
  */
 export function listPlanned(): u32 {

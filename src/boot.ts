@@ -54,6 +54,9 @@ const NOT_THE_IMAGE: readonly ErrorCode[] = [
   "HIB_USAGE",
 ];
 
+/** Another machine is at the image, or has used it: no boot renames that. */
+const OF_ANOTHER: readonly ErrorCode[] = ["HIB_BUSY", "HIB_IMAGE_USED"];
+
 /**
  * Resumes the image at `path` in a machine that has booted, or leaves that machine to go on booting.
  *
@@ -100,11 +103,10 @@ async function putOutOfTheWay(
   if (NOT_THE_IMAGE.includes(code)) return left;
   try {
     if (!(await holdsImage(path))) return left; // another boot was quicker
-    const history = await readHistory(path);
-    if (history.used !== null || holderOf(history) !== undefined) return left;
     failpoint("boot.set-aside");
     return { setAside: await setAside(path, code, message), stuck: null };
   } catch (thrown) {
+    if (OF_ANOTHER.includes(serializeError(thrown).code)) return left;
     return { setAside: null, stuck: fromSystemError(thrown, `setting aside ${path}`) };
   }
 }

@@ -89,7 +89,7 @@ function prepareDisk(
   try {
     machine.devices.block.prepareRestore(path, image.allowed);
   } catch (error) {
-    // One that cannot be opened has changed: that is for whoever compares to say, or for whoever has accepted it.
+    // A disk that cannot be opened has changed: the comparison reports it, unless changes were accepted.
     if (error instanceof HibernaculumError) throw error;
     if (disk !== undefined && acceptChangedFiles !== true) throw fromSystemError(error, "opening the disk");
   }
@@ -108,7 +108,7 @@ function describeFiles(count: number, { changed, moved }: ComparedFiles): string
   return moved.length > 0 ? `${count}, as they were by their contents` : `${count}, as they were`;
 }
 
-/** S3.6: whoever goes on with other files than it had damages them. */
+/** S3.6: a machine that goes on with other files than it had damages them. */
 function refuseChangedFiles(path: string, { changed }: ComparedFiles): void {
   if (changed.length === 0) return;
   throw new HibernaculumError(

@@ -14,14 +14,15 @@
  */
 import { randomUUID } from "node:crypto";
 import { dirname, resolve } from "node:path";
+import { guarded } from "./base/callback.js";
 import { bit } from "./base/control.js";
-import { fromSystemError, HibernaculumError, isSystemError } from "./base/errors.js";
+import { fromSystemError, isSystemError } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
-import { MACHINE_POWER_OFF, STOP_BITMAP } from "./base/layout.js";
+import { STOP_BITMAP } from "./base/layout.js";
 import { StepTimes } from "./base/step-times.js";
 import { atomicCopy } from "./cow/atomic-copy.js";
 import { Cancellation } from "./cow/cancellation.js";
-import { readFaultStatistics, resetFaultStatistics } from "./cow/fault-statistics.js";
+import { resetFaultStatistics } from "./cow/fault-statistics.js";
 import { checkOracle, createOracle } from "./cow/oracle.js";
 import { planFrames } from "./cow/plan.js";
 import { Reserve } from "./cow/reserve.js";
@@ -30,19 +31,17 @@ import { createPartial, type PartialImage, removeStalePartials } from "./image/d
 import type { Machine } from "./machine.js";
 import { publishImage } from "./publish.js";
 import { SaveProgressTeller } from "./reports/save-progress.js";
-import { emptyCounts, SAVE_STEPS, type SaveCounts, type SaveFacts, type SaveReport } from "./reports/save-report.js";
+import { emptyCounts, SAVE_STEPS, type SaveCounts, type SaveReport } from "./reports/save-report.js";
 import { SaveFiles } from "./save-files.js";
 import {
   CANCEL_MESSAGES,
   checkSave,
   COPY_FRAMES_PER_MS,
-  POWERED_OFF,
   type SaveOptions,
   type SaveSettings,
   withDefaults,
 } from "./save-options.js";
 import { resetLongestGap } from "./vm/tasks/activity.js";
-import { livePid } from "./vm/tasks/process.js";
 import { ImageWriter } from "./writer/image-writer.js";
 import { type StageSource, WRITER_BYTES } from "./writer/page-writer.js";
 
@@ -52,13 +51,19 @@ import { type StageSource, WRITER_BYTES } from "./writer/page-writer.js";
  * @param path - where the image is to be; must not exist
  * @returns the report, which the image's catalogue has too
  * @throws HIB_USAGE, HIB_BUSY, HIB_IMAGE_EXISTS, HIB_NO_SPACE, HIB_NO_MEMORY, HIB_IO, HIB_WORKER_DIED, HIB_CANCELLED, HIB_ORACLE: the
- * machine runs on as if nothing had happened
+ * machine runs on as if nothing had happened, but for one whose vCPU died
  */
 export async function save(machine: Machine, path: string, options: SaveOptions = {}): Promise<SaveReport> {
   checkSave(path, options);
   using _busy = machine.begin("save");
   await removeStalePartials(dirname(resolve(path))); // what a killed host left there
-  const report = await saveTo(machine, await createPartial(path), options);
+  const image = await createPartial(path);
+  let report: SaveReport;
+  try {
+    report = await saveTo(machine, image, options);
+  } finally {
+    await image.discard(); // unless it is published
+  }
   try {
     failpoint("save.published");
   } finally {
@@ -68,12 +73,7 @@ export async function save(machine: Machine, path: string, options: SaveOptions 
 }
 
 async function saveTo(machine: Machine, image: PartialImage, options: SaveOptions): Promise<SaveReport> {
-  try {
-    refusePoweredOff(machine);
-  } catch (error) {
-    await image.discard();
-    throw error;
-  }
+  machine.refuseOff(); // it may have been told to end meanwhile
   using work = new Save(machine, image, withDefaults(options));
   try {
     await work.prepare();
@@ -83,15 +83,11 @@ async function saveTo(machine: Machine, image: PartialImage, options: SaveOption
     await work.writeResidual();
     return await work.publish();
   } catch (error) {
-    await work.abandon();
-    refusePoweredOff(machine, error); // its threads are gone: whatever that looks like from here, somebody wanted it so
-    throw isSystemError(error) ? fromSystemError(error, `saving ${image.path}`) : error;
+    work.abandon();
+    machine.refuseOff(error); // its threads are gone: whatever that looks like from here, somebody wanted it so
+    const why = machine.reasonFor(error);
+    throw isSystemError(why) ? fromSystemError(why, `saving ${image.path}`) : why;
   }
-}
-
-/** @throws HIB_CANCELLED if the machine has been told to end */
-function refusePoweredOff({ control }: Machine, cause?: unknown): void {
-  if (control.load(MACHINE_POWER_OFF) === 1) throw new HibernaculumError("HIB_CANCELLED", POWERED_OFF, { cause });
 }
 
 /** One save under way. Its methods are called in the order in which they stand. */
@@ -120,8 +116,8 @@ class Save implements Disposable {
     this.#machine = machine;
     this.#image = image;
     this.#options = options;
-    this.#progress = new SaveProgressTeller(control, options.onProgress);
-    this.#cancellation = new Cancellation(control, options.signal, CANCEL_MESSAGES);
+    this.#cancellation = new Cancellation(machine, options.signal, CANCEL_MESSAGES);
+    this.#progress = new SaveProgressTeller(control, this.#cancellation.guard("onProgress", options.onProgress));
     this.#oracle = options.oracle === true ? createOracle(kernel.memory.frames) : undefined;
     const toBlob = { blob: image.blobPath, frames: kernel.memory.frames, writers, compression, digest, oracle: this.#oracle };
     this.#writer = new ImageWriter(pool, control, { ...toBlob, onError: this.#cancellation.cancel });
@@ -164,13 +160,10 @@ class Save implements Disposable {
     this.#times.ended("streamed");
   }
 
-  /**
-   * S1.4: stop everything. What the pause allows of the residual set is copied atomically. In a snapshot the rest is protected again, and the
-   * machine goes on.
-   */
+  /** S1.4: stop everything, and copy what the pause allows. In a snapshot the rest is protected again, and the machine goes on. */
   async stop(): Promise<void> {
     const { claims, control, core, devices, quiesce } = this.#machine;
-    this.#machine.drainConsole(); // whoever listens takes his time; what comes after lies in the image
+    this.#machine.drainConsole(); // a listener may take long; what is printed later is in the image
     this.#times.ended("stopping");
     quiesce.stop();
     this.#stopped = true;
@@ -192,10 +185,7 @@ class Save implements Disposable {
     else this.#times.ended("stopped");
   }
 
-  /**
-   * S1.5: write the residual set, whose locations supersede those of the stream. Frames that were not copied are written from where they are, if
-   * nobody has stored to them since; else their pre-images are. Then the copies.
-   */
+  /** S1.5: write the residual set: what was not copied from where it is, or its pre-images; then the copies. They supersede the stream. */
   async writeResidual(): Promise<void> {
     const { claims, core, tracking } = this.#machine;
     const { copied } = this.#counts;
@@ -221,47 +211,44 @@ class Save implements Disposable {
     this.#counts.saved = { ...saved, byReference: references.reduce((sum, { frames }) => sum + frames, 0) };
     this.#counts.stored = locations.totals(table);
     failpoint("save.catalogue");
-    // Whoever resumes carries out again what is in flight: this host must not do it later than that.
+    // A resume repeats the requests in flight: this host must have ended them by then.
     if (!this.#options.keepRunning) await this.#machine.devices.settle();
-    const parts = {
-      facts: this.#facts(),
+    const { keepRunning, compression, name, digest } = this.#options;
+    return publishImage(this.#machine, this.#image, this.#cancellation, {
+      facts: { id: this.#id, time: this.#time, keepRunning, compression, at: this.#times.all(), counts: this.#counts },
+      written: this.#writer,
       extents: table,
       files: await this.#files.rows(),
       references,
-      name: this.#options.name,
-      digest: this.#options.digest,
-    } as const;
-    return publishImage(this.#machine, this.#image, this.#cancellation, parts);
+      name,
+      digest,
+    });
   }
 
-  /** After a failure: the machine goes on, and nothing is left on the disk. */
-  async abandon(): Promise<void> {
-    const discarded = this.#image.discard(); // even if something below fails
+  /** After a failure: the machine goes on, unless it is lost and cannot. */
+  abandon(): void {
+    if (this.#machine.isLost) return;
     this.#machine.tracking.disarm();
     this.#reserve.release(); // before anybody may want memory
-    if (this.#stopped) {
-      this.#machine.quiesce.go();
-      this.#machine.devices.resume("stop");
-    }
-    await discarded;
+    if (!this.#stopped) return;
+    this.#machine.quiesce.go();
+    this.#machine.devices.resume("stop");
   }
 
   /** In any case: tracking is off, and the guest has its memory back. */
   [Symbol.dispose](): void {
     this.#cancellation[Symbol.dispose]();
     this.#progress[Symbol.dispose]();
+    this.#files[Symbol.dispose]();
+    if (this.#machine.isLost) return; // its threads do not answer
     this.#machine.tracking.disarm();
     this.#machine.devices.freeState();
-    this.#files[Symbol.dispose]();
     this.#reserve.release();
   }
 
   // ---- parts ----
 
-  /**
-   * What of the machine belongs to the image, and what its files are. Everything is stopped; or it goes on, and the kernel lock has been held since
-   * the stop.
-   */
+  /** What belongs to the image, and what its files are. The kernel lock has been held since the stop, or everything is stopped still. */
   #freeze(): void {
     this.#machine.tracking.freezeSaveable();
     this.#counts.changedFiles = this.#files.freeze();
@@ -281,10 +268,7 @@ class Save implements Disposable {
     atomicCopy(claims, core, quiesce, this.#counts.copied);
   }
 
-  /**
-   * What was not copied is protected again, so that the machine can go on before it is saved: the copy-before-write tail. Processes run from here
-   * on. Who enters the kernel waits until all is noted as it was.
-   */
+  /** The tail is protected, and processes run from here on. Who enters the kernel waits until all is noted as it was. */
   #go(): void {
     const { control, devices, quiesce, tracking } = this.#machine;
     control.locked(() => {
@@ -303,28 +287,8 @@ class Save implements Disposable {
   }
 
   async #write(source: StageSource, meanwhile?: () => void): Promise<void> {
-    using _watch = this.#progress.watch(meanwhile);
+    using _watch = this.#progress.watch(guarded(meanwhile, this.#cancellation.fail));
     await this.#writer.write(source);
     this.#cancellation.check();
-  }
-
-  /** What the report is made from. */
-  #facts(): SaveFacts {
-    const { control, kernel, vcpus } = this.#machine;
-    const pidOf = (slot: number) => livePid(kernel.memory, slot);
-    return {
-      frames: kernel.memory.frames,
-      vcpus,
-      path: this.#image.path,
-      id: this.#id,
-      time: this.#time,
-      keepRunning: this.#options.keepRunning,
-      compression: this.#options.compression,
-      at: this.#times.all(),
-      chunks: this.#writer.locations.chunks,
-      totals: this.#writer.totals,
-      faults: readFaultStatistics({ control, vcpus, pidOf }, this.#times.at("armed"), this.#times.at("residual")),
-      counts: this.#counts,
-    };
   }
 }

@@ -1,5 +1,5 @@
 /**
- * A machine: its memory, its vCPU threads, its kernel, and whoever coordinates them (this thread).
+ * A machine: its memory, its vCPU threads, its kernel, and the thread that coordinates them (this one).
  *
  *     Machine.boot() --> running <-- quiesce.stop(), go() --> stopped
  *                           |                                |
@@ -12,8 +12,9 @@ import { cpus } from "node:os";
 import { resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Worker } from "node:worker_threads";
-import { type Control, hostNow } from "./base/control.js";
-import { HibernaculumError } from "./base/errors.js";
+import { guarded, warnOf } from "./base/callback.js";
+import { type Control, hostNow, RESUME_AGAIN } from "./base/control.js";
+import { fromSystemError, HibernaculumError, isSystemError } from "./base/errors.js";
 import { MACHINE_POWER_OFF, MACHINE_TIMELINE_BASE, MAX_VCPUS, VCPU_BUSY, VCPU_STATE, VCPU_STATE_OFF } from "./base/layout.js";
 import { PAGE_THREADS_MAX } from "./base/limits.js";
 import { loadDatabase } from "./base/sqlite.js";
@@ -45,7 +46,7 @@ export interface MachineOptions {
   pageThreads?: number;
   /** Directories of the host that processes see. */
   mounts?: readonly Mount[];
-  /** Takes what the machine prints. */
+  /** Takes what the machine prints. What it throws is a warning of the process, and the machine goes on. */
   onConsole?: (text: string) => void;
   /** A file that is the machine's disk, of whole sectors of 4 KiB. Nobody else may write to it. */
   disk?: string;
@@ -102,7 +103,7 @@ export class Machine {
     this.claims = new Claims(this.control);
     this.tracking = new WriteTracking(this.control, this.core, this.vcpus);
     this.quiesce = new Quiesce(this.control, this.vcpus);
-    this.#onConsole = options.onConsole ?? (() => undefined);
+    this.#onConsole = guarded(options.onConsole, (thrown) => warnOf("onConsole", thrown));
   }
 
   /**
@@ -144,9 +145,9 @@ export class Machine {
       this.control.storeVcpu(number, VCPU_STATE, VCPU_STATE_OFF);
       const worker = new Worker(entry, { workerData: { memory: this.memory, number }, resourceLimits: WORKER_LIMITS });
       worker.on("message", () => this.devices.service());
-      worker.on("error", (error) => {
-        this.#failure ??= error;
-        this.control.storeVcpu(number, VCPU_STATE, VCPU_STATE_OFF);
+      worker.on("error", (error) => this.#lose(number, error.message, error));
+      worker.on("exit", () => {
+        if (this.control.load(MACHINE_POWER_OFF) === 0) this.#lose(number, "it ended without an error");
       });
       this.#workers.push(worker);
     }
@@ -156,6 +157,16 @@ export class Machine {
       this.check();
       await new Promise((resolve) => setTimeout(resolve, 1));
     }
+  }
+
+  /** A vCPU's thread has ended before the machine did. */
+  #lose(vcpu: number, why: string, cause?: unknown): void {
+    this.control.lose(vcpu);
+    const starting = this.#timer === undefined;
+    this.#failure ??=
+      starting && isSystemError(cause)
+        ? fromSystemError(cause, "starting the vCPUs")
+        : new HibernaculumError("HIB_WORKER_DIED", `the thread of vCPU ${vcpu} died: ${why}; ${RESUME_AGAIN}`, { cause });
   }
 
   /**
@@ -197,13 +208,17 @@ export class Machine {
     return this.#pool;
   }
 
-  /** Powered off: it can only be booted anew. */
+  /** Powered off, for good: boot another one. */
   get isOff(): boolean {
     return this.#pool === undefined;
   }
 
   #tick(): void {
-    this.drainConsole();
+    try {
+      this.drainConsole();
+    } catch (error) {
+      this.control.unlessLost(error);
+    }
     this.devices.service();
     this.#busyTimes.push({ at: hostNow(), busy_ms: this.#busyTime() });
     if (this.#busyTimes.length > BUSY_TICKS) this.#busyTimes.shift();
@@ -223,15 +238,39 @@ export class Machine {
     return Math.max(1, Math.min(this.pageThreads, Math.round(cpus().length - busy)));
   }
 
-  /** Hands what the machine has printed to whoever listens. */
+  /** Hands what the machine has printed to `onConsole`. */
   drainConsole(): void {
     const text = this.devices.console.drain();
     if (text !== "") this.#onConsole(text);
   }
 
-  /** @throws what a vCPU thread died of, if one did */
+  /** @throws HIB_WORKER_DIED if a vCPU's thread died, or what a page thread died of that had nothing to do */
   check(): void {
     if (this.#failure !== undefined) throw this.#failure;
+    this.control.checkLost();
+  }
+
+  /** @throws HIB_CANCELLED if it has been told to end while something was done with it, which failed for whatever `cause` */
+  refuseOff(cause?: unknown): void {
+    if (this.control.load(MACHINE_POWER_OFF) === 0) return;
+    throw new HibernaculumError("HIB_CANCELLED", `the machine was powered off while a ${this.busy} of it was under way`, {
+      cause,
+    });
+  }
+
+  /** Why something failed that was done with it: what it died of, if it did. */
+  reasonFor(error: unknown): unknown {
+    try {
+      this.check();
+      return error;
+    } catch (lost) {
+      return lost;
+    }
+  }
+
+  /** One of its threads has died, and it cannot go on. */
+  get isLost(): boolean {
+    return this.#failure !== undefined || this.control.isLost;
   }
 
   /** Takes the exclusive right to save, resume or check, until it is disposed. @throws HIB_BUSY, HIB_NO_MACHINE */
@@ -251,8 +290,8 @@ export class Machine {
     this.control.store(MACHINE_POWER_OFF, 1);
     this.control.ringDoorbell();
     this.quiesce.restart(); // not a step more of what was running
-    // Each vCPU ends by itself at its next safepoint. One that was terminated might hold the kernel lock for ever, and
-    // whoever looked at the machine's processes then would wait as long.
+    // Each vCPU ends by itself at its next safepoint. One that is terminated may hold the kernel lock: then nobody can
+    // look at the machine's processes any more.
     const alive = this.#workers.filter(({ threadId }) => threadId !== -1);
     const ended = Promise.all(alive.map((worker) => new Promise((resolve) => worker.once("exit", resolve))));
     await Promise.race([ended, sleep(VCPU_END_MS, undefined, { ref: false })]);

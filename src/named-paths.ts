@@ -1,4 +1,4 @@
-/** What of the host an image names: whoever resumes it would open that. */
+/** What an image names of the host: a resume would open it. */
 import type { NamedPath } from "./base/allowed-paths.js";
 import { Contradiction, type HibernaculumError } from "./base/errors.js";
 import type { Image } from "./image/directory.js";

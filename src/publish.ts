@@ -6,6 +6,7 @@ import { FRAME_BYTES, MACHINE_BLOB_CURSOR } from "./base/layout.js";
 import type { Reference } from "./base/host-file.js";
 import { PACKAGE_VERSION } from "./base/version.js";
 import type { Cancellation } from "./cow/cancellation.js";
+import { readFaultStatistics } from "./cow/fault-statistics.js";
 import type { PartialImage } from "./image/directory.js";
 import { type ExtentTable, type ImageHeader, MACHINE_VERSION } from "./image/format.js";
 import type { FileRow } from "./image/host-files.js";
@@ -14,10 +15,14 @@ import { sealBlob } from "./image/seal.js";
 import type { Machine } from "./machine.js";
 import type { CatalogueResult, CatalogueTask } from "./reports/image-catalogue.js";
 import { publishedReport, type SaveFacts, type SaveReport } from "./reports/save-report.js";
+import { livePid } from "./vm/tasks/process.js";
+import type { ImageWriter } from "./writer/image-writer.js";
 
 /** What an image is made of once all frames are in the blob. */
 export interface ImageParts {
-  facts: SaveFacts;
+  /** What only the save knows of itself. */
+  facts: Pick<SaveFacts, "id" | "time" | "keepRunning" | "compression" | "at" | "counts">;
+  written: ImageWriter;
   extents: ExtentTable;
   files: FileRow[];
   references: Reference[];
@@ -28,11 +33,13 @@ export interface ImageParts {
 
 /** @throws HIB_NO_SPACE, HIB_IO, HIB_CANCELLED, HIB_WORKER_DIED: there is no image then */
 export async function publishImage(
-  { control, pool }: Machine,
+  machine: Machine,
   image: PartialImage,
   cancellation: Cancellation,
-  { facts, extents, files, references, name, digest }: ImageParts,
+  { facts: known, written, extents, files, references, name, digest }: ImageParts,
 ): Promise<SaveReport> {
+  const { control, pool } = machine;
+  const facts = factsOf(machine, image, known, written);
   const task: CatalogueTask = {
     path: image.cataloguePath,
     blob: image.blobPath,
@@ -63,7 +70,19 @@ export async function publishImage(
   };
   await sealBlob(image.blobPath, header);
   await notePaths(dirname(image.blobPath), header, paths); // harmless if the image is not published after all
-  cancellation.check();
+  cancellation.checkLast();
   await image.publish();
   return publishedReport(report, facts.at.began);
+}
+
+/** What the report is made from. */
+function factsOf(
+  { control, kernel, vcpus }: Machine,
+  { path }: PartialImage,
+  known: ImageParts["facts"],
+  { locations, totals }: ImageWriter,
+): SaveFacts {
+  const pidOf = (slot: number) => livePid(kernel.memory, slot);
+  const faults = readFaultStatistics({ control, vcpus, pidOf }, known.at.armed, known.at.residual);
+  return { ...known, frames: kernel.memory.frames, vcpus, path, chunks: locations.chunks, totals, faults };
 }

@@ -31,8 +31,12 @@ export interface ResumeOptions {
   /** Leave the image as it is: neither an attempt is recorded nor the image consumed (tests, benchmarks). */
   keepImage?: boolean;
   signal?: AbortSignal;
+  /**
+   * Is told how far the load is. If this or `onStep` throws, or gives a promise that rejects, the resume ends with HIB_CANCELLED and that
+   * as its `cause`; once the image is marked as used and the machine is about to be replaced, with a warning of the process instead.
+   */
   onProgress?: (progress: ResumeProgress) => void;
-  /** Is told of each step as it passes or fails, with what was found. */
+  /** Is told of each step as it passes or fails, with what was found; in part while the machine stands still. */
   onStep?: (step: ResumeStep) => void;
   /** Most places in the queue of the atomic restore, for tests of one that is too small. */
   queueFrames?: number;

@@ -19,7 +19,7 @@
  */
 import { setImmediate } from "node:timers/promises";
 import { hostNow } from "./base/control.js";
-import { fromSystemError, isSystemError, naming } from "./base/errors.js";
+import { fromSystemError, HibernaculumError, isSystemError, naming } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
 import { MACHINE_LOAD_CURSOR, MACHINE_LOAD_PERCENT, MACHINE_PROGRESS, QUEUE_SPARE } from "./base/layout.js";
 import { StepTimes } from "./base/step-times.js";
@@ -37,7 +37,7 @@ import { type LateFrame, readLateFrames } from "./restore/late-frames.js";
 import { type LoadResult, type LoadTask, loadTask } from "./restore/page-loader.js";
 import { rebuild, tellRestored } from "./restore/rebuild.js";
 import { ResumeMarks } from "./restore/resume-marks.js";
-import { CANCEL_MESSAGES, checkResume, type ResumeOptions } from "./resume-options.js";
+import { CANCEL_MESSAGES, checkResume, type ResumeOptions, type ResumeProgress } from "./resume-options.js";
 
 const WATCH_MS = 20;
 
@@ -53,14 +53,16 @@ const WATCH_MS = 20;
 export async function resume(machine: Machine, path: string, options: ResumeOptions = {}): Promise<ResumeReport> {
   checkResume("resume", path, options);
   using _busy = machine.begin("resume");
-  const steps = new ResumeSteps(options.onStep);
+  using cancellation = new Cancellation(machine, options.signal, CANCEL_MESSAGES);
+  const steps = new ResumeSteps(cancellation.guard("onStep", options.onStep));
   const times = new StepTimes(RESUME_TIMES);
   try {
     const found = await findImage(machine, path, options, steps);
     times.ended("opened");
-    return await resumeFrom(new Resume(machine, found, options, steps, times), path);
+    return await resumeFrom(new Resume(machine, found, options, { steps, times, cancellation }), path);
   } catch (error) {
     const failure = named(error, path);
+    cancellation.close();
     steps.failed(failure);
     throw failure;
   } finally {
@@ -82,7 +84,7 @@ async function resumeFrom(resume: Resume, path: string): Promise<ResumeReport> {
     failpoint("resume.running");
     return work.report();
   } catch (error) {
-    const failure = named(error, path);
+    const failure = named(work.reasonFor(error), path);
     await work.abandon(failure);
     throw failure;
   }
@@ -90,6 +92,13 @@ async function resumeFrom(resume: Resume, path: string): Promise<ResumeReport> {
 
 function named(error: unknown, path: string): unknown {
   return isSystemError(error) ? fromSystemError(error, `resuming ${path}`) : naming(error, path);
+}
+
+function replaced(path: string): HibernaculumError {
+  return new HibernaculumError(
+    "HIB_BUSY",
+    `${path} was renamed or replaced while its files were compared; see what is there now`,
+  );
 }
 
 /** One resume under way. Its methods are called in the order in which they stand. */
@@ -102,6 +111,7 @@ class Resume implements Disposable {
   readonly #marks: ResumeMarks;
   readonly #times: StepTimes<ResumeTime>;
   readonly #cancellation: Cancellation;
+  readonly #onProgress: (progress: ResumeProgress) => void;
   readonly #reserve: Reserve;
   #results: LoadResult[] = [];
   #stopped = false;
@@ -111,7 +121,12 @@ class Resume implements Disposable {
   #late: LateFrame[] = [];
   #examined: Examined | undefined;
 
-  constructor(machine: Machine, found: FoundImage, options: ResumeOptions, steps: ResumeSteps, times: StepTimes<ResumeTime>) {
+  constructor(
+    machine: Machine,
+    found: FoundImage,
+    options: ResumeOptions,
+    { steps, times, cancellation }: { steps: ResumeSteps; times: StepTimes<ResumeTime>; cancellation: Cancellation },
+  ) {
     this.#machine = machine;
     this.#image = found.image;
     this.#files = found.files;
@@ -119,14 +134,17 @@ class Resume implements Disposable {
     this.#steps = steps;
     this.#marks = new ResumeMarks(found.image.path, options);
     this.#times = times;
-    this.#cancellation = new Cancellation(machine.control, options.signal, CANCEL_MESSAGES);
+    this.#cancellation = cancellation;
+    this.#onProgress = cancellation.guard("onProgress", options.onProgress);
     this.#reserve = new Reserve(machine.kernel, machine.claims);
   }
 
-  /** S2.5: a resume that dies leaves a trace of having been tried; of two at once, who came first goes on. */
+  /** S2.5: a resume that dies leaves a trace of having been tried; of two at once, the first goes on. */
   async attempt(): Promise<void> {
     this.#cancellation.check();
-    this.#steps.passed("attempt", await this.#marks.attempt());
+    const attempt = await this.#marks.attempt();
+    if (!this.#image.blob.isInPlace()) throw replaced(this.#image.path); // from here on nobody sets it aside
+    this.#steps.passed("attempt", attempt);
   }
 
   /** S1.6: allocate what is free here and used there; reserve a place for every other frame of the image. */
@@ -166,7 +184,7 @@ class Resume implements Disposable {
     }
     this.#times.ended("loaded");
     this.#steps.passed("chunk checksums", `${this.#image.chunks.length} chunks agree`);
-    this.#options.onLoaded?.();
+    this.#cancellation.guard("onLoaded", this.#options.onLoaded)();
   }
 
   /** S2.2: stop, and see whether what is about to be put in place is a machine. */
@@ -195,10 +213,12 @@ class Resume implements Disposable {
     failpoint("resume.consume");
     // A whole turn of the event loop lets a signal in that came while this thread examined the machine.
     for (let phase = 0; phase < 2; phase++) await setImmediate();
-    this.#cancellation.check(); // the last time
+    this.#cancellation.check();
+    this.#steps.passed("consumed", consumed);
+    await setImmediate(); // a promise of onStep may be rejected by then
+    this.#cancellation.checkLast();
     // The coordinator had turns of its event loop meanwhile, and may have stored to what was equal.
     if (claims.queue.refused !== refused) this.#late = this.#readLate();
-    this.#steps.passed("consumed", consumed);
     this.#times.ended("consumed");
   }
 
@@ -233,9 +253,19 @@ class Resume implements Disposable {
     this.#steps.passed("scheduler", `goes on, vCPUs: ${this.#machine.vcpus}`);
   }
 
+  /** Why it failed: what the machine died of, if it did. */
+  reasonFor(error: unknown): unknown {
+    return this.#machine.reasonFor(error);
+  }
+
   /** After a failure: the boot goes on with all of its memory; or, if that is gone already, nothing goes on. */
   async abandon(error: unknown): Promise<void> {
     if (this.#replaced) return this.#machine.powerOff();
+    if (!this.#machine.isLost) this.#goOn();
+    await this.#marks.failed(error);
+  }
+
+  #goOn(): void {
     const { devices, kernel, quiesce, tracking } = this.#machine;
     tracking.disarm();
     this.#reserve.release();
@@ -245,12 +275,10 @@ class Resume implements Disposable {
       devices.resume("stop");
     }
     this.#stopped = false;
-    await this.#marks.failed(error);
   }
 
   [Symbol.dispose](): void {
-    this.#cancellation[Symbol.dispose]();
-    this.#machine.devices.freeState();
+    if (!this.#machine.isLost) this.#machine.devices.freeState();
     this.#image.close();
   }
 
@@ -271,7 +299,7 @@ class Resume implements Disposable {
     const total = this.#image.header.frames;
     const done = control.load(MACHINE_PROGRESS);
     control.store(MACHINE_LOAD_PERCENT, 1 + Math.floor((100 * done) / Math.max(1, total)));
-    this.#options.onProgress?.({ done, total, elapsed_ms: hostNow() - this.#times.at("began") });
+    this.#onProgress({ done, total, elapsed_ms: hostNow() - this.#times.at("began") });
   }
 
   #readLate(): LateFrame[] {

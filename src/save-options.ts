@@ -14,6 +14,11 @@ export interface SaveOptions {
   digest?: "none" | "sha256";
   /** Cancels: the machine goes on, nothing is left behind. */
   signal?: AbortSignal;
+  /**
+   * Is told how far the save is, between its steps, and may ask the machine for anything. If it throws, or gives a promise that
+   * rejects, the save ends with HIB_CANCELLED and that as its `cause`; once the image is being published, with a warning of the
+   * process instead.
+   */
   onProgress?: (progress: SaveProgress) => void;
   /** Also store pages of files that are as the host has them; else the image refers to the file (S0.3). */
   saveClean?: boolean;
@@ -63,5 +68,3 @@ export const CANCEL_MESSAGES: CancelMessages = {
   noMemory:
     "the save was given up: a process needed the memory that was reserved for the copies; free some of the guest's memory",
 };
-
-export const POWERED_OFF = "the machine was powered off while it was being saved; there is no image";

@@ -39,6 +39,8 @@ export class Thread {
   #half = false;
   /** It waits on a futex: it goes on once others have changed something, or nobody else can: no wait in the core is without an end. */
   asleep = false;
+  /** Its accesses in the order of the code, for who looks at what keeps a processor from taking them in another one. */
+  readonly accesses: { at: number; atomic: boolean; writes: boolean }[] = [];
   readonly #acts: readonly Act[];
   readonly #isShared: (address: number) => boolean;
 
@@ -222,6 +224,8 @@ export class Thread {
       const [to, from, bytes] = stack.slice(-3).map((value) => Number(value) >>> 0) as [number, number, number];
       const half = bytes >>> 1;
       const [begin, length] = this.#half ? [half, bytes - half] : [0, half];
+      if (op === COPY) this.#note(from, op);
+      this.#note(to, 0x36);
       if (op === COPY) memory.copy(to + begin, from + begin, length);
       else memory.fill(to + begin, from & 255, length);
       this.#half = !this.#half;
@@ -232,6 +236,7 @@ export class Thread {
     const operands = stack.splice(stack.length - operandsOf(op));
     const at = (Number(operands[0]) >>> 0) + offset;
     const [, value = 0, more = 0] = operands;
+    this.#note(at, op);
     switch (op) {
       case 0x28:
       case 0xfe10:
@@ -289,6 +294,10 @@ export class Thread {
       default:
         throw new Error(`access 0x${op.toString(16)}`);
     }
+  }
+
+  #note(at: number, op: number): void {
+    this.accesses.push({ at, atomic: op >> 8 === 0xfe, writes: isStore(op) || op >= 0xfe1e });
   }
 
   #compute(op: number): void {

@@ -2,7 +2,7 @@
 
 import { spawnSync } from "node:child_process";
 import { randomBytes, randomUUID } from "node:crypto";
-import { chmod, mkdir, mkdtemp, open, readdir, readFile, rename, rm, truncate, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, open, readdir, readFile, rename, rm, stat, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
 import process from "node:process";
@@ -32,7 +32,16 @@ import {
   padded,
 } from "../src/image/format.js";
 import { listImages } from "../src/image/list.js";
-import { claimUse, deaths, isUsed, readHistory, recordAttempt, setAside } from "../src/image/markers.js";
+import {
+  claimUse,
+  deaths,
+  isUsed,
+  readHistory,
+  recordAttempt,
+  recordOutcome,
+  refuseHeld,
+  setAside,
+} from "../src/image/markers.js";
 import { verifyChunks } from "../src/image/verify.js";
 import { HandMachine } from "./support.js";
 
@@ -849,7 +858,7 @@ test("setAside: the image is away from its path, whole, under a name of its own"
   await t.throwsAsync(setAside(join(`${first}.set-aside-corrupt-chunk`, BLOB_NAME, "x"), "x"), { code: "HIB_IO" });
 });
 
-test("removeStalePartials: only those whose process is gone", async (t) => {
+test("removeStalePartials: only those whose process is gone, none of another host", async (t) => {
   const directory = await temporaryDirectory(t);
   const { pid } = spawnSync(process.execPath, ["--version"]);
   // Of a process that is gone, and of one of another life of this container, which had the number that this one has now.
@@ -861,17 +870,43 @@ test("removeStalePartials: only those whose process is gone", async (t) => {
     await writeFile(join(directory, name, BLOB_NAME), "x");
   }
   const mine = await createPartial(join(directory, "image"));
-  const kept = [basename(dirname(mine.blobPath)), `.image.partial-${gone}`, `image.partial-${gone}-0123abcd`];
+  const foreign = `.image.partial-${processTag({ ...me, pid, host: `not-${me.host}` })}-0123abcd`;
+  const kept = [basename(dirname(mine.blobPath)), foreign, `.image.partial-${gone}`, `image.partial-${gone}-0123abcd`];
   for (const name of kept.slice(1)) await mkdir(join(directory, name));
   const states = (await listImages(directory)).map(({ name, state, by_pid }) => [name, state, by_pid]);
   t.deepEqual(
     states.sort(),
-    [[kept[0], "writing", process.pid], ...stale.map((name) => [name, "partial", null])].sort(),
+    [[kept[0], "writing", process.pid], [foreign, "foreign", pid], ...stale.map((name) => [name, "partial", null])].sort(),
     "hib images sees them as the next save does",
   );
   t.deepEqual((await removeStalePartials(directory)).sort(), stale.map((name) => join(directory, name)).sort());
   t.deepEqual((await readdir(directory)).sort(), kept.sort());
   await t.throwsAsync(removeStalePartials(join(directory, "nothing")), { code: "HIB_IO" });
+});
+
+test("setAside: not while a resume is at the image; of two at once, who came first goes on", async (t) => {
+  const path = await makeImage(t);
+  const attempt = await recordAttempt(path);
+  await t.throwsAsync(setAside(path, "x"), { code: "HIB_BUSY" });
+  await recordOutcome(path, attempt, "HIB_IO", "it failed");
+  const names = (await readdir(path)).sort();
+  await claimUse(path, "a test");
+  await t.throwsAsync(setAside(path, "x"), { code: "HIB_IMAGE_USED" });
+  await rm(join(path, "used"));
+  t.deepEqual((await readdir(path)).sort(), names, "it leaves no trace");
+  const ended = { renamed: 0, resumed: 0, neither: 0 };
+  for (let round = 0; round < 60; round++) {
+    // It is under way from then on, if its image is still in place: a history that is read during a rename lacks what it names.
+    const resume = recordAttempt(path)
+      .then((mine) => refuseHeld(path, mine))
+      .then(() => stat(join(path, BLOB_NAME)));
+    const [aside, resumed] = await Promise.allSettled([setAside(path, "x"), resume]);
+    t.false(aside.status === "fulfilled" && resumed.status === "fulfilled", `round ${round}`);
+    if (aside.status === "fulfilled") await rename(aside.value, path);
+    ended[aside.status === "fulfilled" ? "renamed" : resumed.status === "fulfilled" ? "resumed" : "neither"]++;
+    for (const name of await readdir(path)) if (/^(attempt|outcome)-/.test(name)) await rm(join(path, name));
+  }
+  t.log(ended);
 });
 
 test("setAside: notes the number of the last of its attempts: what died by then has had its consequence", async (t) => {

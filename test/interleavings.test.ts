@@ -5,6 +5,7 @@
 import test from "ava";
 import {
   BITMAP_BYTES,
+  CLAIMED_BITMAP,
   DIRTY_BITMAP,
   FAULT_COUNT_AREA,
   FAULT_TIMELINE,
@@ -22,6 +23,7 @@ import {
   MACHINE_STOP_SET,
   MACHINE_TOUCHING,
   OPEN_BITMAP,
+  PLANNED_BITMAP,
   POOL_BASE,
   QUEUE_FRAMES,
   QUEUE_PLACES,
@@ -36,9 +38,9 @@ import {
 } from "../src/base/layout.js";
 import { Claims } from "../src/cow/claims.js";
 import { POOL_PLACE } from "../src/vm/memory/physical.js";
-import type { Act } from "./core-steps.js";
+import { type Act, Thread } from "./core-steps.js";
 import { explore } from "./explore.js";
-import type { Overlay } from "./overlay.js";
+import { Overlay } from "./overlay.js";
 import { HandMachine } from "./support.js";
 
 /** A frame that nobody uses. Its first and last words are what it is told from others by. */
@@ -181,6 +183,43 @@ test("tail: what belongs to the image is kept, and freed as soon as it is, while
   });
   t.log(count);
   t.true(count.states > 10);
+});
+
+// ---- what keeps a processor from taking accesses in another order (memory-ordering.md) ----
+
+const wordOf = (bitmap: number): number => bitmap + (FRAME >>> 5) * 4;
+const isRam = ({ at }: { at: number }): boolean => at >= RAM_BASE;
+
+function accessesOf(acts: readonly Act[], machine: HandMachine): Thread["accesses"] {
+  const memory = new Overlay(new Int32Array(machine.memory.buffer));
+  const thread = new Thread(acts, isShared);
+  while (!thread.done) thread.step(memory);
+  return thread.accesses;
+}
+
+test("tail: between a claim and the store it is for there is another atomic access, whether a pre-image is kept or not", (t) => {
+  for (const kept of [true, false]) {
+    const machine = inTail();
+    if (!kept) {
+      machine.kernel.core.clearBitmap(DIRTY_BITMAP);
+      machine.kernel.core.setBit(PLANNED_BITMAP, FRAME);
+    }
+    const accesses = accessesOf(store(0, 0, HALVES.first), machine);
+    const claim = accesses.findIndex(({ at, atomic, writes }) => at === wordOf(CLAIMED_BITMAP) && atomic && writes);
+    const stored = accesses.findIndex((access) => isRam(access) && access.writes);
+    t.true(claim >= 0 && stored > claim);
+    t.true(
+      accesses.slice(claim + 1, stored).some(({ atomic }) => atomic),
+      `a pre-image is kept: ${kept}`,
+    );
+  }
+});
+
+test("tail: a page writer looks at the claim by a read-modify-write once it has read the frame", (t) => {
+  const accesses = accessesOf([stageTail(0)], inTail());
+  const read = accesses.findLastIndex(isRam);
+  const look = accesses.slice(read).find(({ at }) => at === wordOf(CLAIMED_BITMAP));
+  t.like(look, { atomic: true, writes: true });
 });
 
 // ---- memory that is lent ----

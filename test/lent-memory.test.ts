@@ -15,7 +15,7 @@ import { resume } from "../src/resume.js";
 import { checkConsistency } from "../src/vm/views/consistency.js";
 import { visitBlocks } from "../src/vm/views/walker.js";
 import { KIND_KERNEL_HEAP, KIND_RESERVE, MAX_ORDER } from "../src/vm/memory/kernel-layout.js";
-import { bootMachine, findWrong, MIB, scratch, sleep, whileStopped } from "./support.js";
+import { bootMachine, findWrong, MIB, scratch, sleep, until, whileStopped } from "./support.js";
 
 /** Takes memory, in frames, until there is none, and gives it back before anybody else may miss it, unless it is kept. `of` is what there was, free or lent. */
 function takeAll(machine: Machine, then: "give it back" | "keep it"): { frames: Pfn[]; of: number } {
@@ -41,7 +41,7 @@ function giveBack(machine: Machine, frames: readonly Pfn[]): void {
 async function busyMachine(t: ExecutionContext): Promise<Machine> {
   const machine = await bootMachine(t, { ramBytes: 64 * MIB });
   machine.spawn("random:pages=6000");
-  await sleep(200);
+  await until(() => machine.processes()[0]!.steps > 30_000, "nearly all of its pages are there");
   return machine;
 }
 

@@ -31,7 +31,7 @@ import { placeOfFrame, POOL_PLACE } from "../src/vm/memory/physical.js";
 import type { Process } from "../src/vm/tasks/process.js";
 import { CODE_BASE, DATA_BASE, HEAP_BASE } from "../src/vm/personality/step/program.js";
 import { FlatMemory } from "../src/vm/personality/step/programs/replay.js";
-import { bootMachine, findWrong, HandMachine, MIB, scratch, sleep, whileStopped } from "./support.js";
+import { bootMachine, findWrong, HandMachine, MIB, scratch, until, whileStopped } from "./support.js";
 import { drainConsole, printToConsole } from "../src/vm/memory/console-ring.js";
 
 /** One at a time: a live machine wants both cores. */
@@ -378,7 +378,7 @@ test("random accesses of two processes on two vCPUs agree with a flat memory, an
 async function sabotaged(t: ExecutionContext, sabotage: number): Promise<Awaited<ReturnType<typeof bootMachine>>> {
   const machine = await bootMachine(t, { vcpus: 3 });
   for (const seed of [1, 2, 3, 4]) machine.spawn(`zipf:pages=1000,seed=${seed}`);
-  await sleep(30);
+  await until(() => machine.processes().every(({ steps }) => steps > 1000), "all run");
   machine.control.store(MACHINE_SABOTAGE, sabotage);
   return machine;
 }

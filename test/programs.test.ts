@@ -464,6 +464,16 @@ test("checkProcess: a process whose first contents came from a file that is gone
   t.regex(check().not_recomputed!, /content=file:PATH needs a readable file/);
 });
 
+test("checkProcess: a process of somebody else's is recomputed within bounds of pages and of time", (t) => {
+  const text = "sequential:pages=4";
+  const { kernel } = new HandMachine();
+  const process = { ...kernel.lifecycle.spawn(text, createRunner(text)), steps: 2 ** 50 };
+  const within = (frames: number, until: number) =>
+    checkProcess(kernel.memory, process, undefined, { allowed: [], frames, until }).not_recomputed;
+  t.is(within(3, performance.now()), "it has more pages than the machine has frames");
+  t.regex(within(4, performance.now())!, /^it has run 1125899906842624 steps, of which there was time for 0/);
+});
+
 function isUsage(t: ExecutionContext, act: () => void, message: RegExp): void {
   const error = t.throws(act, { instanceOf: HibernaculumError, message });
   t.is(error?.code, "HIB_USAGE");

@@ -14,7 +14,7 @@ import type { SaveOptions } from "../src/save-options.js";
 import { openImage } from "../src/image/directory.js";
 import type { Machine } from "../src/machine.js";
 import type { SaveReport } from "../src/reports/save-report.js";
-import { bootMachine, Draws, findWrong, MIB, type Replays, scratch, sleep, whileStopped } from "./support.js";
+import { bootMachine, Draws, findWrong, MIB, type Replays, scratch, sleep, until, whileStopped } from "./support.js";
 
 /** One at a time: a live machine wants both cores. */
 const test = ava.serial;
@@ -125,7 +125,7 @@ test("whatever races with a save, the image is the machine at one instant", asyn
 test("a process that is started while a machine that hibernates is read is not in its image by half", async (t) => {
   const machine = await bootMachine(t);
   machine.spawn("zipf:pages=500");
-  await sleep(20);
+  await until(() => machine.processes()[0]!.steps > 1000, "it runs");
   const path = join(scratch(t), "image");
   let started = false;
   await save(machine, path, {
@@ -150,7 +150,7 @@ test("a snapshot whose stores wait for room can be cancelled: the machine goes o
   const machine = await bootMachine(t, { pageThreads: 1 });
   for (const seed of [1, 2, 3]) machine.spawn(`heap:slots=200,maxorder=3,seed=${seed}`);
   machine.spawn("zipf:pages=3000,content=random");
-  await sleep(200);
+  await until(() => machine.processes().every(({ steps }) => steps > 3000), "there is much to save");
   const cancel = new AbortController();
   const saved = save(machine, join(scratch(t), "image"), {
     keepRunning: true,

@@ -1,5 +1,6 @@
 /** The control socket: who may open it, what becomes of bad requests, of clients that go away, and of dead sockets. */
 import { chmod, chown, mkdir, mkdtemp, readdir, rm, stat, symlink, writeFile } from "node:fs/promises";
+import { once } from "node:events";
 import { createConnection, createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -274,6 +275,36 @@ test.serial("progress comes before the answer, errors keep their codes, and answ
   await t.throwsAsync(client.request("report", {}), { code: "HIB_INTERNAL", message: "a bug" });
   t.deepEqual((await check).problems, ["none"]);
   t.deepEqual(seen, [0, 1, 2]);
+  client.close();
+});
+
+test.serial("a callback that throws cancels its own request, and the connection stays", async (t) => {
+  let aborts = 0;
+  const answered = (late: boolean): Handlers["check"] => {
+    return (_, { signal, progress }) =>
+      new Promise((resolve, reject) => {
+        signal.addEventListener("abort", () => {
+          aborts++;
+          if (late) resolve({ processes: [], problems: [] });
+          else reject(new HibernaculumError("HIB_CANCELLED", "the check was cancelled"));
+        });
+        progress({ done: 0, total: 1 });
+      });
+  };
+  await listen(t, { check: answered(false), report: answered(true) as never });
+  const client = await Client.connect("m");
+  const cause = new Error("of the caller");
+  const onProgress = (): never => {
+    throw cause;
+  };
+  const error = await t.throwsAsync(client.request("check", {}, { onProgress }), { code: "HIB_CANCELLED" });
+  t.is(error?.message, "onProgress threw Error: of the caller: the check was cancelled");
+  t.is(error?.cause, cause);
+  const warned = once(process, "warning");
+  t.deepEqual(await client.request("report", {}, { onProgress: onProgress as never }), { processes: [], problems: [] } as never);
+  t.regex(((await warned) as [Error])[0].message, /^onProgress threw/);
+  t.is(aborts, 2);
+  t.deepEqual(await client.request("status", {}), STATUS);
   client.close();
 });
 

@@ -37,8 +37,18 @@ export const sleep = (ms: number): Promise<void> => new Promise((resolve) => set
 /** Waits until something holds. A machine that never gets there fails the test; how long it takes does not matter. */
 export async function until(condition: () => boolean, what: string): Promise<void> {
   for (const end = Date.now() + 60_000; !condition(); await sleep(2)) {
-    if (Date.now() > end) throw new Error(`waited in vain until ${what}`);
+    if (Date.now() > end) throw new Error(`waited a minute, and still not: ${what}`);
   }
+}
+
+/** As `until`, in one turn of the event loop: for what others do while this thread gives them the time. Returns what it waited for. */
+export function untilNow(look: () => number, what: string): number {
+  const nobody = new Int32Array(new SharedArrayBuffer(4));
+  for (const end = Date.now() + 60_000; Date.now() < end; Atomics.wait(nobody, 0, 0, 2)) {
+    const found = look();
+    if (found !== 0) return found;
+  }
+  throw new Error(`waited a minute, and still not: ${what}`);
 }
 
 /** Draws that follow from one seed: HIB_SEED, or a new one; it is printed. */

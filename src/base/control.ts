@@ -3,14 +3,26 @@
  *
  * The views end where RAM begins: nothing here can store to RAM.
  */
+import { HibernaculumError } from "./errors.js";
+import { failpoint } from "./failpoints.js";
+import { isThreadAlive } from "./host-process.js";
 import {
+  CANCEL_ASKED,
+  LOCK_BROKEN,
+  LOCK_WAITED,
   MACHINE_ACK_BELL,
+  MACHINE_CANCEL,
   MACHINE_CLOCK_BASE,
   MACHINE_DOORBELL,
   MACHINE_KERNEL_LOCK,
+  MACHINE_LOST,
+  MAX_VCPUS,
   RAM_BASE,
   VCPU_AREA,
   VCPU_BYTES,
+  VCPU_STATE,
+  VCPU_STATE_OFF,
+  VCPU_THREAD,
 } from "./layout.js";
 import type { Pfn } from "./memory.js";
 import type { SharedMemory } from "./wasm.js";
@@ -20,16 +32,26 @@ export function hostNow(): number {
   return performance.timeOrigin + performance.now();
 }
 
+/** What to do about a machine that cannot go on. */
+export const RESUME_AGAIN = "the machine cannot go on: power it off, and boot it again or resume its last image";
+
 /** A frame's bit in one of the bitmaps of the control area, 0 or 1. */
 export function bit(words: Int32Array, bitmap: number, frame: Pfn): number {
   return (words[(bitmap >>> 2) + (frame >>> 5)]! >>> (frame & 31)) & 1;
 }
 
+/** Who has waited for so long looks whether those whom it waits for are still alive, ms. */
+const LOOK_MS = 500;
+
 export class Control {
   readonly words: Int32Array;
   readonly floats: Float64Array;
+  /** What this thread writes into the kernel lock. */
+  readonly #holder: number;
 
-  constructor(memory: SharedMemory) {
+  /** @param thread - number of the vCPU whose thread this is; MAX_VCPUS for the coordinator */
+  constructor(memory: SharedMemory, thread: number = MAX_VCPUS) {
+    this.#holder = thread + 1;
     this.words = new Int32Array(memory.buffer, 0, RAM_BASE / 4);
     this.floats = new Float64Array(memory.buffer, 0, RAM_BASE / 8);
   }
@@ -99,20 +121,81 @@ export class Control {
       if (done()) return true;
       const left = deadline - hostNow();
       if (left <= 0) return false;
-      this.wait(MACHINE_ACK_BELL, seen, left);
+      this.wait(MACHINE_ACK_BELL, seen, Math.min(left, LOOK_MS));
+      if (this.load(MACHINE_ACK_BELL) === seen) this.#lookForDead();
     }
   }
 
-  /** Runs `body` with the kernel lock held: a futex mutex (0 free, 1 held, 2 held and waited for). */
+  /**
+   * Runs `body` with the kernel lock held, a futex mutex.
+   *
+   * @throws HIB_WORKER_DIED if a vCPU's thread died
+   */
   locked<T>(body: () => T): T {
     const at = MACHINE_KERNEL_LOCK >>> 2;
-    if (Atomics.compareExchange(this.words, at, 0, 1) !== 0) {
-      while (Atomics.exchange(this.words, at, 2) !== 0) Atomics.wait(this.words, at, 2);
-    }
+    if (Atomics.compareExchange(this.words, at, 0, this.#holder) !== 0) this.#waitForLock();
     try {
+      this.checkLost(); // what the lock guards may be half changed
+      if (this.#holder <= MAX_VCPUS) failpoint("vcpu.locked");
       return body();
     } finally {
-      if (Atomics.exchange(this.words, at, 0) === 2) Atomics.notify(this.words, at, 1);
+      if (Atomics.exchange(this.words, at, 0) !== this.#holder) Atomics.notify(this.words, at, 1);
     }
+  }
+
+  /** Takes the lock; others may wait for it still, so it is marked as waited for. */
+  #waitForLock(): void {
+    const { words } = this;
+    const at = MACHINE_KERNEL_LOCK >>> 2;
+    while (true) {
+      const seen = Atomics.load(words, at);
+      if (seen === LOCK_BROKEN) this.checkLost();
+      if (seen === 0) {
+        if (Atomics.compareExchange(words, at, 0, this.#holder | LOCK_WAITED) === 0) return;
+        continue;
+      }
+      const waited = seen | LOCK_WAITED;
+      if (Atomics.compareExchange(words, at, seen, waited) !== seen) continue;
+      if (Atomics.wait(words, at, waited, LOOK_MS) === "timed-out") this.#lookForDead();
+    }
+  }
+
+  // ---- threads that died ----
+
+  /** A thread that ends without a word (out of memory, say) is not told of while this one waits: the host knows. */
+  #lookForDead(): void {
+    for (let vcpu = 0; vcpu < MAX_VCPUS; vcpu++) {
+      const off = this.loadVcpu(vcpu, VCPU_STATE) === VCPU_STATE_OFF;
+      if (!off && !isThreadAlive(this.loadVcpu(vcpu, VCPU_THREAD))) this.lose(vcpu);
+    }
+  }
+
+  /**
+   * A vCPU's thread has died, whatever it was at. What is under way is given up, and no other thread waits any longer for it, or for the
+   * lock that it held.
+   */
+  lose(vcpu: number): void {
+    Atomics.compareExchange(this.words, MACHINE_LOST >>> 2, 0, vcpu + 1);
+    this.store(MACHINE_CANCEL, CANCEL_ASKED);
+    this.storeVcpu(vcpu, VCPU_STATE, VCPU_STATE_OFF);
+    this.ring(MACHINE_ACK_BELL);
+    const at = MACHINE_KERNEL_LOCK >>> 2;
+    for (const held of [vcpu + 1, (vcpu + 1) | LOCK_WAITED]) Atomics.compareExchange(this.words, at, held, LOCK_BROKEN);
+    Atomics.notify(this.words, at);
+  }
+
+  get isLost(): boolean {
+    return this.load(MACHINE_LOST) !== 0;
+  }
+
+  /** For work that nobody awaits: that a machine is lost is reported to the next caller. @throws any other error */
+  readonly unlessLost = (error: unknown): void => {
+    if (!this.isLost) throw error;
+  };
+
+  /** @throws HIB_WORKER_DIED if a vCPU's thread died */
+  checkLost(): void {
+    const lost = this.load(MACHINE_LOST);
+    if (lost !== 0) throw new HibernaculumError("HIB_WORKER_DIED", `the thread of vCPU ${lost - 1} died; ${RESUME_AGAIN}`);
   }
 }

@@ -23,7 +23,7 @@ export type ErrorCode =
   | "HIB_NO_SPACE" // ENOSPC or EDQUOT
   | "HIB_BUSY" // a save or a resume is under way already: of this machine, or of this image by another process
   | "HIB_CANCELLED" // the user or a caller cancelled
-  | "HIB_WORKER_DIED" // a page writer or loader died
+  | "HIB_WORKER_DIED" // a page writer, a page loader or a vCPU died; without a vCPU the machine cannot go on
   | "HIB_ORACLE" // a frame changed without a mark: a bug in write tracking
   | "HIB_SELF_CHECK" // a program found its own memory wrong
   | "HIB_NO_MACHINE" // nobody listens on that name
@@ -91,7 +91,7 @@ export function isSystemError(error: unknown): boolean {
 /** The error with the path that it is about in its message. */
 export function naming(error: unknown, path: string): unknown {
   if (!(error instanceof HibernaculumError) || error.message.includes(path)) return error;
-  return new HibernaculumError(error.code, `${path}: ${error.message}`, { cause: error });
+  return new HibernaculumError(error.code, `${path}: ${error.message}`, { cause: error.cause ?? error });
 }
 
 export function serializeError(thrown: unknown): SerializedError {

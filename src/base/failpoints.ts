@@ -34,6 +34,7 @@ export const FAILPOINTS = [
   "resume.patched",
   "resume.running",
   "boot.set-aside",
+  "vcpu.locked",
 ] as const;
 export type Failpoint = (typeof FAILPOINTS)[number];
 

@@ -39,13 +39,13 @@ export class FileLock {
     }
   }
 
-  /** The file of the lock stays: whoever removed it would part those who have it open from those who come. */
+  /** The file of the lock stays: removing it would separate processes that have it open from those that open it next. */
   release(): void {
     this.#database.close();
   }
 }
 
-/** Whoever may write to the file may lock it. */
+/** Every user who may write to the file may lock it. */
 function createLike(lock: string, file: string): void {
   try {
     closeSync(openSync(lock, "wx"));

@@ -1,6 +1,6 @@
 /**
  * A file of the host that a machine has open. It is no part of the machine's memory, so an image can only say what it was
- * like (S3.6). Whoever opens one for a machine describes it by this.
+ * like (S3.6). Code that opens one for a machine describes it by this.
  */
 import { closeSync, constants, fstatSync, openSync, read, readSync } from "node:fs";
 import { promisify } from "node:util";

@@ -1,9 +1,9 @@
 /**
- * Processes of the host, told apart also after their number was given to another: whoever leaves a note on the disk says
- * by whom, and whoever reads it later, perhaps after the host was started anew, must not take a stranger for the writer.
+ * Processes of the host, told apart also after their number was given to another. A note on the disk says which process
+ * wrote it, and a later reader, perhaps after a reboot, must not take another process for the writer.
  */
 import { createHash } from "node:crypto";
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync, readlinkSync } from "node:fs";
 import { hostname } from "node:os";
 import process from "node:process";
 
@@ -34,21 +34,55 @@ export function isAlive({ pid, host = hostname(), started = null }: Pick<HostPro
   return started === null || found === null || started === found;
 }
 
-/** A process in so few characters that a file's name has room: its number, and a digest of all else that tells it apart. */
+/**
+ * A process in so few characters that a file's name has room: PID-HOST-START, its number, and digests of its host and of when it
+ * began.
+ */
 export function processTag({ pid, host, started }: HostProcess = thisProcess()): string {
-  const digest = started === null ? "0".repeat(TAG_DIGITS) : createHash("sha256").update(`${host} ${started}`).digest("hex");
-  return `${pid}-${digest.slice(0, TAG_DIGITS)}`;
+  return `${pid}-${digest(`${host} ${machineId()}`)}-${started === null ? NOT_KNOWN : digest(started)}`;
 }
 
-/** Whether the process of a tag lives. In a container every life may have the same number, so that alone says nothing. */
-export function isTagAlive(tag: string): boolean {
-  const pid = Number(tag.split("-")[0]);
-  if (!isAlive({ pid })) return false;
+/** What has become of the process of a tag. One of another host or container cannot be seen from here. */
+export function fateOf(tag: string): "alive" | "gone" | "of another host" {
+  const pid = Number.parseInt(tag, 10);
+  const [, host, began] = tag.split("-");
+  const [, here] = processTag().split("-");
+  if (host !== here) return "of another host";
+  if (!isAlive({ pid })) return "gone";
+  // In a container every life may have the same number, so that alone says nothing.
   const started = startOf(pid);
-  return started === null || processTag({ pid, host: hostname(), started }) === tag || /-0+$/.test(tag);
+  return started === null || began === NOT_KNOWN || digest(started) === began ? "alive" : "gone";
+}
+
+function digest(text: string): string {
+  return createHash("sha256").update(text).digest("hex").slice(0, TAG_DIGITS);
+}
+
+/** Tells hosts of one name apart, where the host has such a number; it stays the same over a reboot. */
+function machineId(): string {
+  try {
+    return readFileSync("/etc/machine-id", "utf8").trim();
+  } catch {
+    return "";
+  }
+}
+
+/** The host's number of the thread that calls; 0 where the host does not tell. */
+export function thisThread(): number {
+  try {
+    return Number(readlinkSync("/proc/thread-self").split("/").at(-1));
+  } catch {
+    return 0;
+  }
+}
+
+/** Whether a thread of this process lives. One whose number is not known counts as alive. */
+export function isThreadAlive(thread: number): boolean {
+  return thread === 0 || existsSync(`/proc/self/task/${thread}`);
 }
 
 const TAG_DIGITS = 8;
+const NOT_KNOWN: string = "0".repeat(TAG_DIGITS);
 
 /** Of a process that has ended and whose parent has not asked yet. */
 const ENDED = "ended";

@@ -60,7 +60,7 @@ export const MACHINE_COMMAND = 0x14;
 export const MACHINE_DOORBELL = 0x18;
 /** 1 once the machine has been told to power off. */
 export const MACHINE_POWER_OFF = 0x1c;
-/** Kernel lock: 0 free, 1 held, 2 held and waited for. */
+/** Kernel lock: 0 free; the number of the thread that holds it + 1, with LOCK_WAITED if somebody waits; LOCK_BROKEN. */
 export const MACHINE_KERNEL_LOCK = 0x20;
 /** Not 0: a vCPU has asked the devices for something, and the coordinator has a message that it has not looked at. */
 export const MACHINE_DEVICE_BELL = 0x24;
@@ -126,6 +126,12 @@ export const MACHINE_TIMELINE_BASE = 0x88;
 
 /** Futex: first entry of what was lent last and is being touched; FRAME_NONE when nothing is. Who takes it back waits. */
 export const MACHINE_TOUCHING = 0x90;
+/** Number + 1 of a vCPU whose thread died: the machine cannot go on. */
+export const MACHINE_LOST = 0x94;
+
+export const LOCK_WAITED = 0x100;
+/** Who held it died: what it guards may be half changed, and nobody gets it any more. */
+export const LOCK_BROKEN = 0x200;
 
 export const KEEP_NONE = 0;
 /** Resume, of KEEP_BITMAP: without room the store goes, and the frame is read from the image again at the stop. */
@@ -175,6 +181,8 @@ export const VCPU_BUSY = 0x28;
 export const VCPU_LEFT = 0x38;
 /** Frame + 1 that a store on this vCPU waits to see saved, during a snapshot's tail; 0 for none. */
 export const VCPU_WANTED = 0x30;
+/** The host's number of its thread; 0 if the host does not tell. */
+export const VCPU_THREAD = 0x34;
 
 export const VCPU_STATE_RUNNING = 0;
 export const VCPU_STATE_STOPPED = 1;

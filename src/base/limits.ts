@@ -1,4 +1,4 @@
-/** How large a machine may be. Whoever checks or tells such a limit takes it from here (MAX_VCPUS and others: layout.ts). */
+/** How large a machine may be. Code that checks or prints such a limit takes it from here (MAX_VCPUS and others: layout.ts). */
 import { RAM_BASE } from "./layout.js";
 
 /** Less RAM than this does not hold a kernel, its devices and a process. */

@@ -3,7 +3,7 @@ import Database from "better-sqlite3";
 
 /**
  * Loads SQLite itself, which better-sqlite3 leaves to the first use. A thread that lives long does so when it starts: Node
- * keeps in mind what it did not find, so one moment without descriptors at the first use would be for ever.
+ * remembers what it did not find, so one moment without descriptors at the first use would spoil all later ones.
  */
 export function loadDatabase(): void {
   try {

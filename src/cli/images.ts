@@ -1,4 +1,5 @@
 /** `hib images`: the images of a directory, and what has become of each. */
+import { hostname } from "node:os";
 import process from "node:process";
 import type { Command } from "commander";
 import { type ImageEntry, type ImageState, listImages } from "../image/list.js";
@@ -46,7 +47,10 @@ export function renderImage(image: ImageEntry, view: View): string {
 }
 
 /** Of a marker that cannot be read, only its name tells anything. */
-function* notesOn({ state, used, attempts, set_aside: setAside, error }: ImageEntry): Generator<string> {
+function* notesOn({ name, state, used, attempts, set_aside: setAside, error }: ImageEntry): Generator<string> {
+  if (state === "foreign") {
+    yield `of another host or container, whose processes cannot be seen from here: a save that is under way there, or one that died; nothing removes it by itself: if you know that it died, rm -r ${name}`;
+  }
   if (used !== null)
     yield isReadable(used) ? `used ${used.time} by process ${used.pid} on ${used.host}` : "used; who used it cannot be read";
   if (state === "set aside" && setAside !== null) {
@@ -61,10 +65,14 @@ function* notesOn({ state, used, attempts, set_aside: setAside, error }: ImageEn
 }
 
 function describeAttempt(attempt: Attempt): string {
-  const { number, time, pid, state, outcome } = attempt;
+  const { number, time, pid, host, state, outcome } = attempt;
   if (!isReadable(attempt)) return `attempt ${number}: its marker cannot be read`;
-  const how = state === "died" ? "its process died" : (outcome?.code ?? "how it ended cannot be read");
-  return `attempt ${number}, ${time} by process ${pid}: ${how}`;
+  const elsewhere = host !== hostname();
+  const died = elsewhere
+    ? "no outcome, and its process cannot be seen from here: it counts as one that died"
+    : "its process died";
+  const how = state === "died" ? died : (outcome?.code ?? "how it ended cannot be read");
+  return `attempt ${number}, ${time} by process ${pid}${elsewhere ? ` on ${host}` : ""}: ${how}`;
 }
 
 function isReadable({ time, pid, host }: Partial<Marker>): boolean {
@@ -74,5 +82,5 @@ function isReadable({ time, pid, host }: Partial<Marker>): boolean {
 function colorOf(state: ImageState, colors: Colors): (text: string) => string {
   if (state === "complete") return colors.green;
   if (state === "damaged" || state === "partial") return colors.red;
-  return state === "set aside" || state === "resuming" ? colors.yellow : colors.dim;
+  return ["set aside", "resuming", "foreign"].includes(state) ? colors.yellow : colors.dim;
 }

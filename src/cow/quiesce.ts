@@ -33,7 +33,7 @@ export class Quiesce {
     this.#vcpus = vcpus;
   }
 
-  /** Whether the machine stands still: then nobody may store to it but who stopped it. */
+  /** Whether the machine is stopped: then only the code that stopped it may store to it. */
   get stopped(): boolean {
     return this.#control.load(MACHINE_STOP) === 1;
   }

@@ -9,11 +9,11 @@
  * no place is written from where it is, while the machine stays stopped: the image is as exact, the pause longer, and the
  * report says so.
  */
-import { FRAME_SHIFT, POOL_BASE, POOL_BYTES, SAVEABLE_BITMAP } from "../base/layout.js";
+import { FRAME_SHIFT, POOL_BYTES, SAVEABLE_BITMAP } from "../base/layout.js";
 import type { Pfn } from "../base/memory.js";
 import { KIND_RESERVE } from "../vm/memory/kernel-layout.js";
 import type { Kernel } from "../vm/kernel.js";
-import { placeOfFrame } from "../vm/memory/physical.js";
+import { placeOfFrame, POOL_PLACE } from "../vm/memory/physical.js";
 import { blocksOfKind } from "../vm/views/walker.js";
 import type { Claims } from "./claims.js";
 
@@ -41,7 +41,7 @@ export class Reserve {
     this.#kernel = kernel;
     this.#claims = claims;
     this.#limit = limit;
-    this.#pool = { first: (POOL_BASE + poolOffset) >>> FRAME_SHIFT, count: (POOL_BYTES - poolOffset) >>> FRAME_SHIFT };
+    this.#pool = { first: POOL_PLACE + (poolOffset >>> FRAME_SHIFT), count: (POOL_BYTES - poolOffset) >>> FRAME_SHIFT };
     kernel.control.locked(() => claims.closeQueue());
   }
 

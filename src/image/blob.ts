@@ -7,7 +7,7 @@
  * and length at multiples of 4096; a WebAssembly.Memory has it, a Buffer has not. Where it is refused (EINVAL), the
  * writer goes on through the cache.
  */
-import { closeSync, constants, openSync, read as readCallback, readSync } from "node:fs";
+import { closeSync, constants, fstatSync, openSync, read as readCallback, readSync, statSync } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import { promisify } from "node:util";
 import { fromSystemError, damaged } from "../base/errors.js";
@@ -157,6 +157,13 @@ export class BlobReader {
     } catch (error) {
       throw fromSystemError(error, `reading ${this.path}`);
     }
+  }
+
+  /** Whether its path still leads to it: else it was renamed, and perhaps another is there. */
+  isInPlace(): boolean {
+    const there = statSync(this.path, { throwIfNoEntry: false });
+    const { dev, ino } = fstatSync(this.#open());
+    return there?.dev === dev && there.ino === ino;
   }
 
   #open(): number {

@@ -21,7 +21,7 @@ const WORTHWHILE = 0.95;
 const PREFIX_BYTES = 4;
 
 /**
- * Compresses the frames of a chunk. The result's memory is freed on a turn of the event loop: let there be one a chunk.
+ * Compresses the frames of a chunk. The result's memory is freed on a turn of the event loop: allow one turn per chunk.
  * (lz4-napi's asynchronous call keeps its results for long; hundreds of megabytes pile up.)
  *
  * @param frames a private copy of them, a multiple of 4096 bytes; may lie in shared memory

@@ -3,7 +3,7 @@
  *
  *     NAME/blob, NAME/catalogue.sqlite       an image
  *     NAME/used, attempt-1, outcome-1, ...   what has become of it (markers.ts)
- *     .NAME.partial-PID-DIGEST-RANDOM/       one that a process is writing (host-process.ts: its tag)
+ *     .NAME.partial-TAG-RANDOM/              one that a process is writing (host-process.ts: PID-HOST-START)
  *     NAME.set-aside-REASON[-N]/             one that a boot could not resume, out of the way
  *
  * What must hold:
@@ -17,7 +17,7 @@ import { isDeepStrictEqual } from "node:util";
 import { realPath } from "../base/allowed-paths.js";
 import { attemptTo, damaged, HibernaculumError } from "../base/errors.js";
 import { failpoint } from "../base/failpoints.js";
-import { isTagAlive, processTag } from "../base/host-process.js";
+import { fateOf, processTag } from "../base/host-process.js";
 import { BlobReader } from "./blob.js";
 import { Catalogue } from "./catalogue.js";
 import { hashFile, loadChecksum } from "./checksum.js";
@@ -219,8 +219,8 @@ export async function holdsImage(path: string): Promise<boolean> {
 }
 
 /**
- * Removes partial images whose process is gone. A process of another host or container cannot be seen from here: let
- * each have a directory of its own.
+ * Removes partial images whose process is gone. A process of another host or container cannot be seen from here: what it
+ * writes, or left behind, stays. A user who knows that it is dead removes it by hand.
  *
  * @returns what was removed
  * @throws HIB_IO
@@ -230,7 +230,7 @@ export async function removeStalePartials(parent: string): Promise<string[]> {
     const removed: string[] = [];
     for (const name of await readdir(parent)) {
       const partial = partialOf(name);
-      if (partial === undefined || partial.writing) continue;
+      if (partial?.writer !== "gone") continue;
       await rm(join(parent, name), { recursive: true, force: true });
       removed.push(join(parent, name));
     }
@@ -239,9 +239,9 @@ export async function removeStalePartials(parent: string): Promise<string[]> {
 }
 
 /** Which process writes, or wrote, the partial image of this name; undefined if it is not the name of one. */
-export function partialOf(name: string): { pid: number; writing: boolean } | undefined {
-  const tag = /^\..+\.partial-(\d+-[0-9a-f]{8})-[0-9a-f]{8}$/.exec(name)?.[1];
-  return tag === undefined ? undefined : { pid: Number.parseInt(tag, 10), writing: isTagAlive(tag) };
+export function partialOf(name: string): { pid: number; writer: ReturnType<typeof fateOf> } | undefined {
+  const tag = /^\..+\.partial-(\d+-[0-9a-f]{8}-[0-9a-f]{8})-[0-9a-f]{8}$/.exec(name)?.[1];
+  return tag === undefined ? undefined : { pid: Number.parseInt(tag, 10), writer: fateOf(tag) };
 }
 
 async function sizeOf(directory: string, name: string): Promise<number> {

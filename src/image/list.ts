@@ -16,13 +16,14 @@ import { type Attempt, type History, holderOf, readHistory, type SetAside, type 
  *
  * - `writing`: a live process writes it
  * - `partial`: its process died before it was complete; the next save there sweeps it
+ * - `foreign`: a process of another host writes it, or died at it, which cannot be seen from here; nothing sweeps it
  * - `set aside`: a boot could not resume it
  * - `used`: it was resumed
  * - `resuming`: a live process is at it
  * - `damaged`: it cannot be opened
  * - `complete`: it can be resumed
  */
-export type ImageState = "writing" | "partial" | "set aside" | "used" | "resuming" | "damaged" | "complete";
+export type ImageState = "writing" | "partial" | "foreign" | "set aside" | "used" | "resuming" | "damaged" | "complete";
 
 export interface ImageEntry {
   name: string;
@@ -66,8 +67,8 @@ async function describe(path: string): Promise<ImageEntry> {
   const entry = { name, path, bytes: await sizeOf(path), ram_bytes: null, time: null, processes: null, error: null };
   const writer = partialOf(name);
   if (writer !== undefined) {
-    const { pid, writing } = writer;
-    return { ...entry, state: writing ? "writing" : "partial", by_pid: writing ? pid : null, ...fieldsOf(NO_HISTORY) };
+    const state = ({ alive: "writing", gone: "partial", "of another host": "foreign" } as const)[writer.writer];
+    return { ...entry, state, by_pid: state === "partial" ? null : writer.pid, ...fieldsOf(NO_HISTORY) };
   }
   const history = await readHistory(path).catch(() => NO_HISTORY);
   const holder = holderOf(history);

@@ -95,7 +95,7 @@ export function usedBefore(path: string, { time, who, pid, host }: Partial<Use> 
 }
 
 /**
- * Notes that a resume begins, so that one that dies is not tried for ever.
+ * Notes that a resume begins, so that one that dies is not tried again and again.
  *
  * @returns its number: how many there were, with this one
  * @throws HIB_IO, HIB_NO_SPACE
@@ -136,7 +136,7 @@ export async function readHistory(path: string): Promise<History> {
 }
 
 /**
- * Refuses an image that another resume is at: of two at once, who came first goes on.
+ * Refuses an image that another resume is at: of two at once, the first goes on.
  *
  * @param attempt number of the caller's own
  * @throws HIB_BUSY, HIB_IO
@@ -146,7 +146,7 @@ export async function refuseHeld(path: string, attempt: number): Promise<void> {
   if (holder === undefined) return;
   throw new HibernaculumError(
     "HIB_BUSY",
-    `${path} is being resumed by process ${holder.pid} since ${holder.time}; leave it to that, or end it and try again`,
+    `${path} is being resumed by process ${holder.pid} since ${holder.time}; let it finish, or end that process and try again`,
   );
 }
 
@@ -161,29 +161,22 @@ export function deaths({ attempts, setAside }: History): number {
 }
 
 /**
- * Renames an image so that no boot finds it again, and notes why.
+ * Renames an image so that no boot finds it again, and notes why. It is held meanwhile, as by an attempt to resume it: of two at once,
+ * the first goes on.
  *
  * @param reason becomes part of the name: an error's code, or one or two words
  * @param message what happened, one line
  * @returns its new path
- * @throws HIB_IO
+ * @throws HIB_BUSY if a resume is at it, HIB_IMAGE_USED, HIB_IO
  */
 export async function setAside(path: string, reason: string, message = ""): Promise<string> {
   const from = resolve(path);
-  const slug = reason
-    .replace(/^HIB_/, "")
-    .toLowerCase()
-    .replace(/[^a-z0-9]+/g, "-");
+  const attempt = await recordAttempt(path).catch(() => undefined); // where nothing can be noted, nobody else can
   return attemptTo(`setting aside ${path}`, async () => {
-    for (let n = 1; ; n++) {
-      const to = `${from}.set-aside-${slug}${n === 1 ? "" : `-${n}`}`;
-      try {
-        await renameToFree(from, to);
-      } catch (error) {
-        if (error instanceof HibernaculumError && error.code === "HIB_IMAGE_EXISTS") continue;
-        throw error;
-      }
-      await syncDirectory(dirname(from));
+    let to = from;
+    try {
+      if (attempt !== undefined) await refuseOthers(path, attempt);
+      to = await renameAside(from, reason);
       // Out of the way comes first; the note is for people, and an earlier one is of another time.
       await rm(join(to, "set-aside"), { force: true })
         .then(() => readHistory(to))
@@ -192,8 +185,35 @@ export async function setAside(path: string, reason: string, message = ""): Prom
         )
         .catch(() => undefined);
       return to;
+    } finally {
+      // It was none: nothing was resumed.
+      if (attempt !== undefined) await rm(join(to, `attempt-${attempt}`), { force: true }).catch(() => undefined);
     }
   });
+}
+
+async function refuseOthers(path: string, attempt: number): Promise<void> {
+  const { used } = await readHistory(path);
+  if (used !== null) throw usedBefore(path, used);
+  await refuseHeld(path, attempt);
+}
+
+async function renameAside(from: string, reason: string): Promise<string> {
+  const slug = reason
+    .replace(/^HIB_/, "")
+    .toLowerCase()
+    .replace(/[^a-z0-9]+/g, "-");
+  for (let n = 1; ; n++) {
+    const to = `${from}.set-aside-${slug}${n === 1 ? "" : `-${n}`}`;
+    try {
+      await renameToFree(from, to);
+    } catch (error) {
+      if (error instanceof HibernaculumError && error.code === "HIB_IMAGE_EXISTS") continue;
+      throw error;
+    }
+    await syncDirectory(dirname(from));
+    return to;
+  }
 }
 
 /** A marker's contents; nothing of one that is not there or not readable. */

@@ -1,10 +1,11 @@
 /**
  * What an image's catalogue says of the machine in it and of its save: processes, mappings, blocks and the report, read
  * from the image itself by the reader that a resume uses. Live memory is no source: a snapshot's machine has moved on. A
- * task of the pool, so that whoever talks to the machine meanwhile is answered.
+ * task of the pool, so that clients of the machine are answered meanwhile.
  */
 import { isWithin, realPath } from "../base/allowed-paths.js";
 import { Control } from "../base/control.js";
+import { failpoint } from "../base/failpoints.js";
 import type { SharedMemory } from "../base/wasm.js";
 import { BlobReader } from "../image/blob.js";
 import { CatalogueWriter } from "../image/catalogue.js";
@@ -66,6 +67,7 @@ export async function writeCatalogue(
     const blocks = countBlocks(memory, orders);
     const processes = listProcesses(memory);
     const report = saveReport(facts, new Control(machine), blocks, processes);
+    failpoint("save.catalogue");
     const writer = CatalogueWriter.create(path);
     writer.write({
       meta: { ...(name === undefined ? {} : { name }), report, sameFilledFrames: facts.counts.saved.sameFilled, vcpus },
@@ -91,8 +93,11 @@ export async function writeCatalogue(
       mounts: [...walkMounts(memory)],
       references,
     });
+    failpoint("save.catalogue");
     const named = [...hostPaths(memory), ...files, ...references].map(({ path }) => realPath(path));
-    return { ...(await writer.close({ digest })), report, paths: outermost(named) };
+    const sealed = await writer.close({ digest });
+    failpoint("save.catalogue");
+    return { ...sealed, report, paths: outermost(named) };
   } finally {
     reader.close();
   }

@@ -40,6 +40,7 @@ export class ResumeSteps {
   readonly #onStep: (step: ResumeStep) => void;
   #next = 0;
 
+  /** @param onStep - must not throw */
   constructor(onStep: (step: ResumeStep) => void = () => undefined) {
     this.#onStep = onStep;
   }

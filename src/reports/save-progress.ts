@@ -1,4 +1,10 @@
-/** How far a save is: told to whoever asked for it, and to the guest's processes that show it (S3.7). */
+/**
+ * How far a save is: told to the embedder's `onProgress`, and to the guest's processes that show it (S3.7).
+ *
+ * What must hold: `onProgress` is called in turns of the event loop of its own, never within a step of the save. It may ask the
+ * machine for something under the kernel lock, and between the go of a snapshot and the start of its tail's writers a vCPU may hold
+ * that lock while it waits for just those writers.
+ */
 import { type Control, hostNow } from "../base/control.js";
 import { FRAME_BYTES, MACHINE_PROGRESS, MACHINE_SAVE_PERCENT, MACHINE_STORED } from "../base/layout.js";
 
@@ -30,8 +36,11 @@ export class SaveProgressTeller implements Disposable {
   readonly #tell: (progress: SaveProgress) => void;
   #phase: SavePhase = "prepare";
   #total = 0;
+  #untold: SaveProgress[] = [];
+  #telling: NodeJS.Immediate | undefined;
 
-  constructor(control: Control, tell: (progress: SaveProgress) => void = () => undefined) {
+  /** @param tell - must not throw */
+  constructor(control: Control, tell: (progress: SaveProgress) => void) {
     this.#control = control;
     this.#tell = tell;
     control.store(MACHINE_STORED, 0);
@@ -55,16 +64,20 @@ export class SaveProgressTeller implements Disposable {
   tell(): void {
     const done = Math.min(this.#control.load(MACHINE_PROGRESS), this.#total);
     this.#show(done / Math.max(1, this.#total));
-    this.#tell({
+    this.#untold.push({
       phase: this.#phase,
       done,
       total: this.#total,
       stored_bytes: this.#control.load(MACHINE_STORED) * FRAME_BYTES,
       elapsed_ms: hostNow() - this.#began,
     });
+    this.#telling ??= setImmediate(() => {
+      this.#telling = undefined;
+      for (const progress of this.#untold.splice(0)) this.#tell(progress);
+    });
   }
 
-  /** Tells now and then until it is disposed; `meanwhile` is called before. */
+  /** Tells now and then until it is disposed; `meanwhile` is called before, and must not throw. */
   watch(meanwhile: () => void = () => undefined): Disposable {
     const timer = setInterval(() => {
       meanwhile();
@@ -80,6 +93,7 @@ export class SaveProgressTeller implements Disposable {
   }
 
   [Symbol.dispose](): void {
+    clearImmediate(this.#telling);
     this.#control.store(MACHINE_SAVE_PERCENT, 0);
   }
 }

@@ -33,7 +33,7 @@ export class ResumeMarks {
   async attempt(): Promise<string> {
     if (!this.#keepImage) this.#attempt = await this.#recordAttempt();
     failpoint("resume.attempt");
-    if (this.#attempt !== undefined && !this.#again) await refuseHeld(this.#path, this.#attempt);
+    if (this.#attempt !== undefined) await refuseHeld(this.#path, this.#attempt);
     if (this.#attempt !== undefined) return `${this.#attempt}, recorded`;
     return this.#keepImage ? "not recorded" : "not recorded: the image is read-only here";
   }

@@ -5,11 +5,16 @@
  * caller is told, and a request that is cancelled is given up.
  */
 import { createConnection, type Socket } from "node:net";
+import { describeThrown, guarded, warnOf } from "../base/callback.js";
 import { deserializeError, fromSystemError, HibernaculumError } from "../base/errors.js";
 import { type CommandName, type Commands, LineReader, type Request, type Response } from "./protocol.js";
 import { checkPrivate, probe, removeDead, runtimeDirectory, socketPath } from "./runtime-directory.js";
 
 export interface RequestOptions<Name extends CommandName> {
+  /**
+   * If it throws, or gives a promise that rejects, the request is cancelled, and fails with HIB_CANCELLED and that as its `cause`. If the
+   * machine has done by then what was asked, the request succeeds, and a warning of the process says what was thrown.
+   */
   onProgress?: (progress: Commands[Name]["progress"]) => void;
   /**
    * Asks the machine to cancel. Its answer is awaited all the same, since only the machine knows whether that came in time; but not
@@ -106,11 +111,20 @@ export class Client {
       this.#silentTicks = 0;
       this.#cancel(id);
     };
+    let thrown: { what: unknown } | undefined;
+    const progress = guarded(onProgress, (what) => {
+      if (thrown !== undefined || !this.#pending.has(id)) return warnOf("onProgress", what);
+      thrown = { what };
+      cancel();
+    });
     return new Promise<Commands[Name]["value"]>((resolve, reject) => {
       this.#pending.set(id, {
-        resolve: (value) => resolve(value as Commands[Name]["value"]),
-        reject,
-        progress: (progress) => onProgress?.(progress as Commands[Name]["progress"]),
+        resolve: (value) => {
+          if (thrown !== undefined) warnOf("onProgress", thrown.what);
+          resolve(value as Commands[Name]["value"]);
+        },
+        reject: (error) => reject(thrown === undefined ? error : becauseOf(thrown.what, error)),
+        progress: (value) => progress(value as Commands[Name]["progress"]),
       });
       if (this.#socket.destroyed) void this.#rejectAll();
       this.#silentTicks = 0;
@@ -191,6 +205,13 @@ export class Client {
     if (response.ok) pending.resolve(response.value);
     else pending.reject(deserializeError(response.error));
   }
+}
+
+/** The answer to a request that was cancelled because its caller's callback threw. */
+function becauseOf(thrown: unknown, answer: Error): Error {
+  const cancelled = answer instanceof HibernaculumError && answer.code === "HIB_CANCELLED";
+  if (!cancelled) return answer;
+  return new HibernaculumError("HIB_CANCELLED", `onProgress ${describeThrown(thrown)}: ${answer.message}`, { cause: thrown });
 }
 
 function open(path: string): Promise<Socket> {

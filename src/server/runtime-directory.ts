@@ -5,7 +5,7 @@
  *         NAME.sock            a machine, or one that died and left this behind
  *         .XXXXXXXX            a socket on its way: about to be there, or to be removed
  *
- * What must hold: nobody but the user can look or write here, since whoever opens a socket has the machine. And a name
+ * What must hold: nobody but the user can look or write here, since opening a socket is having the machine. And a name
  * appears only when somebody listens on it, so a socket that refuses a connection is always a dead machine's.
  *
  * Files here can be cleaned away under a machine that lives. So a machine's name is also a lock that is no file and ends with
@@ -77,14 +77,14 @@ async function checkParents(directory: string): Promise<void> {
 }
 
 const { S_IFDIR, S_IFMT } = constants;
-/** Only who owns a file may remove it. */
+/** Only the owner of a file may remove it. */
 const S_ISVTX = 0o1000;
 
 function ancestors(path: string): string[] {
   return path === dirname(path) ? [path] : [path, ...ancestors(dirname(path))];
 }
 
-/** @throws HIB_IO if the directory is not the user's alone, or not in a place of his. Absent is fine. */
+/** @throws HIB_IO if the directory is not the user's alone, or not in a place of theirs. Absent is fine. */
 export async function checkPrivate(directory: string): Promise<void> {
   const found = await lstat(directory).catch((error: NodeJS.ErrnoException) => {
     if (error.code === "ENOENT") return undefined;
@@ -123,7 +123,7 @@ export function socketPath(name: string): string {
   const path = join(runtimeDirectory(), name + SUFFIX);
   // It is bound to a hidden name first, which may be the longer one.
   if (Math.max(Buffer.byteLength(path), Buffer.byteLength(hiddenPath(runtimeDirectory()))) > SOCKET_PATH_BYTES_MAX) {
-    throw new HibernaculumError("HIB_USAGE", `${path} is too long for a socket; take a shorter name or HIB_RUNTIME_DIR`);
+    throw new HibernaculumError("HIB_USAGE", `${path} is too long for a socket; use a shorter name or another HIB_RUNTIME_DIR`);
   }
   return path;
 }

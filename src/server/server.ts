@@ -92,7 +92,7 @@ export class ControlServer {
   }
 
   /**
-   * Listens under a machine's name. A socket that is removed, as those who clean up old files do, is made anew.
+   * Listens under a machine's name. A socket that is removed, for example by a cleaner of old files, is made again.
    *
    * @throws HIB_NAME_TAKEN, HIB_USAGE, HIB_IO
    */
@@ -173,7 +173,7 @@ export class ControlServer {
     return found.dev === this.#file?.dev && found.ino === this.#file.ino ? "mine" : "another's";
   }
 
-  /** Makes the socket anew if it is gone. Whatever is in the way is tried again: without its socket a machine cannot be saved. */
+  /** Makes the socket again if it is gone, and tries again if that fails: without its socket a machine cannot be saved. */
   async #tend(): Promise<void> {
     this.#refuseIdle();
     if ((await this.#look()) === "mine") return;
@@ -195,7 +195,7 @@ export class ControlServer {
 
   #accept(socket: Socket): void {
     const connection = new Connection(socket, this.#handlers);
-    // Who asks for something comes before who is only there.
+    // Clients with a request under way come before idle ones.
     const idlest = [...this.#connections].sort((a, b) => b.idle_ms - a.idle_ms)[0];
     if (this.#connections.size >= this.#clientsMax) {
       const [refused, why] =
@@ -274,7 +274,7 @@ class Connection {
   refuse(why: string): void {
     this.#send({ id: null, ok: false, error: { code: "HIB_BUSY", message: why } });
     this.#socket.removeAllListeners("data").resume().end();
-    // One that does not read what it is told keeps no descriptor by that.
+    // A client that does not read the refusal must not keep its descriptor.
     setTimeout(() => this.#socket.destroy(), 1000).unref();
   }
 

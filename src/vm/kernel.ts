@@ -5,7 +5,7 @@
  * lock (control area) is held while the allocator, page tables or the process table change, and never at a safepoint.
  */
 import { Control } from "../base/control.js";
-import { MACHINE_FRAMES } from "../base/layout.js";
+import { MACHINE_FRAMES, MAX_VCPUS } from "../base/layout.js";
 import type { SharedMemory } from "../base/wasm.js";
 import { Files } from "./files/files.js";
 import { AddressSpace } from "./memory/address-space.js";
@@ -34,9 +34,10 @@ export class Kernel implements KernelParts {
   readonly groups: Groups;
   readonly turns: Turns;
 
-  constructor(memory: SharedMemory, core: Core) {
+  /** @param thread - number of the vCPU whose thread this is; MAX_VCPUS for the coordinator */
+  constructor(memory: SharedMemory, core: Core, thread: number = MAX_VCPUS) {
     this.core = core;
-    this.control = new Control(memory);
+    this.control = new Control(memory, thread);
     this.memory = new PhysicalMemory(memory, core);
     this.buddy = new BuddyAllocator(this.memory);
     this.objects = new MemoryObjects(this.memory, this.buddy);

@@ -189,14 +189,15 @@ export class BlockDevice implements Driver {
     const data = request.operation === "flush" ? undefined : this.#parts.memory.read(request.frame * FRAME_BYTES, SECTOR_BYTES);
     const operation = this.#carryOut(request, data);
     this.#operations.add(operation);
-    void operation.then(async (status) => {
+    const end = async (status: DiskStatus): Promise<void> => {
       this.#operations.delete(operation);
       const late = await this.#delay(request);
       if (machine !== this.#machine && this.#parts.control.load(MACHINE_SABOTAGE) !== SABOTAGE_NO_QUIESCE) return;
       const ended = late ?? status;
       this.#finished.push({ request, status: ended, data: ended === "ok" && request.operation === "read" ? data : undefined });
       this.service();
-    });
+    };
+    void operation.then(end).catch(this.#parts.control.unlessLost);
   }
 
   async #delay(request: DiskRequest): Promise<DiskStatus | undefined> {
@@ -277,10 +278,11 @@ export class BlockDevice implements Driver {
     this.#gate.open();
     if (after === "stop") return;
     this.#awaitsOthers = true;
-    void this.#replaceFile(this.#openSaved()).then(() => {
+    const begin = (): void => {
       this.#awaitsOthers = false;
       this.service();
-    });
+    };
+    void this.#replaceFile(this.#openSaved()).then(begin).catch(this.#parts.control.unlessLost);
   }
 
   /** The file that the saved machine's disk is; undefined if it had none or it cannot be opened, which the guest will see. */

@@ -34,9 +34,14 @@ export class Devices implements Driver {
 
   /** Does what the guest has asked for since. */
   service(): void {
-    this.#parts.control.store(MACHINE_DEVICE_BELL, 0);
-    this.block.service();
-    this.entropy.service();
+    const { control } = this.#parts;
+    control.store(MACHINE_DEVICE_BELL, 0);
+    try {
+      this.block.service();
+      this.entropy.service();
+    } catch (error) {
+      control.unlessLost(error);
+    }
   }
 
   /** Files of the host that the machine has open. */

@@ -25,7 +25,9 @@ import {
   VCPU_STATE_OFF,
   VCPU_STATE_RUNNING,
   VCPU_STATE_STOPPED,
+  VCPU_THREAD,
 } from "../../base/layout.js";
+import { thisThread } from "../../base/host-process.js";
 import type { SharedMemory } from "../../base/wasm.js";
 import { GuestFault } from "../memory/address-space.js";
 import { type Core, instantiateCore } from "../memory/core.js";
@@ -78,7 +80,7 @@ export class Vcpu<T extends Task> {
       now: () => performance.now(),
     });
     this.#core.attach(number);
-    this.#kernel = new Kernel(memory, this.#core);
+    this.#kernel = new Kernel(memory, this.#core, number);
     this.#control = this.#kernel.control;
     this.#recorder = new Recorder(this.#control, this.#core, number);
     const { engine, personality } = compose(this.#kernel);
@@ -88,8 +90,20 @@ export class Vcpu<T extends Task> {
 
   /** Runs until the machine is powered off. Blocks the thread. */
   run(): void {
-    this.#control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_RUNNING);
+    this.#control.storeVcpu(this.#number, VCPU_THREAD, thisThread());
     this.#control.storeVcpu(this.#number, VCPU_SLOT, -1);
+    this.#control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_RUNNING);
+    try {
+      this.#runProcesses();
+    } catch (error) {
+      this.#control.lose(this.#number); // nobody is to wait for it until its thread has ended
+      throw error;
+    }
+    this.#control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_OFF);
+    this.#control.ring(MACHINE_ACK_BELL);
+  }
+
+  #runProcesses(): void {
     while (this.#control.load(MACHINE_POWER_OFF) === 0) {
       const doorbell = this.#control.load(MACHINE_DOORBELL);
       if (!this.#safepoint()) continue;
@@ -105,8 +119,6 @@ export class Vcpu<T extends Task> {
         this.#recorder.idle();
       }
     }
-    this.#control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_OFF);
-    this.#control.ring(MACHINE_ACK_BELL);
   }
 
   /**
@@ -236,7 +248,7 @@ export class Vcpu<T extends Task> {
       else if (command === COMMAND_RUN || command === COMMAND_RESTART) {
         restart ||= command === COMMAND_RESTART;
         if (!this.#leaveStop()) continue;
-        this.#recorder.gap(hostNow() - began); // felt also by who was not running at this moment
+        this.#recorder.gap(hostNow() - began); // processes that were not running at this moment felt it, too
         if (!restart) return true;
         this.#engine.clear();
         this.#paces.clear();
@@ -250,7 +262,7 @@ export class Vcpu<T extends Task> {
   }
 
   /**
-   * Says that it runs, and only then looks whether it may: who tells it to stop, or tightens tracking, after a stop that was
+   * Says that it runs, and only then looks whether it may: a thread that tells it to stop, or tightens tracking, after a stop that was
    * given up, may have seen it stopped still and not wait for it. Returns false if it is to stay, for the next ring of the bell.
    */
   #leaveStop(): boolean {

@@ -21,9 +21,7 @@ import { AreaList, pageOf } from "./area-list.js";
 import { Leaves, PERMISSIONS } from "./leaves.js";
 import type { MemoryParts } from "./parts.js";
 import { type Entry, findEntry, HUGE_BYTES, PTE_FLAGS, visitEntries, walkTables } from "./page-table.js";
-import { HEAP_BASE, HEAP_END } from "./user-layout.js";
-
-const USER_END = 2 ** 32 - FRAME_BYTES;
+import { HEAP_BASE, HEAP_END, USER_END } from "./user-layout.js";
 
 /** Why an access fails: nothing there allows it, or there is no memory for it now. */
 export type FaultKind = "denied" | "no memory";
@@ -220,7 +218,7 @@ export class AddressSpace {
 
   /**
    * Cuts areas and 2 MiB leaves at both ends of a range. False if there is no memory: the areas are then as they were, and what
-   * is cheap to undo comes first, so that little memory was taken in vain.
+   * is cheap to undo comes first, so that little memory was taken for nothing.
    */
   #isolate(start: VirtualAddress, end: VirtualAddress): boolean {
     if (this.#areas.cut(start) && this.#areas.cut(end) && this.#leaves.splitAt(start) && this.#leaves.splitAt(end)) return true;

@@ -4,7 +4,7 @@
  * found out, and a walk ends when all that there is has been entered.
  */
 import { FRAME_BYTES } from "../../base/layout.js";
-import type { Pfn, PhysicalAddress } from "../../base/memory.js";
+import { hex, type Pfn, type PhysicalAddress } from "../../base/memory.js";
 import { KERNEL_HEAP_SMALLEST, KIND_KERNEL_HEAP, KIND_NAMES } from "./kernel-layout.js";
 
 /** The used blocks, by frame; kind 0 for free frames. */
@@ -70,8 +70,4 @@ export class Inventory {
     this.#entered[word]! |= bit;
     return alone;
   }
-}
-
-function hex(address: number): string {
-  return `0x${address.toString(16)}`;
 }

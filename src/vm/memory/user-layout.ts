@@ -10,6 +10,8 @@ export const DATA_BASE = 0x1000_0000;
 export const HEAP_BASE = 0xe000_0000;
 export const HEAP_END = 0xf000_0000;
 export const STACK_TOP = 0xffff_f000;
+/** Where a process's addresses end: the last page of all is nobody's. */
+export const USER_END: number = 2 ** 32 - FRAME_BYTES;
 /** Mappings without an address go below HEAP_BASE, down to here. */
 export const MMAP_BASE: number = DATA_BASE;
 /** Word of the registers where the stack pointer (x2) lies; 0 is an empty stack. What is below it may be overwritten at any step. */

@@ -59,7 +59,7 @@ export function checkProcessTable(memory: ReadableMemory, problem: (text: string
 function checkProcess(memory: ReadableMemory, process: Process, problem: (text: string) => void): void {
   const { pid, slot, state, root, nice } = process;
   const at = K.processAddress(memory, slot);
-  // Who has come to its end, or is not built yet, has no page tables; whoever runs without would run on the kernel's page.
+  // A process that has ended, or is not built yet, has no page tables; one that ran without them would run on the kernel's page.
   const without = state === "zombie" || state === "embryo";
   if (root === 0 && !without) problem(`process ${pid} is ${state} and has no page tables`);
   const [low, high] = readRegisters(memory, slot);

@@ -1,4 +1,4 @@
-/** Process groups, and who is meant by a signal that is sent: system calls of the process in a slot. */
+/** Process groups, and the processes that a signal is meant for: system calls of the process in a slot. */
 import type { PhysicalAddress } from "../../base/memory.js";
 import { EINVAL, EPERM, ESRCH } from "../memory/errno.js";
 import * as K from "../memory/kernel-layout.js";

@@ -160,7 +160,7 @@ export class Lifecycle {
     const at = this.#at(slot);
     this.#orphan(at);
     this.#signals.cancelAlarm(at);
-    this.#fds.closeAll(slot, "all"); // who waits at the other end of a pipe need not wait for it
+    this.#fds.closeAll(slot, "all"); // a process at the other end of a pipe must not wait for it
     const text = new TextEncoder().encode(reason).subarray(0, K.PROCESS_FAILURE_BYTES - 1);
     this.#parts.memory.write(at + K.PROCESS_FAILURE, text);
     this.#parts.memory.store32(at + K.PROCESS_STATE, K.PROCESS_FAILED);
@@ -298,7 +298,7 @@ export class Lifecycle {
   }
 }
 
-/** Whoever stopped the machine reads its memory as that of one instant. @throws HIB_BUSY while it stands still */
+/** A stopped machine is read as the memory of one instant. @throws HIB_BUSY while it stands still */
 export function refuseWhileStopped(control: Control): void {
   if (control.load(MACHINE_STOP) === 1) {
     throw new HibernaculumError("HIB_BUSY", "the machine is stopped for its image; start and end processes once it runs again");

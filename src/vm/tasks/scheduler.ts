@@ -2,8 +2,8 @@
  * The scheduler: which process runs next, and how one leaves its vCPU. The run queue is the process table.
  *
  * Of those that are ready the one with the least virtual run time runs: run time weighted by the nice value. Who wakes gets
- * no credit for the time that it slept, so it runs soon but not for long. All who wait on a channel wake, and take their step
- * again in that order; who finds nothing left has not been charged for it and is before the others the next time.
+ * no credit for the time that it slept, so it runs soon but not for long. All that wait on a channel wake, and take their step
+ * again in that order; one that finds nothing left is not charged for it, and comes before the others the next time.
  *
  * What must hold:
  * - A process notes its channel under the same hold of the kernel lock under which it found that it has to wait. So whoever
@@ -23,7 +23,7 @@ import { processAddress } from "../memory/kernel-layout.js";
 const NICE_STEP = 1.25;
 /** How far behind the others a process may be that wakes, ms. */
 const WAKE_CREDIT_MS = 2;
-/** How far after the others a process begins, virtual ms: a slice, else whoever starts one after another would be all that runs. */
+/** How far after the others a process begins, virtual ms: a slice, else a process that starts one child after another would take all the time. */
 const BEGIN_DEBIT_MS = 2;
 /** How far ahead of the others a process may get, virtual ms: more than the nicest is charged for a slice. */
 const AHEAD_MAX_MS = 200;
@@ -106,7 +106,7 @@ export class Scheduler {
     this.#memory.store32(at + K.PROCESS_STATE, K.PROCESS_SLEEPING);
   }
 
-  /** Wakes whoever waits for the object at `channel`. */
+  /** Wakes all that wait for the object at `channel`. */
   wake(channel: PhysicalAddress): void {
     const memory = this.#memory;
     const used = memory.load32(K.KERNEL_SLOTS_USED);

@@ -7,7 +7,7 @@
  *                   +--------                                                    sigreturn(): as if nothing had been
  *
  * What must hold:
- * - A signal is noted under the kernel lock, and whoever rests looks for signals under the same hold of the lock under which it
+ * - A signal is noted under the kernel lock, and a process that begins to rest looks for signals under the same hold of the lock under which it
  *   lies down (Turns.putBack). So none is slept through.
  * - All that a signal does to a process happens on the vCPU that runs it, between two steps; only SIGCONT and SIGKILL get a
  *   stopped one going, and it then takes its own step to wherever that leads.
@@ -68,7 +68,7 @@ const MASKABLE = ~(SOVEREIGN | 1);
 /** What a signal that was taken does. */
 export type Delivery =
   | { do: "end"; signal: number }
-  /** Still pending: whoever puts the process to rest takes it, unless SIGCONT did. */
+  /** Still pending: taken when the process is put to rest, unless SIGCONT did it. */
   | { do: "stop" }
   | { do: "handle"; signal: number; handler: number };
 
@@ -125,7 +125,7 @@ export class Signals {
     if (rests && this.isDeliverable(at)) this.#scheduler.interrupt(at);
   }
 
-  /** Sends SIGALRM to whoever's time has come. An interval that was missed is not made up for. */
+  /** Sends SIGALRM to each process whose time has come. An interval that was missed is not made up for. */
   fireAlarms(): void {
     const now = this.#control.guestNow();
     for (let slot = 0; slot < this.#load(K.KERNEL_SLOTS_USED); slot++) {
@@ -147,7 +147,7 @@ export class Signals {
 
   /** Takes the next signal that does something; undefined if there is none. */
   take(at: PhysicalAddress): Delivery | undefined {
-    if (!this.isDeliverable(at)) return undefined; // without the lock: who sends one now could have been later
+    if (!this.isDeliverable(at)) return undefined; // without the lock: a sender of this moment might as well have come later
     return this.#control.locked(() => {
       while (true) {
         const pending = this.#load(at + K.PROCESS_PENDING);

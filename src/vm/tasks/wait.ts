@@ -1,12 +1,12 @@
 /**
- * The one way of a wait, from the object that is waited for to the vCPU that runs somebody else meanwhile:
+ * The one path of a wait, from the object that is waited for to the vCPU that runs another process meanwhile:
  *
  *     a call finds that it cannot be done now  ->  Wait(channel)     pipes, children
  *     Turns.attempt notes the channel, under the same hold of the kernel lock
  *     the step ends undone; the vCPU puts the process back: Leave "wait"
  *     the object changes: Scheduler.wake(channel), and the step is taken again
  *
- * What must hold: whoever changes the object does so under the lock, and finds the channel noted or came first.
+ * What must hold: an object is changed under the lock. So a change finds the channel noted, or came before the wait.
  */
 import type { PhysicalAddress } from "../../base/memory.js";
 

@@ -28,6 +28,7 @@ import { type Blocks, Inventory } from "../memory/inventory.js";
 import * as K from "../memory/kernel-layout.js";
 import { OBJECT_PAGES_MAX, walkObject, walkObjectTables } from "../memory/memory-object.js";
 import { LEAF, type Leaf } from "../memory/page-table.js";
+import { USER_END } from "../memory/user-layout.js";
 import { checkProcessTable } from "../tasks/check.js";
 import type { Process } from "../tasks/process.js";
 
@@ -41,8 +42,6 @@ export interface Consistency {
 }
 
 const PROBLEMS_MAX = 20;
-/** A process has no page up here. */
-const ADDRESSES_END = 2 ** 32 - FRAME_BYTES;
 const AREA_KINDS: readonly string[] = AREA_KIND_NAMES.slice(1);
 const AREA_FLAGS: number = PTE_R | PTE_W | PTE_X | PTE_U;
 
@@ -308,7 +307,7 @@ function enterAreas(
     const { start, end, limit, flags, kind, object, offset, shared } = area;
     const where = `area 0x${start.toString(16)} of process ${pid}`;
     const pages = (end - start) / FRAME_BYTES;
-    if (start < FRAME_BYTES || start >= end || end > ADDRESSES_END || start % FRAME_BYTES !== 0 || !Number.isInteger(pages))
+    if (start < FRAME_BYTES || start >= end || end > USER_END || start % FRAME_BYTES !== 0 || !Number.isInteger(pages))
       problem(`${where} is no range`);
     if (!AREA_KINDS.includes(kind) || (flags & ~AREA_FLAGS) !== 0) problem(`${where} is of a kind that there is not`);
     if (limit % FRAME_BYTES !== 0 || limit > start) problem(`${where} may grow down to 0x${limit.toString(16)}`);

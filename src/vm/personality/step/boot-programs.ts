@@ -3,7 +3,8 @@
  * while an image is loaded under them, and are gone once the atomic restore has replaced their machine.
  */
 import { FRAME_BYTES } from "../../../base/layout.js";
-import { DATA_BASE, type KernelCalls, type ProgramContext, type Runner } from "./program.js";
+import { DATA_BASE, type KernelCalls, type Runner } from "./program.js";
+import { type Outcome, StateProgram, type Step } from "./programs/states.js";
 
 /** What the kernel tells boot processes beyond the ordinary system calls. */
 export interface BootSystemCalls extends KernelCalls {
@@ -12,30 +13,28 @@ export interface BootSystemCalls extends KernelCalls {
 }
 
 /** Prints how far the load is, at most four times a second, and keeps its history in memory. */
-class Progress implements Runner {
-  readonly dataPages = 1;
-  readonly stackPages = 4;
-  readonly rate = 0;
+class Progress extends StateProgram {
+  override readonly stackPages = 4;
 
-  run(context: ProgramContext, fuel: number): number {
-    const { memory, system } = context;
-    const percent = Math.floor(((system as BootSystemCalls).loaded() ?? 0) * 100);
-    if (fuel > 0) {
-      memory.store32(DATA_BASE + (context.steps % 1024) * 4, percent);
-      if ((system as BootSystemCalls).loaded() !== undefined) system.print(`resume: ${percent} % loaded`);
-      system.sleep(250);
-    }
-    return 1;
+  protected override step(_state: number, { memory, system, steps }: Step): Outcome {
+    const loaded = (system as BootSystemCalls).loaded();
+    const percent = Math.floor((loaded ?? 0) * 100);
+    memory.store32(DATA_BASE + (steps % 1024) * 4, percent);
+    if (loaded !== undefined) system.print(`resume: ${percent} % loaded`);
+    system.sleep(250);
+    return "asked";
   }
 }
 
+const BETWEEN_SLEEPS = 64;
+
 /** Rewrites counters over its pages, a few at a time, for ever. */
-class Housekeeping implements Runner {
-  readonly dataPages: number;
-  readonly stackPages = 4;
-  readonly rate = 0;
+class Housekeeping extends StateProgram {
+  override readonly dataPages: number;
+  override readonly stackPages = 4;
 
   constructor(pages: number) {
+    super();
     this.dataPages = pages;
   }
 
@@ -44,15 +43,12 @@ class Housekeeping implements Runner {
     return true;
   }
 
-  run(context: ProgramContext, fuel: number): number {
-    const steps = Math.min(fuel, 64);
-    for (let i = 0; i < steps; i++) {
-      const step = context.steps + i;
-      const page = step % this.dataPages;
-      context.memory.store32(DATA_BASE + page * FRAME_BYTES + ((step * 4) % FRAME_BYTES), step);
-    }
-    context.system.sleep(1);
-    return steps;
+  protected override step(_state: number, { memory, system, steps }: Step): Outcome {
+    const page = steps % this.dataPages;
+    memory.store32(DATA_BASE + page * FRAME_BYTES + ((steps * 4) % FRAME_BYTES), steps);
+    if (steps % BETWEEN_SLEEPS !== BETWEEN_SLEEPS - 1) return "done";
+    system.sleep(1);
+    return "asked";
   }
 }
 

@@ -50,14 +50,12 @@ class Chaos extends StateProgram {
   override readonly dataPages = 3;
   override readonly stackPages = 4;
   override readonly unpredictable = "it uses all that the kernel has; what it sees goes into digests, which it compares";
-  override readonly rate: number;
   readonly #workers: number;
   readonly #operations: number;
   readonly #key: number;
 
   constructor(options: { workers: number; operations: number; seed: number; rate: number }) {
-    super();
-    this.rate = options.rate;
+    super(options);
     this.#workers = options.workers;
     this.#operations = options.operations;
     this.#key = keyOf(options.seed);

@@ -12,9 +12,11 @@
  * `sectors` apart, and no more than that are in flight.
  */
 import { FRAME_BYTES } from "../../../../base/layout.js";
-import { DATA_BASE, type DiskOperation, type ProgramContext, type Runner, SelfCheckError, type UserMemory } from "../program.js";
+import { hex } from "../../../../base/memory.js";
+import { DATA_BASE, type DiskOperation, SelfCheckError, type UserMemory } from "../program.js";
 import { defineProgram, integer, type Program, rate, seed } from "./options.js";
 import { keyOf, lowWord, mix } from "./random.js";
+import { type Outcome, StateProgram, type Step } from "./states.js";
 
 const PAGE_WORDS = FRAME_BYTES / 4;
 
@@ -25,10 +27,9 @@ interface Operation {
   pattern: number | undefined;
 }
 
-class Disk implements Runner {
-  readonly dataPages: number;
-  readonly stackPages = 0;
-  readonly rate: number;
+class Disk extends StateProgram {
+  override readonly dataPages: number;
+  override readonly stackPages = 0;
   readonly needs: { sectors: number };
   readonly #first: number;
   readonly #sectors: number;
@@ -36,38 +37,32 @@ class Disk implements Runner {
   readonly #key: number;
 
   constructor(options: { first: number; sectors: number; depth: number; seed: number; rate: number }) {
+    super(options);
     this.#first = options.first;
     this.#sectors = options.sectors;
     this.#depth = Math.min(options.depth, options.sectors);
     this.#key = keyOf(options.seed);
     this.dataPages = this.#depth;
-    this.rate = options.rate;
     this.needs = { sectors: options.first + options.sectors };
   }
 
-  run(context: ProgramContext, fuel: number): number {
-    for (let done = 0; done < fuel; done++) if (!this.#step(context, context.steps + done)) return done;
-    return fuel;
-  }
-
-  /** False if it has to wait. */
-  #step({ memory, system }: ProgramContext, step: number): boolean {
-    const number = Math.floor(step / 3);
+  protected override step(_state: number, { memory, system, steps }: Step): Outcome {
+    const number = Math.floor(steps / 3);
     const tag = number % this.#depth;
     const page = DATA_BASE + tag * FRAME_BYTES;
     const next = this.#operation(number);
     const last = number < this.#depth ? undefined : this.#operation(number - this.#depth);
-    if (step % 3 === 2) return system.submitRequest(tag, next.what, next.sector, page);
-    if (step % 3 === 1) {
+    if (steps % 3 === 2) return system.submitRequest(tag, next.what, next.sector, page) ? "done" : "waits";
+    if (steps % 3 === 1) {
       if (last !== undefined) check(memory, page, last);
       fill(memory, page, next.what === "write" ? next.pattern : undefined);
-      return true;
+      return "done";
     }
-    if (last === undefined) return true;
+    if (last === undefined) return "done";
     const status = system.awaitRequest(tag, page);
-    if (status === undefined) return false;
+    if (status === undefined) return "waits";
     if (status !== "ok") throw new SelfCheckError(`disk: ${last.what} of sector ${last.sector}: ${status}`);
-    return true;
+    return "done";
   }
 
   #operation(number: number): Operation {
@@ -97,10 +92,6 @@ function check(memory: UserMemory, page: number, { what, sector, pattern }: Oper
       `disk: after the ${what} of sector ${sector} word ${i} is ${hex(found)}, expected ${hex(word(pattern, i))}`,
     );
   }
-}
-
-function hex(word: number): string {
-  return `0x${(word >>> 0).toString(16)}`;
 }
 
 export const disk: Program = defineProgram({

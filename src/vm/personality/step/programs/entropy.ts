@@ -24,13 +24,7 @@ const WORDS = DRAWS + KEPT * DRAW_WORDS;
 class Entropy extends StateProgram {
   override readonly dataPages = 1;
   override readonly stackPages = 0;
-  override readonly rate: number;
   override readonly unpredictable = "its memory holds random words and times; it checks them itself";
-
-  constructor(options: { rate: number }) {
-    super();
-    this.rate = options.rate;
-  }
 
   protected override step(_state: number, step: Step): Outcome {
     return draw(step);

@@ -30,15 +30,13 @@ class FilesProgram extends StateProgram {
   override readonly dataPages = BUFFER_PAGES;
   override readonly stackPages = 0;
   override readonly unpredictable = "its memory follows from files; it checks them itself";
-  override readonly rate: number;
   readonly needs: { directory: string };
   readonly #directory: string;
   readonly #size: number;
   readonly #key: number;
 
   constructor(options: { dir: string; kilobytes: number; seed: number; rate: number }) {
-    super();
-    this.rate = options.rate;
+    super(options);
     this.needs = { directory: options.dir };
     this.#directory = options.dir.replace(/\/$/, "");
     this.#size = options.kilobytes * 1024;

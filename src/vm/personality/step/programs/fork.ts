@@ -37,15 +37,13 @@ class Fork extends StateProgram {
   protected override readonly stateWord = STATE;
   override readonly dataPages: number;
   override readonly stackPages = 0;
-  override readonly rate: number;
   readonly #children: number;
   readonly #depth: number;
   readonly #key: number;
 
   constructor(options: { children: number; depth: number; pages: number; seed: number; rate: number }) {
-    super();
+    super(options);
     this.dataPages = options.pages;
-    this.rate = options.rate;
     this.#children = options.children;
     this.#depth = options.depth;
     this.#key = keyOf(options.seed);

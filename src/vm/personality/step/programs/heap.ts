@@ -10,17 +10,11 @@
  * If there is no memory the step ends before it has stored anything.
  */
 import { FRAME_BYTES } from "../../../../base/layout.js";
-import {
-  DATA_BASE,
-  HEAP_BASE,
-  HEAP_PAGES_MAX,
-  type ProgramContext,
-  type Runner,
-  SelfCheckError,
-  type UserMemory,
-} from "../program.js";
+import { hex } from "../../../../base/memory.js";
+import { DATA_BASE, HEAP_BASE, HEAP_PAGES_MAX, SelfCheckError, type UserMemory } from "../program.js";
 import { defineProgram, integer, type Program, rate, seed } from "./options.js";
 import { hash, keyOf, lowWord, mix } from "./random.js";
+import { type Outcome, StateProgram, type Step } from "./states.js";
 
 const MAX_ORDER = 8;
 /** However large the blocks are, the slots fit the heap area. */
@@ -30,49 +24,44 @@ const ORDER_MASK = 15;
 /** Bytes between the words of the pattern: four in each page, the last one at its end. */
 const PATTERN_STRIDE = 1364;
 
-class Heap implements Runner {
-  readonly dataPages = 1;
-  readonly stackPages = 0;
-  readonly rate: number;
+class Heap extends StateProgram {
+  override readonly stackPages = 0;
   readonly #slots: number;
   readonly #maxOrder: number;
   readonly #key: number;
 
   constructor(options: { slots: number; maxorder: number; seed: number; rate: number }) {
-    this.rate = options.rate;
+    super(options);
     this.#slots = options.slots;
     this.#maxOrder = options.maxorder;
     this.#key = keyOf(options.seed);
   }
 
-  run(context: ProgramContext, fuel: number): number {
-    const { memory, system } = context;
+  protected override step(_state: number, { memory, system, steps }: Step): Outcome {
     const key = this.#key;
-    let step = lowWord(context.steps);
-    for (let done = 0; done < fuel; done++, step = (step + 1) | 0) {
-      const draw = hash(key, step);
-      const slot = ((draw >>> 16) * this.#slots) >>> 16;
-      const record = DATA_BASE + slot * 8;
-      const block = HEAP_BASE + slot * (FRAME_BYTES << this.#maxOrder);
-      const word = memory.load32(record) | 0;
-      const birth = memory.load32(record + 4) | 0;
+    const step = lowWord(steps);
+    const draw = hash(key, step);
+    const slot = ((draw >>> 16) * this.#slots) >>> 16;
+    const record = DATA_BASE + slot * 8;
+    const block = HEAP_BASE + slot * (FRAME_BYTES << this.#maxOrder);
+    const word = memory.load32(record) | 0;
+    const birth = memory.load32(record + 4) | 0;
 
-      if ((word | birth) === 0) {
-        const order = ((draw & 0xffff) * (this.#maxOrder + 1)) >>> 16;
-        if (!system.map(block, order)) return done;
-        fill(memory, block, order, mix(step ^ key));
-        memory.store64(record, recordWord(order, slot, step, key), step);
-      } else {
-        const order = (word & ORDER_MASK) - 1;
-        if (order < 0 || order > this.#maxOrder || word !== recordWord(order, slot, birth, key)) {
-          throw new SelfCheckError(`heap: record of slot ${slot} at ${hex(record)} is (${hex(word)}, ${hex(birth)})`);
-        }
-        check(memory, block, order, mix(birth ^ key));
-        system.unmap(block, order);
-        memory.store64(record, 0, 0);
-      }
+    if ((word | birth) === 0) {
+      const order = ((draw & 0xffff) * (this.#maxOrder + 1)) >>> 16;
+      if (!system.map(block, order)) return "waits";
+      fill(memory, block, order, mix(step ^ key));
+      memory.store64(record, recordWord(order, slot, step, key), step);
+      return "done";
     }
-    return fuel;
+    const order = (word & ORDER_MASK) - 1;
+    if (order < 0 || order > this.#maxOrder || word !== recordWord(order, slot, birth, key)) {
+      throw new SelfCheckError(`heap: record of slot ${slot} at ${hex(record)} is (${hex(word)}, ${hex(birth)})`);
+    }
+    check(memory, block, order, mix(birth ^ key));
+    system.unmap(block, order);
+    memory.store64(record, 0, 0);
+    return "done";
   }
 }
 
@@ -96,10 +85,6 @@ function check(memory: UserMemory, block: number, order: number, pattern: number
       throw new SelfCheckError(`heap: word at ${hex(at)} is ${hex(found)}, expected ${hex(mix(at ^ pattern))}`);
     }
   }
-}
-
-function hex(word: number): string {
-  return `0x${(word >>> 0).toString(16)}`;
 }
 
 export const heap: Program = defineProgram({

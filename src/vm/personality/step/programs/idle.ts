@@ -3,21 +3,21 @@
  *
  * What must hold: the counter, at the start of the data area, is the number of steps.
  */
-import { DATA_BASE, type ProgramContext, type Runner, SelfCheckError } from "../program.js";
+import { DATA_BASE, SelfCheckError } from "../program.js";
 import { type Contents, createContents } from "./contents.js";
 import { content, dataPages, defineProgram, integer, type Program, rate, seed } from "./options.js";
 import { lowWord } from "./random.js";
+import { type Outcome, StateProgram, type Step } from "./states.js";
 
-class Idle implements Runner {
-  readonly dataPages: number;
-  readonly stackPages = 0;
-  readonly rate: number;
+class Idle extends StateProgram {
+  override readonly dataPages: number;
+  override readonly stackPages = 0;
   readonly #ms: number;
   readonly #contents: Contents;
 
   constructor(options: { ms: number; pages: number; seed: number; rate: number; content: string }) {
+    super(options);
     this.dataPages = options.pages;
-    this.rate = options.rate;
     this.#ms = options.ms;
     this.#contents = createContents(options.content, options.seed);
   }
@@ -28,17 +28,14 @@ class Idle implements Runner {
     return true;
   }
 
-  run(context: ProgramContext, fuel: number): number {
-    if (fuel < 1) return 0;
-    const { memory, system, steps } = context;
+  protected override step(_state: number, { memory, system, steps }: Step): Outcome {
     const low = memory.load32(DATA_BASE) >>> 0;
     const high = memory.load32(DATA_BASE + 4) >>> 0;
     const counted = high * 2 ** 32 + low;
     if (counted !== steps) throw new SelfCheckError(`idle: counted ${counted} of ${steps} steps`);
     memory.store64(DATA_BASE, lowWord(steps + 1), Math.floor((steps + 1) / 2 ** 32));
-    // The sleep begins when run returns, so this step is the last of the call.
     system.sleep(this.#ms);
-    return 1;
+    return "asked";
   }
 }
 

@@ -10,7 +10,7 @@ import { SIGCONT, SIGSTOP, SIGTERM } from "../../../tasks/signals.js";
 import { exitStatus, STATUS_CONTINUED, stopStatus, WCONTINUED, WUNTRACED } from "../../../tasks/status.js";
 import { defineProgram, integer, type Program, seed } from "./options.js";
 import { hash, keyOf } from "./random.js";
-import { count, type Outcome, STATE, StateProgram, type Step } from "./states.js";
+import { count, OTHERS_AND_TIME, type Outcome, STATE, StateProgram, type Step } from "./states.js";
 
 /** Words of the data page: rounds, children started and waited for in this one, their group, their pids, and which have stopped. */
 const ROUND = DATA_BASE;
@@ -47,6 +47,7 @@ export const JOBS: Readonly<Record<"stop" | "awaitStops" | "goOn" | "awaitContin
 };
 
 class Jobs extends StateProgram {
+  override readonly unpredictable = OTHERS_AND_TIME;
   readonly #ms: number;
   readonly #key: number;
 

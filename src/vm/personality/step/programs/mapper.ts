@@ -34,14 +34,12 @@ class Mapper extends StateProgram {
   override readonly unpredictable = "what it does depends on other processes and on memory; it checks itself";
   override readonly dataPages = 1;
   override readonly stackPages = 0;
-  override readonly rate: number;
   readonly #slots: number;
   readonly #maxPages: number;
   readonly #key: number;
 
   constructor(options: { slots: number; maxpages: number; seed: number; rate: number }) {
-    super();
-    this.rate = options.rate;
+    super(options);
     this.#slots = options.slots;
     this.#maxPages = options.maxpages;
     this.#key = keyOf(options.seed);

@@ -33,13 +33,11 @@ class Pipes extends StateProgram {
   override readonly dataPages = BUFFER_PAGES;
   override readonly stackPages = 0;
   override readonly unpredictable = "its memory depends on who runs when; it checks every byte itself";
-  override readonly rate: number;
   readonly #length: number;
   readonly #key: number;
 
   constructor(options: { kilobytes: number; seed: number; rate: number }) {
-    super();
-    this.rate = options.rate;
+    super(options);
     this.#length = options.kilobytes * 1024;
     this.#key = keyOf(options.seed);
   }

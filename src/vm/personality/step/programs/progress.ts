@@ -4,7 +4,7 @@
  */
 import { DATA_BASE } from "../program.js";
 import { defineProgram, integer, type Program } from "./options.js";
-import { count, type Outcome, StateProgram, type Step } from "./states.js";
+import { count, OTHERS_AND_TIME, type Outcome, StateProgram, type Step } from "./states.js";
 
 /** Words of the data page. */
 export const PROGRESS_DRAWN: number = DATA_BASE;
@@ -14,6 +14,7 @@ const LAST = DATA_BASE + 8;
 const COLUMNS = 30;
 
 class Progress extends StateProgram {
+  override readonly unpredictable = OTHERS_AND_TIME;
   readonly #ms: number;
 
   constructor({ ms }: { ms: number }) {

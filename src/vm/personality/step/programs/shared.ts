@@ -38,14 +38,12 @@ class Shared extends StateProgram {
   protected override readonly stateWord = STATE;
   override readonly dataPages = 0;
   override readonly stackPages = 0;
-  override readonly rate: number;
   readonly #slots: number;
   readonly #turns: number;
   readonly #key: number;
 
   constructor(options: { slots: number; turns: number; seed: number; rate: number }) {
-    super();
-    this.rate = options.rate;
+    super(options);
     this.#slots = options.slots;
     this.#turns = options.turns;
     this.#key = keyOf(options.seed);

@@ -13,7 +13,7 @@ import { A0, DATA_BASE, SelfCheckError } from "../program.js";
 import { SIGCHLD, SIGCONT, SIGSTOP, SIGUSR1, SIGUSR2, signalSet } from "../../../tasks/signals.js";
 import { defineProgram, type Program, rate, seed } from "./options.js";
 import { hash, keyOf, mix } from "./random.js";
-import { count, type Outcome, PHASE, STATE, StateProgram, type Step } from "./states.js";
+import { count, OTHERS_AND_TIME, type Outcome, PHASE, STATE, StateProgram, type Step } from "./states.js";
 import { loadUserFloat64, storeUserFloat64 } from "../../../memory/user-memory.js";
 
 const SIGNALS = [SIGUSR1, SIGUSR2] as const;
@@ -45,12 +45,11 @@ const SLEPT = 3;
 const STOPPED_CHILD = 4;
 
 class Signals extends StateProgram {
-  override readonly rate: number;
+  override readonly unpredictable = OTHERS_AND_TIME;
   readonly #key: number;
 
   constructor(options: { seed: number; rate: number }) {
-    super();
-    this.rate = options.rate;
+    super(options);
     this.#key = keyOf(options.seed);
   }
 

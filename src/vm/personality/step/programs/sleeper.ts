@@ -7,7 +7,7 @@
 import { DATA_BASE, SelfCheckError } from "../program.js";
 import { defineProgram, integer, type Program, seed } from "./options.js";
 import { hash, keyOf } from "./random.js";
-import { count, type Outcome, STATE, StateProgram, type Step } from "./states.js";
+import { count, OTHERS_AND_TIME, type Outcome, STATE, StateProgram, type Step } from "./states.js";
 import { loadUserFloat64, storeUserFloat64 } from "../../../memory/user-memory.js";
 
 /** Words of the data page: sleeps begun, when the one under way is over, and the clock as it was seen last. */
@@ -16,6 +16,7 @@ const UNTIL = DATA_BASE + 8;
 const SEEN = DATA_BASE + 16;
 
 class Sleeper extends StateProgram {
+  override readonly unpredictable = OTHERS_AND_TIME;
   readonly #ms: number;
   readonly #key: number;
 

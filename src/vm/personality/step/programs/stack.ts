@@ -10,9 +10,10 @@
  *     x11  frames on the stack
  *     x12  1 while the stack shrinks
  */
-import { type ProgramContext, type Runner, SelfCheckError, STACK_PAGES_MAX, STACK_TOP, type UserMemory } from "../program.js";
+import { SelfCheckError, STACK_PAGES_MAX, STACK_TOP, type UserMemory } from "../program.js";
 import { defineProgram, integer, type Program, rate, seed } from "./options.js";
 import { hash, keyOf, mix } from "./random.js";
+import { type Outcome, StateProgram, type Step } from "./states.js";
 
 /** Places in the register file (low halves). */
 const SP = 2 * 2;
@@ -23,47 +24,43 @@ const SHRINKING = 2 * 12;
 /** An empty stack's pointer is half a word below the top, so that at each page's end one 8-byte store crosses it. */
 const EMPTY = (STACK_TOP - 4) | 0;
 
-class Stack implements Runner {
-  readonly dataPages = 0;
-  readonly stackPages: number;
-  readonly rate: number;
+class Stack extends StateProgram {
+  override readonly dataPages = 0;
+  override readonly stackPages: number;
   readonly #key: number;
 
   constructor(options: { pages: number; seed: number; rate: number }) {
+    super(options);
     this.stackPages = options.pages;
-    this.rate = options.rate;
     this.#key = keyOf(options.seed);
   }
 
-  run(context: ProgramContext, fuel: number): number {
-    const { memory, system, registers } = context;
-    for (let done = 0; done < fuel; done++) {
-      const phase = registers[PHASE]!;
-      const key = hash(this.#key, phase);
-      const sp = (registers[SP] as number) === 0 ? EMPTY : (registers[SP] as number);
-      const depth = registers[DEPTH]!;
+  protected override step(_state: number, { memory, system, registers }: Step): Outcome {
+    const phase = registers[PHASE]!;
+    const key = hash(this.#key, phase);
+    const sp = (registers[SP] as number) === 0 ? EMPTY : (registers[SP] as number);
+    const depth = registers[DEPTH]!;
 
-      if (registers[SHRINKING] === 0) {
-        const next = (sp - frameBytes(key, depth)) | 0;
-        if (EMPTY - next <= this.#deepest(key)) {
-          push(memory, next, sp, key);
-          registers[SP] = next;
-          registers[DEPTH] = depth + 1;
-          continue;
-        }
+    if (registers[SHRINKING] === 0) {
+      const next = (sp - frameBytes(key, depth)) | 0;
+      if (EMPTY - next <= this.#deepest(key)) {
+        push(memory, next, sp, key);
+        registers[SP] = next;
+        registers[DEPTH] = depth + 1;
+        return "done";
       }
-
-      const next = (sp + frameBytes(key, depth - 1)) | 0;
-      check(memory, sp, next, key);
-      registers[SP] = next;
-      registers[DEPTH] = depth - 1;
-      registers[SHRINKING] = 1;
-      if (depth > 1) continue;
-      registers[SHRINKING] = 0;
-      registers[PHASE] = phase + 1;
-      system.shrinkStack(next >>> 0);
     }
-    return fuel;
+
+    const next = (sp + frameBytes(key, depth - 1)) | 0;
+    check(memory, sp, next, key);
+    registers[SP] = next;
+    registers[DEPTH] = depth - 1;
+    registers[SHRINKING] = 1;
+    if (depth > 1) return "done";
+    registers[SHRINKING] = 0;
+    registers[PHASE] = phase + 1;
+    system.shrinkStack(next >>> 0);
+    return "done";
   }
 
   /** Most bytes on the stack in a phase: from a quarter of the pages, which always has room for a frame, to all. */

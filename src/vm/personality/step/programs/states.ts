@@ -1,6 +1,7 @@
 /**
- * Programs that talk to the kernel, as numbered states and handlers of signals: a step is a call of one of them. (Programs whose
- * memory follows from their text alone are loops of their own: they are the load that everything is measured with.)
+ * Programs as numbered states and handlers of signals: a step is a call of one of them. Only those that do nothing but store to
+ * memory (zipf, random, sequential, incrementer) are loops of their own: a step of theirs takes some 20 ns, and they are the load
+ * that everything is measured with.
  *
  * What must hold: a step that waits has changed nothing; one that asked for something that is done once it is over (to sleep, to fork,
  * to be sent a signal) is the last of its call of `run`. What a handler knows lies in x12, which is 0 when it begins, and in memory.
@@ -24,13 +25,20 @@ export interface Step {
   readonly steps: number;
 }
 
+/** `Runner.unpredictable` of most that talk to the kernel. */
+export const OTHERS_AND_TIME = "what it does depends on other processes and on time; it checks itself";
+
 export abstract class StateProgram implements Runner {
   readonly dataPages: number = 1;
   readonly stackPages: number = 16;
-  readonly rate: number = 0;
+  readonly rate: number;
+  declare readonly unpredictable?: string;
   /** Word of the registers where the state is. */
   protected readonly stateWord: number = STATE;
-  readonly unpredictable: string = "what it does depends on other processes and on time; it checks itself";
+
+  constructor({ rate = 0 }: { rate?: number } = {}) {
+    this.rate = rate;
+  }
 
   /** A step outside of handlers. */
   protected abstract step(state: number, step: Step): Outcome;

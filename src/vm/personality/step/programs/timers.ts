@@ -9,7 +9,7 @@ import { DATA_BASE, SelfCheckError } from "../program.js";
 import { SIGALRM, signalSet } from "../../../tasks/signals.js";
 import { defineProgram, integer, type Program, seed } from "./options.js";
 import { hash, keyOf } from "./random.js";
-import { count, type Outcome, STATE, StateProgram, type Step } from "./states.js";
+import { count, OTHERS_AND_TIME, type Outcome, STATE, StateProgram, type Step } from "./states.js";
 import { loadUserFloat64, storeUserFloat64 } from "../../../memory/user-memory.js";
 
 /** Words of the data page. */
@@ -31,6 +31,7 @@ const RUNG = 5;
 const TICKS_A_ROUND = 40;
 
 class Timers extends StateProgram {
+  override readonly unpredictable = OTHERS_AND_TIME;
   readonly #ms: number;
   readonly #key: number;
 

@@ -134,7 +134,7 @@ export class Machine {
     if (!statSync(mount.host, { throwIfNoEntry: false })?.isDirectory()) {
       throw new HibernaculumError("HIB_USAGE", `${mount.host} cannot be mounted: there is no such directory`);
     }
-    const result = this.control.locked(() => this.kernel.files.mounts.add({ ...mount, host: resolve(mount.host) }));
+    const result = this.control.locked(() => this.kernel.files.names.mounts.add({ ...mount, host: resolve(mount.host) }));
     if (result < 0) throw new HibernaculumError("HIB_NO_MEMORY", `no memory to mount ${mount.host}`);
   }
 
@@ -177,7 +177,7 @@ export class Machine {
       const disk = has === 0 ? "the machine has none: give it one with --disk" : `the machine's has ${has}`;
       throw new HibernaculumError("HIB_USAGE", `${text} uses ${sectors} sectors of the disk, and ${disk}`);
     }
-    const stat = this.control.locked(() => this.kernel.files.stat(directory));
+    const stat = this.control.locked(() => this.kernel.files.names.stat(directory));
     if (typeof stat === "number" || stat.type !== "directory") {
       throw new HibernaculumError(
         "HIB_USAGE",

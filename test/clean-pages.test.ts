@@ -33,7 +33,7 @@ class Reader {
     const host = scratch(t);
     for (const name of files) writeFileSync(join(host, name), randomBytes(pages * FRAME_BYTES));
     const { kernel } = this.machine;
-    kernel.control.locked(() => kernel.files.mounts.add({ path: "/host", host, readOnly: false }));
+    kernel.control.locked(() => kernel.files.names.mounts.add({ path: "/host", host, readOnly: false }));
     this.slot = this.machine.spawn(1).slot;
   }
 

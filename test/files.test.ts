@@ -98,7 +98,7 @@ function consistent(t: ExecutionContext, machine: HandMachine): void {
 
 function mount(machine: HandMachine, path: string, host: string, readOnly = false): void {
   const { kernel } = machine;
-  kernel.control.locked(() => kernel.files.mounts.add({ path, host, readOnly }));
+  kernel.control.locked(() => kernel.files.names.mounts.add({ path, host, readOnly }));
 }
 
 test("files in memory and files of the host do the same, whatever is done with them", (t) => {

@@ -8,10 +8,15 @@ import { FRAME_BYTES } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress } from "../../base/memory.js";
 import { EBUSY, EFAULT, EFBIG, ENOMEM, ENOSPC } from "../memory/errno.js";
 import { KIND_FILE, KIND_FILE_CLEAN } from "../memory/kernel-layout.js";
-import { OBJECT_PAGES_MAX, objectInode, type Pager } from "../memory/memory-object.js";
+import { OBJECT_PAGES_MAX, objectInode, type Pager, walkObject } from "../memory/memory-object.js";
 import type { KernelParts } from "../tasks/parts.js";
+import { AGAIN, type Wait } from "../tasks/wait.js";
 import { type HostHandles, tryHost } from "./host.js";
 import { type Inode, type Inodes, readInode } from "./inode.js";
+import { walkCleanPages } from "./open-files.js";
+
+/** Pages that one call reads of a file that loses its name. */
+const READ_ALL_PAGES = 256;
 
 export class Contents implements Pager {
   readonly #parts: KernelParts;
@@ -134,6 +139,34 @@ export class Contents implements Pager {
     }
     this.#inodes.note(inode.at, done.now);
     return bytes.length > 0 || all.length === 0 ? bytes.length : -done.error;
+  }
+
+  /**
+   * Brings all of a file into memory, some pages a call: a Wait until they are all there. What is read stays, so the call that
+   * is made again goes on.
+   */
+  readAll(inode: Inode): number | Wait {
+    const { buddy, objects } = this.#parts;
+    const pages = Math.ceil(inode.size / FRAME_BYTES);
+    let present = 0;
+    for (const _ of walkObject(this.#parts.memory, inode.object)) present++;
+    if (pages - present > buddy.freeFrames / 2) return -ENOMEM;
+    let read = 0;
+    for (let page = 0; page < pages; page++) {
+      if (objects.find(inode.object, page) !== undefined) continue;
+      if (read++ === READ_ALL_PAGES) return AGAIN;
+      const frame = this.#readPage(inode, page);
+      if (frame === undefined) return -ENOMEM;
+      if (frame < 0) return frame;
+    }
+    return 0;
+  }
+
+  /** A file of the host that has no name there any more, and whose pages are all in memory, is the machine's own. */
+  keep(inode: Inode): void {
+    for (const { frame } of Array.from(walkCleanPages(this.#parts.memory, inode.object)))
+      this.#parts.objects.makeDirty(inode.object, frame);
+    this.#inodes.makeOwn(inode.at);
   }
 
   // ---- for who maps a file ----

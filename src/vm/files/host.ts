@@ -36,6 +36,7 @@ const BY_CODE: Readonly<Record<string, number>> = {
   EISDIR: E.EISDIR,
   ENAMETOOLONG: E.ENAMETOOLONG,
   ENOENT: E.ENOENT,
+  ENOMEM: E.ENOMEM,
   ENOSPC: E.ENOSPC,
   EDQUOT: E.ENOSPC,
   EFBIG: E.EFBIG,
@@ -102,6 +103,7 @@ function nameBelow(mount: Mount, root: string, rest: readonly string[]): string 
   const path = join(root, ...rest);
   const parent = realpathSync(dirname(path));
   refuseOutside(mount, root, parent);
+  if (!statSync(parent).isDirectory()) throw Object.assign(new Error(`${parent} is no directory`), { code: "ENOTDIR" });
   return join(parent, basename(path));
 }
 
@@ -150,14 +152,22 @@ export function createHost(path: string): void {
 }
 
 export const listHost: (path: string) => string[] = (path) => readdirSync(path).sort();
-export const makeDirectoryHost: (path: string) => void = (path) => mkdirSync(path);
-export const removeDirectoryHost: (path: string) => void = rmdirSync;
+export function makeDirectoryHost(path: string): number {
+  mkdirSync(path);
+  return 0;
+}
+
+export function removeDirectoryHost(path: string): number {
+  rmdirSync(path);
+  return 0;
+}
+
 export const unlinkHost: (path: string) => void = unlinkSync;
 export const renameHost: (from: string, to: string) => void = renameSync;
 
-/** Open handles of this thread, by path and what is behind it. */
+/** Open handles of this thread, by what is behind them: a file may get another name. */
 export class HostHandles {
-  readonly #open = new Map<string, { descriptor: number; writable: boolean; device: bigint; number: bigint }>();
+  readonly #open = new Map<string, { descriptor: number; writable: boolean }>();
 
   constructor() {
     for (const other of handlesOfThread) if (other.deref() === undefined) handlesOfThread.delete(other);
@@ -202,13 +212,12 @@ export class HostHandles {
   }
 
   /** A file that was removed or replaced since it was opened is not the inode's any more. */
-  #descriptor(inode: Inode, writable: boolean): number {
-    const { path, device, number } = inode.host!;
-    const there = this.#open.get(path);
-    if (there !== undefined && there.device === device && there.number === number && (there.writable || !writable))
-      return there.descriptor;
-    if (there !== undefined) closeSync(there.descriptor);
-    this.#open.delete(path);
+  #descriptor({ host }: Inode, writable: boolean): number {
+    const { path, device, number } = host!;
+    const key = keyOf(host!);
+    const there = this.#open.get(key);
+    if (there !== undefined && (there.writable || !writable)) return there.descriptor;
+    if (there !== undefined) this.#close(key, there.descriptor);
     const descriptor = openSync(path, (writable ? constants.O_RDWR : constants.O_RDONLY) | constants.O_NONBLOCK);
     const stats = fstatSync(descriptor, { bigint: true });
     if (stats.dev !== device || stats.ino !== number) {
@@ -216,29 +225,33 @@ export class HostHandles {
       throw Object.assign(new Error(`${path} was replaced since it was opened`), { code: "EIO" });
     }
     if (this.#open.size >= HANDLES_MAX) this.closeOldest();
-    this.#open.set(path, { descriptor, writable, device, number });
+    this.#open.set(key, { descriptor, writable });
     return descriptor;
+  }
+
+  #close(key: string, descriptor: number): void {
+    this.#open.delete(key);
+    closeSync(descriptor);
   }
 
   /** False if there is none. */
   closeOldest(): boolean {
     const oldest = this.#open.entries().next();
     if (oldest.done === true) return false;
-    const [path, { descriptor }] = oldest.value;
-    this.#open.delete(path);
-    closeSync(descriptor);
+    const [key, { descriptor }] = oldest.value;
+    this.#close(key, descriptor);
     return true;
   }
 
   /** Closes what no inode is open of any more. */
   forgetOthers(inodes: Iterable<Inode>): void {
-    const open = new Set(Array.from(inodes, ({ host }) => host?.path));
-    for (const [path, { descriptor }] of this.#open) {
-      if (open.has(path)) continue;
-      closeSync(descriptor);
-      this.#open.delete(path);
-    }
+    const open = new Set(Array.from(inodes, ({ host }) => keyOf(host!)));
+    for (const [key, { descriptor }] of this.#open) if (!open.has(key)) this.#close(key, descriptor);
   }
+}
+
+function keyOf({ device, number }: HostIdentity): string {
+  return `${device}:${number}`;
 }
 
 /** Handles that a thread keeps open. */

@@ -13,6 +13,7 @@ import {
   freeObject,
   freeString,
   type HeapObject,
+  isTooLong,
   readString,
   stringObject,
 } from "../memory/kernel-heap.js";
@@ -142,18 +143,24 @@ export class Inodes {
     if (references > 0) return;
     const { object, type } = readInode(memory, inode);
     if (object !== 0) objects.destroy(object);
-    if (type === "host") {
-      this.#unlinkHost(inode);
-      freeString(memory, memory.load32(inode + HOST_PATH) >>> 0);
-    }
+    if (type === "host") this.#forgetHost(inode);
     freeObject(memory, inode, INODE_BYTES);
   }
 
-  #unlinkHost(inode: PhysicalAddress): void {
+  /** A file of the host is one in memory from now on: it has the pages that its object has, and zeros. */
+  makeOwn(inode: PhysicalAddress): void {
+    const { memory } = this.#parts;
+    this.#forgetHost(inode);
+    for (let word = HOST_DEVICE; word < INODE_BYTES; word += 4) memory.store32(inode + word, 0);
+    memory.store32(inode + TYPE, TYPES.indexOf("file"));
+  }
+
+  #forgetHost(inode: PhysicalAddress): void {
     const { memory } = this.#parts;
     let link = KERNEL_HOST_INODES;
     while (memory.load32(link) >>> 0 !== inode) link = (memory.load32(link) >>> 0) + NEXT_HOST;
     memory.store32(link, memory.load32(inode + NEXT_HOST));
+    freeString(memory, memory.load32(inode + HOST_PATH) >>> 0);
   }
 
   setSize(inode: PhysicalAddress, size: number, modified: number = Date.now()): void {
@@ -194,6 +201,37 @@ export class Inodes {
     memory.store32(KERNEL_HOST_INODES, inode);
     this.note(inode, identity);
     return inode;
+  }
+
+  /**
+   * Other paths for files of the host that are open. The memory for them is taken now, so that they can be put in place once the host
+   * has moved the files, and nothing can fail any more.
+   *
+   * @param pathOf - the new path of a file; undefined if it keeps its own
+   * @throws ENOMEM, ENAMETOOLONG
+   */
+  preparePaths(pathOf: (inode: Inode) => string | undefined): { take(): void; giveUp(): void } {
+    const { memory, buddy } = this.#parts;
+    const made: { at: PhysicalAddress; path: PhysicalAddress }[] = [];
+    const giveUp = (): void => {
+      for (const { path } of made) freeString(memory, path);
+    };
+    for (const inode of walkHostInodes(memory)) {
+      const text = pathOf(inode);
+      const path = text === undefined ? undefined : createString(memory, buddy, text);
+      if (path !== undefined) made.push({ at: inode.at + HOST_PATH, path });
+      else if (text !== undefined) {
+        giveUp();
+        throw Object.assign(new Error(`no room for the path ${text}`), { code: isTooLong(text) ? "ENAMETOOLONG" : "ENOMEM" });
+      }
+    }
+    const take = (): void => {
+      for (const { at, path } of made) {
+        freeString(memory, memory.load32(at) >>> 0);
+        memory.store32(at, path);
+      }
+    };
+    return { take, giveUp };
   }
 }
 

@@ -1,12 +1,13 @@
 /**
  * Names: what is at a path, in memory or below a mount, and the calls that make, move and remove names.
  *
- * Callers hold the kernel lock. What is negative is an error number.
+ * Callers hold the kernel lock. What is negative is an error number; a Wait, that the process has to wait.
  */
-import { lstatSync } from "node:fs";
+import { type BigIntStats, lstatSync } from "node:fs";
 import { sep } from "node:path";
 import { EBUSY, EEXIST, EISDIR, ENOENT, ENOTDIR, EROFS, EXDEV } from "../memory/errno.js";
 import type { KernelParts } from "../tasks/parts.js";
+import { Wait } from "../tasks/wait.js";
 import type { Contents } from "./contents.js";
 import { ACCESS_MODE, O_CREAT, O_EXCL, O_RDONLY, O_TRUNC } from "./flags.js";
 import {
@@ -113,54 +114,91 @@ export class Names {
     return this.#change(path, (parts) => this.#tree.unlink(parts, "directory"), removeDirectoryHost);
   }
 
-  /** Takes a file's name away. One of the host's that is open must stay: nobody could open it again after a resume. */
-  unlink(path: string): number {
+  /** Takes a file's name away; see `#losesName` for one of the host's that is open. */
+  unlink(path: string): number | Wait {
     return this.#change(
       path,
       (parts) => this.#tree.unlink(parts, "file"),
       (host) => {
-        this.#refuseOpen(host);
+        const loser = this.#losesName(host);
+        if (loser instanceof Wait) return loser;
         unlinkHost(host);
+        if (loser !== undefined) this.#contents.keep(loser);
+        return 0;
       },
     );
   }
 
-  /** @throws EBUSY if at this path of the host, or below it, there is a file that some process has open */
-  #refuseOpen(path: string): void {
+  /**
+   * The open file of the host that has no name any more once this one is gone. After a resume nobody could open it again, so its
+   * contents are brought into memory first, and then it is the machine's own: a Wait if there is more to be read.
+   *
+   * @throws EBUSY if there is no memory for it, or if other names of it go on leading to its contents on the host
+   */
+  #losesName(path: string): Inode | Wait | undefined {
     const there = lstatSync(path, { bigint: true, throwIfNoEntry: false });
-    for (const { host } of walkHostInodes(this.#parts.memory)) {
-      const same = host!.device === there?.dev && host!.number === there.ino;
-      if (!same && !host!.path.startsWith(path + sep)) continue;
-      throw Object.assign(new Error(`${path} is open`), { code: "EBUSY" });
-    }
+    const inode = there === undefined ? undefined : this.#openedAs(there);
+    if (inode === undefined || (there!.nlink > 1n && inode.host!.path !== path)) return undefined;
+    const read = there!.nlink > 1n ? -EBUSY : this.#contents.readAll(inode);
+    if (read instanceof Wait) return read;
+    if (read < 0) throw Object.assign(new Error(`${path} is open`), { code: "EBUSY" });
+    return inode;
   }
 
-  #change(path: string, inMemory: (parts: string[]) => number, onHost: (path: string) => void): number {
+  #openedAs({ dev, ino }: Pick<BigIntStats, "dev" | "ino">): Inode | undefined {
+    for (const inode of walkHostInodes(this.#parts.memory))
+      if (inode.host!.device === dev && inode.host!.number === ino) return inode;
+    return undefined;
+  }
+
+  #change<T extends number | Wait>(path: string, inMemory: (parts: string[]) => number, onHost: (path: string) => T): T | number {
     const parts = splitPath(path);
     const mounted = this.mounts.find(parts);
     if (mounted === undefined) return inMemory(parts);
     if (mounted.rest.length === 0) return -EBUSY;
     if (mounted.mount.readOnly) return -EROFS;
-    return tryHost(() => {
-      onHost(hostName(mounted.mount, mounted.rest));
-      return 0;
-    });
+    return tryHost(() => onHost(hostName(mounted.mount, mounted.rest)));
   }
 
-  rename(from: string, to: string): number {
+  rename(from: string, to: string): number | Wait {
     const a = this.mounts.find(splitPath(from));
     const b = this.mounts.find(splitPath(to));
     if (a === undefined && b === undefined) return this.#tree.rename(splitPath(from), splitPath(to));
     if (a === undefined || b === undefined || a.mount.path !== b.mount.path) return -EXDEV;
     if (a.rest.length === 0 || b.rest.length === 0) return -EBUSY;
     if (a.mount.readOnly) return -EROFS;
-    return tryHost(() => {
-      const paths = [hostName(a.mount, a.rest), hostName(b.mount, b.rest)] as const;
-      for (const path of paths) this.#refuseOpen(path);
-      renameHost(...paths);
-      return 0;
-    });
+    return tryHost(() => this.#renameHost(hostName(a.mount, a.rest), hostName(b.mount, b.rest)));
   }
+
+  /** What is open of what is moved has another path from then on; what is replaced loses its name. */
+  #renameHost(from: string, to: string): number | Wait {
+    const moved = lstatSync(from, { bigint: true, throwIfNoEntry: false });
+    const there = lstatSync(to, { bigint: true, throwIfNoEntry: false });
+    if (moved === undefined || (moved.dev === there?.dev && moved.ino === there.ino)) {
+      renameHost(from, to); // which changes nothing
+      return 0;
+    }
+    const loser = there?.isDirectory() === true ? undefined : this.#losesName(to);
+    if (loser instanceof Wait) return loser;
+    const others = this.#inodes.preparePaths((inode) => pathAfter(inode, moved, from, to));
+    try {
+      renameHost(from, to);
+    } catch (error) {
+      others.giveUp();
+      throw error;
+    }
+    others.take();
+    if (loser !== undefined) this.#contents.keep(loser);
+    return 0;
+  }
+}
+
+/** The path of an open file once `from` is `to`; undefined if it has nothing to do with that. */
+function pathAfter({ host }: Inode, moved: BigIntStats, from: string, to: string): string | undefined {
+  const { path, device, number } = host!;
+  if (moved.isDirectory()) return path.startsWith(from + sep) ? to + path.slice(from.length) : undefined;
+  const same = device === moved.dev && number === moved.ino;
+  return same && (path === from || moved.nlink === 1n) ? to : undefined;
 }
 
 export function statOf(inode: Inode): Stat {

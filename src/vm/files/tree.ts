@@ -124,21 +124,22 @@ export class DirectoryTree {
     return 0;
   }
 
-  /** Gives what is at one path another, replacing a file there. */
+  /** Gives what is at one path another, replacing a file there, or an empty directory by a directory. */
   rename(from: readonly string[], to: readonly string[]): number {
     const directory = this.#directoryOf(from);
     const target = this.#directoryOf(to);
-    if (directory < 0 || target < 0) return from.length === 0 || to.length === 0 ? -EBUSY : Math.min(directory, target);
+    if (from.length === 0 || to.length === 0) return -EBUSY;
+    if (directory < 0 || target < 0) return directory < 0 ? directory : target;
     const moved = this.#find(directory, from.at(-1)!);
     if (moved === undefined) return -ENOENT;
-    if (to.length > from.length && from.every((part, i) => part === to[i])) return -EINVAL; // into itself
+    if (isBelow(to, from)) return -EINVAL; // into itself
+    if (isBelow(from, to)) return -ENOTEMPTY;
     if (to.length + this.#depthBelow(moved.inode) > DEPTH_MAX) return -ENAMETOOLONG;
     const there = this.#find(target, to.at(-1)!);
     if (there?.inode === moved.inode) return 0;
     if (there !== undefined) {
-      const replaced = readInode(this.#parts.memory, there.inode).type;
-      if (replaced !== "file") return -EISDIR;
-      if (readInode(this.#parts.memory, moved.inode).type === "directory") return -ENOTDIR;
+      const refused = this.#cannotReplace(moved.inode, there.inode);
+      if (refused < 0) return refused;
     }
     const entered = this.#enter(target, to.at(-1)!, moved.inode);
     if (entered < 0) return entered;
@@ -151,6 +152,14 @@ export class DirectoryTree {
     return 0;
   }
 
+  #cannotReplace(inode: PhysicalAddress, there: PhysicalAddress): number {
+    const { memory } = this.#parts;
+    const [type, replaced] = [readInode(memory, inode).type, readInode(memory, there).type];
+    if (replaced !== "directory") return type === "directory" ? -ENOTDIR : 0;
+    if (type !== "directory") return -EISDIR;
+    return walkDirectory(memory, there).next().done === true ? 0 : -ENOTEMPTY;
+  }
+
   /** Names in a row below an inode. */
   #depthBelow(inode: PhysicalAddress): number {
     const { memory } = this.#parts;
@@ -159,4 +168,8 @@ export class DirectoryTree {
     for (const entry of walkDirectory(memory, inode)) depth = Math.max(depth, 1 + this.#depthBelow(entry.inode));
     return depth;
   }
+}
+
+function isBelow(path: readonly string[], directory: readonly string[]): boolean {
+  return path.length > directory.length && directory.every((part, i) => part === path[i]);
 }

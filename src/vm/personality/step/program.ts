@@ -86,8 +86,8 @@ export interface FileCalls {
   readdir(path: string): string[] | number;
   mkdir(path: string): number;
   rmdir(path: string): number;
-  unlink(path: string): number;
-  rename(from: string, to: string): number;
+  unlink(path: string): number | undefined;
+  rename(from: string, to: string): number | undefined;
   pipe(flags?: number): { reader: number; writer: number } | number;
   dup(fd: number): number;
   dup2(fd: number, to: number): number;

@@ -40,7 +40,7 @@ class Reader {
 
   open(name: string): number {
     const { control, files } = this.machine.kernel;
-    return control.locked(() => files.open(this.slot, `/host/${name}`, O_RDWR));
+    return control.locked(() => files.open(this.slot, `/host/${name}`, O_RDWR) as number);
   }
 
   /** Reads the next pages. */

@@ -194,7 +194,7 @@ test("live: files that lost or changed their names come back from an image, and 
   const call = <T>({ kernel }: Machine, what: (files: Machine["kernel"]["files"]) => T): T =>
     kernel.control.locked(() => what(kernel.files));
   const fds = call(machine, (files) => {
-    const opened = [files.open(slot, "/host/gone", O_RDWR), files.open(slot, "/host/renamed", O_RDWR)] as const;
+    const opened = ["gone", "renamed"].map((name) => files.open(slot, `/host/${name}`, O_RDWR) as number);
     for (const fd of opened) files.read(slot, fd, 2 * FRAME_BYTES);
     t.is(files.names.unlink("/host/gone"), 0);
     t.is(files.names.rename("/host/renamed", "/host/name"), 0);

@@ -105,14 +105,32 @@ export class Control {
 
   /** Runs `body` with the kernel lock held: a futex mutex (0 free, 1 held, 2 held and waited for). */
   locked<T>(body: () => T): T {
-    const at = MACHINE_KERNEL_LOCK >>> 2;
-    if (Atomics.compareExchange(this.words, at, 0, 1) !== 0) {
-      while (Atomics.exchange(this.words, at, 2) !== 0) Atomics.wait(this.words, at, 2);
-    }
+    this.#lock();
     try {
       return body();
     } finally {
-      if (Atomics.exchange(this.words, at, 0) === 2) Atomics.notify(this.words, at, 1);
+      this.#unlock();
     }
+  }
+
+  /** Runs `body` without the kernel lock, which this thread holds: whatever it knew may have changed when it has it again. */
+  unlocked<T>(body: () => T): T {
+    this.#unlock();
+    try {
+      return body();
+    } finally {
+      this.#lock();
+    }
+  }
+
+  #lock(): void {
+    const at = MACHINE_KERNEL_LOCK >>> 2;
+    if (Atomics.compareExchange(this.words, at, 0, 1) === 0) return;
+    while (Atomics.exchange(this.words, at, 2) !== 0) Atomics.wait(this.words, at, 2);
+  }
+
+  #unlock(): void {
+    const at = MACHINE_KERNEL_LOCK >>> 2;
+    if (Atomics.exchange(this.words, at, 0) === 2) Atomics.notify(this.words, at, 1);
   }
 }

@@ -175,6 +175,8 @@ export const VCPU_BUSY = 0x28;
 export const VCPU_LEFT = 0x38;
 /** Frame + 1 that a store on this vCPU waits to see saved, during a snapshot's tail; 0 for none. */
 export const VCPU_WANTED = 0x30;
+/** Not 0: the process that it runs may have leaves of pages that a file has no more (src/vm/tasks/trims.ts). */
+export const VCPU_TRIM = 0x34;
 
 export const VCPU_STATE_RUNNING = 0;
 export const VCPU_STATE_STOPPED = 1;

@@ -6,10 +6,11 @@
  */
 import { FRAME_BYTES } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress } from "../../base/memory.js";
-import { EBUSY, EFAULT, EFBIG, ENOMEM, ENOSPC } from "../memory/errno.js";
+import { EFAULT, EFBIG, ENOMEM, ENOSPC } from "../memory/errno.js";
 import { KIND_FILE, KIND_FILE_CLEAN } from "../memory/kernel-layout.js";
 import { OBJECT_PAGES_MAX, objectInode, type Pager, walkObject } from "../memory/memory-object.js";
 import type { KernelParts } from "../tasks/parts.js";
+import { Trims } from "../tasks/trims.js";
 import { AGAIN, type Wait } from "../tasks/wait.js";
 import { type HostHandles, tryHost } from "./host.js";
 import { type Inode, type Inodes, readInode } from "./inode.js";
@@ -22,11 +23,13 @@ export class Contents implements Pager {
   readonly #parts: KernelParts;
   readonly #inodes: Inodes;
   readonly #host: HostHandles;
+  readonly trims: Trims;
 
   constructor(parts: KernelParts, inodes: Inodes, host: HostHandles) {
     this.#parts = parts;
     this.#inodes = inodes;
     this.#host = host;
+    this.trims = new Trims(parts, this);
   }
 
   // ---- of any file ----
@@ -41,27 +44,38 @@ export class Contents implements Pager {
   /** Puts bytes at a position; returns how many, fewer if there is no more room. */
   write(inode: Inode, position: number, bytes: Uint8Array): number {
     if ((position + bytes.length) / FRAME_BYTES > OBJECT_PAGES_MAX) return -EFBIG;
+    if (position > inode.size) this.#clearTail(inode);
     return inode.type === "host" ? this.#writeHost(inode, position, bytes) : this.#store(inode, position, bytes);
   }
 
-  /** Cuts a file, or lengthens it with zeros. One that is mapped is not cut: its pages are in use. */
-  truncate(inode: Inode, size: number): number {
+  /**
+   * Cuts a file, or lengthens it with zeros, for the process in a slot. Who maps it loses the pages that it has no more: see
+   * trims.ts.
+   */
+  truncate(inode: Inode, size: number, slot: number): number | Wait {
     if (size / FRAME_BYTES > OBJECT_PAGES_MAX) return -EFBIG;
-    if (size < inode.size && this.#parts.objects.isMapped(inode.object)) return -EBUSY;
+    const mapped = size < inode.size && this.#parts.objects.isMapped(inode.object);
+    if (mapped && !this.trims.canCut(inode.object, slot)) return AGAIN;
     const now = inode.type === "host" ? tryHost(() => this.#host.truncate(inode, size)) : undefined;
     if (typeof now === "number") return now;
     if (size < inode.size) this.#cut(inode, size);
+    else this.#clearTail(inode);
     this.#inodes.setSize(inode.at, size);
     if (now !== undefined) this.#inodes.note(inode.at, now);
+    if (mapped) this.trims.cut(inode.object, slot);
     return 0;
   }
 
   #cut(inode: Inode, size: number): void {
-    const { memory, objects } = this.#parts;
-    objects.truncate(inode.object, Math.ceil(size / FRAME_BYTES));
-    const last = objects.find(inode.object, Math.floor(size / FRAME_BYTES));
+    this.#parts.objects.truncate(inode.object, Math.ceil(size / FRAME_BYTES));
+    this.#clearTail({ ...inode, size });
+  }
+
+  /** Who maps the last page may have stored to it beyond the end: a file that gets longer has zeros there. */
+  #clearTail({ object, size }: Inode): void {
+    const last = this.#parts.objects.find(object, Math.floor(size / FRAME_BYTES));
     const tail = size % FRAME_BYTES;
-    if (tail > 0 && last !== undefined) memory.write(last * FRAME_BYTES + tail, new Uint8Array(FRAME_BYTES - tail));
+    if (tail > 0 && last !== undefined) this.#parts.memory.write(last * FRAME_BYTES + tail, new Uint8Array(FRAME_BYTES - tail));
   }
 
   /** Bytes of pages that are in memory; those that are not are zeros. */
@@ -191,6 +205,11 @@ export class Contents implements Pager {
       }
     }
     return failed;
+  }
+
+  pagesOf(object: PhysicalAddress): number {
+    const at = objectInode(this.#parts.memory, object);
+    return at === 0 ? OBJECT_PAGES_MAX : Math.ceil(readInode(this.#parts.memory, at).size / FRAME_BYTES);
   }
 
   holdInode(inode: PhysicalAddress): void {

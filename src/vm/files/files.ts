@@ -48,9 +48,11 @@ export class Files {
   // ---- fds ----
 
   /** Opens a path; returns an fd. */
-  open(slot: number, path: string, flags: number): number {
-    const inode = this.names.open(path, flags);
-    if (inode < 0) return inode;
+  open(slot: number, path: string, flags: number): number | Wait {
+    this.contents.trims.await(slot);
+    const inode = this.names.open(slot, path, flags);
+    this.contents.trims.await(slot);
+    if (inode instanceof Wait || inode < 0) return inode;
     return this.#install(slot, this.descriptions.create("inode", inode, flags), flags, () => this.#inodes.release(inode));
   }
 
@@ -103,6 +105,7 @@ export class Files {
       printToConsole(this.#parts.memory, new TextDecoder().decode(bytes).replace(/\n$/, ""));
       return bytes.length;
     }
+    this.contents.trims.await(slot); // it may get longer
     const inode = readInode(this.#parts.memory, open.behind);
     const position = (open.flags & O_APPEND) === 0 ? open.position : inode.size;
     const written = this.contents.write(inode, position, bytes);
@@ -127,12 +130,15 @@ export class Files {
     return open.kind === "inode" ? statOf(readInode(this.#parts.memory, open.behind)) : -E.EINVAL;
   }
 
-  ftruncate(slot: number, fd: number, size: number): number {
+  ftruncate(slot: number, fd: number, size: number): number | Wait {
     const open = this.descriptions.find(slot, fd);
     if (open === undefined) return -E.EBADF;
     if (open.kind !== "inode" || (open.flags & ACCESS_MODE) === O_RDONLY || !Number.isSafeInteger(size) || size < 0)
       return -E.EINVAL;
-    return this.contents.truncate(readInode(this.#parts.memory, open.behind), size);
+    this.contents.trims.await(slot);
+    const cut = this.contents.truncate(readInode(this.#parts.memory, open.behind), size, slot);
+    this.contents.trims.await(slot);
+    return cut;
   }
 
   /** The memory object of an open file, to be mapped for loads, or for stores that reach the file; and whether the fd may write. */

@@ -50,30 +50,31 @@ export class Names {
     this.#host = host;
   }
 
-  /** The inode of a path, held once more. */
-  open(path: string, flags: number): number {
+  /** The inode of a path, held once more, for the process in a slot. */
+  open(slot: number, path: string, flags: number): number | Wait {
     const parts = splitPath(path);
     const mounted = this.mounts.find(parts);
-    const writes = (flags & ACCESS_MODE) !== O_RDONLY;
-    if (mounted !== undefined) return this.#openHost(mounted.mount, mounted.rest, flags, writes);
+    const opened = mounted === undefined ? this.#openInMemory(parts, flags) : this.#openHost(mounted, flags);
+    if (opened < 0 || (flags & ACCESS_MODE) === O_RDONLY || (flags & O_TRUNC) === 0) return opened;
+    const cut = this.#contents.truncate(readInode(this.#parts.memory, opened), 0, slot);
+    if (cut !== 0) this.#inodes.release(opened);
+    return cut === 0 ? opened : cut;
+  }
+
+  #openInMemory(parts: readonly string[], flags: number): number {
     let at = this.#tree.lookup(parts);
     if (at === -ENOENT && (flags & O_CREAT) !== 0) at = this.#tree.make(parts, "file");
     else if (at >= 0 && (flags & O_CREAT) !== 0 && (flags & O_EXCL) !== 0) return -EEXIST;
     if (at < 0) return at;
-    const inode = readInode(this.#parts.memory, at);
-    if (inode.type === "directory") return -EISDIR;
-    if (writes && (flags & O_TRUNC) !== 0) {
-      const cut = this.#contents.truncate(inode, 0);
-      if (cut < 0) return cut;
-    }
+    if (readInode(this.#parts.memory, at).type === "directory") return -EISDIR;
     this.#inodes.share(at);
     return at;
   }
 
-  #openHost(mount: Mount, rest: readonly string[], flags: number, writes: boolean): number {
+  #openHost({ mount, rest }: { mount: Mount; rest: readonly string[] }, flags: number): number {
     this.#host.forgetOthers(walkHostInodes(this.#parts.memory));
-    if (mount.readOnly && (writes || (flags & O_CREAT) !== 0)) return -EROFS;
-    const opened = tryHost(() => {
+    if (mount.readOnly && ((flags & ACCESS_MODE) !== O_RDONLY || (flags & O_CREAT) !== 0)) return -EROFS;
+    return tryHost(() => {
       const path = hostPath(mount, rest);
       if ((flags & O_CREAT) !== 0) {
         const made = tryHost(() => createHost(path));
@@ -81,10 +82,6 @@ export class Names {
       }
       return this.#inodes.openHost(this.#host.identify(path), mount);
     });
-    if (opened < 0 || !writes || (flags & O_TRUNC) === 0) return opened;
-    const cut = this.#contents.truncate(readInode(this.#parts.memory, opened), 0);
-    if (cut < 0) this.#inodes.release(opened);
-    return cut < 0 ? cut : opened;
   }
 
   stat(path: string): Stat | number {

@@ -49,7 +49,7 @@ class FilesProgram extends StateProgram {
     switch (state) {
       case 0:
         r[ROUND]!++;
-        r[FD] = expect("open", system.open(path, O_RDWR | O_CREAT | O_EXCL), (fd) => fd >= 0);
+        r[FD] = expect("open", system.open(path, O_RDWR | O_CREAT | O_EXCL) ?? -1, (fd) => fd >= 0);
         r[SIZE] = 0;
         r[OPERATIONS] = 0;
         r[STATE] = 1;
@@ -65,7 +65,7 @@ class FilesProgram extends StateProgram {
         expect("lseek", system.lseek(twin, 1, SEEK_SET), (at) => at === 1);
         expect("shared position", system.lseek(fd, 0, SEEK_CUR), (at) => at === 1);
         expect("close", system.close(twin), (result) => result === 0);
-        const other = expect("open again", system.open(path, O_RDWR | O_APPEND), (result) => result >= 0);
+        const other = expect("open again", system.open(path, O_RDWR | O_APPEND) ?? -1, (result) => result >= 0);
         this.#fill(step, r[SIZE]!, 5);
         expect("append", system.write(other, BUFFER, 5) ?? -1, (count) => count === 5);
         r[SIZE] = r[SIZE]! + 5;
@@ -122,7 +122,7 @@ class FilesProgram extends StateProgram {
     const count = Math.min(1 + ((draw >>> 8) % BYTES_MAX), this.#size);
     expect("lseek", system.lseek(r[FD]!, at, SEEK_SET), (result) => result === at);
     if (draw % 16 === 0 && size > 0) {
-      expect("ftruncate", system.ftruncate(r[FD]!, at), (result) => result === 0);
+      expect("ftruncate", system.ftruncate(r[FD]!, at) ?? -1, (result) => result === 0);
       r[SIZE] = at;
     } else if (draw % 16 < 9 && at + count <= this.#size) {
       this.#fill(step, at, count);

@@ -141,7 +141,7 @@ test("of a file with two names, one may go; the one that it was opened by stays,
 
 test("a large file comes into memory in several calls; one that is too large for it stays open and keeps its name", (t) => {
   const { directory, machine, calls, openPaths, consistent } = start(t);
-  const contents = randomBytes(3 * MIB);
+  const contents = randomBytes(2.5 * MIB);
   writeFileSync(join(directory, "large"), contents);
   writeFileSync(join(directory, "huge"), "");
   truncateSync(join(directory, "huge"), 12 * MIB);

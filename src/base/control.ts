@@ -53,6 +53,11 @@ export class Control {
     Atomics.notify(this.words, offset >>> 2);
   }
 
+  /** Wakes everybody who waits on a futex word. */
+  wake(offset: number): void {
+    Atomics.notify(this.words, offset >>> 2);
+  }
+
   /** Waits until a futex word is no longer `seen`, or for `ms`. */
   wait(offset: number, seen: number, ms: number): void {
     Atomics.wait(this.words, offset >>> 2, seen, ms);

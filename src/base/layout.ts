@@ -127,6 +127,10 @@ export const MACHINE_TIMELINE_BASE = 0x88;
 /** Futex: first entry of what was lent last and is being touched; FRAME_NONE when nothing is. Who takes it back waits. */
 export const MACHINE_TOUCHING = 0x90;
 
+/** Futexes, one for the inodes with certain addresses: 1 while a call is at work on such a file of the host (vm/files/file-locks.ts). */
+export const MACHINE_FILE_LOCKS = 0x100;
+export const FILE_LOCKS = 64;
+
 export const KEEP_NONE = 0;
 /** Resume, of KEEP_BITMAP: without room the store goes, and the frame is read from the image again at the stop. */
 export const KEEP_FOR_RESTORE = 1;

@@ -1,43 +1,51 @@
 /**
- * What files hold: pages of their memory objects. A file of the host is read through them, as through a page cache, and written
- * through to the host, so a page that nobody mapped and stored to is what the host's file has there.
+ * What files hold: pages of their memory objects; those of a file of the host are its page cache (host-pages.ts).
  *
  * Callers hold the kernel lock. What is negative is an error number.
  */
 import { FRAME_BYTES } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress } from "../../base/memory.js";
-import { EFAULT, EFBIG, ENOMEM, ENOSPC } from "../memory/errno.js";
-import { KIND_FILE, KIND_FILE_CLEAN } from "../memory/kernel-layout.js";
-import { OBJECT_PAGES_MAX, objectInode, type Pager, walkObject } from "../memory/memory-object.js";
+import { EFAULT, EFBIG, ENOSPC } from "../memory/errno.js";
+import { OBJECT_PAGES_MAX, objectInode, type Pager } from "../memory/memory-object.js";
 import type { KernelParts } from "../tasks/parts.js";
 import { Trims } from "../tasks/trims.js";
 import { AGAIN, type Wait } from "../tasks/wait.js";
-import { type HostHandles, tryHost } from "./host.js";
+import type { HostPages } from "./host-pages.js";
 import { type Inode, type Inodes, readInode } from "./inode.js";
-import { walkCleanPages } from "./open-files.js";
-
-/** Pages that one call reads of a file that loses its name. */
-const READ_ALL_PAGES = 256;
 
 export class Contents implements Pager {
   readonly #parts: KernelParts;
   readonly #inodes: Inodes;
-  readonly #host: HostHandles;
+  readonly host: HostPages;
   readonly trims: Trims;
 
-  constructor(parts: KernelParts, inodes: Inodes, host: HostHandles) {
+  constructor(parts: KernelParts, inodes: Inodes, host: HostPages) {
     this.#parts = parts;
     this.#inodes = inodes;
-    this.#host = host;
+    this.host = host;
     this.trims = new Trims(parts, this);
   }
 
-  // ---- of any file ----
+  /**
+   * Works on a file for the process in a slot. Nobody else does so meanwhile, although the work may let go of the kernel lock if the
+   * file is the host's; and nobody has pages of it that it has no more, so it may get longer.
+   */
+  exclusively<T>(at: PhysicalAddress, slot: number, work: (inode: Inode) => T): T {
+    for (;;) {
+      this.trims.await(slot);
+      const inode = readInode(this.#parts.memory, at);
+      if (inode.type !== "host") return work(inode);
+      if (!this.host.locks.isHeld(at)) return this.host.locks.hold(at, () => work(inode));
+      this.host.locks.await(at);
+    }
+  }
+
+  // ---- a file is worked on ----
 
   /** Bytes from a position, at most so many; fewer at the end. */
   read(inode: Inode, position: number, most: number): Uint8Array | number {
     const length = Math.max(0, Math.min(most, inode.size - position));
-    const read = inode.type === "host" ? this.#readPages(inode, position, length) : 0;
+    const read = inode.type === "host" ? this.host.readAll(inode, position, length) : 0;
     return read < 0 ? read : this.#copy(inode, position, length);
   }
 
@@ -45,18 +53,19 @@ export class Contents implements Pager {
   write(inode: Inode, position: number, bytes: Uint8Array): number {
     if ((position + bytes.length) / FRAME_BYTES > OBJECT_PAGES_MAX) return -EFBIG;
     if (position > inode.size) this.#clearTail(inode);
-    return inode.type === "host" ? this.#writeHost(inode, position, bytes) : this.#store(inode, position, bytes);
+    return inode.type === "host" ? this.host.write(inode, position, bytes) : this.#store(inode, position, bytes);
   }
 
   /**
-   * Cuts a file, or lengthens it with zeros, for the process in a slot. Who maps it loses the pages that it has no more: see
-   * trims.ts.
+   * Cuts a file, or lengthens it with zeros. Who maps it loses the pages that it has no more: see trims.ts.
+   *
+   * @param slot - of the process that does it
    */
   truncate(inode: Inode, size: number, slot: number): number | Wait {
     if (size / FRAME_BYTES > OBJECT_PAGES_MAX) return -EFBIG;
     const mapped = size < inode.size && this.#parts.objects.isMapped(inode.object);
     if (mapped && !this.trims.canCut(inode.object, slot)) return AGAIN;
-    const now = inode.type === "host" ? tryHost(() => this.#host.truncate(inode, size)) : undefined;
+    const now = inode.type === "host" ? this.host.truncate(inode, size) : undefined;
     if (typeof now === "number") return now;
     if (size < inode.size) this.#cut(inode, size);
     else this.#clearTail(inode);
@@ -113,98 +122,10 @@ export class Contents implements Pager {
     }
   }
 
-  // ---- of a file of the host ----
-
-  /** Sees to it that all pages of a range are in memory. */
-  #readPages(inode: Inode, position: number, length: number): number {
-    for (let page = Math.floor(position / FRAME_BYTES); page * FRAME_BYTES < position + length; page++) {
-      const frame = this.#parts.objects.find(inode.object, page) ?? this.#readPage(inode, page);
-      if (frame === undefined) return -ENOMEM;
-      if (frame < 0) return frame;
-    }
-    return 0;
-  }
-
-  /** Reads a page of a file of the host into the page cache: a clean page. Undefined without memory, an error number. */
-  #readPage(inode: Inode, page: number): Pfn | number | undefined {
-    const { memory, buddy, objects } = this.#parts;
-    const bytes = tryHost(() => this.#host.read(inode, page * FRAME_BYTES, FRAME_BYTES));
-    if (typeof bytes === "number") return bytes;
-    const frame = buddy.allocate(0, 0, KIND_FILE_CLEAN);
-    if (frame === undefined) return undefined;
-    memory.zero(frame, 1);
-    memory.write(frame * FRAME_BYTES, bytes);
-    if (objects.insert(inode.object, page, frame)) return frame;
-    buddy.free(frame);
-    return undefined;
-  }
-
-  /** Writes through to the host; what the host has of it then, the page cache has, too. */
-  #writeHost(inode: Inode, position: number, all: Uint8Array): number {
-    const done = tryHost(() => this.#host.write(inode, position, all));
-    if (typeof done === "number") return done;
-    const bytes = all.subarray(0, done.written);
-    for (let page = Math.floor(position / FRAME_BYTES); page * FRAME_BYTES < position + bytes.length; page++) {
-      const frame = this.#parts.objects.find(inode.object, page);
-      if (frame === undefined) continue;
-      const from = Math.max(0, page * FRAME_BYTES - position);
-      const at = Math.max(0, position - page * FRAME_BYTES);
-      this.#parts.memory.write(frame * FRAME_BYTES + at, bytes.subarray(from, from + FRAME_BYTES - at));
-    }
-    this.#inodes.note(inode.at, done.now);
-    return bytes.length > 0 || all.length === 0 ? bytes.length : -done.error;
-  }
-
-  /**
-   * Brings all of a file into memory, some pages a call: a Wait until they are all there. What is read stays, so the call that
-   * is made again goes on.
-   */
-  readAll(inode: Inode): number | Wait {
-    const { buddy, objects } = this.#parts;
-    const pages = Math.ceil(inode.size / FRAME_BYTES);
-    let present = 0;
-    for (const _ of walkObject(this.#parts.memory, inode.object)) present++;
-    if (pages - present > buddy.freeFrames / 2) return -ENOMEM;
-    let read = 0;
-    for (let page = 0; page < pages; page++) {
-      if (objects.find(inode.object, page) !== undefined) continue;
-      if (read++ === READ_ALL_PAGES) return AGAIN;
-      const frame = this.#readPage(inode, page);
-      if (frame === undefined) return -ENOMEM;
-      if (frame < 0) return frame;
-    }
-    return 0;
-  }
-
-  /** A file of the host that has no name there any more, and whose pages are all in memory, is the machine's own. */
-  keep(inode: Inode): void {
-    for (const { frame } of Array.from(walkCleanPages(this.#parts.memory, inode.object)))
-      this.#parts.objects.makeDirty(inode.object, frame);
-    this.#inodes.makeOwn(inode.at);
-  }
-
   // ---- for who maps a file ----
 
-  /** Writes pages of a file of the host that were stored to by who maps them. Returns 0 or an error. */
   writeBack(object: PhysicalAddress, first: number, pages: number): number {
-    const { memory, buddy, objects } = this.#parts;
-    const at = objectInode(memory, object);
-    const inode = at === 0 ? undefined : readInode(memory, at);
-    if (inode?.type !== "host" || inode.readOnly) return 0;
-    let failed = 0;
-    for (let page = first; page < Math.min(first + pages, Math.ceil(inode.size / FRAME_BYTES)); page++) {
-      const frame = objects.find(object, page);
-      if (frame === undefined || buddy.kindOf(frame) !== KIND_FILE) continue;
-      const length = Math.min(FRAME_BYTES, inode.size - page * FRAME_BYTES);
-      const bytes = memory.read(frame * FRAME_BYTES, length);
-      const done = tryHost(() => this.#host.write(inode, page * FRAME_BYTES, bytes));
-      if (typeof done === "number") failed = done;
-      else {
-        this.#inodes.note(inode.at, done.now);
-        if (done.written < length) failed = -done.error;
-      }
-    }
-    return failed;
+    return this.host.writeBack(object, first, pages);
   }
 
   pagesOf(object: PhysicalAddress): number {
@@ -226,6 +147,9 @@ export class Contents implements Pager {
     if (at === 0) return this.#parts.objects.fillWithZeros(object, page);
     const inode = readInode(this.#parts.memory, at);
     if (page * FRAME_BYTES >= inode.size) return -EFAULT; // beyond the end of the file
-    return inode.type === "host" ? this.#readPage(inode, page) : this.#parts.objects.fillWithZeros(object, page);
+    if (inode.type !== "host") return this.#parts.objects.fillWithZeros(object, page);
+    if (!this.host.locks.isHeld(at)) return this.host.locks.hold(at, () => this.host.readPage(inode, page));
+    this.host.locks.await(at);
+    return this.#parts.objects.find(object, page) ?? this.fillPage(object, page);
   }
 }

@@ -5,7 +5,7 @@ import * as E from "../memory/errno.js";
 import type { KernelParts } from "../tasks/parts.js";
 import { Wait } from "../tasks/wait.js";
 import { Contents } from "./contents.js";
-import { type Description, Descriptions, FD_CLOEXEC } from "./descriptions.js";
+import { type Description, Descriptions, FD_CLOEXEC, readDescription } from "./descriptions.js";
 import {
   ACCESS_MODE,
   O_APPEND,
@@ -19,6 +19,7 @@ import {
   SEEK_SET,
 } from "./flags.js";
 import { HostHandles, tryHost } from "./host.js";
+import { HostPages } from "./host-pages.js";
 import { Inodes, readInode, walkHostInodes } from "./inode.js";
 import { Names, type Stat, statOf } from "./names.js";
 import { putIntoPipe, takeFromPipe } from "./pipe.js";
@@ -40,7 +41,7 @@ export class Files {
     this.#parts = parts;
     this.#inodes = new Inodes(parts);
     this.tree = new DirectoryTree(parts, this.#inodes);
-    this.contents = new Contents(parts, this.#inodes, this.#host);
+    this.contents = new Contents(parts, this.#inodes, new HostPages(parts, this.#inodes, this.#host));
     this.names = new Names(parts, { inodes: this.#inodes, tree: this.tree, contents: this.contents, host: this.#host });
     this.descriptions = new Descriptions(parts, (inode) => this.#inodes.release(inode));
   }
@@ -49,7 +50,6 @@ export class Files {
 
   /** Opens a path; returns an fd. */
   open(slot: number, path: string, flags: number): number | Wait {
-    this.contents.trims.await(slot);
     const inode = this.names.open(slot, path, flags);
     this.contents.trims.await(slot);
     if (inode instanceof Wait || inode < 0) return inode;
@@ -89,10 +89,12 @@ export class Files {
     if (open === undefined || (open.flags & ACCESS_MODE) === O_WRONLY || open.kind === "writer" || open.kind === "console")
       return -E.EBADF;
     if (open.kind === "reader") return unlessNonblocking(open, takeFromPipe(this.#parts, open.behind, most));
-    const inode = readInode(this.#parts.memory, open.behind);
-    const bytes = this.contents.read(inode, open.position, most);
-    if (typeof bytes !== "number") this.descriptions.setPosition(open.at, open.position + bytes.length);
-    return bytes;
+    return this.contents.exclusively(open.behind, slot, (inode) => {
+      const { position } = readDescription(this.#parts.memory, open.at); // who shares it may have moved it
+      const bytes = this.contents.read(inode, position, most);
+      if (typeof bytes !== "number") this.descriptions.setPosition(open.at, position + bytes.length);
+      return bytes;
+    });
   }
 
   /** Puts bytes (CALL_BYTES_MAX or fewer) where the fd stands, or at the end (O_APPEND); returns how many. */
@@ -105,23 +107,25 @@ export class Files {
       printToConsole(this.#parts.memory, new TextDecoder().decode(bytes).replace(/\n$/, ""));
       return bytes.length;
     }
-    this.contents.trims.await(slot); // it may get longer
-    const inode = readInode(this.#parts.memory, open.behind);
-    const position = (open.flags & O_APPEND) === 0 ? open.position : inode.size;
-    const written = this.contents.write(inode, position, bytes);
-    if (written >= 0) this.descriptions.setPosition(open.at, position + written);
-    return written;
+    return this.contents.exclusively(open.behind, slot, (inode) => {
+      const position = (open.flags & O_APPEND) === 0 ? readDescription(this.#parts.memory, open.at).position : inode.size;
+      const written = this.contents.write(inode, position, bytes);
+      if (written >= 0) this.descriptions.setPosition(open.at, position + written);
+      return written;
+    });
   }
 
   seek(slot: number, fd: number, offset: number, whence: number): number {
     const open = this.descriptions.find(slot, fd);
     if (open === undefined) return -E.EBADF;
     if (open.kind !== "inode") return -E.ESPIPE;
-    const base = whence === SEEK_SET ? 0 : whence === SEEK_CUR ? open.position : readInode(this.#parts.memory, open.behind).size;
-    const position = base + offset;
-    if (!Number.isSafeInteger(position) || position < 0 || whence > SEEK_END) return -E.EINVAL;
-    this.descriptions.setPosition(open.at, position);
-    return position;
+    return this.contents.exclusively(open.behind, slot, ({ size }) => {
+      const from = readDescription(this.#parts.memory, open.at).position;
+      const position = offset + (whence === SEEK_SET ? 0 : whence === SEEK_CUR ? from : size);
+      if (!Number.isSafeInteger(position) || position < 0 || whence > SEEK_END) return -E.EINVAL;
+      this.descriptions.setPosition(open.at, position);
+      return position;
+    });
   }
 
   fstat(slot: number, fd: number): Stat | number {
@@ -135,8 +139,7 @@ export class Files {
     if (open === undefined) return -E.EBADF;
     if (open.kind !== "inode" || (open.flags & ACCESS_MODE) === O_RDONLY || !Number.isSafeInteger(size) || size < 0)
       return -E.EINVAL;
-    this.contents.trims.await(slot);
-    const cut = this.contents.truncate(readInode(this.#parts.memory, open.behind), size, slot);
+    const cut = this.contents.exclusively(open.behind, slot, (inode) => this.contents.truncate(inode, size, slot));
     this.contents.trims.await(slot);
     return cut;
   }

@@ -64,7 +64,7 @@ export function tryHost<T>(call: () => T): T | number {
   }
 }
 
-/** How often a call waits for a descriptor, WAIT_MS each: the kernel is locked meanwhile. */
+/** How often a call waits for a descriptor, WAIT_MS each: the kernel may be locked meanwhile. */
 const WAITS_MAX = 1000;
 const WAIT_MS = 2;
 
@@ -203,6 +203,11 @@ export class HostHandles {
       else written += count;
     }
     return { written, error, now: identityOf(inode.host!.path, fstatSync(descriptor, { bigint: true })) };
+  }
+
+  /** What the host says that an open file is now. */
+  look(inode: Inode): HostIdentity {
+    return identityOf(inode.host!.path, fstatSync(this.#descriptor(inode, true), { bigint: true }));
   }
 
   truncate(inode: Inode, size: number): HostIdentity {

@@ -7,7 +7,7 @@ import { type BigIntStats, lstatSync } from "node:fs";
 import { sep } from "node:path";
 import { EBUSY, EEXIST, EISDIR, ENOENT, ENOTDIR, EROFS, EXDEV } from "../memory/errno.js";
 import type { KernelParts } from "../tasks/parts.js";
-import { Wait } from "../tasks/wait.js";
+import { AGAIN, Wait } from "../tasks/wait.js";
 import type { Contents } from "./contents.js";
 import { ACCESS_MODE, O_CREAT, O_EXCL, O_RDONLY, O_TRUNC } from "./flags.js";
 import {
@@ -29,6 +29,9 @@ import { type Mount, Mounts, splitPath } from "./path.js";
 import { type DirectoryTree, walkDirectory } from "./tree.js";
 
 export type Stat = HostStat;
+
+/** Pages that one call reads of a file that loses its name. */
+const CALL_PAGES = 256;
 
 export class Names {
   readonly mounts: Mounts;
@@ -56,7 +59,7 @@ export class Names {
     const mounted = this.mounts.find(parts);
     const opened = mounted === undefined ? this.#openInMemory(parts, flags) : this.#openHost(mounted, flags);
     if (opened < 0 || (flags & ACCESS_MODE) === O_RDONLY || (flags & O_TRUNC) === 0) return opened;
-    const cut = this.#contents.truncate(readInode(this.#parts.memory, opened), 0, slot);
+    const cut = this.#contents.exclusively(opened, slot, (inode) => this.#contents.truncate(inode, 0, slot));
     if (cut !== 0) this.#inodes.release(opened);
     return cut === 0 ? opened : cut;
   }
@@ -87,7 +90,7 @@ export class Names {
   stat(path: string): Stat | number {
     const parts = splitPath(path);
     const mounted = this.mounts.find(parts);
-    if (mounted !== undefined) return tryHost(() => statHost(hostPath(mounted.mount, mounted.rest)));
+    if (mounted !== undefined) return this.#unlocked(() => statHost(hostPath(mounted.mount, mounted.rest)));
     const at = this.#tree.lookup(parts);
     return at < 0 ? at : statOf(readInode(this.#parts.memory, at));
   }
@@ -96,11 +99,16 @@ export class Names {
   list(path: string): string[] | number {
     const parts = splitPath(path);
     const mounted = this.mounts.find(parts);
-    if (mounted !== undefined) return tryHost(() => listHost(hostPath(mounted.mount, mounted.rest)));
+    if (mounted !== undefined) return this.#unlocked(() => listHost(hostPath(mounted.mount, mounted.rest)));
     const at = this.#tree.lookup(parts);
     if (at < 0) return at;
     if (readInode(this.#parts.memory, at).type !== "directory") return -ENOTDIR;
     return Array.from(walkDirectory(this.#parts.memory, at), ({ name }) => name).sort();
+  }
+
+  /** Only looks at the host, and so without the kernel lock. */
+  #unlocked<T>(look: () => T): T | number {
+    return this.#parts.control.unlocked(() => tryHost(look));
   }
 
   mkdir(path: string): number {
@@ -120,7 +128,7 @@ export class Names {
         const loser = this.#losesName(host);
         if (loser instanceof Wait) return loser;
         unlinkHost(host);
-        if (loser !== undefined) this.#contents.keep(loser);
+        if (loser !== undefined) this.#contents.host.keep(loser);
         return 0;
       },
     );
@@ -133,13 +141,16 @@ export class Names {
    * @throws EBUSY if there is no memory for it, or if other names of it go on leading to its contents on the host
    */
   #losesName(path: string): Inode | Wait | undefined {
-    const there = lstatSync(path, { bigint: true, throwIfNoEntry: false });
-    const inode = there === undefined ? undefined : this.#openedAs(there);
-    if (inode === undefined || (there!.nlink > 1n && inode.host!.path !== path)) return undefined;
-    const read = there!.nlink > 1n ? -EBUSY : this.#contents.readAll(inode);
-    if (read instanceof Wait) return read;
-    if (read < 0) throw Object.assign(new Error(`${path} is open`), { code: "EBUSY" });
-    return inode;
+    for (let left = CALL_PAGES; left > 0; ) {
+      const there = lstatSync(path, { bigint: true, throwIfNoEntry: false });
+      const inode = there === undefined ? undefined : this.#openedAs(there);
+      if (inode === undefined || (there!.nlink > 1n && inode.host!.path !== path)) return undefined;
+      const read = there!.nlink > 1n ? -EBUSY : this.#contents.host.readSome(inode, left);
+      if (read === undefined) return inode;
+      if (read < 0) throw Object.assign(new Error(`${path} is open`), { code: "EBUSY" });
+      left -= read; // and all may be otherwise now
+    }
+    return AGAIN;
   }
 
   #openedAs({ dev, ino }: Pick<BigIntStats, "dev" | "ino">): Inode | undefined {
@@ -169,14 +180,13 @@ export class Names {
 
   /** What is open of what is moved has another path from then on; what is replaced loses its name. */
   #renameHost(from: string, to: string): number | Wait {
+    const loser = areOne(from, to) ? undefined : this.#losesName(to);
+    if (loser instanceof Wait) return loser;
     const moved = lstatSync(from, { bigint: true, throwIfNoEntry: false });
-    const there = lstatSync(to, { bigint: true, throwIfNoEntry: false });
-    if (moved === undefined || (moved.dev === there?.dev && moved.ino === there.ino)) {
+    if (moved === undefined || areOne(from, to)) {
       renameHost(from, to); // which changes nothing
       return 0;
     }
-    const loser = there?.isDirectory() === true ? undefined : this.#losesName(to);
-    if (loser instanceof Wait) return loser;
     const others = this.#inodes.preparePaths((inode) => pathAfter(inode, moved, from, to));
     try {
       renameHost(from, to);
@@ -185,9 +195,15 @@ export class Names {
       throw error;
     }
     others.take();
-    if (loser !== undefined) this.#contents.keep(loser);
+    if (loser !== undefined) this.#contents.host.keep(loser);
     return 0;
   }
+}
+
+/** Whether two names are of one file, or the first of none: then a rename has nothing to do. */
+function areOne(from: string, to: string): boolean {
+  const [a, b] = [from, to].map((path) => lstatSync(path, { bigint: true, throwIfNoEntry: false }));
+  return a === undefined || (a.dev === b?.dev && a.ino === b.ino);
 }
 
 /** The path of an open file once `from` is `to`; undefined if it has nothing to do with that. */

@@ -146,14 +146,16 @@ class Cutter extends StateProgram {
     }
     const draw = hash(this.#key, steps + memory.load32(r[BOARD]! + FAULTS)) >>> 0;
     const page = draw % this.#pages;
-    const cut = memory.load32(r[BOARD]! + IS_CUT);
     if (draw >>> 31 === 1) {
-      memory.store32(this.#at(r, page, OF_CHILD), cut);
+      // A cut that begins later waits for the end of this batch, and this store is before it.
+      memory.store32(this.#at(r, page, OF_CHILD), memory.load32(r[BOARD]! + IS_CUTTING));
       return "done";
     }
+    const cut = memory.load32(r[BOARD]! + IS_CUT);
     const found = memory.load32(this.#at(r, page, OF_PARENT));
-    if (page >= this.#kept(cut) ? found !== 0 && found <= cut : found < cut)
-      throw new SelfCheckError(`cutter: page ${page} has ${found} when the cut of round ${cut} is over`);
+    const wrong =
+      page >= this.#kept(cut) ? found !== 0 && found <= cut : found < cut && memory.load32(r[BOARD]! + IS_CUTTING) === cut;
+    if (wrong) throw new SelfCheckError(`cutter: page ${page} has ${found} when the cut of round ${cut} is over`);
     return "done";
   }
 

@@ -1,4 +1,5 @@
 /** System calls on files, of the process in a slot. What is negative is an error number; a Wait, that the process has to wait. */
+import { statSync } from "node:fs";
 import type { PhysicalAddress } from "../../base/memory.js";
 import { printToConsole } from "../memory/console-ring.js";
 import * as E from "../memory/errno.js";
@@ -18,7 +19,7 @@ import {
   SEEK_END,
   SEEK_SET,
 } from "./flags.js";
-import { HostHandles, tryHost } from "./host.js";
+import { HostHandles, identify, tryHost } from "./host.js";
 import { HostPages } from "./host-pages.js";
 import { Inodes, readInode, walkHostInodes } from "./inode.js";
 import { Names, type Stat, statOf } from "./names.js";
@@ -158,7 +159,7 @@ export class Files {
   acceptHost(paths: ReadonlySet<string>): void {
     for (const { at, host } of Array.from(walkHostInodes(this.#parts.memory))) {
       if (!paths.has(host!.path)) continue;
-      const now = tryHost(() => this.#host.identify(host!.path));
+      const now = tryHost(() => identify({ path: host!.path, stats: statSync(host!.path, { bigint: true }) }));
       if (typeof now !== "number") this.#inodes.note(at, now);
     }
   }

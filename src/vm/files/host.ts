@@ -2,31 +2,15 @@
  * Files of the host, as the kernel sees them. Handles are not part of the machine: a thread opens a path when it first needs
  * it, and forgets it when the kernel's inode is gone. All calls block, for a system call is part of a step.
  *
- * What must hold: a host without descriptors is nothing that a process of the machine is told. No call needs more than one at a
- * time, and a thread always has one to give up: one in reserve, or a handle that it keeps. Should another thread be quicker to take
- * it, the call waits.
+ * What must hold: a host without descriptors is nothing that a process of the machine is told. No call needs more than two at a
+ * time, and a thread always has two to give up: in reserve, or handles that it keeps. Should another thread be quicker to take
+ * one, the call waits.
  */
-import {
-  closeSync,
-  constants,
-  fstatSync,
-  ftruncateSync,
-  mkdirSync,
-  openSync,
-  readdirSync,
-  realpathSync,
-  renameSync,
-  rmdirSync,
-  type BigIntStats,
-  statSync,
-  unlinkSync,
-  writeSync,
-} from "node:fs";
-import { basename, dirname, join, sep } from "node:path";
+import { closeSync, constants, fstatSync, ftruncateSync, openSync, type BigIntStats, writeSync } from "node:fs";
 import { readUpTo } from "../../base/host-file.js";
 import * as E from "../memory/errno.js";
+import type { HostName, Opened } from "./host-paths.js";
 import type { HostIdentity, Inode } from "./inode.js";
-import type { Mount } from "./path.js";
 
 const BY_CODE: Readonly<Record<string, number>> = {
   EACCES: E.EACCES,
@@ -68,14 +52,16 @@ export function tryHost<T>(call: () => T): T | number {
 const WAITS_MAX = 1000;
 const WAIT_MS = 2;
 
-/** This thread's descriptor in reserve, and the handles that it has. */
-let reserve: number | undefined;
+/** Descriptors that a call needs at a time. */
+const NEEDED = 2;
+
+/** This thread's descriptors in reserve, and the handles that it has. */
+const reserve: number[] = [];
 const handlesOfThread = new Set<WeakRef<HostHandles>>();
 
 function keepReserve(): void {
-  if (reserve !== undefined) return;
   try {
-    reserve = openSync("/dev/null", constants.O_RDONLY);
+    while (reserve.length < NEEDED) reserve.push(openSync("/dev/null", constants.O_RDONLY));
   } catch {
     // Then a handle that is open now is what can be given up.
   }
@@ -83,9 +69,9 @@ function keepReserve(): void {
 
 /** True if a descriptor of this thread's was closed; else waits a little for another's. */
 function giveUpOne(): boolean {
-  if (reserve !== undefined) {
-    closeSync(reserve);
-    reserve = undefined;
+  const spare = reserve.pop();
+  if (spare !== undefined) {
+    closeSync(spare);
     return true;
   }
   for (const handles of handlesOfThread) if (handles.deref()?.closeOldest() === true) return true;
@@ -93,41 +79,7 @@ function giveUpOne(): boolean {
   return false;
 }
 
-/** Where a name of a mount is on the host; if it is a symbolic link's, the link. Links above it must not lead out. */
-export function hostName(mount: Mount, rest: readonly string[]): string {
-  return nameBelow(mount, realpathSync(mount.host), rest);
-}
-
-function nameBelow(mount: Mount, root: string, rest: readonly string[]): string {
-  if (rest.length === 0) return root;
-  const path = join(root, ...rest);
-  const parent = realpathSync(dirname(path));
-  refuseOutside(mount, root, parent);
-  if (!statSync(parent).isDirectory()) throw Object.assign(new Error(`${parent} is no directory`), { code: "ENOTDIR" });
-  return join(parent, basename(path));
-}
-
-/** Path on the host of what a mount shows; symbolic links must not lead out of it. */
-export function hostPath(mount: Mount, rest: readonly string[]): string {
-  const root = realpathSync(mount.host);
-  const leaf = nameBelow(mount, root, rest);
-  let real = leaf;
-  try {
-    real = realpathSync(leaf);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
-  }
-  refuseOutside(mount, root, real);
-  return real;
-}
-
-function refuseOutside(mount: Mount, root: string, path: string): void {
-  if (path !== root && !path.startsWith(root.endsWith(sep) ? root : root + sep)) {
-    throw Object.assign(new Error(`${path} is not in ${mount.host}`), { code: "EACCES" });
-  }
-}
-
-export function identityOf(path: string, stats: BigIntStats): HostIdentity {
+function identityOf(path: string, stats: BigIntStats): HostIdentity {
   return { path, device: stats.dev, number: stats.ino, size: Number(stats.size), modified: stats.mtimeNs };
 }
 
@@ -137,33 +89,26 @@ export interface HostStat {
   modified: number;
 }
 
-export function statHost(path: string): HostStat {
-  const stats = statSync(path);
+export function statOfHost({ stats }: Pick<Opened, "stats">): HostStat {
+  const directory = stats.isDirectory();
   return {
-    type: stats.isDirectory() ? "directory" : "file",
-    size: stats.isDirectory() ? 0 : stats.size,
-    modified: stats.mtimeMs,
+    type: directory ? "directory" : "file",
+    size: directory ? 0 : Number(stats.size),
+    modified: Number(stats.mtimeNs) / 1e6,
   };
 }
 
+/** What is opened for a new inode. */
+export function identify({ path, stats }: Pick<Opened, "path" | "stats">): HostIdentity {
+  if (stats.isDirectory()) throw Object.assign(new Error(`${path} is a directory`), { code: "EISDIR" });
+  if (!stats.isFile()) throw Object.assign(new Error(`${path} is not a regular file`), { code: "EACCES" });
+  return identityOf(path, stats);
+}
+
 /** Makes an empty file. */
-export function createHost(path: string): void {
-  closeSync(openSync(path, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL, 0o644));
+export function createHost({ at }: HostName): void {
+  closeSync(openSync(at, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL, 0o644));
 }
-
-export const listHost: (path: string) => string[] = (path) => readdirSync(path).sort();
-export function makeDirectoryHost(path: string): number {
-  mkdirSync(path);
-  return 0;
-}
-
-export function removeDirectoryHost(path: string): number {
-  rmdirSync(path);
-  return 0;
-}
-
-export const unlinkHost: (path: string) => void = unlinkSync;
-export const renameHost: (from: string, to: string) => void = renameSync;
 
 /** Open handles of this thread, by what is behind them: a file may get another name. */
 export class HostHandles {
@@ -173,18 +118,6 @@ export class HostHandles {
     for (const other of handlesOfThread) if (other.deref() === undefined) handlesOfThread.delete(other);
     handlesOfThread.add(new WeakRef(this));
     keepReserve();
-  }
-
-  /**
-   * Opens a file for a new inode.
-   *
-   * @returns what the host says it is
-   */
-  identify(path: string): HostIdentity {
-    const stats = statSync(path, { bigint: true });
-    if (stats.isDirectory()) throw Object.assign(new Error(`${path} is a directory`), { code: "EISDIR" });
-    if (!stats.isFile()) throw Object.assign(new Error(`${path} is not a regular file`), { code: "EACCES" });
-    return identityOf(path, stats);
   }
 
   read(inode: Inode, position: number, length: number): Uint8Array {

@@ -3,27 +3,15 @@
  *
  * Callers hold the kernel lock. What is negative is an error number; a Wait, that the process has to wait.
  */
-import { type BigIntStats, lstatSync } from "node:fs";
+import { type BigIntStats, lstatSync, mkdirSync, readdirSync, renameSync, rmdirSync, unlinkSync } from "node:fs";
 import { sep } from "node:path";
 import { EBUSY, EEXIST, EISDIR, ENOENT, ENOTDIR, EROFS, EXDEV } from "../memory/errno.js";
 import type { KernelParts } from "../tasks/parts.js";
 import { AGAIN, Wait } from "../tasks/wait.js";
 import type { Contents } from "./contents.js";
 import { ACCESS_MODE, O_CREAT, O_EXCL, O_RDONLY, O_TRUNC } from "./flags.js";
-import {
-  createHost,
-  type HostHandles,
-  type HostStat,
-  hostName,
-  hostPath,
-  listHost,
-  makeDirectoryHost,
-  removeDirectoryHost,
-  renameHost,
-  statHost,
-  tryHost,
-  unlinkHost,
-} from "./host.js";
+import { createHost, type HostHandles, type HostStat, identify, statOfHost, tryHost } from "./host.js";
+import { type HostName, withHostName, withOpened } from "./host-paths.js";
 import { type Inode, type Inodes, readInode, walkHostInodes } from "./inode.js";
 import { type Mount, Mounts, splitPath } from "./path.js";
 import { type DirectoryTree, walkDirectory } from "./tree.js";
@@ -77,20 +65,18 @@ export class Names {
   #openHost({ mount, rest }: { mount: Mount; rest: readonly string[] }, flags: number): number {
     this.#host.forgetOthers(walkHostInodes(this.#parts.memory));
     if (mount.readOnly && ((flags & ACCESS_MODE) !== O_RDONLY || (flags & O_CREAT) !== 0)) return -EROFS;
-    return tryHost(() => {
-      const path = hostPath(mount, rest);
-      if ((flags & O_CREAT) !== 0) {
-        const made = tryHost(() => createHost(path));
-        if (typeof made === "number" && (made !== -EEXIST || (flags & O_EXCL) !== 0)) return made;
-      }
-      return this.#inodes.openHost(this.#host.identify(path), mount);
-    });
+    if ((flags & O_CREAT) !== 0 && rest.length > 0) {
+      const made = tryHost(() => withHostName(mount, rest, createHost));
+      if (made !== undefined && (made !== -EEXIST || (flags & O_EXCL) !== 0)) return made;
+    }
+    const identity = tryHost(() => withOpened(mount, rest, identify));
+    return typeof identity === "number" ? identity : this.#inodes.openHost(identity, mount);
   }
 
   stat(path: string): Stat | number {
     const parts = splitPath(path);
     const mounted = this.mounts.find(parts);
-    if (mounted !== undefined) return this.#unlocked(() => statHost(hostPath(mounted.mount, mounted.rest)));
+    if (mounted !== undefined) return this.#unlocked(() => withOpened(mounted.mount, mounted.rest, statOfHost));
     const at = this.#tree.lookup(parts);
     return at < 0 ? at : statOf(readInode(this.#parts.memory, at));
   }
@@ -99,7 +85,8 @@ export class Names {
   list(path: string): string[] | number {
     const parts = splitPath(path);
     const mounted = this.mounts.find(parts);
-    if (mounted !== undefined) return this.#unlocked(() => listHost(hostPath(mounted.mount, mounted.rest)));
+    if (mounted !== undefined)
+      return this.#unlocked(() => withOpened(mounted.mount, mounted.rest, ({ at }) => readdirSync(at).sort()));
     const at = this.#tree.lookup(parts);
     if (at < 0) return at;
     if (readInode(this.#parts.memory, at).type !== "directory") return -ENOTDIR;
@@ -112,11 +99,25 @@ export class Names {
   }
 
   mkdir(path: string): number {
-    return this.#change(path, (parts) => Math.min(0, this.#tree.make(parts, "directory")), makeDirectoryHost);
+    return this.#change(
+      path,
+      (parts) => Math.min(0, this.#tree.make(parts, "directory")),
+      ({ at }) => {
+        mkdirSync(at);
+        return 0;
+      },
+    );
   }
 
   rmdir(path: string): number {
-    return this.#change(path, (parts) => this.#tree.unlink(parts, "directory"), removeDirectoryHost);
+    return this.#change(
+      path,
+      (parts) => this.#tree.unlink(parts, "directory"),
+      ({ at }) => {
+        rmdirSync(at);
+        return 0;
+      },
+    );
   }
 
   /** Takes a file's name away; see `#losesName` for one of the host's that is open. */
@@ -124,10 +125,10 @@ export class Names {
     return this.#change(
       path,
       (parts) => this.#tree.unlink(parts, "file"),
-      (host) => {
-        const loser = this.#losesName(host);
+      (name) => {
+        const loser = this.#losesName(name);
         if (loser instanceof Wait) return loser;
-        unlinkHost(host);
+        unlinkSync(name.at);
         if (loser !== undefined) this.#contents.host.keep(loser);
         return 0;
       },
@@ -140,9 +141,9 @@ export class Names {
    *
    * @throws EBUSY if there is no memory for it, or if other names of it go on leading to its contents on the host
    */
-  #losesName(path: string): Inode | Wait | undefined {
+  #losesName({ at, path }: HostName): Inode | Wait | undefined {
     for (let left = CALL_PAGES; left > 0; ) {
-      const there = lstatSync(path, { bigint: true, throwIfNoEntry: false });
+      const there = look(at);
       const inode = there === undefined ? undefined : this.#openedAs(there);
       if (inode === undefined || (there!.nlink > 1n && inode.host!.path !== path)) return undefined;
       const read = there!.nlink > 1n ? -EBUSY : this.#contents.host.readSome(inode, left);
@@ -159,13 +160,17 @@ export class Names {
     return undefined;
   }
 
-  #change<T extends number | Wait>(path: string, inMemory: (parts: string[]) => number, onHost: (path: string) => T): T | number {
+  #change<T extends number | Wait>(
+    path: string,
+    inMemory: (parts: string[]) => number,
+    onHost: (name: HostName) => T,
+  ): T | number {
     const parts = splitPath(path);
     const mounted = this.mounts.find(parts);
     if (mounted === undefined) return inMemory(parts);
     if (mounted.rest.length === 0) return -EBUSY;
     if (mounted.mount.readOnly) return -EROFS;
-    return tryHost(() => onHost(hostName(mounted.mount, mounted.rest)));
+    return tryHost(() => withHostName(mounted.mount, mounted.rest, onHost));
   }
 
   rename(from: string, to: string): number | Wait {
@@ -175,21 +180,23 @@ export class Names {
     if (a === undefined || b === undefined || a.mount.path !== b.mount.path) return -EXDEV;
     if (a.rest.length === 0 || b.rest.length === 0) return -EBUSY;
     if (a.mount.readOnly) return -EROFS;
-    return tryHost(() => this.#renameHost(hostName(a.mount, a.rest), hostName(b.mount, b.rest)));
+    return tryHost(() =>
+      withHostName(a.mount, a.rest, (old) => withHostName(b.mount, b.rest, (name) => this.#renameHost(old, name))),
+    );
   }
 
   /** What is open of what is moved has another path from then on; what is replaced loses its name. */
-  #renameHost(from: string, to: string): number | Wait {
+  #renameHost(from: HostName, to: HostName): number | Wait {
     const loser = areOne(from, to) ? undefined : this.#losesName(to);
     if (loser instanceof Wait) return loser;
-    const moved = lstatSync(from, { bigint: true, throwIfNoEntry: false });
+    const moved = look(from.at);
     if (moved === undefined || areOne(from, to)) {
-      renameHost(from, to); // which changes nothing
+      renameSync(from.at, to.at); // which changes nothing
       return 0;
     }
-    const others = this.#inodes.preparePaths((inode) => pathAfter(inode, moved, from, to));
+    const others = this.#inodes.preparePaths((inode) => pathAfter(inode, moved, from.path, to.path));
     try {
-      renameHost(from, to);
+      renameSync(from.at, to.at);
     } catch (error) {
       others.giveUp();
       throw error;
@@ -200,9 +207,14 @@ export class Names {
   }
 }
 
+/** What has a name; a link itself. */
+function look(at: string): BigIntStats | undefined {
+  return lstatSync(at, { bigint: true, throwIfNoEntry: false });
+}
+
 /** Whether two names are of one file, or the first of none: then a rename has nothing to do. */
-function areOne(from: string, to: string): boolean {
-  const [a, b] = [from, to].map((path) => lstatSync(path, { bigint: true, throwIfNoEntry: false }));
+function areOne(from: HostName, to: HostName): boolean {
+  const [a, b] = [look(from.at), look(to.at)];
   return a === undefined || (a.dev === b?.dev && a.ino === b.ino);
 }
 

@@ -8,7 +8,15 @@ import { syncBuiltinESMExports } from "node:module";
 import { join } from "node:path";
 import { Worker } from "node:worker_threads";
 import ava, { type ExecutionContext } from "ava";
-import { FRAME_BYTES, MACHINE_KERNEL_LOCK, MACHINE_POWER_OFF, PTE_R, PTE_W } from "../src/base/layout.js";
+import {
+  FILE_LOCKS,
+  FRAME_BYTES,
+  MACHINE_FILE_LOCKS,
+  MACHINE_KERNEL_LOCK,
+  MACHINE_POWER_OFF,
+  PTE_R,
+  PTE_W,
+} from "../src/base/layout.js";
 import { Quiesce } from "../src/cow/quiesce.js";
 import { O_APPEND, O_CREAT, O_RDONLY, O_RDWR, SEEK_CUR, SEEK_END, SEEK_SET } from "../src/vm/files/flags.js";
 import { walkHostInodes } from "../src/vm/files/inode.js";
@@ -217,6 +225,29 @@ for (const when of ["before", "after"] as const) {
     consistent();
   });
 }
+
+test("a call that has waited reads and writes where the position is by then", (t) => {
+  const { directory, machine, kernel, first } = start(t);
+  writeFileSync(join(directory, "f"), "0123456789");
+  const fd = first.calls.open("/h/f", O_RDWR);
+  const { descriptions } = kernel.files;
+  const { at, behind } = descriptions.find(first.process.slot, fd)!;
+  const word = MACHINE_FILE_LOCKS + ((behind >>> 7) % FILE_LOCKS) * 4;
+  const { control } = machine.vcpus[0]!.kernel;
+  control.wait = () => {
+    descriptions.setPosition(at, 5); // who had it before has moved it
+    control.store(word, 0);
+  };
+  control.store(word, 1);
+  t.is(first.calls.read(fd, DATA_BASE, 2), 2);
+  t.is(first.get(2), "56");
+  first.put("ab");
+  control.store(word, 1);
+  t.is(first.calls.write(fd, DATA_BASE, 2), 2);
+  t.is(readFileSync(join(directory, "f"), "latin1"), "01234ab789");
+  control.store(word, 1);
+  t.is(first.calls.lseek(fd, 1, SEEK_CUR), 6);
+});
 
 test("the machine's own write is not taken for somebody else's, whoever writes back meanwhile", (t) => {
   const { directory, kernel, first, second } = start(t);

@@ -6,11 +6,15 @@ import fs, { lstatSync, mkdirSync, readdirSync, readFileSync, renameSync, symlin
 import { syncBuiltinESMExports } from "node:module";
 import { join } from "node:path";
 import ava, { type ExecutionContext } from "ava";
+import { save } from "../src/hibernate.js";
+import type { Machine } from "../src/machine.js";
+import { resume } from "../src/resume.js";
+import { mountRoot, MountRoots } from "../src/vm/files/mount-roots.js";
 import { O_CREAT, O_EXCL, O_RDONLY, O_RDWR, O_TRUNC } from "../src/vm/files/flags.js";
 import * as E from "../src/vm/memory/errno.js";
 import { DATA_BASE } from "../src/vm/personality/step/program.js";
 import { checkConsistency } from "../src/vm/views/consistency.js";
-import { callsOf, type HandCalls, HandMachine, scratch } from "./support.js";
+import { bootMachine, callsOf, type HandCalls, HandMachine, MIB, scratch } from "./support.js";
 
 /** One at a time: they share the host's calls. */
 const test = ava.serial;
@@ -133,4 +137,58 @@ test("a file that is not the one that was opened is not written to, whatever its
   WAYS[0]!.swap(inside, outside);
   t.is(calls.write(fd, DATA_BASE, 3), -E.EIO);
   t.is(readFileSync(join(outside, "f"), "latin1"), "SECRET");
+});
+
+test("live: a mount is the directory that it was at the boot, and at the resume, whatever is in its place later", async (t) => {
+  const directory = scratch(t);
+  const [above, elsewhere] = [join(directory, "above"), join(directory, "elsewhere")];
+  for (const path of [above, join(above, "mounted"), elsewhere, join(elsewhere, "mounted")]) mkdirSync(path);
+  writeFileSync(join(above, "mounted/f"), "mine");
+  writeFileSync(join(elsewhere, "mounted/f"), "SECRET");
+  const options = { ramBytes: 16 * MIB, vcpus: 1 };
+  const exchange = (): void => {
+    renameSync(above, join(directory, "moved"));
+    renameSync(elsewhere, above);
+  };
+  const putBack = (): void => {
+    renameSync(above, elsewhere);
+    renameSync(join(directory, "moved"), above);
+  };
+  const host = join(above, "mounted");
+  const machine = await bootMachine(t, { ...options, mounts: [{ path: "/h", host, readOnly: false }] });
+  const { slot } = machine.spawn("idle:ms=1000");
+  const look = ({ kernel: { control, files } }: Machine, name: string): void =>
+    control.locked(() => {
+      t.is(Buffer.from(files.read(slot, files.open(slot, "/h/f", O_RDONLY) as number, 9) as Uint8Array).toString(), "mine");
+      t.is(files.names.mkdir(`/h/${name}`), 0);
+    });
+  exchange();
+  look(machine, "booted");
+  putBack();
+  t.deepEqual(readdirSync(host), ["booted", "f"]);
+  machine.kernel.control.locked(() => machine.kernel.files.descriptions.closeAll(slot, "all"));
+  const image = join(directory, "image");
+  await save(machine, image);
+  const woken = await bootMachine(t, options);
+  await resume(woken, image);
+  exchange();
+  look(woken, "resumed");
+  putBack();
+  t.deepEqual(readdirSync(host), ["booted", "f", "resumed"]);
+  t.deepEqual(readdirSync(join(elsewhere, "mounted")), ["f"]);
+});
+
+test("a mount that leads elsewhere by the time it is opened for a resume is refused, and one that is not there stays so", (t) => {
+  const { inside, outside, machine } = start(t);
+  const roots = new MountRoots(machine.control);
+  t.teardown(() => roots.close());
+  const link = `${inside}-link`;
+  symlinkSync(outside, link);
+  t.throws(() => roots.prepareRestore([inside, link], [inside]), { code: "HIB_NOT_ALLOWED", message: /mount .*-link/ });
+  roots.forgetRestore();
+  t.is(mountRoot(machine.control, 0, inside), inside);
+  roots.prepareRestore([join(inside, "nothing")], [inside]);
+  roots.restore();
+  mkdirSync(join(inside, "nothing"));
+  t.throws(() => readdirSync(mountRoot(machine.control, 0, inside)), { code: "ENOENT" });
 });

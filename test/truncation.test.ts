@@ -5,9 +5,14 @@
 import { readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import ava, { type ExecutionContext } from "ava";
+import { Control } from "../src/base/control.js";
 import {
+  COMMAND_RUN,
   FRAME_BYTES,
+  MACHINE_COMMAND,
+  MACHINE_COMMAND_BELL,
   MACHINE_KERNEL_LOCK,
+  MACHINE_STOP,
   PTE_R,
   PTE_W,
   VCPU_STATE,
@@ -246,6 +251,41 @@ test("a vCPU is stopped only once it has done what it was told", (t) => {
     }),
   );
   t.is(calls.ftruncate(fd, FRAME_BYTES), 0);
+});
+
+test("a vCPU that is told at the last moment before it stops has done it when it is stopped", (t) => {
+  const { load, wait } = Control.prototype;
+  let told = 0;
+  let atStop: number | undefined;
+  t.teardown(() => Object.assign(Control.prototype, { load, wait }));
+  runScripts(({ control, off }) => ({
+    main: new Script([
+      ({ system }) => {
+        Control.prototype.load = function (offset) {
+          const value = load.call(this, offset);
+          if (offset === MACHINE_STOP && value === 1 && told++ === 0) this.storeVcpu(0, VCPU_TRIM, 1);
+          return value;
+        };
+        Control.prototype.wait = function (offset, ...rest) {
+          if (offset !== MACHINE_COMMAND_BELL) return wait.call(this, offset, ...rest);
+          atStop = this.loadVcpu(0, VCPU_TRIM);
+          t.is(this.loadVcpu(0, VCPU_STATE), VCPU_STATE_STOPPED);
+          this.store(MACHINE_STOP, 0);
+          this.store(MACHINE_COMMAND, COMMAND_RUN);
+          this.ring(MACHINE_COMMAND_BELL);
+        };
+        control.store(MACHINE_STOP, 1);
+        system.kill(0, 0);
+        return "done";
+      },
+      () => {
+        off();
+        return "asked";
+      },
+    ]),
+  }));
+  t.true(told > 0);
+  t.is(atStop, 0);
 });
 
 test("an access beyond the end is SIGBUS: to be handled, or the end of the process", (t) => {

@@ -130,6 +130,9 @@ export const MACHINE_TOUCHING = 0x90;
 /** Futexes, one for the inodes with certain addresses: 1 while a call is at work on such a file of the host (vm/files/file-locks.ts). */
 export const MACHINE_FILE_LOCKS = 0x100;
 export const FILE_LOCKS = 64;
+/** Of each mount, in their order: the host's descriptor of its directory + 1; 0 for none, -1 if it was not there (vm/files/mount-roots.ts). */
+export const MACHINE_MOUNT_ROOTS = 0x200;
+export const MOUNT_ROOTS = 64;
 
 export const KEEP_NONE = 0;
 /** Resume, of KEEP_BITMAP: without room the store goes, and the frame is read from the image again at the stop. */

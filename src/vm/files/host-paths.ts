@@ -9,11 +9,8 @@
  */
 import { type BigIntStats, closeSync, constants, fstatSync, openSync, readlinkSync, realpathSync } from "node:fs";
 import { join, sep } from "node:path";
-import process from "node:process";
-import type { Mount } from "./path.js";
-
-/** Linux' O_PATH: nothing of the file is opened but its place, and nobody waits for the other end of a pipe. */
-const O_PATH: number = process.platform === "linux" ? 0o10000000 : constants.O_NONBLOCK;
+import { O_PATH } from "./mount-roots.js";
+import type { RootedMount } from "./path.js";
 
 /** A name below a mount, in a directory that is open. */
 export interface HostName {
@@ -33,16 +30,16 @@ export interface Opened {
 }
 
 /** Works with a name below a mount, which need not be there; the directory in which it is must be. */
-export function withHostName<T>(mount: Mount, rest: readonly string[], work: (name: HostName) => T): T {
+export function withHostName<T>(mount: RootedMount, rest: readonly string[], work: (name: HostName) => T): T {
   const name = rest.at(-1)!;
-  return withDescriptor(join(mount.host, ...rest.slice(0, -1)), O_PATH | constants.O_DIRECTORY, (at, descriptor) =>
+  return withDescriptor(join(mount.root, ...rest.slice(0, -1)), O_PATH | constants.O_DIRECTORY, (at, descriptor) =>
     work({ at: `${at}/${name}`, path: join(placeWithin(mount, descriptor), name) }),
   );
 }
 
 /** Works with what a path below a mount leads to. */
-export function withOpened<T>(mount: Mount, rest: readonly string[], work: (opened: Opened) => T): T {
-  return withDescriptor(join(mount.host, ...rest), O_PATH, (at, descriptor) => {
+export function withOpened<T>(mount: RootedMount, rest: readonly string[], work: (opened: Opened) => T): T {
+  return withDescriptor(join(mount.root, ...rest), O_PATH, (at, descriptor) => {
     const stats = fstatSync(descriptor, { bigint: true });
     if (stats.nlink === 0n) throw Object.assign(new Error("it was removed meanwhile"), { code: "ENOENT" });
     return work({ at, path: placeWithin(mount, descriptor), stats });
@@ -59,8 +56,8 @@ function withDescriptor<T>(path: string, flags: number, work: (at: string, descr
 }
 
 /** Where an open file is. */
-function placeWithin({ host }: Mount, descriptor: number): string {
-  const root = realpathSync(host);
+function placeWithin({ host, root: mounted }: RootedMount, descriptor: number): string {
+  const root = realpathSync(mounted);
   const place = readlinkSync(`/proc/self/fd/${descriptor}`);
   if (place === root || place.startsWith(root.endsWith(sep) ? root : root + sep)) return place;
   throw Object.assign(new Error(`${place} is not in ${host}`), { code: "EACCES" });

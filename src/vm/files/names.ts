@@ -13,7 +13,7 @@ import { ACCESS_MODE, O_CREAT, O_EXCL, O_RDONLY, O_TRUNC } from "./flags.js";
 import { createHost, type HostHandles, type HostStat, identify, statOfHost, tryHost } from "./host.js";
 import { type HostName, withHostName, withOpened } from "./host-paths.js";
 import { type Inode, type Inodes, readInode, walkHostInodes } from "./inode.js";
-import { type Mount, Mounts, splitPath } from "./path.js";
+import { Mounts, type RootedMount, splitPath } from "./path.js";
 import { type DirectoryTree, walkDirectory } from "./tree.js";
 
 export type Stat = HostStat;
@@ -62,7 +62,7 @@ export class Names {
     return at;
   }
 
-  #openHost({ mount, rest }: { mount: Mount; rest: readonly string[] }, flags: number): number {
+  #openHost({ mount, rest }: { mount: RootedMount; rest: readonly string[] }, flags: number): number {
     this.#host.forgetOthers(walkHostInodes(this.#parts.memory));
     if (mount.readOnly && ((flags & ACCESS_MODE) !== O_RDONLY || (flags & O_CREAT) !== 0)) return -EROFS;
     if ((flags & O_CREAT) !== 0 && rest.length > 0) {

@@ -33,7 +33,7 @@ const test = ava.serial;
 
 const RW = PTE_R | PTE_W;
 
-type HostCall = "openSync" | "readSync" | "writeSync";
+type HostCall = "openSync" | "readSync" | "writeSync" | "fstatSync";
 
 /** Has something happen the next time that the host is asked for something: before it does it, or after. */
 function during(call: HostCall, when: "before" | "after", happen: () => void): () => boolean {
@@ -255,7 +255,9 @@ test("the machine's own write is not taken for somebody else's, whoever writes b
   const fd = first.calls.open("/h/f", O_RDWR);
   const map = second.calls.mmapFile(second.calls.open("/h/f", O_RDWR), 0, { pages: 2, flags: RW, shared: true });
   second.core.store8((map + FRAME_BYTES) | 0, 0x41); // another page than the one that is written
-  const met = during("writeSync", "after", () => {
+  t.is(first.calls.write(fd, first.put("12"), 2), 2);
+  // When the call has asked the host what the file is, and does not have the kernel lock yet.
+  const met = during("fstatSync", "after", () => {
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20); // so that the host's clock goes on
     t.is(second.calls.msync(map, 2), 0);
   });

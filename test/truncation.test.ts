@@ -98,9 +98,9 @@ function whileItWaits({ vcpus: [first] }: HandMachine, ...happenings: (() => voi
   let waits = 0;
   control.waitForVcpus = (done) => {
     const happen = happenings[waits++];
-    if (happen === undefined) throw new Error("it waits for ever");
-    happen();
-    return done();
+    happen?.();
+    if (happen === undefined || !done()) throw new Error("it waits for ever");
+    return true;
   };
   return () => waits;
 }

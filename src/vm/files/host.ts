@@ -2,8 +2,8 @@
  * Files of the host, as the kernel sees them. Handles are not part of the machine: a thread opens a path when it first needs
  * it, and forgets it when the kernel's inode is gone. All calls block, for a system call is part of a step.
  *
- * What must hold: a host without descriptors is nothing that a process of the machine is told. No call needs more than two at a
- * time, and a thread always has two to give up: in reserve, or handles that it keeps. Should another thread be quicker to take
+ * What must hold: a host without descriptors is nothing that a process of the machine is told. No call needs more than three at a
+ * time, and a thread always has three to give up: in reserve, or handles that it keeps. Should another thread be quicker to take
  * one, the call waits.
  */
 import { closeSync, constants, fstatSync, ftruncateSync, openSync, type BigIntStats, writeSync } from "node:fs";
@@ -53,7 +53,7 @@ const WAITS_MAX = 1000;
 const WAIT_MS = 2;
 
 /** Descriptors that a call needs at a time. */
-const NEEDED = 2;
+const NEEDED = 3;
 
 /** This thread's descriptors in reserve, and the handles that it has. */
 const reserve: number[] = [];

@@ -45,6 +45,11 @@ export async function findImage(machine: Machine, path: string, options: ResumeO
     steps.passed("not used before", used === null ? "never resumed" : "resumed before; ignored as asked");
     const named = namedPaths(image);
     refuseOthers(path, image, named, options);
+    const mounts = named.filter(({ what }) => what === "mount");
+    machine.mounts.prepareRestore(
+      mounts.map((mount) => mount.path),
+      image.allowed,
+    );
     const rows = prepareDisk(machine, image, diskOf(named), options);
     const { signal } = options;
     const files = await compareFiles(rows, { open: (file) => openAllowed(file, image.allowed), signal });

@@ -32,7 +32,8 @@ import type { Runner } from "./vm/personality/step/program.js";
 import { createRunner } from "./vm/personality/step/programs/index.js";
 import { createBootRunner } from "./vm/personality/step/boot-programs.js";
 import { PagePool, WORKER_LIMITS } from "./writer/pool.js";
-import type { Mount } from "./vm/files/path.js";
+import { MountRoots } from "./vm/files/mount-roots.js";
+import { type Mount, walkMounts } from "./vm/files/path.js";
 
 export interface MachineOptions {
   /** Bytes of RAM, RAM_BYTES_MIN to RAM_BYTES_MAX: 4 MiB to 4,016 MiB. */
@@ -67,6 +68,7 @@ export class Machine {
   readonly kernel: Kernel;
   readonly devices: Devices;
   readonly control: Control;
+  readonly mounts: MountRoots;
   readonly claims: Claims;
   readonly tracking: WriteTracking;
   readonly quiesce: Quiesce;
@@ -100,6 +102,7 @@ export class Machine {
     this.devices = new Devices(this.kernel, options.onDiskTransfer);
     this.control = this.kernel.control;
     this.control.floats[MACHINE_TIMELINE_BASE >>> 3] = hostNow();
+    this.mounts = new MountRoots(this.control);
     this.claims = new Claims(this.control);
     this.tracking = new WriteTracking(this.control, this.core, this.vcpus);
     this.quiesce = new Quiesce(this.control, this.vcpus);
@@ -120,6 +123,7 @@ export class Machine {
     machine.kernel.boot();
     try {
       for (const mount of options.mounts ?? []) machine.#mount(mount);
+      machine.mounts.hold(Array.from(walkMounts(machine.kernel.memory), ({ host }) => host));
       machine.devices.boot(options.disk);
       machine.#pool = new PagePool(machine.memory, machine.pageThreads, (error) => (machine.#failure ??= error));
       await machine.#startVcpus();
@@ -135,7 +139,7 @@ export class Machine {
     if (!statSync(mount.host, { throwIfNoEntry: false })?.isDirectory()) {
       throw new HibernaculumError("HIB_USAGE", `${mount.host} cannot be mounted: there is no such directory`);
     }
-    const result = this.control.locked(() => this.kernel.files.mounts.add({ ...mount, host: resolve(mount.host) }));
+    const result = this.control.locked(() => this.kernel.files.names.mounts.add({ ...mount, host: resolve(mount.host) }));
     if (result < 0) throw new HibernaculumError("HIB_NO_MEMORY", `no memory to mount ${mount.host}`);
   }
 
@@ -188,7 +192,7 @@ export class Machine {
       const disk = has === 0 ? "the machine has none: give it one with --disk" : `the machine's has ${has}`;
       throw new HibernaculumError("HIB_USAGE", `${text} uses ${sectors} sectors of the disk, and ${disk}`);
     }
-    const stat = this.control.locked(() => this.kernel.files.stat(directory));
+    const stat = this.control.locked(() => this.kernel.files.names.stat(directory));
     if (typeof stat === "number" || stat.type !== "directory") {
       throw new HibernaculumError(
         "HIB_USAGE",
@@ -300,5 +304,6 @@ export class Machine {
     await this.#pool?.destroy();
     this.#pool = undefined;
     await this.devices.close();
+    this.mounts.close();
   }
 }

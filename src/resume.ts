@@ -67,6 +67,7 @@ export async function resume(machine: Machine, path: string, options: ResumeOpti
     throw failure;
   } finally {
     machine.devices.block.forgetRestore();
+    machine.mounts.forgetRestore();
   }
 }
 
@@ -239,6 +240,7 @@ class Resume implements Disposable {
     this.#times.ended("patched");
     const frames = { image: this.#image.header.frames, patched: this.#patched };
     tellRestored(kernel, this.#examined!, frames, (part, found) => this.#steps.passed(part, found));
+    this.#machine.mounts.restore();
     rebuild(kernel, devices, this.#image.references, new Set([...this.#acceptedFiles(), ...this.#files.moved]));
     const { ready, sleeping, others } = countRunnable(kernel.memory);
     this.#steps.passed("runnable", `ready: ${ready}, asleep: ${sleeping}, others: ${others}`);

@@ -138,7 +138,15 @@ const LAYERS: Record<string, string[]> = {
   "src/machine.ts": ["src/base", "src/vm", "src/cow", "src/writer"],
   "src/save-files.ts": ["src/base", "src/vm", "src/image", "src/machine.ts"],
   "src/save-options.ts": ["src/base", "src/cow/cancellation.ts", "src/reports/save-progress.ts"],
-  "src/publish.ts": ["src/base", "src/cow", "src/image", "src/reports", "src/machine.ts"],
+  "src/publish.ts": [
+    "src/base",
+    "src/cow",
+    "src/image",
+    "src/reports",
+    "src/machine.ts",
+    "src/vm/tasks/process.ts",
+    "src/writer",
+  ],
   "src/hibernate.ts": [
     "src/base",
     "src/vm",

@@ -17,6 +17,7 @@ import { readInode } from "../src/vm/files/inode.js";
 import { KIND_FILE_CLEAN, KIND_KERNEL_HEAP } from "../src/vm/memory/kernel-layout.js";
 import { objectSerial, walkObjectTables } from "../src/vm/memory/memory-object.js";
 import { checkConsistency } from "../src/vm/views/consistency.js";
+import { Wait } from "../src/vm/tasks/wait.js";
 import { HandMachine, scratch } from "./support.js";
 import type { Call, InterruptedCall } from "./fixtures/interrupted.js";
 
@@ -33,13 +34,13 @@ class Reader {
     const host = scratch(t);
     for (const name of files) writeFileSync(join(host, name), randomBytes(pages * FRAME_BYTES));
     const { kernel } = this.machine;
-    kernel.control.locked(() => kernel.files.mounts.add({ path: "/host", host, readOnly: false }));
+    kernel.control.locked(() => kernel.files.names.mounts.add({ path: "/host", host, readOnly: false }));
     this.slot = this.machine.spawn(1).slot;
   }
 
   open(name: string): number {
     const { control, files } = this.machine.kernel;
-    return control.locked(() => files.open(this.slot, `/host/${name}`, O_RDWR));
+    return control.locked(() => files.open(this.slot, `/host/${name}`, O_RDWR) as number);
   }
 
   /** Reads the next pages. */
@@ -157,7 +158,7 @@ function betweenHolds(kernel: Kernel, number: number, between: () => void): () =
   return () => holds > number;
 }
 
-for (const change of ["cut", "closed"] as const) {
+for (const change of ["cut", "closed", "renamed", "removed"] as const) {
   test(`a file that is ${change} between two pieces of the learning is read anew at the stop`, (t) => {
     let reached = true;
     for (let hold = 0; reached; hold++) {
@@ -167,7 +168,11 @@ for (const change of ["cut", "closed"] as const) {
       for (const fd of fds) reader.read(fd, 1500);
       tracking.arm();
       const met = betweenHolds(kernel, hold, () => {
+        const { names } = kernel.files;
         if (change === "closed") reader.closeAndReuse(fds[1]!);
+        else if (change === "renamed") kernel.control.locked(() => names.rename("/host/data", "/host/cut"));
+        else if (change === "removed")
+          for (const name of ["data", "cut"]) while (kernel.control.locked(() => names.unlink(`/host/${name}`)) instanceof Wait);
         else for (const fd of fds) kernel.control.locked(() => kernel.files.ftruncate(reader.slot, fd, FRAME_BYTES));
       });
       const clean = new CleanPages(kernel);
@@ -185,6 +190,9 @@ const CALLS: { name: string; call: (fds: { fd: number; cut: number }) => Call }[
   { name: "reads a page", call: ({ fd }) => ({ do: "read", fd, length: FRAME_BYTES }) },
   { name: "cuts a file", call: ({ cut }) => ({ do: "truncate", fd: cut, size: FRAME_BYTES }) },
   { name: "closes a file", call: ({ cut }) => ({ do: "close", fd: cut }) },
+  { name: "renames a file", call: () => ({ do: "rename", from: "/host/cut", to: "/host/other" }) },
+  { name: "replaces a file", call: () => ({ do: "rename", from: "/host/data", to: "/host/cut" }) },
+  { name: "removes a file", call: () => ({ do: "unlink", path: "/host/cut" }) },
   { name: "opens a file", call: () => ({ do: "open", path: "/host/third", flags: O_RDWR }) },
 ];
 

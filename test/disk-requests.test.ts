@@ -252,7 +252,7 @@ function callsOf({ kernel }: Machine, slot: number) {
   const { control, files } = kernel;
   const locked = <T>(body: () => T): T => control.locked(body);
   return {
-    open: () => locked(() => files.open(slot, "/host/data", O_RDWR)),
+    open: () => locked(() => files.open(slot, "/host/data", O_RDWR) as number),
     read: (fd: number): Buffer => {
       locked(() => files.seek(slot, fd, 0, SEEK_SET));
       const parts = Array.from({ length: PAGES }, () => locked(() => files.read(slot, fd, FRAME_BYTES)) as Uint8Array);

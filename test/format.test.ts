@@ -283,8 +283,8 @@ async function variedImage(t: ExecutionContext, compression: "lz4" | "none"): Pr
     const nothing = (): undefined => undefined;
     const calls = createSystemCalls(machine.kernel, slot, nothing, {} as DeviceCalls, nothing);
     const fd = calls.open("/host/data", O_RDWR);
-    control.locked(() => files.read(slot, fd, 10 * FRAME_BYTES)); // the first pages are in memory, the others are not
-    for (const shared of [true, false]) t.true(calls.mmapFile(fd, 3, { pages: 40, flags: PTE_R | PTE_W, shared }) > 0);
+    control.locked(() => files.read(slot, fd!, 10 * FRAME_BYTES)); // the first pages are in memory, the others are not
+    for (const shared of [true, false]) t.true(calls.mmapFile(fd!, 3, { pages: 40, flags: PTE_R | PTE_W, shared }) > 0);
     t.true(calls.mmap({ pages: 4, flags: PTE_R | PTE_W, shared: true }) > 0);
     calls.pipe();
     machine.kernel.lifecycle.fork(slot); // and never waits for its child

@@ -186,7 +186,7 @@ test("a machine with the largest RAM: a clean page in its last frame is saved by
   const { slot } = machine.spawn("idle:ms=3600000");
   const { buddy, control, files } = machine.kernel;
   await until(() => machine.processes()[0]!.steps > 0, "it sleeps");
-  const fd = control.locked(() => files.open(slot, "/host/data", O_RDWR));
+  const fd = control.locked(() => files.open(slot, "/host/data", O_RDWR) as number);
   t.is((control.locked(() => files.read(slot, fd, FRAME_BYTES)) as Uint8Array).length, FRAME_BYTES);
   const other = leaveLastFrame(machine.kernel);
   t.is((control.locked(() => files.read(slot, fd, FRAME_BYTES)) as Uint8Array).length, FRAME_BYTES);

@@ -112,7 +112,7 @@ async function withFile(t: ExecutionContext) {
   const machine = await bootMachine(t, { ...options, mounts: [{ path: "/host", host, readOnly: false }] });
   const { control, files, memory, objects } = machine.kernel;
   const { slot } = machine.spawn("idle:ms=1000");
-  const fd = control.locked(() => files.open(slot, "/host/data", O_RDONLY));
+  const fd = control.locked(() => files.open(slot, "/host/data", O_RDONLY) as number);
   control.locked(() => files.read(slot, fd, 3 * FRAME_BYTES));
   const { object } = readInode(memory, files.descriptions.find(slot, fd)!.behind);
   const frames = [0, 1, 2].map((page) => objects.find(object, page)!);

@@ -173,7 +173,8 @@ export class HandMachine {
     this.kernel.boot();
     this.vcpus = Array.from({ length: vcpus }, (_, number) => {
       const core = instantiateCore(memory, {
-        pageFault: (address, access) => kernel.space(this.#slots[number]!).fault(address >>> 0, access),
+        pageFault: (address, access) =>
+          this.control.locked(() => kernel.space(this.#slots[number]!).fault(address >>> 0, access)),
         now: () => {
           this.onClock();
           return 0;
@@ -228,8 +229,14 @@ export class HandMachine {
   }
 }
 
+/** Calls that wait only while a machine stops, or in pieces: not in a test that does one thing after another. */
+type InOnePiece = "open" | "ftruncate" | "unlink" | "rename";
+export type HandCalls = Omit<KernelCalls, InOnePiece> & {
+  [Name in InOnePiece]: (...args: Parameters<KernelCalls[Name]>) => number;
+};
+
 /** The calls of a process, on a vCPU that a test has it run on. What it asks for after a step goes nowhere. */
-export function callsOf(machine: HandMachine, process: Process, vcpu = 0): KernelCalls {
+export function callsOf(machine: HandMachine, process: Process, vcpu = 0): HandCalls {
   machine.run(process, vcpu);
   const { kernel } = machine.vcpus[vcpu]!;
   return createSystemCalls(
@@ -238,5 +245,5 @@ export function callsOf(machine: HandMachine, process: Process, vcpu = 0): Kerne
     () => undefined,
     createDeviceCalls(kernel, process, () => undefined),
     () => undefined,
-  );
+  ) as HandCalls;
 }

@@ -67,9 +67,14 @@ export function openAllowed(path: string, places: readonly string[], mode: "r" |
   };
   if (!isWithin(realPath(path), places)) refuse();
   const descriptor = openRegular(path, mode);
-  if (isWithin(placeOf(descriptor, path), places)) return descriptor;
+  if (openedPlaceIsWithin(descriptor, path, places)) return descriptor;
   closeSync(descriptor); // a link was changed meanwhile
   return refuse();
+}
+
+/** Whether what was opened by a path lies in one of these places. */
+export function openedPlaceIsWithin(descriptor: number, path: string, places: readonly string[]): boolean {
+  return isWithin(placeOf(descriptor, path), places);
 }
 
 function placeOf(descriptor: number, path: string): string {

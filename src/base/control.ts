@@ -75,6 +75,11 @@ export class Control {
     Atomics.notify(this.words, offset >>> 2);
   }
 
+  /** Wakes everybody who waits on a futex word. */
+  wake(offset: number): void {
+    Atomics.notify(this.words, offset >>> 2);
+  }
+
   /** Waits until a futex word is no longer `seen`, or for `ms`. */
   wait(offset: number, seen: number, ms: number): void {
     Atomics.wait(this.words, offset >>> 2, seen, ms);
@@ -126,21 +131,53 @@ export class Control {
     }
   }
 
+  /** Waits until another vCPU changes a futex word from `seen`; returns now and then without that, and if that vCPU has died. */
+  waitForOther(offset: number, seen: number): void {
+    this.wait(offset, seen, LOOK_MS);
+    if (this.load(offset) === seen) this.#lookForDead();
+  }
+
   /**
    * Runs `body` with the kernel lock held, a futex mutex.
    *
    * @throws HIB_WORKER_DIED if a vCPU's thread died
    */
   locked<T>(body: () => T): T {
-    const at = MACHINE_KERNEL_LOCK >>> 2;
-    if (Atomics.compareExchange(this.words, at, 0, this.#holder) !== 0) this.#waitForLock();
+    this.#lock();
     try {
       this.checkLost(); // what the lock guards may be half changed
       if (this.#holder <= MAX_VCPUS) failpoint("vcpu.locked");
       return body();
     } finally {
-      if (Atomics.exchange(this.words, at, 0) !== this.#holder) Atomics.notify(this.words, at, 1);
+      this.#unlock();
     }
+  }
+
+  /**
+   * Runs `body` without the kernel lock, which this thread holds: whatever it knew may have changed when it has it again.
+   *
+   * @throws HIB_WORKER_DIED if a vCPU's thread died
+   */
+  unlocked<T>(body: () => T): T {
+    this.#unlock();
+    try {
+      return body();
+    } finally {
+      this.#lock();
+      this.checkLost();
+    }
+  }
+
+  #lock(): void {
+    if (Atomics.compareExchange(this.words, MACHINE_KERNEL_LOCK >>> 2, 0, this.#holder) !== 0) this.#waitForLock();
+  }
+
+  /** Who could not take the lock again has none to give back, and a broken one stays so. */
+  #unlock(): void {
+    const at = MACHINE_KERNEL_LOCK >>> 2;
+    if (Atomics.compareExchange(this.words, at, this.#holder, 0) === this.#holder) return;
+    const waited = this.#holder | LOCK_WAITED;
+    if (Atomics.compareExchange(this.words, at, waited, 0) === waited) Atomics.notify(this.words, at, 1);
   }
 
   /** Takes the lock; others may wait for it still, so it is marked as waited for. */

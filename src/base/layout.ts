@@ -133,6 +133,13 @@ export const LOCK_WAITED = 0x100;
 /** Who held it died: what it guards may be half changed, and nobody gets it any more. */
 export const LOCK_BROKEN = 0x200;
 
+/** Futexes, one for the inodes with certain addresses: 1 while a call is at work on such a file of the host (vm/files/file-locks.ts). */
+export const MACHINE_FILE_LOCKS = 0x100;
+export const FILE_LOCKS = 64;
+/** Of each mount, in their order: the host's descriptor of its directory + 1; 0 for none, -1 if it was not there (vm/files/mount-roots.ts). */
+export const MACHINE_MOUNT_ROOTS = 0x200;
+export const MOUNT_ROOTS = 64;
+
 export const KEEP_NONE = 0;
 /** Resume, of KEEP_BITMAP: without room the store goes, and the frame is read from the image again at the stop. */
 export const KEEP_FOR_RESTORE = 1;
@@ -183,6 +190,8 @@ export const VCPU_LEFT = 0x38;
 export const VCPU_WANTED = 0x30;
 /** The host's number of its thread; 0 if the host does not tell. */
 export const VCPU_THREAD = 0x34;
+/** Not 0: the process that it runs may have leaves of pages that a file has no more (src/vm/tasks/trims.ts). */
+export const VCPU_TRIM = 0x40;
 
 export const VCPU_STATE_RUNNING = 0;
 export const VCPU_STATE_STOPPED = 1;

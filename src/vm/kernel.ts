@@ -44,14 +44,14 @@ export class Kernel implements KernelParts {
     this.scheduler = new Scheduler(this.memory, this.control);
     this.files = new Files(this);
     this.signals = new Signals(this.memory, this.control, this.scheduler);
-    this.lifecycle = new Lifecycle(this, this.signals, this.files.descriptions, this.files);
+    this.lifecycle = new Lifecycle(this, this.signals, this.files.descriptions, this.files.contents);
     this.groups = new Groups(this, this.signals);
-    this.turns = new Turns(this, this.signals, this.lifecycle);
+    this.turns = new Turns(this, { signals: this.signals, lifecycle: this.lifecycle, trims: this.files.contents.trims });
   }
 
   /** The address space of a process. */
   space(slot: number): AddressSpace {
-    return new AddressSpace(this, this.files, slot);
+    return new AddressSpace(this, this.files.contents, slot);
   }
 
   /** Builds the tables of a machine that boots. Its memory is all zeros. */

@@ -23,6 +23,10 @@ const arming = [{ file: "arming" }];
 const orders = [{ file: "interleavings" }];
 const loader = [{ file: "loader" }];
 const lists = [{ file: "lists" }];
+const truncation = [{ file: "truncation", match: "!live*" }];
+const hostIo = [{ file: "host-io" }];
+const hostNames = [{ file: "host-names" }];
+const hostRaces = [{ file: "host-races" }];
 
 export const MUTANTS: readonly Mutant[] = [
   {
@@ -646,6 +650,169 @@ export const MUTANTS: readonly Mutant[] = [
       "  if (load<u32>(physical(address)) != value) store<u32>(physical(address), value);\n  else beforeStore(address >>> FRAME_SHIFT, FAULT_KERNEL);",
     tests: arming,
     breaks: "the kernel marks only what it does not change",
+  },
+
+  // ---- files of the host ----
+  {
+    file: "src/vm/tasks/trims.ts",
+    find: "control.storeVcpu(vcpu, VCPU_TRIM, 1);",
+    replace: "control.storeVcpu(vcpu, VCPU_TRIM, 0);",
+    tests: truncation,
+    breaks: "a process on another vCPU keeps the pages of a file that was cut",
+  },
+  {
+    file: "src/vm/tasks/trims.ts",
+    find: "vcpu < 0 || this.#runs(vcpu);",
+    replace: "vcpu < MAX_VCPUS || this.#runs(vcpu);",
+    tests: truncation,
+    breaks: "a file is cut while a vCPU that runs who maps it is stopped",
+  },
+  {
+    file: "src/vm/tasks/trims.ts",
+    find: "        if (vcpu < 0) core.dropContext(slot);\n",
+    replace: "        if (vcpu < -1) core.dropContext(slot);\n",
+    tests: truncation,
+    breaks: "a process that rests has tags of pages that were cut off",
+  },
+  {
+    file: "src/vm/tasks/trims.ts",
+    find: "(own >= 0 && told(own)), LOOK_MS",
+    replace: "own < -1, LOOK_MS",
+    tests: truncation,
+    breaks: "two that cut wait for each other",
+  },
+  {
+    file: "src/vm/tasks/turns.ts",
+    find: "      this.#trims.take(slot);\n      memory.store32(at + K.PROCESS_VCPU, -1);",
+    replace: "      memory.store32(at + K.PROCESS_VCPU, -1);",
+    tests: truncation,
+    breaks: "a process leaves its vCPU with leaves that it was told to lose",
+  },
+  {
+    file: "src/vm/engines/vcpu.ts",
+    find: "this.#kernel.turns.settle(this.#slot, () => this.#control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_STOPPED));",
+    replace: "this.#control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_STOPPED);",
+    tests: truncation,
+    breaks: "a vCPU stops before it has done what it was told",
+  },
+  {
+    file: "src/vm/memory/address-space.ts",
+    find: "area.start, this.#endOfPages(area), (address",
+    replace: "area.start, area.end, (address",
+    tests: truncation,
+    breaks: "a child has leaves of pages that a file has no more",
+  },
+  {
+    file: "src/vm/files/contents.ts",
+    find: "      this.trims.await(slot);\n      const inode",
+    replace: "      const inode",
+    tests: truncation,
+    breaks: "a file gets longer while others still have what was cut off",
+  },
+  {
+    file: "src/vm/files/contents.ts",
+    find: "    else this.#clearTail(inode);\n",
+    replace: "",
+    tests: truncation,
+    breaks: "what was stored beyond the end is there when the file gets longer",
+  },
+  {
+    file: "src/vm/files/host-pages.ts",
+    find: "this.#parts.control.unlocked(() => tryHost(() => call(asked)))",
+    replace: "tryHost(() => call(asked))",
+    tests: hostIo,
+    breaks: "the kernel is locked while the host reads or writes",
+  },
+  {
+    file: "src/vm/files/host-pages.ts",
+    find: "now.host!.path === asked.host!.path) return",
+    replace: 'now.host!.path !== "") return',
+    tests: hostIo,
+    breaks: "a file that is renamed while it is opened is not found",
+  },
+  {
+    file: "src/vm/files/host-pages.ts",
+    find: "if (this.#parts.buddy.kindOf(frame) !== KIND_FILE) continue;",
+    replace: "if (this.#parts.buddy.kindOf(frame) >= 0) continue;",
+    tests: hostIo,
+    breaks: "a write is undone by what is written back meanwhile",
+  },
+  {
+    file: "src/vm/files/host-pages.ts",
+    find: "this.#look(inode) ?? done.now",
+    replace: "done.now",
+    tests: hostIo,
+    breaks: "the machine takes its own write for somebody else's",
+  },
+  {
+    file: "src/vm/files/host-pages.ts",
+    find: "    this.#inodes.share(inode.at); // whoever",
+    replace: "    // whoever",
+    tests: hostIo,
+    breaks: "an inode goes while its file is read",
+  },
+  {
+    file: "src/vm/files/host-pages.ts",
+    find: "      this.#parts.objects.makeDirty(inode.object, frame);\n    this.#inodes.makeOwn",
+    replace: "      void frame;\n    this.#inodes.makeOwn",
+    tests: hostNames,
+    breaks: "pages of a file without a name are said to be in the file",
+  },
+  {
+    file: "src/vm/files/file-locks.ts",
+    find: "    this.#control.store(wordOf(inode), 1);",
+    replace: "    this.#control.store(wordOf(inode), 0);",
+    tests: hostIo,
+    breaks: "two calls are at work on one file",
+  },
+  {
+    file: "src/vm/files/files.ts",
+    find: "      const { position } = readDescription(this.#parts.memory, open.at); // who shares it may have moved it",
+    replace: "      const { position } = open;",
+    tests: hostIo,
+    breaks: "a position that was moved while a call waited is used",
+  },
+  {
+    file: "src/vm/files/names.ts",
+    find: "there!.nlink > 1n ? -EBUSY",
+    replace: "there!.nlink > 9n ? -EBUSY",
+    tests: hostNames,
+    breaks: "a file that others see by another name becomes the machine's own",
+  },
+  {
+    file: "src/vm/files/names.ts",
+    find: "path.startsWith(from + sep) ?",
+    replace: "path === from ?",
+    tests: hostNames,
+    breaks: "open files below a directory that is renamed keep their old paths",
+  },
+  {
+    file: "src/vm/files/clean-pages.ts",
+    find: "return { ...known, path: file.path };",
+    replace: "return known;",
+    tests: clean,
+    breaks: "pages of a file that was renamed are said to be at its old path",
+  },
+  {
+    file: "src/vm/files/host-paths.ts",
+    find: "path: join(placeWithin(mount, descriptor), name) }",
+    replace: "path: join(mount.root, name) }",
+    tests: hostRaces,
+    breaks: "names are made outside of a mount",
+  },
+  {
+    file: "src/vm/files/host-paths.ts",
+    find: "work({ at: ",
+    replace: "work({ at: true ? join(placeWithin(mount, descriptor), name) : ",
+    tests: hostRaces,
+    breaks: "a directory is looked at, and then another one is used",
+  },
+  {
+    file: "src/vm/files/mount-roots.ts",
+    find: "root < 0 ? MISSING : root + 1",
+    replace: "BY_PATH",
+    tests: hostRaces,
+    breaks: "a mount is whatever is at its path now",
   },
 ];
 

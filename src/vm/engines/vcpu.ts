@@ -26,6 +26,7 @@ import {
   VCPU_STATE_RUNNING,
   VCPU_STATE_STOPPED,
   VCPU_THREAD,
+  VCPU_TRIM,
 } from "../../base/layout.js";
 import { thisThread } from "../../base/host-process.js";
 import type { SharedMemory } from "../../base/wasm.js";
@@ -35,7 +36,7 @@ import { Kernel } from "../kernel.js";
 import { PROCESS_WAKE, processAddress } from "../memory/kernel-layout.js";
 import type { Personality } from "../personality/personality.js";
 import { readProcess, storeRunning } from "../tasks/process.js";
-import { SIGABRT, type Signals, SIGSEGV } from "../tasks/signals.js";
+import { SIGABRT, SIGBUS, type Signals, SIGSEGV } from "../tasks/signals.js";
 import type { Leave } from "../tasks/wait.js";
 import type { Engine, Task } from "./engine.js";
 import { Pace } from "./pace.js";
@@ -114,6 +115,7 @@ export class Vcpu<T extends Task> {
         const leave = this.#runSlice(this.#slot);
         this.#core.deactivate();
         if (leave !== undefined) this.#kernel.turns.putBack(this.#slot, hostNow() - began, leave);
+        this.#slot = -1;
       } else {
         this.#control.wait(MACHINE_DOORBELL, doorbell, this.#kernel.scheduler.untilWake(IDLE_MS));
         this.#recorder.idle();
@@ -202,20 +204,20 @@ export class Vcpu<T extends Task> {
   }
 
   /**
-   * A step that could not be taken: the process handles SIGSEGV, with its registers as the step left them, or fails. What it did in this
+   * A step that could not be taken: the process handles SIGSEGV or SIGBUS, with its registers as the step left them, or fails. What it did in this
    * batch before it is not counted.
    */
   #catch(task: T, error: Error): Leave | undefined {
     const { memory, signals } = this.#kernel;
     const address = this.#faultAddress;
     this.#faultAddress = 0;
-    const fault = error instanceof GuestFault;
-    const handler = fault ? signals.catcher(processAddress(memory, task.slot), SIGSEGV) : undefined;
-    if (handler === undefined) {
+    const signal = error instanceof GuestFault ? (error.kind === "no page" ? SIGBUS : SIGSEGV) : undefined;
+    const handler = signal === undefined ? undefined : signals.catcher(processAddress(memory, task.slot), signal);
+    if (signal === undefined || handler === undefined) {
       this.#engine.drop(task);
-      return { do: "fail", reason: error.message, status: fault ? SIGSEGV : SIGABRT };
+      return { do: "fail", reason: error.message, status: signal ?? SIGABRT };
     }
-    return this.#enter(task, { signal: SIGSEGV, handler, value: address });
+    return this.#enter(task, { signal, handler, value: address });
   }
 
   /**
@@ -223,6 +225,7 @@ export class Vcpu<T extends Task> {
    * whatever the caller was running is gone.
    */
   #safepoint(): boolean {
+    if (this.#control.loadVcpu(this.#number, VCPU_TRIM) !== 0) this.#kernel.turns.settle(this.#slot);
     if (this.#core.acknowledge() !== 0) this.#control.ring(MACHINE_ACK_BELL);
     return this.#control.load(MACHINE_STOP) === 0 || this.#stopped();
   }
@@ -233,7 +236,7 @@ export class Vcpu<T extends Task> {
     this.#recorder.advance(began);
     let bell = control.load(MACHINE_COMMAND_BELL);
     let restart = false;
-    control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_STOPPED);
+    this.#announceStop();
     control.ring(MACHINE_ACK_BELL);
     // If the stop was given up before this vCPU got here, its bell has rung.
     if (control.load(MACHINE_STOP) === 0 && control.load(MACHINE_COMMAND_BELL) === bell && this.#leaveStop()) return true;
@@ -271,8 +274,13 @@ export class Vcpu<T extends Task> {
     control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_RUNNING);
     this.#core.acknowledge();
     const leaves = control.load(MACHINE_STOP) === 0;
-    if (!leaves) control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_STOPPED);
+    if (!leaves) this.#announceStop();
     control.ring(MACHINE_ACK_BELL);
     return leaves;
+  }
+
+  /** Who cuts a file tells only vCPUs that run, under the lock: what this one was told before, it has done when it is stopped. */
+  #announceStop(): void {
+    this.#kernel.turns.settle(this.#slot, () => this.#control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_STOPPED));
   }
 }

@@ -5,8 +5,9 @@ import { KERNEL_ROOT, KIND_KERNEL_HEAP, PROCESS_FDS, processAddress } from "../m
 import { OBJECT_BYTES, objectReferences } from "../memory/memory-object.js";
 import type { Process } from "../tasks/process.js";
 import { type Description, DESCRIPTION_BYTES, type DescriptionKind, walkFds } from "./descriptions.js";
-import { type Inode, inodeParts, readInode, walkDirectory, walkHostInodes } from "./inode.js";
+import { type Inode, inodeParts, readInode, walkHostInodes } from "./inode.js";
 import { walkMounts } from "./path.js";
+import { walkDirectory } from "./tree.js";
 import { PIPE_BYTES, PIPE_CAPACITY, readPipe } from "./pipe.js";
 
 /**

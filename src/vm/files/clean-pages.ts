@@ -102,7 +102,7 @@ export class CleanPages {
         if (known?.changes !== objectChanges(memory, file.object)) return this.#read(file);
         for (const [i, frame] of known.frames.entries())
           if (bit(control.words, DIRTY_BITMAP, frame) === 1) known.hashes[i] = this.#hash(frame);
-        return known;
+        return { ...known, path: file.path }; // it may have been renamed since
       });
   }
 

@@ -2,31 +2,15 @@
  * Files of the host, as the kernel sees them. Handles are not part of the machine: a thread opens a path when it first needs
  * it, and forgets it when the kernel's inode is gone. All calls block, for a system call is part of a step.
  *
- * What must hold: a host without descriptors is nothing that a process of the machine is told. No call needs more than one at a
- * time, and a thread always has one to give up: one in reserve, or a handle that it keeps. Should another thread be quicker to take
- * it, the call waits.
+ * What must hold: a host without descriptors is nothing that a process of the machine is told. No call needs more than three at a
+ * time, and a thread always has three to give up: in reserve, or handles that it keeps. Should another thread be quicker to take
+ * one, the call waits.
  */
-import {
-  closeSync,
-  constants,
-  fstatSync,
-  ftruncateSync,
-  mkdirSync,
-  openSync,
-  readdirSync,
-  realpathSync,
-  renameSync,
-  rmdirSync,
-  type BigIntStats,
-  statSync,
-  unlinkSync,
-  writeSync,
-} from "node:fs";
-import { basename, dirname, join, sep } from "node:path";
+import { closeSync, constants, fstatSync, ftruncateSync, openSync, type BigIntStats, writeSync } from "node:fs";
 import { readUpTo } from "../../base/host-file.js";
 import * as E from "../memory/errno.js";
+import type { HostName, Opened } from "./host-paths.js";
 import type { HostIdentity, Inode } from "./inode.js";
-import type { Mount } from "./path.js";
 
 const BY_CODE: Readonly<Record<string, number>> = {
   EACCES: E.EACCES,
@@ -36,6 +20,7 @@ const BY_CODE: Readonly<Record<string, number>> = {
   EISDIR: E.EISDIR,
   ENAMETOOLONG: E.ENAMETOOLONG,
   ENOENT: E.ENOENT,
+  ENOMEM: E.ENOMEM,
   ENOSPC: E.ENOSPC,
   EDQUOT: E.ENOSPC,
   EFBIG: E.EFBIG,
@@ -63,18 +48,20 @@ export function tryHost<T>(call: () => T): T | number {
   }
 }
 
-/** How often a call waits for a descriptor, WAIT_MS each: the kernel is locked meanwhile. */
+/** How often a call waits for a descriptor, WAIT_MS each: the kernel may be locked meanwhile. */
 const WAITS_MAX = 1000;
 const WAIT_MS = 2;
 
-/** This thread's descriptor in reserve, and the handles that it has. */
-let reserve: number | undefined;
+/** Descriptors that a call needs at a time. */
+const NEEDED = 3;
+
+/** This thread's descriptors in reserve, and the handles that it has. */
+const reserve: number[] = [];
 const handlesOfThread = new Set<WeakRef<HostHandles>>();
 
 function keepReserve(): void {
-  if (reserve !== undefined) return;
   try {
-    reserve = openSync("/dev/null", constants.O_RDONLY);
+    while (reserve.length < NEEDED) reserve.push(openSync("/dev/null", constants.O_RDONLY));
   } catch {
     // Then a handle that is open now is what can be given up.
   }
@@ -82,9 +69,9 @@ function keepReserve(): void {
 
 /** True if a descriptor of this thread's was closed; else waits a little for another's. */
 function giveUpOne(): boolean {
-  if (reserve !== undefined) {
-    closeSync(reserve);
-    reserve = undefined;
+  const spare = reserve.pop();
+  if (spare !== undefined) {
+    closeSync(spare);
     return true;
   }
   for (const handles of handlesOfThread) if (handles.deref()?.closeOldest() === true) return true;
@@ -92,40 +79,7 @@ function giveUpOne(): boolean {
   return false;
 }
 
-/** Where a name of a mount is on the host; if it is a symbolic link's, the link. Links above it must not lead out. */
-export function hostName(mount: Mount, rest: readonly string[]): string {
-  return nameBelow(mount, realpathSync(mount.host), rest);
-}
-
-function nameBelow(mount: Mount, root: string, rest: readonly string[]): string {
-  if (rest.length === 0) return root;
-  const path = join(root, ...rest);
-  const parent = realpathSync(dirname(path));
-  refuseOutside(mount, root, parent);
-  return join(parent, basename(path));
-}
-
-/** Path on the host of what a mount shows; symbolic links must not lead out of it. */
-export function hostPath(mount: Mount, rest: readonly string[]): string {
-  const root = realpathSync(mount.host);
-  const leaf = nameBelow(mount, root, rest);
-  let real = leaf;
-  try {
-    real = realpathSync(leaf);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
-  }
-  refuseOutside(mount, root, real);
-  return real;
-}
-
-function refuseOutside(mount: Mount, root: string, path: string): void {
-  if (path !== root && !path.startsWith(root.endsWith(sep) ? root : root + sep)) {
-    throw Object.assign(new Error(`${path} is not in ${mount.host}`), { code: "EACCES" });
-  }
-}
-
-export function identityOf(path: string, stats: BigIntStats): HostIdentity {
+function identityOf(path: string, stats: BigIntStats): HostIdentity {
   return { path, device: stats.dev, number: stats.ino, size: Number(stats.size), modified: stats.mtimeNs };
 }
 
@@ -135,46 +89,35 @@ export interface HostStat {
   modified: number;
 }
 
-export function statHost(path: string): HostStat {
-  const stats = statSync(path);
+export function statOfHost({ stats }: Pick<Opened, "stats">): HostStat {
+  const directory = stats.isDirectory();
   return {
-    type: stats.isDirectory() ? "directory" : "file",
-    size: stats.isDirectory() ? 0 : stats.size,
-    modified: stats.mtimeMs,
+    type: directory ? "directory" : "file",
+    size: directory ? 0 : Number(stats.size),
+    modified: Number(stats.mtimeNs) / 1e6,
   };
 }
 
-/** Makes an empty file. */
-export function createHost(path: string): void {
-  closeSync(openSync(path, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL, 0o644));
+/** What is opened for a new inode. */
+export function identify({ path, stats }: Pick<Opened, "path" | "stats">): HostIdentity {
+  if (stats.isDirectory()) throw Object.assign(new Error(`${path} is a directory`), { code: "EISDIR" });
+  if (!stats.isFile()) throw Object.assign(new Error(`${path} is not a regular file`), { code: "EACCES" });
+  return identityOf(path, stats);
 }
 
-export const listHost: (path: string) => string[] = (path) => readdirSync(path).sort();
-export const makeDirectoryHost: (path: string) => void = (path) => mkdirSync(path);
-export const removeDirectoryHost: (path: string) => void = rmdirSync;
-export const unlinkHost: (path: string) => void = unlinkSync;
-export const renameHost: (from: string, to: string) => void = renameSync;
+/** Makes an empty file. */
+export function createHost({ at }: HostName): void {
+  closeSync(openSync(at, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL, 0o644));
+}
 
-/** Open handles of this thread, by path and what is behind it. */
+/** Open handles of this thread, by what is behind them: a file may get another name. */
 export class HostHandles {
-  readonly #open = new Map<string, { descriptor: number; writable: boolean; device: bigint; number: bigint }>();
+  readonly #open = new Map<string, { descriptor: number; writable: boolean }>();
 
   constructor() {
     for (const other of handlesOfThread) if (other.deref() === undefined) handlesOfThread.delete(other);
     handlesOfThread.add(new WeakRef(this));
     keepReserve();
-  }
-
-  /**
-   * Opens a file for a new inode.
-   *
-   * @returns what the host says it is
-   */
-  identify(path: string): HostIdentity {
-    const stats = statSync(path, { bigint: true });
-    if (stats.isDirectory()) throw Object.assign(new Error(`${path} is a directory`), { code: "EISDIR" });
-    if (!stats.isFile()) throw Object.assign(new Error(`${path} is not a regular file`), { code: "EACCES" });
-    return identityOf(path, stats);
   }
 
   read(inode: Inode, position: number, length: number): Uint8Array {
@@ -195,6 +138,11 @@ export class HostHandles {
     return { written, error, now: identityOf(inode.host!.path, fstatSync(descriptor, { bigint: true })) };
   }
 
+  /** What the host says that an open file is now. */
+  look(inode: Inode): HostIdentity {
+    return identityOf(inode.host!.path, fstatSync(this.#descriptor(inode, true), { bigint: true }));
+  }
+
   truncate(inode: Inode, size: number): HostIdentity {
     const descriptor = this.#descriptor(inode, true);
     ftruncateSync(descriptor, size);
@@ -202,13 +150,12 @@ export class HostHandles {
   }
 
   /** A file that was removed or replaced since it was opened is not the inode's any more. */
-  #descriptor(inode: Inode, writable: boolean): number {
-    const { path, device, number } = inode.host!;
-    const there = this.#open.get(path);
-    if (there !== undefined && there.device === device && there.number === number && (there.writable || !writable))
-      return there.descriptor;
-    if (there !== undefined) closeSync(there.descriptor);
-    this.#open.delete(path);
+  #descriptor({ host }: Inode, writable: boolean): number {
+    const { path, device, number } = host!;
+    const key = keyOf(host!);
+    const there = this.#open.get(key);
+    if (there !== undefined && (there.writable || !writable)) return there.descriptor;
+    if (there !== undefined) this.#close(key, there.descriptor);
     const descriptor = openSync(path, (writable ? constants.O_RDWR : constants.O_RDONLY) | constants.O_NONBLOCK);
     const stats = fstatSync(descriptor, { bigint: true });
     if (stats.dev !== device || stats.ino !== number) {
@@ -216,29 +163,33 @@ export class HostHandles {
       throw Object.assign(new Error(`${path} was replaced since it was opened`), { code: "EIO" });
     }
     if (this.#open.size >= HANDLES_MAX) this.closeOldest();
-    this.#open.set(path, { descriptor, writable, device, number });
+    this.#open.set(key, { descriptor, writable });
     return descriptor;
+  }
+
+  #close(key: string, descriptor: number): void {
+    this.#open.delete(key);
+    closeSync(descriptor);
   }
 
   /** False if there is none. */
   closeOldest(): boolean {
     const oldest = this.#open.entries().next();
     if (oldest.done === true) return false;
-    const [path, { descriptor }] = oldest.value;
-    this.#open.delete(path);
-    closeSync(descriptor);
+    const [key, { descriptor }] = oldest.value;
+    this.#close(key, descriptor);
     return true;
   }
 
   /** Closes what no inode is open of any more. */
   forgetOthers(inodes: Iterable<Inode>): void {
-    const open = new Set(Array.from(inodes, ({ host }) => host?.path));
-    for (const [path, { descriptor }] of this.#open) {
-      if (open.has(path)) continue;
-      closeSync(descriptor);
-      this.#open.delete(path);
-    }
+    const open = new Set(Array.from(inodes, ({ host }) => keyOf(host!)));
+    for (const [key, { descriptor }] of this.#open) if (!open.has(key)) this.#close(key, descriptor);
   }
+}
+
+function keyOf({ device, number }: HostIdentity): string {
+  return `${device}:${number}`;
 }
 
 /** Handles that a thread keeps open. */

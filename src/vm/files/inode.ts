@@ -1,40 +1,25 @@
 /**
- * Inodes, directories and mounts: the in-memory file system and what of the host's is mounted into it. All of it lies in the
- * kernel heap; contents are pages of the inode's memory object.
+ * Inodes: files in memory, directories, and files of the host that are open or mapped. All of them lie in the kernel heap; contents
+ * are pages of the inode's memory object.
  *
  * What must hold: an inode is held by its names, by open descriptions, and by areas that map it; the last one frees it. A
  * file of the host is an inode only while it is open or mapped: its pages are never older than that.
  */
-import { FRAME_BYTES } from "../../base/layout.js";
-import { Contradiction } from "../../base/errors.js";
 import { type PhysicalAddress, type ReadableMemory, walkList } from "../../base/memory.js";
-import {
-  EEXIST,
-  EFBIG,
-  EINVAL,
-  EISDIR,
-  ENAMETOOLONG,
-  ENOENT,
-  ENOMEM,
-  ENOSPC,
-  ENOTDIR,
-  ENOTEMPTY,
-  EROFS,
-  EBUSY,
-} from "../memory/errno.js";
+import { ENOMEM, EROFS } from "../memory/errno.js";
 import {
   allocateObject,
   createString,
   freeObject,
   freeString,
   type HeapObject,
+  isTooLong,
   readString,
   stringObject,
 } from "../memory/kernel-heap.js";
-import { KERNEL_HOST_INODES, KERNEL_ROOT } from "../memory/kernel-layout.js";
+import { KERNEL_HOST_INODES } from "../memory/kernel-layout.js";
 import type { KernelParts } from "../tasks/parts.js";
 import type { Mount } from "./path.js";
-import { OBJECT_PAGES_MAX } from "../memory/memory-object.js";
 
 export const INODE_BYTES = 128;
 const REFERENCES = 0;
@@ -42,7 +27,7 @@ const TYPE = 4;
 /** Its memory object (files). */
 const OBJECT = 8;
 /** First entry (directories). */
-const ENTRIES = 12;
+export const ENTRIES = 12;
 const SIZE = 16;
 const MODIFIED = 24;
 /** Of a file of the host: device and inode number, 64 bits each. */
@@ -57,11 +42,6 @@ const HOST_MODIFIED = 64;
 
 export type InodeType = "file" | "directory" | "host";
 const TYPES: readonly InodeType[] = ["file", "directory", "host"];
-
-const ENTRY_HEAD = 12;
-const NAME_BYTES_MAX = 255;
-/** Directories in directories: who walks the tree goes as deep. */
-const DEPTH_MAX = 64;
 
 /** An inode, as read at one moment. */
 export interface Inode {
@@ -111,19 +91,6 @@ export function inodeParts(memory: ReadableMemory, at: PhysicalAddress): HeapObj
   return [{ at, bytes: INODE_BYTES }, ...(path === 0 ? [] : [stringObject(memory, path)])];
 }
 
-/** Names and inodes of a directory, newest first. */
-export function* walkDirectory(
-  memory: ReadableMemory,
-  directory: PhysicalAddress,
-): Generator<{ name: string; inode: PhysicalAddress } & HeapObject> {
-  for (const at of walkList(memory, memory.load32(directory + ENTRIES), { next: 0 })) {
-    const length = memory.load32(at + 8);
-    if (length < 1 || length > NAME_BYTES_MAX) throw new Contradiction(`a name in a directory has ${length} bytes`);
-    const name = new TextDecoder().decode(memory.read(at + ENTRY_HEAD, length));
-    yield { name, inode: memory.load32(at + 4) >>> 0, at, bytes: ENTRY_HEAD + length };
-  }
-}
-
 /** What a file of the host is, as this machine last made or saw it. */
 export interface HostIdentity {
   /** Absolute. */
@@ -136,17 +103,12 @@ export interface HostIdentity {
   modified: bigint;
 }
 
-/** The tree of inodes. Callers hold the kernel lock. What is negative is an error number. */
-export class InodeTree {
+/** Makes, changes and frees inodes. Callers hold the kernel lock. What is negative is an error number. */
+export class Inodes {
   readonly #parts: KernelParts;
 
   constructor(parts: KernelParts) {
     this.#parts = parts;
-  }
-
-  /** Builds the empty tree of a machine that boots. */
-  initialise(): void {
-    this.#parts.memory.store32(KERNEL_ROOT, this.create("directory"));
   }
 
   /** A new inode, held once. */
@@ -181,139 +143,25 @@ export class InodeTree {
     if (references > 0) return;
     const { object, type } = readInode(memory, inode);
     if (object !== 0) objects.destroy(object);
-    if (type === "host") {
-      this.#unlinkHost(inode);
-      freeString(memory, memory.load32(inode + HOST_PATH) >>> 0);
-    }
+    if (type === "host") this.#forgetHost(inode);
     freeObject(memory, inode, INODE_BYTES);
   }
 
-  #unlinkHost(inode: PhysicalAddress): void {
+  /** A file of the host is one in memory from now on: it has the pages that its object has, and zeros. */
+  makeOwn(inode: PhysicalAddress): void {
+    const { memory } = this.#parts;
+    this.#forgetHost(inode);
+    for (let word = HOST_DEVICE; word < INODE_BYTES; word += 4) memory.store32(inode + word, 0);
+    memory.store32(inode + TYPE, TYPES.indexOf("file"));
+  }
+
+  #forgetHost(inode: PhysicalAddress): void {
     const { memory } = this.#parts;
     let link = KERNEL_HOST_INODES;
     while (memory.load32(link) >>> 0 !== inode) link = (memory.load32(link) >>> 0) + NEXT_HOST;
     memory.store32(link, memory.load32(inode + NEXT_HOST));
+    freeString(memory, memory.load32(inode + HOST_PATH) >>> 0);
   }
-
-  // ---- the in-memory tree ----
-
-  get root(): PhysicalAddress {
-    return this.#parts.memory.load32(KERNEL_ROOT) >>> 0;
-  }
-
-  /** The inode at a path. */
-  lookup(parts: readonly string[]): number {
-    let at = this.root;
-    for (const part of parts) {
-      if (readInode(this.#parts.memory, at).type !== "directory") return -ENOTDIR;
-      const found = this.#find(at, part);
-      if (found === undefined) return -ENOENT;
-      at = found.inode;
-    }
-    return at;
-  }
-
-  #find(directory: PhysicalAddress, name: string): { inode: PhysicalAddress; at: PhysicalAddress } | undefined {
-    for (const entry of walkDirectory(this.#parts.memory, directory)) if (entry.name === name) return entry;
-    return undefined;
-  }
-
-  #directoryOf(parts: readonly string[]): number {
-    if (parts.length === 0) return -EEXIST; // the root
-    if (parts.length > DEPTH_MAX) return -ENAMETOOLONG;
-    const directory = this.lookup(parts.slice(0, -1));
-    if (directory < 0) return directory;
-    return readInode(this.#parts.memory, directory).type === "directory" ? directory : -ENOTDIR;
-  }
-
-  /** Makes a file or a directory with a name; the name holds it. */
-  make(parts: readonly string[], type: "file" | "directory"): number {
-    const directory = this.#directoryOf(parts);
-    if (directory < 0) return directory;
-    const name = parts.at(-1)!;
-    if (this.#find(directory, name) !== undefined) return -EEXIST;
-    const inode = this.create(type);
-    if (inode < 0) return inode;
-    const entered = this.#enter(directory, name, inode);
-    if (entered < 0) this.release(inode);
-    return entered < 0 ? entered : inode;
-  }
-
-  /** Gives an inode a name in a directory, which takes over a reference. */
-  #enter(directory: PhysicalAddress, name: string, inode: PhysicalAddress): number {
-    const { memory, buddy } = this.#parts;
-    const bytes = new TextEncoder().encode(name);
-    if (bytes.length > NAME_BYTES_MAX) return -ENAMETOOLONG;
-    const entry = allocateObject(memory, buddy, ENTRY_HEAD + bytes.length);
-    if (entry === undefined) return -ENOMEM;
-    memory.store32(entry, memory.load32(directory + ENTRIES));
-    memory.store32(entry + 4, inode);
-    memory.store32(entry + 8, bytes.length);
-    memory.write(entry + ENTRY_HEAD, bytes);
-    memory.store32(directory + ENTRIES, entry);
-    return 0;
-  }
-
-  #leave(directory: PhysicalAddress, entry: PhysicalAddress): void {
-    const { memory } = this.#parts;
-    let link = directory + ENTRIES;
-    while (memory.load32(link) >>> 0 !== entry) link = memory.load32(link) >>> 0;
-    const bytes = ENTRY_HEAD + memory.load32(entry + 8);
-    memory.store32(link, memory.load32(entry));
-    freeObject(memory, entry, bytes);
-  }
-
-  /** Takes a name away; of a directory only if it is empty. */
-  unlink(parts: readonly string[], type: "file" | "directory"): number {
-    const directory = this.#directoryOf(parts);
-    if (directory < 0) return parts.length === 0 ? -EBUSY : directory;
-    const found = this.#find(directory, parts.at(-1)!);
-    if (found === undefined) return -ENOENT;
-    const inode = readInode(this.#parts.memory, found.inode);
-    if (inode.type !== type) return type === "file" ? -EISDIR : -ENOTDIR;
-    if (type === "directory" && !walkDirectory(this.#parts.memory, found.inode).next().done) return -ENOTEMPTY;
-    this.#leave(directory, found.at);
-    this.release(found.inode);
-    return 0;
-  }
-
-  /** Gives what is at one path another, replacing a file there. */
-  rename(from: readonly string[], to: readonly string[]): number {
-    const directory = this.#directoryOf(from);
-    const target = this.#directoryOf(to);
-    if (directory < 0 || target < 0) return from.length === 0 || to.length === 0 ? -EBUSY : Math.min(directory, target);
-    const moved = this.#find(directory, from.at(-1)!);
-    if (moved === undefined) return -ENOENT;
-    if (to.length > from.length && from.every((part, i) => part === to[i])) return -EINVAL; // into itself
-    if (to.length + this.#depthBelow(moved.inode) > DEPTH_MAX) return -ENAMETOOLONG;
-    const there = this.#find(target, to.at(-1)!);
-    if (there?.inode === moved.inode) return 0;
-    if (there !== undefined) {
-      const replaced = readInode(this.#parts.memory, there.inode).type;
-      if (replaced !== "file") return -EISDIR;
-      if (readInode(this.#parts.memory, moved.inode).type === "directory") return -ENOTDIR;
-    }
-    const entered = this.#enter(target, to.at(-1)!, moved.inode);
-    if (entered < 0) return entered;
-    // Two entries of one name may stand in the target now; the newer is the first. Take away the older, then the old name.
-    if (there !== undefined) {
-      this.#leave(target, there.at);
-      this.release(there.inode);
-    }
-    this.#leave(directory, moved.at);
-    return 0;
-  }
-
-  /** Names in a row below an inode. */
-  #depthBelow(inode: PhysicalAddress): number {
-    const { memory } = this.#parts;
-    if (readInode(memory, inode).type !== "directory") return 0;
-    let depth = 0;
-    for (const entry of walkDirectory(memory, inode)) depth = Math.max(depth, 1 + this.#depthBelow(entry.inode));
-    return depth;
-  }
-
-  // ---- contents of files in memory ----
 
   setSize(inode: PhysicalAddress, size: number, modified: number = Date.now()): void {
     this.#parts.memory.storeFloat64(inode + SIZE, size);
@@ -326,57 +174,6 @@ export class InodeTree {
     store64(this.#parts, inode + HOST_DEVICE, device);
     store64(this.#parts, inode + HOST_NUMBER, number);
     store64(this.#parts, inode + HOST_MODIFIED, modified);
-  }
-
-  /** Bytes of a file in memory from a position, at most `length`. */
-  read(inode: Inode, position: number, length: number): Uint8Array {
-    const bytes = new Uint8Array(Math.max(0, Math.min(length, inode.size - position)));
-    this.#visitPages(position, bytes.length, (page, at, done, count) => {
-      const frame = this.#parts.objects.find(inode.object, page);
-      if (frame !== undefined) bytes.set(this.#parts.memory.read(frame * FRAME_BYTES + at, count), done);
-      return true;
-    });
-    return bytes;
-  }
-
-  /** Stores bytes into a file in memory; returns how many, fewer if there is no more memory. */
-  write(inode: Inode, position: number, bytes: Uint8Array): number {
-    if ((position + bytes.length) / FRAME_BYTES > OBJECT_PAGES_MAX) return -EFBIG;
-    let written = 0;
-    this.#visitPages(position, bytes.length, (page, at, done, count) => {
-      const frame = this.#parts.objects.find(inode.object, page) ?? this.#parts.objects.fillWithZeros(inode.object, page);
-      if (frame === undefined) return false;
-      this.#parts.memory.write(frame * FRAME_BYTES + at, bytes.subarray(done, done + count));
-      written += count;
-      return true;
-    });
-    if (written === 0 && bytes.length > 0) return -ENOSPC;
-    this.setSize(inode.at, Math.max(inode.size, position + written));
-    return written;
-  }
-
-  #visitPages(position: number, length: number, visit: (page: number, at: number, done: number, count: number) => boolean): void {
-    for (let done = 0; done < length; ) {
-      const at = (position + done) % FRAME_BYTES;
-      const count = Math.min(FRAME_BYTES - at, length - done);
-      if (!visit(Math.floor((position + done) / FRAME_BYTES), at, done, count)) return;
-      done += count;
-    }
-  }
-
-  /** Cuts a file in memory, or lengthens it with zeros. One that is mapped is not cut: its pages are in use. */
-  truncate(inode: Inode, size: number): number {
-    const { memory, objects } = this.#parts;
-    if (size / FRAME_BYTES > OBJECT_PAGES_MAX) return -EFBIG;
-    if (size < inode.size) {
-      if (objects.isMapped(inode.object)) return -EBUSY;
-      objects.truncate(inode.object, Math.ceil(size / FRAME_BYTES));
-      const last = objects.find(inode.object, Math.floor(size / FRAME_BYTES));
-      const tail = size % FRAME_BYTES;
-      if (tail > 0 && last !== undefined) memory.write(last * FRAME_BYTES + tail, new Uint8Array(FRAME_BYTES - tail));
-    }
-    this.setSize(inode.at, size);
-    return 0;
   }
 
   // ---- files of the host ----
@@ -404,6 +201,37 @@ export class InodeTree {
     memory.store32(KERNEL_HOST_INODES, inode);
     this.note(inode, identity);
     return inode;
+  }
+
+  /**
+   * Other paths for files of the host that are open. The memory for them is taken now, so that they can be put in place once the host
+   * has moved the files, and nothing can fail any more.
+   *
+   * @param pathOf - the new path of a file; undefined if it keeps its own
+   * @throws ENOMEM, ENAMETOOLONG
+   */
+  preparePaths(pathOf: (inode: Inode) => string | undefined): { take(): void; giveUp(): void } {
+    const { memory, buddy } = this.#parts;
+    const made: { at: PhysicalAddress; path: PhysicalAddress }[] = [];
+    const giveUp = (): void => {
+      for (const { path } of made) freeString(memory, path);
+    };
+    for (const inode of walkHostInodes(memory)) {
+      const text = pathOf(inode);
+      const path = text === undefined ? undefined : createString(memory, buddy, text);
+      if (path !== undefined) made.push({ at: inode.at + HOST_PATH, path });
+      else if (text !== undefined) {
+        giveUp();
+        throw Object.assign(new Error(`no room for the path ${text}`), { code: isTooLong(text) ? "ENAMETOOLONG" : "ENOMEM" });
+      }
+    }
+    const take = (): void => {
+      for (const { at, path } of made) {
+        freeString(memory, memory.load32(at) >>> 0);
+        memory.store32(at, path);
+      }
+    };
+    return { take, giveUp };
   }
 }
 

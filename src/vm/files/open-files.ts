@@ -8,8 +8,9 @@ import { listProcesses } from "../tasks/process.js";
 import { PTE_W } from "../../base/layout.js";
 import { type DescriptionKind, walkFds } from "./descriptions.js";
 import { ACCESS_MODE, O_RDONLY } from "./flags.js";
-import { type HostIdentity, readInode, walkDirectory, walkHostInodes } from "./inode.js";
+import { type HostIdentity, readInode, walkHostInodes } from "./inode.js";
 import { readPipe } from "./pipe.js";
+import { walkDirectory } from "./tree.js";
 
 /** A file of the host that processes have open or mapped. */
 export interface OpenFile extends HostIdentity {

@@ -3,7 +3,8 @@ import { type ReadableMemory, walkList } from "../../base/memory.js";
 import { ENOMEM } from "../memory/errno.js";
 import { allocateObject, createString, type HeapObject, readString, stringObject } from "../memory/kernel-heap.js";
 import { KERNEL_MOUNTS } from "../memory/kernel-layout.js";
-import type { MemoryParts } from "../memory/parts.js";
+import type { KernelParts } from "../tasks/parts.js";
+import { mountRoot } from "./mount-roots.js";
 
 /** The parts of an absolute path, without `.` and `..`. */
 export function splitPath(path: string): string[] {
@@ -24,6 +25,9 @@ export interface Mount {
   readOnly: boolean;
 }
 
+/** A mount, and where its directory is now, for the host's calls (mount-roots.ts). */
+export type RootedMount = Mount & { root: string };
+
 const MOUNT_BYTES = 16;
 
 /** The mounts, each with the objects that it consists of. */
@@ -40,9 +44,9 @@ export function* walkMounts(memory: ReadableMemory): Generator<Mount & { objects
 }
 
 export class Mounts {
-  readonly #parts: MemoryParts;
+  readonly #parts: KernelParts;
 
-  constructor(parts: MemoryParts) {
+  constructor(parts: KernelParts) {
     this.#parts = parts;
   }
 
@@ -61,15 +65,18 @@ export class Mounts {
   }
 
   /** The mount that a path lies in, and the rest of the path; undefined if it is in memory. */
-  find(parts: readonly string[]): { mount: Mount; rest: string[] } | undefined {
-    let best: { mount: Mount; rest: string[] } | undefined;
+  find(parts: readonly string[]): { mount: RootedMount; rest: string[] } | undefined {
+    const { control, memory } = this.#parts;
+    let best: { mount: RootedMount; rest: string[] } | undefined;
     let longest = -1;
-    for (const mount of walkMounts(this.#parts.memory)) {
+    let index = 0;
+    for (const mount of walkMounts(memory)) {
       const at = splitPath(mount.path);
       if (at.length > longest && at.every((part, i) => parts[i] === part)) {
-        best = { mount, rest: parts.slice(at.length) };
+        best = { mount: { ...mount, root: mountRoot(control, index, mount.host) }, rest: parts.slice(at.length) };
         longest = at.length;
       }
+      index++;
     }
     return best;
   }

@@ -23,8 +23,8 @@ import type { MemoryParts } from "./parts.js";
 import { type Entry, findEntry, HUGE_BYTES, PTE_FLAGS, visitEntries, walkTables } from "./page-table.js";
 import { HEAP_BASE, HEAP_END, USER_END } from "./user-layout.js";
 
-/** Why an access fails: nothing there allows it, or there is no memory for it now. */
-export type FaultKind = "denied" | "no memory";
+/** Why an access fails: nothing there allows it, the file behind it has no such page, or there is no memory for it now. */
+export type FaultKind = "denied" | "no page" | "no memory";
 
 /** A process's access that cannot be resolved: the process ends with this reason. */
 export class GuestFault extends Error {
@@ -192,7 +192,7 @@ export class AddressSpace {
     const index = area.offset + (page - area.start) / FRAME_BYTES;
     const frame = objects.find(area.object, index) ?? this.#pager.fillPage(area.object, index);
     if (frame === undefined) return false;
-    if (frame < 0) throw new GuestFault(`${where}: the file behind it ends before, or cannot be read`);
+    if (frame < 0) throw new GuestFault(`${where}: the file behind it ends before, or cannot be read`, "no page");
     if (write && !area.shared) return this.#leaves.mapNew(page, 0, area.flags, memory.read(frame * FRAME_BYTES, FRAME_BYTES));
     if (write) objects.makeDirty(area.object, frame);
     buddy.share(frame);
@@ -224,6 +224,22 @@ export class AddressSpace {
     if (this.#areas.cut(start) && this.#areas.cut(end) && this.#leaves.splitAt(start) && this.#leaves.splitAt(end)) return true;
     this.#areas.join(start, end);
     return false;
+  }
+
+  // ---- files that were cut ----
+
+  /** Takes out the leaves of pages that the files behind their areas do not have any more. */
+  trim(): void {
+    for (const area of this.areas()) {
+      const end = this.#endOfPages(area);
+      if (end < area.end) this.#leaves.clear(end, area.end);
+    }
+  }
+
+  /** Where what is behind an area ends, within it. */
+  #endOfPages({ start, end, object, offset }: Area): VirtualAddress {
+    if (object === 0) return end;
+    return Math.min(end, start + Math.max(0, this.#pager.pagesOf(object) - offset) * FRAME_BYTES);
   }
 
   // ---- the heap area: blocks of the buddy allocator, by the call `map` ----
@@ -275,7 +291,7 @@ export class AddressSpace {
     let done = true;
     for (const area of [...this.areas()].toReversed()) {
       if (!child.addArea(area)) return false;
-      visitEntries(memory, this.#leaves.root, area.start, area.end, (address, pte, entry) => {
+      visitEntries(memory, this.#leaves.root, area.start, this.#endOfPages(area), (address, pte, entry) => {
         if (!done) return;
         const frame = pte >>> PTE_PPN_SHIFT;
         if (entry.level === 0) buddy.split(buddy.headOf(frame));

@@ -42,6 +42,10 @@ export function freeObject(memory: PhysicalMemory, object: PhysicalAddress, byte
 
 const STRING_BYTES_MAX = 2000;
 
+export function isTooLong(text: string): boolean {
+  return Buffer.byteLength(text) > STRING_BYTES_MAX;
+}
+
 /** Undefined if there is no memory, or the text is too long. */
 export function createString(memory: PhysicalMemory, buddy: BuddyAllocator, text: string): PhysicalAddress | undefined {
   const bytes = new TextEncoder().encode(text);

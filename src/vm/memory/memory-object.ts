@@ -30,8 +30,10 @@ export const OBJECT_PAGES_MAX: number = WORDS * WORDS;
 
 /** Whoever has the pages of files: what a mapping needs of them. Callers hold the kernel lock. */
 export interface Pager {
-  /** A page that has no frame yet. Undefined if there is no memory; what is negative is an error number. */
+  /** A page that has no frame yet. Undefined if there is no memory; what is negative is an error number, EFAULT beyond the end. */
   fillPage(object: PhysicalAddress, page: number): Pfn | number | undefined;
+  /** How many pages there are: of a file those up to its end, also if they have no frame. */
+  pagesOf(object: PhysicalAddress): number;
   /** Has pages that were stored to reach whatever is behind the object. Returns 0 or an error number, negated. */
   writeBack(object: PhysicalAddress, first: number, pages: number): number;
   /** An area that maps an object holds the inode whose pages these are. */

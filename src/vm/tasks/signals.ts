@@ -29,6 +29,8 @@ import { loadUserFloat64, storeUserFloat64, type UserMemory } from "../memory/us
 import { processAddress } from "../memory/kernel-layout.js";
 
 export const SIGABRT = 6;
+/** For an access to a mapped page that its file does not have. */
+export const SIGBUS = 7;
 export const SIGKILL = 9;
 export const SIGUSR1 = 10;
 export const SIGSEGV = 11;
@@ -172,7 +174,7 @@ export class Signals {
     return stops === 0 || (pending & (1 << SIGKILL)) !== 0 ? undefined : firstOf(stops);
   }
 
-  /** The handler of a signal if it can be called now: for one that cannot wait (SIGSEGV). */
+  /** The handler of a signal if it can be called now: for one that cannot wait (SIGSEGV, SIGBUS). */
   catcher(at: PhysicalAddress, signal: number): number | undefined {
     const handler = this.disposition(at, signal);
     const masked = (this.#load(at + K.PROCESS_MASK) & (1 << signal)) !== 0;

@@ -6,17 +6,20 @@ import type { Lifecycle } from "./lifecycle.js";
 import type { KernelParts } from "./parts.js";
 import { SIGKILL, type Signals } from "./signals.js";
 import { stopStatus } from "./status.js";
+import type { Trims } from "./trims.js";
 import { type Leave, Wait } from "./wait.js";
 
 export class Turns {
   readonly #parts: KernelParts;
   readonly #signals: Signals;
   readonly #lifecycle: Lifecycle;
+  readonly #trims: Trims;
 
-  constructor(parts: KernelParts, signals: Signals, lifecycle: Lifecycle) {
+  constructor(parts: KernelParts, rooms: { signals: Signals; lifecycle: Lifecycle; trims: Trims }) {
     this.#parts = parts;
-    this.#signals = signals;
-    this.#lifecycle = lifecycle;
+    this.#signals = rooms.signals;
+    this.#lifecycle = rooms.lifecycle;
+    this.#trims = rooms.trims;
   }
 
   /** Puts the next process on a vCPU, and sends what alarms are due. -1 if none is ready. */
@@ -46,6 +49,7 @@ export class Turns {
     const { control, memory, scheduler } = this.#parts;
     control.locked(() => {
       const at = processAddress(memory, slot);
+      this.#trims.take(slot);
       memory.store32(at + K.PROCESS_VCPU, -1);
       scheduler.charge(at, ran);
       if (memory.load32(at + K.PROCESS_STATE) === K.PROCESS_ENDING) return this.#lifecycle.exit(slot, SIGKILL);
@@ -56,6 +60,17 @@ export class Turns {
       else if (leave.do === "sleep") scheduler.sleep(at, leave.until);
       else scheduler.makeReady(at);
       this.#signals.rouse(at);
+    });
+  }
+
+  /**
+   * Between two batches of the process in a slot: does what its vCPU was told to do before the next one, and then what is to be
+   * done before anybody can tell it something else.
+   */
+  settle(slot: number, andThen: () => void = () => undefined): void {
+    this.#parts.control.locked(() => {
+      if (slot >= 0) this.#trims.take(slot);
+      andThen();
     });
   }
 

@@ -19,6 +19,9 @@ export class Wait {
   }
 }
 
+/** For nothing that comes: the step is taken again as soon as it is the process's turn. A call that would take too long in one piece. */
+export const AGAIN: Wait = new Wait(0);
+
 /** How a process leaves its vCPU. */
 export type Leave =
   | { do: "ready" }

@@ -74,20 +74,20 @@ export interface FileStat {
 
 /** System calls on files; flags and whence as in files/flags.ts. */
 export interface FileCalls {
-  open(path: string, flags: number): number;
+  open(path: string, flags: number): number | undefined;
   close(fd: number): number;
   /** Reads into memory at `address`; returns how many bytes, 0 at the end. */
   read(fd: number, address: VirtualAddress, bytes: number): number | undefined;
   write(fd: number, address: VirtualAddress, bytes: number): number | undefined;
   lseek(fd: number, offset: number, whence: number): number;
-  ftruncate(fd: number, size: number): number;
+  ftruncate(fd: number, size: number): number | undefined;
   fstat(fd: number): FileStat | number;
   stat(path: string): FileStat | number;
   readdir(path: string): string[] | number;
   mkdir(path: string): number;
   rmdir(path: string): number;
-  unlink(path: string): number;
-  rename(from: string, to: string): number;
+  unlink(path: string): number | undefined;
+  rename(from: string, to: string): number | undefined;
   pipe(flags?: number): { reader: number; writer: number } | number;
   dup(fd: number): number;
   dup2(fd: number, to: number): number;

@@ -125,7 +125,7 @@ export function createSystemCalls(
         memory.store32(at + PROCESS_NICE, nice);
         return nice;
       }),
-    open: (path, flags) => locked(() => files.open(slot, path, flags)),
+    open: (path, flags) => orWait(() => files.open(slot, path, flags)),
     close: (fd) => locked(() => files.descriptions.close(slot, fd)),
     read: (fd, address, bytes) => {
       const most = Math.min(bytes, CALL_BYTES_MAX);
@@ -145,14 +145,14 @@ export function createSystemCalls(
       return written;
     },
     lseek: (fd, offset, whence) => locked(() => files.seek(slot, fd, offset, whence)),
-    ftruncate: (fd, size) => locked(() => files.ftruncate(slot, fd, size)),
+    ftruncate: (fd, size) => orWait(() => files.ftruncate(slot, fd, size)),
     fstat: (fd) => locked(() => files.fstat(slot, fd)),
-    stat: (path) => locked(() => files.stat(path)),
-    readdir: (path) => locked(() => files.list(path)),
-    mkdir: (path) => locked(() => files.mkdir(path)),
-    rmdir: (path) => locked(() => files.rmdir(path)),
-    unlink: (path) => locked(() => files.unlink(path)),
-    rename: (from, to) => locked(() => files.rename(from, to)),
+    stat: (path) => locked(() => files.names.stat(path)),
+    readdir: (path) => locked(() => files.names.list(path)),
+    mkdir: (path) => locked(() => files.names.mkdir(path)),
+    rmdir: (path) => locked(() => files.names.rmdir(path)),
+    unlink: (path) => orWait(() => files.names.unlink(path)),
+    rename: (from, to) => orWait(() => files.names.rename(from, to)),
     pipe: (flags = 0) => locked(() => files.pipe(slot, flags)),
     dup: (fd) => locked(() => files.descriptions.duplicate(slot, fd)),
     dup2: (fd, to) => locked(() => files.descriptions.duplicate(slot, fd, to)),

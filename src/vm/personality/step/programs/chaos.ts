@@ -241,7 +241,7 @@ class Chaos extends StateProgram {
 
   #file(memory: UserMemory, r: Int32Array, system: KernelCalls, draw: number): void {
     const path = `/chaos-${system.getpid()}`;
-    const fd = enough(system.open(path, O_RDWR | O_CREAT | O_EXCL));
+    const fd = enough(system.open(path, O_RDWR | O_CREAT | O_EXCL) ?? -1);
     const bytes = 1 + ((draw >>> 6) % 3000);
     for (let at = 0; at < bytes; at += 4) memory.store32(BUFFER + at, hash(draw, at));
     let sum = 0;

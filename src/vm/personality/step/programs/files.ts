@@ -5,7 +5,7 @@
  * work in one directory.
  */
 import { DATA_BASE, SelfCheckError } from "../program.js";
-import { EBUSY, ENOENT } from "../../../memory/errno.js";
+import { ENOENT } from "../../../memory/errno.js";
 import { O_APPEND, O_CREAT, O_EXCL, O_RDWR, SEEK_CUR, SEEK_SET } from "../../../files/flags.js";
 import { PTE_R } from "../../../../base/layout.js";
 import { defineProgram, integer, type Program, rate, seed, text } from "./options.js";
@@ -19,8 +19,6 @@ const FD = 14;
 const SIZE = 16;
 const OPERATIONS = 18;
 const MAPPED = 24;
-/** 1 if it was renamed while it was open. */
-const OPEN = 26;
 
 const BUFFER = DATA_BASE;
 const BUFFER_PAGES = 4;
@@ -49,7 +47,7 @@ class FilesProgram extends StateProgram {
     switch (state) {
       case 0:
         r[ROUND]!++;
-        r[FD] = expect("open", system.open(path, O_RDWR | O_CREAT | O_EXCL), (fd) => fd >= 0);
+        r[FD] = expect("open", system.open(path, O_RDWR | O_CREAT | O_EXCL) ?? -1, (fd) => fd >= 0);
         r[SIZE] = 0;
         r[OPERATIONS] = 0;
         r[STATE] = 1;
@@ -65,7 +63,7 @@ class FilesProgram extends StateProgram {
         expect("lseek", system.lseek(twin, 1, SEEK_SET), (at) => at === 1);
         expect("shared position", system.lseek(fd, 0, SEEK_CUR), (at) => at === 1);
         expect("close", system.close(twin), (result) => result === 0);
-        const other = expect("open again", system.open(path, O_RDWR | O_APPEND), (result) => result >= 0);
+        const other = expect("open again", system.open(path, O_RDWR | O_APPEND) ?? -1, (result) => result >= 0);
         this.#fill(step, r[SIZE]!, 5);
         expect("append", system.write(other, BUFFER, 5) ?? -1, (count) => count === 5);
         r[SIZE] = r[SIZE]! + 5;
@@ -89,21 +87,25 @@ class FilesProgram extends StateProgram {
         return "done";
       }
       case 5: {
-        // A file of the host cannot be renamed or removed while it is open.
-        const renamed = expect("rename", system.rename(path, `${path}.old`), (result) => result === 0 || result === -EBUSY);
-        expect("renamed", system.stat(path) === -ENOENT ? 1 : 0, (gone) => (gone === 1) === (renamed === 0));
-        r[OPEN] = renamed === 0 ? 1 : 0;
+        const renamed = system.rename(path, `${path}.old`);
+        if (renamed === undefined) return "waits";
+        expect("rename", renamed, (result) => result === 0);
+        expect("renamed", system.stat(path) === -ENOENT ? 1 : 0, (gone) => gone === 1);
         r[STATE] = 6;
         return "done";
       }
+      case 6: {
+        const removed = system.unlink(`${path}.old`);
+        if (removed === undefined) return "waits";
+        expect("unlink", removed, (result) => result === 0);
+        r[STATE] = 7;
+        return "done";
+      }
       default: {
-        const inMemory = r[OPEN] === 1;
-        if (inMemory) expect("unlink", system.unlink(`${path}.old`), (result) => result === 0);
         // Open still, it is there still.
         expect("lseek", system.lseek(r[FD]!, 0, SEEK_SET), (at) => at === 0);
         this.#readBack(step, 0, Math.min(r[SIZE]!, 4096));
         expect("close", system.close(r[FD]!), (result) => result === 0);
-        if (!inMemory) expect("unlink", system.unlink(path), (result) => result === 0);
         r[STATE] = 0;
         return "done";
       }
@@ -118,7 +120,7 @@ class FilesProgram extends StateProgram {
     const count = Math.min(1 + ((draw >>> 8) % BYTES_MAX), this.#size);
     expect("lseek", system.lseek(r[FD]!, at, SEEK_SET), (result) => result === at);
     if (draw % 16 === 0 && size > 0) {
-      expect("ftruncate", system.ftruncate(r[FD]!, at), (result) => result === 0);
+      expect("ftruncate", system.ftruncate(r[FD]!, at) ?? -1, (result) => result === 0);
       r[SIZE] = at;
     } else if (draw % 16 < 9 && at + count <= this.#size) {
       this.#fill(step, at, count);

@@ -8,6 +8,7 @@
 import { HibernaculumError } from "../../../../base/errors.js";
 import type { Runner } from "../program.js";
 import { chaos } from "./chaos.js";
+import { cutter } from "./cutter.js";
 import { disk } from "./disk.js";
 import { entropy } from "./entropy.js";
 import { files } from "./files.js";
@@ -31,7 +32,7 @@ import { zipf } from "./zipf.js";
 
 /** Programs whose memory follows from their text, and those that work with others, with files or with devices. */
 const replayable = [zipf, randomWrites, sequential, incrementer, stack, heap, idle, disk];
-const interacting = [fork, shared, mapper, files, pipes, signals, jobs, sleeper, timers, progress, entropy, chaos];
+const interacting = [fork, shared, mapper, files, cutter, pipes, signals, jobs, sleeper, timers, progress, entropy, chaos];
 const programs: ReadonlyMap<string, Program> = new Map(replayable.concat(interacting).map((program) => [program.name, program]));
 
 /** Names of the programs, in the order of the help text. */

@@ -7,9 +7,13 @@ import test from "ava";
 import Database from "better-sqlite3";
 import fc from "fast-check";
 import { HibernaculumError } from "../src/base/errors.js";
-import { Catalogue, type CatalogueContents, CatalogueWriter, fromSqlite } from "../src/image/catalogue.js";
+import { Catalogue } from "../src/image/catalogue.js";
+import type { CatalogueContents } from "../src/image/catalogue-rows.js";
+import { CatalogueWriter } from "../src/image/catalogue-writer.js";
+import { fromSqlite } from "../src/image/sqlite-errors.js";
 import { checksum } from "../src/image/checksum.js";
-import { CATALOGUE_NAME, type Extent, ExtentTable, FORMAT_VERSION } from "../src/image/format.js";
+import { type Extent, ExtentTable } from "../src/image/extents.js";
+import { CATALOGUE_NAME, FORMAT_VERSION } from "../src/image/format.js";
 
 const EMPTY: CatalogueContents = {
   meta: {},

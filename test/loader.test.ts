@@ -17,7 +17,7 @@ import {
 } from "../src/base/layout.js";
 import { bit } from "../src/base/control.js";
 import { Claims } from "../src/cow/claims.js";
-import { ExtentTable, SAME_FILLED } from "../src/image/format.js";
+import { ExtentTable, SAME_FILLED } from "../src/image/extents.js";
 import { loadPages } from "../src/restore/page-loader.js";
 import type { Core } from "../src/vm/memory/core.js";
 import { PhysicalMemory, POOL_PLACE } from "../src/vm/memory/physical.js";

@@ -2,7 +2,7 @@
 import { InvalidArgumentError } from "commander";
 import { HibernaculumError } from "../base/errors.js";
 import { PTE_R, PTE_U, PTE_W, PTE_X } from "../base/layout.js";
-import type { MappingRow } from "../image/catalogue.js";
+import type { MappingRow } from "../image/catalogue-rows.js";
 import type { Image } from "../image/directory.js";
 import { formatBytes, formatCount } from "../stats/format.js";
 import { field, section, table, type View } from "../stats/layout.js";

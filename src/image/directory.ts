@@ -22,16 +22,8 @@ import { BlobReader } from "./blob.js";
 import { Catalogue } from "./catalogue.js";
 import { hashFile, loadChecksum } from "./checksum.js";
 import { refuseTaken, renameToFree, statIfThere, syncDirectory } from "./files.js";
-import {
-  BLOB_NAME,
-  CATALOGUE_NAME,
-  type Chunk,
-  decodeHeader,
-  type ExtentTable,
-  HEADER_BYTES,
-  type ImageHeader,
-  type OnCheck,
-} from "./format.js";
+import type { ExtentTable } from "./extents.js";
+import { BLOB_NAME, CATALOGUE_NAME, type Chunk, decodeHeader, HEADER_BYTES, type ImageHeader, type OnCheck } from "./format.js";
 import { ImageMemory, type ImageMemoryOptions } from "./image-memory.js";
 import { notedPaths } from "./known-paths.js";
 import { claimUse } from "./markers.js";

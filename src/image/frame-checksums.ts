@@ -4,7 +4,7 @@
  */
 import { FRAME_BYTES } from "../base/layout.js";
 import { checksum } from "./checksum.js";
-import { REFERENCED, SAME_FILLED } from "./format.js";
+import { REFERENCED, SAME_FILLED } from "./extents.js";
 import { ImageMemory } from "./image-memory.js";
 import type { ImageContents } from "./verify.js";
 

@@ -10,7 +10,8 @@ import { FRAME_BYTES, FRAME_SHIFT } from "../base/layout.js";
 import { type Pfn, type PhysicalAddress, type ReadableMemory, requireInRam } from "../base/memory.js";
 import type { BlobReader } from "./blob.js";
 import { decodeChunk } from "./codec.js";
-import { CHUNK_BYTES, CODEC_RAW, type Chunk, type ExtentTable, REFERENCED, SAME_FILLED } from "./format.js";
+import { type ExtentTable, REFERENCED, SAME_FILLED } from "./extents.js";
+import { CHUNK_BYTES, CODEC_RAW, type Chunk } from "./format.js";
 import type { Reference } from "../base/host-file.js";
 import { ReferenceReader } from "./references.js";
 

@@ -11,18 +11,8 @@ import type { BlobReader } from "./blob.js";
 import type { Catalogue } from "./catalogue.js";
 import { checksum } from "./checksum.js";
 import { checkDigest, unknownCodec } from "./codec.js";
-import {
-  CHUNK_FRAMES,
-  type Chunk,
-  CODEC_LZ4,
-  CODEC_RAW,
-  type ExtentTable,
-  HEADER_BYTES,
-  type ImageHeader,
-  padded,
-  REFERENCED,
-  SAME_FILLED,
-} from "./format.js";
+import { type ExtentTable, REFERENCED, SAME_FILLED } from "./extents.js";
+import { CHUNK_FRAMES, type Chunk, CODEC_LZ4, CODEC_RAW, HEADER_BYTES, type ImageHeader, padded } from "./format.js";
 import { ImageMemory } from "./image-memory.js";
 import type { Reference } from "../base/host-file.js";
 import { ReferenceReader } from "./references.js";

@@ -331,7 +331,7 @@ export const MUTANTS: readonly Mutant[] = [
     breaks: "after a crash, the image of a save that failed is back",
   },
   {
-    file: "src/image/catalogue.ts",
+    file: "src/image/catalogue-writer.ts",
     find: "        await file.sync();\n",
     replace: "",
     tests: crash("a hibernation*"),

@@ -3,6 +3,7 @@
  * pointer to is entered first, and once. So a frame or an object is one thing only, a list that comes by an object twice is
  * found out, and a walk ends when all that there is has been entered.
  */
+import { hex } from "../../base/hex.js";
 import { FRAME_BYTES } from "../../base/layout.js";
 import { hex, type Pfn, type PhysicalAddress } from "../../base/memory.js";
 import { KERNEL_HEAP_SMALLEST, KIND_KERNEL_HEAP, KIND_NAMES } from "./kernel-layout.js";

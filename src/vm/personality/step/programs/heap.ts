@@ -9,6 +9,7 @@
  *
  * If there is no memory the step ends before it has stored anything.
  */
+import { hex } from "../../../../base/hex.js";
 import { FRAME_BYTES } from "../../../../base/layout.js";
 import { hex } from "../../../../base/memory.js";
 import { DATA_BASE, HEAP_BASE, HEAP_PAGES_MAX, SelfCheckError, type UserMemory } from "../program.js";

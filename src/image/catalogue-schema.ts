@@ -1,6 +1,6 @@
-/** The tables of a catalogue, and whether a database has them and nothing else. */
+/** The tables of a catalogue, and whether a SQLite file has them and nothing else. */
 import { isDeepStrictEqual } from "node:util";
-import Database from "better-sqlite3";
+import type { SchemaRow } from "./sqlite-file.js";
 
 /** The schema, as `design/image-format.md` has it: a reader compares it before it reads a row. */
 export const SCHEMA = `
@@ -26,24 +26,39 @@ CREATE TABLE mapping (pid INTEGER NOT NULL, vaddr INTEGER NOT NULL, frame_order 
 `;
 export const APPLICATION_ID = 0x4842524e; // "HBRN"
 
-/** Whether the database has a catalogue's tables, and nothing that runs when they are read. */
-export function hasSchema(database: Database.Database): boolean {
-  const plain = new Database(":memory:");
-  try {
-    plain.exec(SCHEMA);
-    return isDeepStrictEqual(schemaOf(database), schemaOf(plain));
-  } finally {
-    plain.close();
-  }
+const NAMES = [
+  "meta",
+  "region",
+  "chunk",
+  "extent",
+  "reference",
+  "file",
+  "mount",
+  "process",
+  "blocks",
+  "object",
+  "mapping",
+] as const;
+export type TableName = (typeof NAMES)[number];
+/** Tables whose key SQLite keeps in an index of its own. */
+const INDEXED: readonly TableName[] = ["file", "mount"];
+
+/** What SQLite says of its schema, where there is a catalogue; white space does not count. */
+const EXPECTED: readonly string[] = described([
+  ...SCHEMA.split(";\n").flatMap((sql) => {
+    const name = /^\s*CREATE TABLE (\w+)/.exec(sql)?.[1];
+    return name === undefined ? [] : [{ type: "table", name, table: name, sql: sql.trim() }];
+  }),
+  ...INDEXED.map((table) => ({ type: "index", name: `sqlite_autoindex_${table}_1`, table, sql: null })),
+]);
+
+function described(rows: readonly Omit<SchemaRow, "root">[]): string[] {
+  return rows.map(({ type, name, table, sql }) => JSON.stringify([type, name, table, sql?.replaceAll(/\s+/g, " ")])).sort();
 }
 
-/** What SQLite has in its schema, in which nothing else may be; white space does not count. */
-function schemaOf(database: Database.Database): unknown[] {
-  const rows = database
-    .prepare<[], (string | null)[]>(
-      "SELECT type, name, tbl_name, iif(octet_length(sql) <= 4096, sql, '') FROM sqlite_schema ORDER BY name LIMIT 1000",
-    )
-    .raw()
-    .all();
-  return rows.map((row) => row.map((text) => text?.replaceAll(/\s+/g, " ")));
+/** The root page of each table; undefined if there are others than a catalogue has, or something that runs when they are read. */
+export function tableRoots(schema: readonly SchemaRow[]): ReadonlyMap<TableName, number> | undefined {
+  if (!isDeepStrictEqual(described(schema), EXPECTED)) return undefined;
+  const roots = new Map(schema.map(({ name, root }) => [name, root]));
+  return new Map(NAMES.map((name) => [name, roots.get(name)!]));
 }

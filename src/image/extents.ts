@@ -81,6 +81,18 @@ export class ExtentTable implements Iterable<Extent> {
     return table;
   }
 
+  /** Its first so many extents, in the same memory. */
+  begin(length: number): ExtentTable {
+    return ExtentTable.of({
+      length,
+      pfn: this.pfn.subarray(0, length),
+      frames: this.frames.subarray(0, length),
+      chunk: this.chunk.subarray(0, length),
+      first: this.first.subarray(0, length),
+      fill: this.fill.subarray(0, length),
+    });
+  }
+
   /** The columns, to be handed to another thread. */
   get columns(): ExtentColumns {
     const { length, pfn, frames, chunk, first, fill } = this;

@@ -87,8 +87,8 @@ export class Catalogue {
       rows++;
       kept += row.bytes;
       for (let column = 0; column < columns.length; column++) {
-        const [name, check] = columns[column]!;
-        if (!check(row, column)) throw this.#file.corrupt(`rows of ${table} are out of range: ${name} of row ${rows}`);
+        const named = columns[column]!;
+        if (!named[1](row, column)) throw this.#file.corrupt(`rows of ${table} are out of range: ${named[0]} of row ${rows}`);
       }
       if (rows > limit || kept > bytes) throw this.#file.corrupt(`there is more in ${table} than a machine can have`);
       yield row;
@@ -158,9 +158,8 @@ export class Catalogue {
       table.pfn[i] = row.id;
       table.frames[i] = row.integer(1);
       const kind = row.integer(2);
-      const [chunk, first, fill] = [!row.isNull(3), !row.isNull(4), !row.isNull(5)];
       const placed = kind === KIND_CHUNK;
-      if (chunk !== placed || first !== placed || fill !== (kind === KIND_FILL))
+      if (row.isNull(3) === placed || row.isNull(4) === placed || row.isNull(5) === (kind === KIND_FILL))
         throw this.#file.corrupt(`rows of extent are out of range: that of frame ${row.id} is of two kinds`);
       switch (kind) {
         case KIND_CHUNK:

@@ -242,22 +242,33 @@ async function wellFormed(directory: string): Promise<CatalogueWriter> {
   return writer;
 }
 
+/** Reads every row of every table. */
+async function readAll(directory: string): Promise<void> {
+  const catalogue = Catalogue.open(directory);
+  try {
+    await Promise.all([catalogue.chunks(), catalogue.extents(), catalogue.references()]);
+    void [catalogue.regions(), catalogue.processes(), catalogue.blocks(), catalogue.files(), catalogue.mounts()];
+    void [[...catalogue.mappings()], [...catalogue.objects()]];
+  } finally {
+    catalogue.close();
+  }
+}
+
+function withDatabase<T>(path: string, use: (database: Database.Database) => T): T {
+  const database = new Database(path);
+  try {
+    return use(database);
+  } finally {
+    database.close();
+  }
+}
+
 test("catalogue: each value of each row that is of another type or out of range is refused", async (t) => {
   const directory = await temporaryDirectory(t);
   const path = join(directory, CATALOGUE_NAME);
   await (await wellFormed(directory)).close();
   const good = await readFile(path);
-  const readAll = async (): Promise<void> => {
-    const catalogue = Catalogue.open(directory);
-    try {
-      await Promise.all([catalogue.chunks(), catalogue.extents(), catalogue.references()]);
-      void [catalogue.regions(), catalogue.processes()];
-      void [[...catalogue.mappings()], [...catalogue.objects()], catalogue.blocks(), catalogue.files(), catalogue.mounts()];
-    } finally {
-      catalogue.close();
-    }
-  };
-  await readAll();
+  await readAll(directory);
   const wide = ["hash", "fill", "device", "inode", "mtime_ns"]; // any word
   const opaque = ["text", "path", "key", "value", "name", "host", "state", "detail", "skipped", "mount", "kind", "mode"];
   let tried = 0;
@@ -284,11 +295,44 @@ test("catalogue: each value of each row that is of another type or out of range 
       } finally {
         database.close();
       }
-      await t.throwsAsync(readAll, { instanceOf: HibernaculumError }, `${table}.${column} = ${value}`);
+      await t.throwsAsync(readAll(directory), { instanceOf: HibernaculumError }, `${table}.${column} = ${value}`);
       tried++;
     }
   }
   t.true(tried > 100, `${tried} tried`);
+});
+
+test("catalogue: NULL in each column is refused, but where a column may be empty", async (t) => {
+  const directory = await temporaryDirectory(t);
+  const path = join(directory, CATALOGUE_NAME);
+  await (await wellFormed(directory)).close();
+  const good = await readFile(path);
+  const empty = new Set(["chunk.digest", "file.hash", "file.mount", "file.name", "file.digest", "mapping.blob_offset"]);
+  const keys = new Set(["region.pfn", "chunk.id", "extent.pfn", "reference.pfn", "process.pid"]); // the row id stands for them
+  const columns = withDatabase(path, (database) =>
+    database
+      .prepare<[], [string, string]>(
+        "SELECT m.name, c.name FROM sqlite_schema m JOIN pragma_table_info(m.name) c WHERE m.type = 'table'",
+      )
+      .raw()
+      .all(),
+  );
+  for (const [table, column] of columns) {
+    const named = `${table}.${column}`;
+    if (keys.has(named) || named === "meta.key") continue;
+    await writeFile(path, good);
+    withDatabase(path, (database) => {
+      database.unsafeMode(true);
+      // The schema is put back as it was, so that nothing but the value is odd.
+      database.exec(`PRAGMA writable_schema = ON; CREATE TEMP TABLE was AS SELECT rowid AS r, sql FROM main.sqlite_schema;
+        UPDATE sqlite_schema SET sql = replace(sql, ' NOT NULL', ''); PRAGMA writable_schema = RESET; PRAGMA writable_schema = ON;
+        UPDATE ${table} SET ${column} = NULL;
+        UPDATE sqlite_schema SET sql = (SELECT sql FROM was WHERE r = sqlite_schema.rowid)`);
+    });
+    const read = readAll(directory);
+    if (empty.has(named)) await t.notThrowsAsync(read, named);
+    else await t.throwsAsync(read, { code: "HIB_CORRUPT" }, named);
+  }
 });
 
 test("catalogue: an extent of a kind that is not known is refused, and a hole is zeros", async (t) => {

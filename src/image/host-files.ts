@@ -299,9 +299,11 @@ function isAsItWas({ device, inode, size, mtime }: FileRow, found: BigIntStats):
   return found.dev === device && found.ino === inode && found.size === size && found.mtimeNs === mtime;
 }
 
+const LEADS_NOWHERE: ReadonlySet<string> = new Set(["ENOENT", "ENOTDIR", "ELOOP", "ENAMETOOLONG"]);
+
 async function statOf({ path }: FileRow): Promise<BigIntStats | undefined> {
   return stat(path, { bigint: true }).catch((error: NodeJS.ErrnoException) => {
-    if (error.code !== "ENOENT" && error.code !== "ENOTDIR") throw error;
+    if (!LEADS_NOWHERE.has(error.code ?? "")) throw error;
     return undefined;
   });
 }

@@ -173,7 +173,7 @@ const LARGE_ONES: Record<string, { sql: string; added?: number; code: string }> 
   },
   "details that unfold": {
     sql: `${numbers(12)} INSERT INTO process SELECT 100 + i, 100 + i, 'a', 'ready', 0.0, ${bomb(16_000_000)} FROM n`,
-    code: "ok",
+    code: "HIB_CORRUPT",
   },
 };
 

@@ -19,11 +19,9 @@ import { ExtentTable, KIND_CHUNK, KIND_FILL, KIND_HOLE, KIND_REFERENCE, REFERENC
 import { CATALOGUE_NAME, type Chunk, FORMAT_VERSION } from "./format.js";
 import type { FileRow } from "./host-files.js";
 import { ReferenceTable } from "./reference-table.js";
+import { parseJson } from "./json.js";
 import { SqliteFile } from "./sqlite-file.js";
 import type { SqliteRow } from "./sqlite-row.js";
-
-/** JSON of ours is a few levels deep. Who goes through it goes as deep into the stack. */
-const JSON_DEPTH_MAX = 100;
 
 /** How a table is read that can have a million rows. */
 export interface Reading {
@@ -284,29 +282,12 @@ export class Catalogue {
   }
 
   #json(text: string): unknown {
-    if (isDeeperThan(text, JSON_DEPTH_MAX)) throw this.#file.corrupt("a value is nested too deeply");
     try {
-      return JSON.parse(text);
+      return parseJson(text);
     } catch (error) {
-      throw damaged("HIB_CORRUPT", `${this.path}: a value is not JSON`, { cause: error });
+      throw damaged("HIB_CORRUPT", `${this.path}: a value is not JSON of a catalogue`, { cause: error });
     }
   }
-}
-
-/** Whether JSON has more than so many arrays and objects within each other; brackets in its texts do not count. */
-function isDeeperThan(json: string, most: number): boolean {
-  let depth = 0;
-  let within = false;
-  for (let i = 0; i < json.length; i++) {
-    const found = json[i];
-    if (within && found === "\\") i++;
-    else if (found === '"') within = !within;
-    else if (within) continue;
-    else if (found === "[" || found === "{") depth++;
-    else if (found === "]" || found === "}") depth--;
-    if (depth > most) return true;
-  }
-  return false;
 }
 
 function byPath(a: { path: string }, b: { path: string }): number {

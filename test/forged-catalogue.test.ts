@@ -6,6 +6,7 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import test, { type ExecutionContext } from "ava";
 import { save } from "../src/hibernate.js";
+import { resume } from "../src/resume.js";
 import { CATALOGUE_NAME } from "../src/image/format.js";
 import { type Alterations, Forgery } from "./forger.js";
 import { verify } from "./fixtures/forged.js";
@@ -138,6 +139,25 @@ test("numbers and types that are for people only: odd ones are shown, or left ou
     t.notRegex(stdout.replaceAll("\n", ""), /\p{Cc}/u, sql);
     t.notRegex(stderr, / {4}at /, sql);
   }
+});
+
+test("frames that its machine uses and that are not in it: no machine goes on with what was there before", async (t) => {
+  const { directory, forgery } = await makeForgery(t);
+  const path = join(directory, "forged");
+  const machine = await bootMachine(t, { ramBytes: 16 * MIB });
+  const all = forgery.savedFrames;
+  const without = "DELETE FROM meta WHERE key = 'sameFilledFrames'; UPDATE mapping SET blob_offset = NULL; DELETE FROM mapping";
+  for (const [what, sql, frames] of [
+    ["none at all", "DELETE FROM extent", 0],
+    ["all but the kernel's page", "DELETE FROM extent WHERE pfn = 0", all - 1],
+    ["all but the last", "DELETE FROM extent WHERE pfn = (SELECT max(pfn) FROM extent)", all - 1],
+  ] as const) {
+    await forgery.write(path, { catalogue: `${without}; ${sql}`, header: { frames } });
+    const { code, message } = await verify(path, directory);
+    t.is(code, "HIB_INCONSISTENT", `${what}: ${message}`);
+    await t.throwsAsync(resume(machine, path, { keepImage: true }), { code: "HIB_INCONSISTENT" }, what);
+  }
+  machine.check();
 });
 
 const LARGEST = (4016 * MIB) / 4096;

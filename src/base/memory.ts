@@ -27,6 +27,8 @@ export interface ReadableMemory {
   loadFloat64(address: PhysicalAddress): number;
   /** A copy of `length` bytes. */
   read(address: PhysicalAddress, length: number): Uint8Array;
+  /** Of an image's machine: whether the image has the frame. */
+  has?(frame: Pfn): boolean;
 }
 
 /**

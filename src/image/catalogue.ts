@@ -156,9 +156,6 @@ export class Catalogue {
       table.pfn[i] = row.id;
       table.frames[i] = row.integer(1);
       const kind = row.integer(2);
-      const placed = kind === KIND_CHUNK;
-      if (row.isNull(3) === placed || row.isNull(4) === placed || row.isNull(5) === (kind === KIND_FILL))
-        throw this.#file.corrupt(`rows of extent are out of range: that of frame ${row.id} is of two kinds`);
       switch (kind) {
         case KIND_CHUNK:
           table.chunk[i] = row.integer(3);
@@ -181,6 +178,9 @@ export class Catalogue {
             `${this.path}: the extent at frame ${row.id} is of a kind that this program does not know (${kind}); use a newer one`,
           );
       }
+      const placed = kind === KIND_CHUNK;
+      if (row.isNull(3) === placed || row.isNull(4) === placed || row.isNull(5) === (kind === KIND_FILL))
+        throw this.#file.corrupt(`rows of extent are out of range: that of frame ${row.id} is of two kinds`);
     });
     return table.begin(length);
   }

@@ -74,6 +74,12 @@ const CASES: Record<string, readonly [Alterations, string, RegExp]> = {
     "HIB_CORRUPT",
     /reference are out/,
   ],
+  "a list of a file's blocks that is none": [
+    { catalogue: "INSERT INTO file VALUES ('/x', 'r', 1, 1, 1, 1, 0, NULL, 'null', NULL, NULL, NULL)" },
+    "HIB_CORRUPT",
+    /skipped blocks/,
+  ],
+  "a page of an object beyond RAM": [{ catalogue: "INSERT INTO object VALUES (64, 0, 4095, 2)" }, "HIB_CORRUPT", /beyond RAM/],
   "an extent's frame 1.5": [{ catalogue: "UPDATE extent SET frames = 1.5" }, "HIB_CORRUPT", /extent are out of range/],
   "a value that is no JSON": [{ catalogue: "UPDATE meta SET value = '{'" }, "HIB_CORRUPT", /not JSON/],
   "a value of 100 MB": [

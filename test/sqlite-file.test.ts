@@ -198,6 +198,18 @@ test("cells that overlap are no more rows than the file has room for", (t) => {
   t.throws(() => readTable(file), { code: "HIB_CORRUPT", message: /in no order/ });
 });
 
+test("a cell that a page points to a hundred times is no hundred rows", (t) => {
+  const path = join(scratch(t), "database");
+  makeDatabase(path, 512, [["x".repeat(80), 1, 2]]);
+  const root = withFile(path, (file) => rootOf(file, "w"));
+  const bytes = readFileSync(path);
+  const at = offset(root);
+  for (let i = 1; i < 100; i++) bytes.writeUInt16BE(bytes.readUInt16BE(at + 8), at + 8 + 2 * i);
+  bytes.writeUInt16BE(100, at + 3);
+  writeFileSync(path, bytes);
+  withFile(path, (file) => t.throws(() => readKeyed(file), { code: "HIB_CORRUPT", message: /overlap/ }));
+});
+
 test("any bytes: rows, or one error", (t) => {
   const path = join(scratch(t), "database");
   makeDatabase(

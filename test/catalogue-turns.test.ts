@@ -51,6 +51,8 @@ async function turnsDuring(work: () => Promise<unknown>): Promise<number> {
   return turns;
 }
 
+/** Without what it comes to: a test that fails would print all of it. */
+const only = async (work: Promise<unknown>): Promise<void> => void (await work);
 const cancelled = (): AbortSignal => AbortSignal.abort();
 
 for (const table of ["chunks", "extents", "references"] as const) {
@@ -76,14 +78,14 @@ for (const table of ["chunks", "extents", "references"] as const) {
     const turns = await turnsDuring(async () => ({ length } = await catalogue[table]()));
     t.is(length, ROWS);
     t.true(turns >= TURNS, `${turns} turns`);
-    await t.throwsAsync(catalogue[table]({ signal: cancelled() }), { code: "HIB_CANCELLED" });
-    await t.throwsAsync(catalogue[table]({ most: ROWS - 1 }), { code: "HIB_CORRUPT", message: /there is more in/ });
+    await t.throwsAsync(only(catalogue[table]({ signal: cancelled() })), { code: "HIB_CANCELLED" });
+    await t.throwsAsync(only(catalogue[table]({ most: ROWS - 1 })), { code: "HIB_CORRUPT", message: /header's counts/ });
   });
 }
 
 test("an image with many extents: opening, exporting and importing it is cancelled, and an import leaves nothing behind", async (t) => {
   const { directory, path } = await withRows(t, EXTENTS, ROWS);
-  await t.throwsAsync(openImage(path, { signal: cancelled() }), { code: "HIB_CANCELLED" });
+  await t.throwsAsync(only(openImage(path, { signal: cancelled() })), { code: "HIB_CANCELLED" });
   await t.throwsAsync(exportImage(path, { signal: cancelled() }).next(), { code: "HIB_CANCELLED" });
   const pieces: Uint8Array[] = [];
   for await (const piece of exportImage(path)) pieces.push(piece);
@@ -120,7 +122,7 @@ test("frames in more files than a machine can have are refused before a file is 
   await writer.close();
   const catalogue = Catalogue.open(directory);
   t.teardown(() => catalogue.close());
-  await t.throwsAsync(catalogue.references(), { code: "HIB_CORRUPT", message: /more files than a machine/ });
+  await t.throwsAsync(only(catalogue.references()), { code: "HIB_CORRUPT", message: /more files than a machine/ });
 });
 
 test("a value that is nested deeply is refused, and not followed into the depth", (t) => {

@@ -80,6 +80,7 @@ const CASES: Record<string, readonly [Alterations, string, RegExp]> = {
     /skipped blocks/,
   ],
   "a page of an object beyond RAM": [{ catalogue: "INSERT INTO object VALUES (64, 0, 4095, 2)" }, "HIB_CORRUPT", /beyond RAM/],
+  "an extent of one word without a word": [{ catalogue: "UPDATE extent SET kind = 1" }, "HIB_CORRUPT", /of two kinds/],
   "an extent's frame 1.5": [{ catalogue: "UPDATE extent SET frames = 1.5" }, "HIB_CORRUPT", /extent are out of range/],
   "a value that is no JSON": [{ catalogue: "UPDATE meta SET value = '{'" }, "HIB_CORRUPT", /not JSON/],
   "a value of 100 MB": [

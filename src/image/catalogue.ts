@@ -76,9 +76,8 @@ export class Catalogue {
   }
 
   /** The rows of a table, each once its values are in range. Each is good until the next. */
-  *#rows(table: TableName, { most }: Reading = {}): Generator<SqliteRow, void, undefined> {
+  *#rows(table: TableName, { most = Infinity }: Reading = {}): Generator<SqliteRow, void, undefined> {
     const { columns, bytes = Infinity, ...checks } = TABLES[table];
-    const limit = Math.min(checks.most, most ?? Infinity);
     let rows = 0;
     let kept = 0;
     for (const row of this.#file.rows(this.#roots.get(table)!, columns.length)) {
@@ -88,7 +87,8 @@ export class Catalogue {
         const named = columns[column]!;
         if (!named[1](row, column)) throw this.#file.corrupt(`rows of ${table} are out of range: ${named[0]} of row ${rows}`);
       }
-      if (rows > limit || kept > bytes) throw this.#file.corrupt(`there is more in ${table} than a machine can have`);
+      if (rows > most) throw this.#file.corrupt(`there is more in ${table} than the header's counts of chunks and frames allow`);
+      if (rows > checks.most || kept > bytes) throw this.#file.corrupt(`there is more in ${table} than a machine can have`);
       yield row;
     }
   }
@@ -156,6 +156,7 @@ export class Catalogue {
       table.pfn[i] = row.id;
       table.frames[i] = row.integer(1);
       const kind = row.integer(2);
+      this.#checkKind(row, kind);
       switch (kind) {
         case KIND_CHUNK:
           table.chunk[i] = row.integer(3);
@@ -172,17 +173,21 @@ export class Catalogue {
         case KIND_HOLE:
           table.chunk[i] = SAME_FILLED;
           break;
-        default:
-          throw new HibernaculumError(
-            "HIB_FORMAT_VERSION",
-            `${this.path}: the extent at frame ${row.id} is of a kind that this program does not know (${kind}); use a newer one`,
-          );
       }
-      const placed = kind === KIND_CHUNK;
-      if (row.isNull(3) === placed || row.isNull(4) === placed || row.isNull(5) === (kind === KIND_FILL))
-        throw this.#file.corrupt(`rows of extent are out of range: that of frame ${row.id} is of two kinds`);
     });
     return table.begin(length);
+  }
+
+  /** That a kind is known, and has the columns that it needs and no others. */
+  #checkKind(row: SqliteRow, kind: number): void {
+    if (![KIND_CHUNK, KIND_FILL, KIND_REFERENCE, KIND_HOLE].includes(kind))
+      throw new HibernaculumError(
+        "HIB_FORMAT_VERSION",
+        `${this.path}: the extent at frame ${row.id} is of a kind that this program does not know (${kind}); use a newer one`,
+      );
+    const placed = kind === KIND_CHUNK;
+    if (row.isNull(3) === placed || row.isNull(4) === placed || row.isNull(5) === (kind === KIND_FILL))
+      throw this.#file.corrupt(`rows of extent are out of range: that of frame ${row.id} is of two kinds`);
   }
 
   /** All processes, by PID. */

@@ -37,6 +37,8 @@ async function withRows(t: ExecutionContext, sql: string, added = 0): Promise<{ 
 const EXTENTS = `${NUMBERS} INSERT INTO extent (pfn, frames, kind, fill) SELECT ${FIRST} + i, 1, 1, i FROM n`;
 const MAPPINGS = `${NUMBERS} INSERT INTO mapping SELECT m.* FROM (SELECT * FROM mapping LIMIT 1) m, n`;
 
+const NOTHING = { meta: {}, regions: [], processes: [], mappings: [], objects: [], blocks: [], files: [], mounts: [] };
+
 /** How often others have their turn meanwhile. */
 async function turnsDuring(work: () => Promise<unknown>): Promise<number> {
   let turns = 0;
@@ -60,10 +62,9 @@ for (const table of ["chunks", "extents", "references"] as const) {
     const directory = scratch(t);
     const writer = CatalogueWriter.create(join(directory, CATALOGUE_NAME));
     const all = Array.from({ length: ROWS }, (_, i) => i);
-    const nothing = { meta: {}, regions: [], processes: [], mappings: [], objects: [], blocks: [], files: [], mounts: [] };
     const chunk = { stored: 4096, payload: 4096, frames: 1, codec: 0, hash: 1n, pieces: Buffer.alloc(8), digest: null };
     writer.write({
-      ...nothing,
+      ...NOTHING,
       chunks: table === "chunks" ? all.map((id) => ({ ...chunk, id, offset: (id + 1) * 4096 })) : [],
       extents: table === "extents" ? all.map((pfn) => ({ pfn, frames: 1, chunk: null, fill: BigInt(pfn) })) : [],
       references:
@@ -113,8 +114,9 @@ test("frames in more files than a machine can have are refused before a file is 
   const writer = CatalogueWriter.create(join(directory, CATALOGUE_NAME));
   const hashes = new BigUint64Array(1);
   writer.write({
-    ...{ meta: {}, regions: [], chunks: [], extents: [], processes: [], mappings: [], objects: [], blocks: [], files: [] },
-    mounts: [],
+    ...NOTHING,
+    chunks: [],
+    extents: [],
     references: (function* () {
       for (let pfn = 0; pfn <= 2 ** 18; pfn++) yield { pfn, frames: 1, path: `/${pfn}`, page: 0, hashes };
     })(),

@@ -119,6 +119,9 @@ for (const [place, accepted] of [
 
 const EVIL = "evil\u001b[2J\u001b]0;title\u0007\u009b2J\r\nhib: fake\u202egnp";
 
+/** What this program itself sends. */
+const COLOR = new RegExp(`${String.fromCharCode(0x1b)}\\[\\d{1,2}m`, "g");
+
 function run(directory: string, program: "hib" | "hib-stats", ...args: string[]): Promise<string> {
   const script = fileURLToPath(new URL(`../src/cli/${program}.js`, import.meta.url));
   const env = { ...process.env, HIB_RUNTIME_DIR: join(directory, "run"), FORCE_COLOR: "1" };
@@ -149,7 +152,7 @@ test("texts of pages of files, of the report, the name, mounts and the header's 
   outputs["hib-stats"] = await run(directory, "hib-stats", path);
   outputs["hib-stats --json"] = await run(directory, "hib-stats", path, "--json");
   for (const [command, output] of Object.entries(outputs)) {
-    const odd = output.replaceAll(/\u001b\[\d{1,2}m/g, "").match(/[^\P{Cc}\n\t]|[\u2028-\u202e\u2066-\u2069]/gu);
+    const odd = output.replaceAll(COLOR, "").match(/[^\P{Cc}\n\t]|[\u2028-\u202e\u2066-\u2069]/gu);
     t.deepEqual(odd, null, `${command}: ${JSON.stringify(output)}`);
     t.false(/^hib: fake/m.test(output), command);
   }

@@ -335,7 +335,14 @@ test("a file that an image names a thousand times, each time spelt differently, 
   const path = join(scratch(t), "file");
   writeFileSync(path, Buffer.alloc(5 * BLOCK, 7));
   const row = (spelt: string, changes: Partial<FileRow> = {}): FileRow => ({
-    ...{ path: spelt, mode: "rw", device: 1n, inode: 1n, size: BigInt(5 * BLOCK), mtime: 0n, position: 5 * BLOCK, hash: 1n },
+    path: spelt,
+    mode: "rw",
+    device: 1n,
+    inode: 1n,
+    size: BigInt(5 * BLOCK),
+    mtime: 0n,
+    position: 5 * BLOCK,
+    hash: 1n,
     except: [],
     ...changes,
   });

@@ -52,7 +52,7 @@ function withFile<T>(path: string, look: (file: SqliteFile) => T): T {
 }
 
 /** A value as better-sqlite3 gives it with safe integers. */
-function valueOf(row: SqliteRow, column: number): Value {
+function foundIn(row: SqliteRow, column: number): Value {
   if (row.isNull(column)) return null;
   if (row.isInteger(column)) return BigInt.asIntN(64, row.word(column));
   if (row.textBytes(column) >= 0) return row.text(column);
@@ -62,9 +62,9 @@ function valueOf(row: SqliteRow, column: number): Value {
 
 const rootOf = (file: SqliteFile, table: string): number => file.schema().find(({ name }) => name === table)?.root ?? 0;
 const readTable = (file: SqliteFile): Value[][] =>
-  Array.from(file.rows(rootOf(file, "t"), 4), (row) => [BigInt(row.id), ...[1, 2, 3].map((column) => valueOf(row, column))]);
+  Array.from(file.rows(rootOf(file, "t"), 4), (row) => [BigInt(row.id), ...[1, 2, 3].map((column) => foundIn(row, column))]);
 const readKeyed = (file: SqliteFile): Value[][] =>
-  Array.from(file.rows(rootOf(file, "w"), 2), (row) => [valueOf(row, 0), valueOf(row, 1)]);
+  Array.from(file.rows(rootOf(file, "w"), 2), (row) => [foundIn(row, 0), foundIn(row, 1)]);
 
 test("whatever SQLite stores is read as SQLite reads it", (t) => {
   const path = join(scratch(t), "database");

@@ -25,8 +25,8 @@ export class SqliteRow {
   readonly #at: number[];
 
   constructor(columns: number) {
-    this.#types = new Array<number>(columns).fill(0);
-    this.#at = new Array<number>(columns).fill(0);
+    this.#types = Array.from({ length: columns }, () => 0);
+    this.#at = Array.from({ length: columns }, () => 0);
   }
 
   /** A number of 1 to 9 bytes before `limit`; NaN if it is larger than a double tells exactly, or goes on beyond the limit. */

@@ -5,7 +5,7 @@
  */
 import { hex } from "../../base/hex.js";
 import { FRAME_BYTES } from "../../base/layout.js";
-import { hex, type Pfn, type PhysicalAddress } from "../../base/memory.js";
+import type { Pfn, PhysicalAddress } from "../../base/memory.js";
 import { KERNEL_HEAP_SMALLEST, KIND_KERNEL_HEAP, KIND_NAMES } from "./kernel-layout.js";
 
 /** The used blocks, by frame; kind 0 for free frames. */

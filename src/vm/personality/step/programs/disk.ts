@@ -13,7 +13,6 @@
  */
 import { hex } from "../../../../base/hex.js";
 import { FRAME_BYTES } from "../../../../base/layout.js";
-import { hex } from "../../../../base/memory.js";
 import { DATA_BASE, type DiskOperation, SelfCheckError, type UserMemory } from "../program.js";
 import { defineProgram, integer, type Program, rate, seed } from "./options.js";
 import { keyOf, lowWord, mix } from "./random.js";

@@ -11,7 +11,6 @@
  */
 import { hex } from "../../../../base/hex.js";
 import { FRAME_BYTES } from "../../../../base/layout.js";
-import { hex } from "../../../../base/memory.js";
 import { DATA_BASE, HEAP_BASE, HEAP_PAGES_MAX, SelfCheckError, type UserMemory } from "../program.js";
 import { defineProgram, integer, type Program, rate, seed } from "./options.js";
 import { hash, keyOf, lowWord, mix } from "./random.js";

@@ -7,7 +7,7 @@ import type { SaveOptions } from "../src/save-options.js";
 import { BlobWriter } from "../src/image/blob.js";
 import { checksum, loadChecksum } from "../src/image/checksum.js";
 import { openImage } from "../src/image/directory.js";
-import { SAME_FILLED } from "../src/image/format.js";
+import { SAME_FILLED } from "../src/image/extents.js";
 import type { Machine } from "../src/machine.js";
 import { type Figure, machineWith, median, scratch, timed, withImage } from "./measure.js";
 

@@ -238,6 +238,11 @@ static void read_tables(u64 chunks, u64 frames, u64 ram) {
     total += image.regions[i].frames;
   }
   need(total == ram, "the catalogue does not agree with the header: RAM");
+  for (u64 i = 0, r = 0; i < image.extent_count; i++) {
+    struct extent *e = &image.extents[i];
+    while (r < image.region_count && image.regions[r].pfn + image.regions[r].frames < e->pfn + e->frames) r++;
+    need(r < image.region_count && image.regions[r].pfn <= e->pfn, "the extent at frame %llu is beyond RAM", (unsigned long long)e->pfn);
+  }
 }
 
 static void open_image(const char *path) {
@@ -263,7 +268,7 @@ static void open_image(const char *path) {
   u64 time_word = u64_at(page + 128);
   double time;
   memcpy(&time, &time_word, 8);
-  need(isfinite(time) && where == (object ? end : 0) && end <= size && length <= (u64)1 << 40, "the header contradicts itself");
+  need(fabs(time) <= 8.64e15 && where == (object ? end : 0) && end <= size && length <= (u64)1 << 40, "the header contradicts itself");
   need(size == (object ? end + (length + FRAME - 1) / FRAME * FRAME + FRAME : end), "the blob has another length than the header says");
 
   int file = object ? image.blob : open_file(joined(path, "catalogue.sqlite"));

@@ -6,11 +6,12 @@
     read_image.py IMAGE --frame 43                  a frame of physical memory
     read_image.py IMAGE --memory > ram              all of physical memory, as it is
     read_image.py IMAGE --pid 3 --read 0x10000:64   memory of a process, by way of its page tables
+    read_image.py IMAGE --pid 3 --fd 4 > file       what is behind a file descriptor: a file, or what is in a pipe
 
 IMAGE is the directory that hib save made, or the file that hib export wrote. Hashing a megabyte takes half a second here:
 without --check only what is looked into is hashed.
 """
-import argparse, functools, json, math, os, pathlib, re, signal, sqlite3, struct, sys, tempfile
+import argparse, functools, json, os, pathlib, re, signal, sqlite3, struct, sys, tempfile
 
 FRAME = 4096
 M = (1 << 64) - 1
@@ -80,7 +81,7 @@ class Image:
         need(algorithms == [1, 12, 1, 1], "the image has hashes, frames or page tables of another kind")
         state, chunks, self.ram, frames, end, where, length, hash_, head, head_hash, time = struct.unpack_from("<IIQQQQQQQQd", page, 56)
         need(not any(page[136:160]) and not any(page[256:4088]) and state <= whole, "the image has something where nothing is known")
-        need(math.isfinite(time) and where == (end if whole else 0), "the header contradicts itself")
+        need(abs(time) <= 8.64e15 and where == (end if whole else 0), "the header contradicts itself")
         need(size == (end + -(-length // FRAME) * FRAME + FRAME if whole else end), "the blob has another length than the header says")
         data = self.at(where, length) if whole else (path / "catalogue.sqlite").read_bytes()
         need(len(data) == length, "the catalogue has another length than the header says")
@@ -101,6 +102,8 @@ class Image:
         ram = sum(count for _, count in self.regions)
         need(len(self.chunks) == chunks and total == frames and ram == self.ram, "the catalogue does not agree with the header")
         need(self.sql("SELECT count(*) FROM extent WHERE kind NOT IN (0, 1, 2, 4)").fetchone() == (0,), "there are extents of an unknown kind")
+        within = "SELECT 1 FROM region WHERE region.pfn <= extent.pfn AND extent.pfn + extent.frames <= region.pfn + region.frames"
+        need(self.sql(f"SELECT count(*) FROM extent WHERE NOT EXISTS ({within})").fetchone() == (0,), "there are extents beyond RAM")
         need(all(codec in (0, 1) for *_, codec, _, _ in self.chunks.values()), "there are chunks with an unknown codec")
 
     def at(self, offset, length):
@@ -171,17 +174,37 @@ class Image:
                 return None
         return None
 
+    def object_page(self, number, page):
+        """The frame that has a page of a memory object, or None."""
+        row = self.sql("SELECT pfn + ? - page FROM object WHERE object = ? AND ? BETWEEN page AND page + pages - 1", (page, number, page)).fetchone()
+        return row and row[0]
+
+    def contents(self, fd):
+        """What is behind a file descriptor: the bytes of its file, or those that are in its pipe."""
+        if fd["pipe"] is not None:
+            ring = self.frame(fd["frame"])
+            return bytes(ring[(fd["start"] + i) % FRAME] for i in range(fd["filled"]))
+        need(fd.get("object") is not None, f"there are no bytes behind fd {fd['fd']}")
+        data = bytearray()
+        for number in range(-(-int(fd["size"]) // FRAME)):
+            pfn = self.object_page(fd["object"], number)
+            if pfn is None and fd["host"]:
+                with open(fd["path"], "rb") as file:
+                    file.seek(number * FRAME)
+                    data += file.read(FRAME).ljust(FRAME, b"\0")
+            else:
+                data += bytes(FRAME) if pfn is None else self.frame(pfn)
+        return bytes(data[:int(fd["size"])])
+
     def page(self, process, address):
         """The page that an address is in: its bytes, or what else is there."""
         pfn = self.leaf(process["root"], address)
         area = next((a for a in process["areas"] if (a["limit"] or a["start"]) <= address < a["end"]), None)
         if pfn is None and area and area["object"]:
             number = area["offset"] + (address - area["start"]) // FRAME
-            row = self.sql("SELECT pfn + ? - page FROM object WHERE object = ? AND ? BETWEEN page AND page + pages - 1",
-                           (number, area["object"], number)).fetchone()
-            if row is None:
+            pfn = self.object_page(area["object"], number)
+            if pfn is None:
                 return f"page {number} of {area['path']}" if area["path"] else "zeros"
-            pfn, = row
         if pfn is not None:
             return self.frame(pfn)
         return "zeros" if area and area["demandZero"] else "not mapped"
@@ -192,7 +215,7 @@ def dump(data, address):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, kind in (("image", str), ("--check", str), ("--frame", int), ("--pid", int)):
+    for name, kind in (("image", str), ("--check", str), ("--frame", int), ("--pid", int), ("--fd", int)):
         parser.add_argument(name, type=kind)
     parser.add_argument("--read", action="append", default=[], help="may be given again")
     parser.add_argument("--memory", action="store_true")
@@ -210,6 +233,11 @@ def main():
         for first, count in image.regions:
             for pfn in range(first, first + count):
                 sys.stdout.buffer.write(image.frame(pfn))
+    elif args.fd is not None:
+        need(args.pid in processes, f"there is no process {args.pid}")
+        fd = next((fd for fd in json.loads(processes[args.pid][3])["fds"] if fd["fd"] == args.fd), None)
+        need(fd is not None, f"process {args.pid} has no fd {args.fd}")
+        sys.stdout.buffer.write(image.contents(fd))
     elif not args.read:
         for pid, (name, state, steps, _) in processes.items():
             print(pid, name, state, int(steps))

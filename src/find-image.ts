@@ -28,6 +28,7 @@ export async function findImage(machine: Machine, path: string, options: ResumeO
   const image = await openImage(path, {
     machineVersion: MACHINE_VERSION,
     allow: agreed(machine, options),
+    signal: options.signal,
     onCheck: (check, found) => steps.passed(check, found),
   });
   try {
@@ -44,7 +45,7 @@ export async function findImage(machine: Machine, path: string, options: ResumeO
     if (used !== null && !again && !keepImage) throw usedBefore(path, used);
     steps.passed("not used before", used === null ? "never resumed" : "resumed before; ignored as asked");
     const named = namedPaths(image);
-    refuseOthers(path, image, named, options);
+    await refuseOthers(path, image, named, options);
     const mounts = named.filter(({ what }) => what === "mount");
     machine.mounts.prepareRestore(
       mounts.map((mount) => mount.path),
@@ -72,9 +73,14 @@ function agreed({ devices, kernel }: Machine, { allow = [], disk }: ResumeOption
 }
 
 /** @throws HIB_NOT_ALLOWED before anything outside of the image is opened */
-function refuseOthers(path: string, image: Image, named: readonly NamedPath[], { disk }: ResumeOptions): void {
+async function refuseOthers(
+  path: string,
+  image: Image,
+  named: readonly NamedPath[],
+  { disk, signal }: ResumeOptions,
+): Promise<void> {
   const opened = named.filter(({ what }) => what !== "disk" || disk === undefined);
-  const others = outside(opened, image.allowed);
+  const others = await outside(opened, image.allowed, signal);
   if (others.length > 0) throw notAllowed(path, others);
 }
 
@@ -104,8 +110,7 @@ function prepareDisk(
 /** Files that are not what they were are to be taken as they are; also those of pages that no process has open. */
 function acceptChanged({ references }: Image, rows: readonly FileRow[], { changed }: ComparedFiles): void {
   const compared = new Set(rows.map(({ path }) => path));
-  for (const path of new Set(references.map((reference) => reference.path)))
-    if (!compared.has(path)) changed.push({ path, how: "is not known" });
+  for (const path of references.paths) if (!compared.has(path)) changed.push({ path, how: "is not known" });
 }
 
 function describeFiles(count: number, { changed, moved }: ComparedFiles): string {

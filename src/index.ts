@@ -18,7 +18,8 @@ export { type ErrorCode, HibernaculumError, type SerializedError } from "./base/
 export type { ReadableMemory } from "./base/memory.js";
 export type { FaultCounts, FaultOwner, FaultStatistics } from "./cow/fault-statistics.js";
 export { save } from "./hibernate.js";
-export type { BlockRow, Catalogue, MappingRow, Meta, ProcessRow } from "./image/catalogue.js";
+export type { Catalogue } from "./image/catalogue.js";
+export type { BlockRow, MappingRow, Meta, ProcessRow } from "./image/catalogue-rows.js";
 export { type Image, openImage, type OpenOptions, removeStalePartials } from "./image/directory.js";
 export { type ImageEntry, type ImageState, listImages } from "./image/list.js";
 export {
@@ -31,7 +32,8 @@ export {
   type SetAside,
   type Use,
 } from "./image/markers.js";
-export type { Chunk, Extent, ExtentTable, ImageHeader } from "./image/format.js";
+export type { Extent, ExtentTable } from "./image/extents.js";
+export type { Chunk, ImageHeader } from "./image/format.js";
 export type { FileRow } from "./image/host-files.js";
 export type { ImageMemory } from "./image/image-memory.js";
 export { type ExportOptions, exportImage, type Imported, type ImportOptions, importImage } from "./image/stream.js";

@@ -13,7 +13,7 @@ export function namedPaths(image: Image): NamedPath[] {
   const named = inMemory(image);
   const disk = diskOf(named);
   for (const { path } of image.catalogue.files()) named.push({ what: path === disk ? "disk" : "file", path });
-  for (const path of new Set(image.references.map((reference) => reference.path))) named.push({ what: "file", path });
+  for (const path of image.references.paths) named.push({ what: "file", path });
   return named;
 }
 

@@ -201,7 +201,7 @@ class Resume implements Disposable {
     this.#cancellation.check(); // from here on nothing asks for memory
     failpoint("resume.stopped");
     this.#late = this.#readLate();
-    this.#examined = examine(new ComingMemory(claims, kernel.memory, this.#late));
+    this.#examined = examine(new ComingMemory(kernel.control, claims, kernel.memory, this.#late));
     this.#steps.passed("consistency", "allocator, page tables and processes agree");
     this.#times.ended("examined");
   }

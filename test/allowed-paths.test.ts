@@ -123,7 +123,7 @@ test.serial("pages of files elsewhere: verify, and whatever reads memory, refuse
   await t.throwsAsync(verifyChunks(agreed), { code: "HIB_FILES_CHANGED" }, "it is read, and is another");
 });
 
-test.serial("a file that is opened is the one that was looked at, and nothing that blocks", (t) => {
+test.serial("a file that is opened is the one that was looked at, and nothing that blocks", async (t) => {
   const directory = realPath(scratch(t));
   const [inside, beside] = [join(directory, "in"), join(directory, "in-and-more")];
   for (const path of [inside, beside]) mkdirSync(path);
@@ -141,9 +141,11 @@ test.serial("a file that is opened is the one that was looked at, and nothing th
   const gone = join(inside, "links", "gone", "file");
   t.is(realPath(gone), join(beside, "gone", "file"), "as far as there is something");
   t.deepEqual(
-    outside(
-      [gone, gone, join(inside, "gone")].map((path) => ({ what: "file", path })),
-      [inside],
+    (
+      await outside(
+        [gone, gone, join(inside, "gone")].map((path) => ({ what: "file", path })),
+        [inside],
+      )
     ).map(({ path }) => path),
     [gone],
   );

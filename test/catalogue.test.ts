@@ -7,9 +7,13 @@ import test from "ava";
 import Database from "better-sqlite3";
 import fc from "fast-check";
 import { HibernaculumError } from "../src/base/errors.js";
-import { Catalogue, type CatalogueContents, CatalogueWriter, fromSqlite } from "../src/image/catalogue.js";
+import { Catalogue } from "../src/image/catalogue.js";
+import type { CatalogueContents } from "../src/image/catalogue-rows.js";
+import { CatalogueWriter } from "../src/image/catalogue-writer.js";
+import { fromSqlite } from "../src/image/sqlite-errors.js";
 import { checksum } from "../src/image/checksum.js";
-import { CATALOGUE_NAME, type Extent, ExtentTable, FORMAT_VERSION } from "../src/image/format.js";
+import { type Extent, ExtentTable } from "../src/image/extents.js";
+import { CATALOGUE_NAME, FORMAT_VERSION } from "../src/image/format.js";
 
 const EMPTY: CatalogueContents = {
   meta: {},
@@ -38,7 +42,7 @@ async function temporaryDirectory(t: { teardown(fn: () => Promise<void>): void }
 async function roundTrip<T>(
   directory: string,
   contents: Partial<CatalogueContents>,
-  read: (catalogue: Catalogue) => T,
+  read: (catalogue: Catalogue) => T | Promise<T>,
 ): Promise<T> {
   const path = join(directory, CATALOGUE_NAME);
   const writer = CatalogueWriter.create(path);
@@ -46,7 +50,7 @@ async function roundTrip<T>(
   await writer.close();
   const catalogue = Catalogue.open(directory);
   try {
-    return read(catalogue);
+    return await read(catalogue);
   } finally {
     catalogue.close();
     await rm(path);
@@ -104,10 +108,10 @@ test("catalogue: every table comes back as it was written", async (t) => {
     mounts: [{ path: "/data", host: "/srv/x", readOnly: true }],
     blocks: [{ kind: "user", owner: 7, order: 9, blocks: 2, frames: 1024 }],
   };
-  const read = await roundTrip(await temporaryDirectory(t), contents, (catalogue) => ({
+  const read = await roundTrip(await temporaryDirectory(t), contents, async (catalogue) => ({
     meta: catalogue.meta,
     regions: catalogue.regions(),
-    chunks: catalogue.chunks(),
+    chunks: await catalogue.chunks(),
     processes: catalogue.processes(),
     mappings: [...catalogue.mappings()],
     objects: [...catalogue.objects()],
@@ -155,7 +159,7 @@ test("catalogue: its head alone has all but mappings and pages of objects", asyn
   await writeFile(path, bytes.fill(0, head));
   const catalogue = Catalogue.open(directory);
   t.teardown(() => catalogue.close());
-  t.deepEqual([...catalogue.extents()], many);
+  t.deepEqual([...(await catalogue.extents())], many);
   t.deepEqual(catalogue.meta, { report: "x".repeat(20_000) });
   t.throws(() => [...catalogue.mappings()], { code: "HIB_CORRUPT" });
 });
@@ -238,21 +242,33 @@ async function wellFormed(directory: string): Promise<CatalogueWriter> {
   return writer;
 }
 
+/** Reads every row of every table. */
+async function readAll(directory: string): Promise<void> {
+  const catalogue = Catalogue.open(directory);
+  try {
+    await Promise.all([catalogue.chunks(), catalogue.extents(), catalogue.references()]);
+    void [catalogue.regions(), catalogue.processes(), catalogue.blocks(), catalogue.files(), catalogue.mounts()];
+    void [[...catalogue.mappings()], [...catalogue.objects()]];
+  } finally {
+    catalogue.close();
+  }
+}
+
+function withDatabase<T>(path: string, use: (database: Database.Database) => T): T {
+  const database = new Database(path);
+  try {
+    return use(database);
+  } finally {
+    database.close();
+  }
+}
+
 test("catalogue: each value of each row that is of another type or out of range is refused", async (t) => {
   const directory = await temporaryDirectory(t);
   const path = join(directory, CATALOGUE_NAME);
   await (await wellFormed(directory)).close();
   const good = await readFile(path);
-  const readAll = (): void => {
-    const catalogue = Catalogue.open(directory);
-    try {
-      void [catalogue.regions(), catalogue.chunks(), catalogue.extents(), catalogue.references(), catalogue.processes()];
-      void [[...catalogue.mappings()], [...catalogue.objects()], catalogue.blocks(), catalogue.files(), catalogue.mounts()];
-    } finally {
-      catalogue.close();
-    }
-  };
-  readAll();
+  await readAll(directory);
   const wide = ["hash", "fill", "device", "inode", "mtime_ns"]; // any word
   const opaque = ["text", "path", "key", "value", "name", "host", "state", "detail", "skipped", "mount", "kind", "mode"];
   let tried = 0;
@@ -279,11 +295,44 @@ test("catalogue: each value of each row that is of another type or out of range 
       } finally {
         database.close();
       }
-      t.throws(readAll, { instanceOf: HibernaculumError }, `${table}.${column} = ${value}`);
+      await t.throwsAsync(readAll(directory), { instanceOf: HibernaculumError }, `${table}.${column} = ${value}`);
       tried++;
     }
   }
   t.true(tried > 100, `${tried} tried`);
+});
+
+test("catalogue: NULL in each column is refused, but where a column may be empty", async (t) => {
+  const directory = await temporaryDirectory(t);
+  const path = join(directory, CATALOGUE_NAME);
+  await (await wellFormed(directory)).close();
+  const good = await readFile(path);
+  const empty = new Set(["chunk.digest", "file.hash", "file.mount", "file.name", "file.digest", "mapping.blob_offset"]);
+  const keys = new Set(["region.pfn", "chunk.id", "extent.pfn", "reference.pfn", "process.pid"]); // the row id stands for them
+  const columns = withDatabase(path, (database) =>
+    database
+      .prepare<[], [string, string]>(
+        "SELECT m.name, c.name FROM sqlite_schema m JOIN pragma_table_info(m.name) c WHERE m.type = 'table'",
+      )
+      .raw()
+      .all(),
+  );
+  for (const [table, column] of columns) {
+    const named = `${table}.${column}`;
+    if (keys.has(named) || named === "meta.key") continue;
+    await writeFile(path, good);
+    withDatabase(path, (database) => {
+      database.unsafeMode(true);
+      // The schema is put back as it was, so that nothing but the value is odd.
+      database.exec(`PRAGMA writable_schema = ON; CREATE TEMP TABLE was AS SELECT rowid AS r, sql FROM main.sqlite_schema;
+        UPDATE sqlite_schema SET sql = replace(sql, ' NOT NULL', ''); PRAGMA writable_schema = RESET; PRAGMA writable_schema = ON;
+        UPDATE ${table} SET ${column} = NULL;
+        UPDATE sqlite_schema SET sql = (SELECT sql FROM was WHERE r = sqlite_schema.rowid)`);
+    });
+    const read = readAll(directory);
+    if (empty.has(named)) await t.notThrowsAsync(read, named);
+    else await t.throwsAsync(read, { code: "HIB_CORRUPT" }, named);
+  }
 });
 
 test("catalogue: an extent of a kind that is not known is refused, and a hole is zeros", async (t) => {
@@ -298,11 +347,11 @@ test("catalogue: an extent of a kind that is not known is refused, and a hole is
   };
   for (const kind of [3, 5, 99]) {
     const catalogue = withKind(kind);
-    t.throws(() => catalogue.extents(), { code: "HIB_FORMAT_VERSION", message: new RegExp(`kind .*\\(${kind}\\)`) });
+    await t.throwsAsync(catalogue.extents(), { code: "HIB_FORMAT_VERSION", message: new RegExp(`kind .*\\(${kind}\\)`) });
     catalogue.close();
   }
   const hole = withKind(4);
-  t.deepEqual(hole.extents().at(1), { pfn: 1, frames: 1, chunk: null, fill: 0n });
+  t.deepEqual((await hole.extents()).at(1), { pfn: 1, frames: 1, chunk: null, fill: 0n });
   hole.close();
 });
 
@@ -491,7 +540,7 @@ test.serial("catalogue: a million extents in seconds", async (t) => {
   await writer.close();
   const catalogue = Catalogue.open(directory);
   const opened = performance.now();
-  const table = catalogue.extents();
+  const table = await catalogue.extents();
   const read = performance.now();
   catalogue.close();
   t.is(table.length, rows);

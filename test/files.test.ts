@@ -473,7 +473,7 @@ test("clean pages: saved by reference, read from their files again, and refused 
   t.is(imported.header.frames, report.frames.saved + 301);
   const copy = await openImage(imported.path);
   t.is((await verifyChunks(copy)).referencedFrames, 301);
-  const { pfn } = copy.references[0]!;
+  const { pfn } = copy.references.at(0);
   const referenced = copy.memory().readFrame(pfn);
   copy.close();
   if (spawnSync("python3", ["-c", "import sqlite3"]).status === 0) {

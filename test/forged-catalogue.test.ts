@@ -6,6 +6,7 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import test, { type ExecutionContext } from "ava";
 import { save } from "../src/hibernate.js";
+import { resume } from "../src/resume.js";
 import { CATALOGUE_NAME } from "../src/image/format.js";
 import { type Alterations, Forgery } from "./forger.js";
 import { verify } from "./fixtures/forged.js";
@@ -73,6 +74,13 @@ const CASES: Record<string, readonly [Alterations, string, RegExp]> = {
     "HIB_CORRUPT",
     /reference are out/,
   ],
+  "a list of a file's blocks that is none": [
+    { catalogue: "INSERT INTO file VALUES ('/x', 'r', 1, 1, 1, 1, 0, NULL, 'null', NULL, NULL, NULL)" },
+    "HIB_CORRUPT",
+    /skipped blocks/,
+  ],
+  "a page of an object beyond RAM": [{ catalogue: "INSERT INTO object VALUES (64, 0, 4095, 2)" }, "HIB_CORRUPT", /beyond RAM/],
+  "an extent of one word without a word": [{ catalogue: "UPDATE extent SET kind = 1" }, "HIB_CORRUPT", /of two kinds/],
   "an extent's frame 1.5": [{ catalogue: "UPDATE extent SET frames = 1.5" }, "HIB_CORRUPT", /extent are out of range/],
   "a value that is no JSON": [{ catalogue: "UPDATE meta SET value = '{'" }, "HIB_CORRUPT", /not JSON/],
   "a value of 100 MB": [
@@ -140,6 +148,25 @@ test("numbers and types that are for people only: odd ones are shown, or left ou
   }
 });
 
+test("frames that its machine uses and that are not in it: no machine goes on with what was there before", async (t) => {
+  const { directory, forgery } = await makeForgery(t);
+  const path = join(directory, "forged");
+  const machine = await bootMachine(t, { ramBytes: 16 * MIB });
+  const all = forgery.savedFrames;
+  const without = "DELETE FROM meta WHERE key = 'sameFilledFrames'; UPDATE mapping SET blob_offset = NULL; DELETE FROM mapping";
+  for (const [what, sql, frames] of [
+    ["none at all", "DELETE FROM extent", 0],
+    ["all but the kernel's page", "DELETE FROM extent WHERE pfn = 0", all - 1],
+    ["all but the last", "DELETE FROM extent WHERE pfn = (SELECT max(pfn) FROM extent)", all - 1],
+  ] as const) {
+    await forgery.write(path, { catalogue: `${without}; ${sql}`, header: { frames } });
+    const { code, message } = await verify(path, directory);
+    t.is(code, "HIB_INCONSISTENT", `${what}: ${message}`);
+    await t.throwsAsync(resume(machine, path, { keepImage: true }), { code: "HIB_INCONSISTENT" }, what);
+  }
+  machine.check();
+});
+
 const LARGEST = (4016 * MIB) / 4096;
 /** So many numbers from 0 on. */
 const numbers = (count: number): string => `WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n LIMIT ${count})`;
@@ -165,7 +192,7 @@ const LARGE_ONES: Record<string, { sql: string; added?: number; code: string }> 
     sql: withRam(`${numbers(1_000_000)} INSERT INTO extent (pfn, frames, kind) SELECT 5000 + i, 1, 2 FROM n;
       ${numbers(1_000_000)} INSERT INTO reference SELECT 5000 + i, 1, '/nowhere/' || i, 0, zeroblob(8) FROM n`),
     added: 1_000_000,
-    code: "HIB_NOT_ALLOWED",
+    code: "HIB_CORRUPT", // in more files than a machine can have
   },
   "values that unfold": {
     sql: `${numbers(12)} INSERT INTO meta SELECT 'k' || i, ${bomb(16_000_000)} FROM n`,
@@ -173,7 +200,7 @@ const LARGE_ONES: Record<string, { sql: string; added?: number; code: string }> 
   },
   "details that unfold": {
     sql: `${numbers(12)} INSERT INTO process SELECT 100 + i, 100 + i, 'a', 'ready', 0.0, ${bomb(16_000_000)} FROM n`,
-    code: "ok",
+    code: "HIB_CORRUPT",
   },
 };
 

@@ -370,6 +370,7 @@ const HARMLESS: Case[] = [
   ...floats("time to wake", (f) => slotAt(f, some(f)) + K.PROCESS_WAKE, COUNTS, /ok/),
   ...floats("alarm", (f) => slotAt(f, some(f)) + K.PROCESS_ALARM, [Infinity, 5e-324], /ok/),
   ...floats("interval", (f) => slotAt(f, some(f)) + K.PROCESS_ALARM_INTERVAL, [Infinity, 5e-324], /ok/),
+  ...words("no entropy pool", () => K.KERNEL_ENTROPY, { "0": () => 0 }, /ok/),
   ...floats("generation", () => K.KERNEL_GENERATION, COUNTS, /ok/),
   ...["zipf", "files", "pipes", "mapper", "shared", "jobs", "signals", "heap", "disk", "timers"].map((name) => ({
     what: `registers of ${name}`,

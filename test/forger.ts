@@ -7,17 +7,18 @@ import { join } from "node:path";
 import Database from "better-sqlite3";
 import { FRAME_BYTES } from "../src/base/layout.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../src/base/memory.js";
-import { type CatalogueContents, CatalogueWriter } from "../src/image/catalogue.js";
+import type { CatalogueContents } from "../src/image/catalogue-rows.js";
+import { CatalogueWriter } from "../src/image/catalogue-writer.js";
 import { checksum, hashFile, loadChecksum } from "../src/image/checksum.js";
 import { hashPieces } from "../src/image/codec.js";
 import { openImage } from "../src/image/directory.js";
+import type { Extent } from "../src/image/extents.js";
 import {
   BLOB_NAME,
   CATALOGUE_NAME,
   type Chunk,
   CHUNK_FRAMES,
   CODEC_RAW,
-  type Extent,
   HEADER_BYTES,
   type ImageHeader,
   type SealedCatalogue,

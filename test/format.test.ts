@@ -18,7 +18,7 @@ import { HibernaculumError } from "../src/base/errors.js";
 import { FRAME_BYTES, PTE_PARKED, PTE_R, PTE_W } from "../src/base/layout.js";
 import type { ReadableMemory } from "../src/base/memory.js";
 import { save } from "../src/hibernate.js";
-import { SCHEMA } from "../src/image/catalogue.js";
+import { SCHEMA } from "../src/image/catalogue-schema.js";
 import { loadChecksum } from "../src/image/checksum.js";
 import { type Image, openImage } from "../src/image/directory.js";
 import { BLOB_NAME, CATALOGUE_NAME, CODEC_LZ4, FORMAT_VERSION, MACHINE_VERSION } from "../src/image/format.js";

@@ -330,3 +330,39 @@ test("a write that comes between the freeze and the catalogue leaves nothing out
   file.observer!.written(9, undefined);
   files.finish();
 });
+
+test("a file that an image names a thousand times, each time spelt differently, is read once", async (t) => {
+  const path = join(scratch(t), "file");
+  writeFileSync(path, Buffer.alloc(5 * BLOCK, 7));
+  const row = (spelt: string, changes: Partial<FileRow> = {}): FileRow => ({
+    path: spelt,
+    mode: "rw",
+    device: 1n,
+    inode: 1n,
+    size: BigInt(5 * BLOCK),
+    mtime: 0n,
+    position: 5 * BLOCK,
+    hash: 1n,
+    except: [],
+    ...changes,
+  });
+  let opened = 0;
+  const open = (spelt: string): number => {
+    opened++;
+    return openSync(spelt, "r");
+  };
+  const spellings = Array.from({ length: 1000 }, (_, i) => join(path, "..").concat("/.".repeat(i), "/file"));
+  const { changed } = await compareFiles(
+    spellings.map((spelt) => row(spelt)),
+    { open },
+  );
+  t.is(changed.length, 1000);
+  t.is(opened, 1);
+  // Which part of it counts may differ, of a disk that is a file of a mount, too; not a thousand times.
+  opened = 0;
+  await compareFiles(
+    spellings.map((spelt, i) => row(spelt, { except: [i % 5] })),
+    { open },
+  );
+  t.is(opened, 4);
+});

@@ -13,10 +13,12 @@ import { FRAME_BYTES, POOL_BASE } from "../src/base/layout.js";
 import { processTag, thisProcess } from "../src/base/host-process.js";
 import { wasm } from "../src/base/wasm.js";
 import { BlobReader, BlobWriter } from "../src/image/blob.js";
-import { CatalogueWriter, type RegionRow } from "../src/image/catalogue.js";
+import type { RegionRow } from "../src/image/catalogue-rows.js";
+import { CatalogueWriter } from "../src/image/catalogue-writer.js";
 import { checksum, hashFile, loadChecksum } from "../src/image/checksum.js";
 import { checkDigest, compressChunk, decodeChunk, digestOf, hashPieces } from "../src/image/codec.js";
 import { createPartial, openImage, type PartialImage, removeStalePartials } from "../src/image/directory.js";
+import type { Extent } from "../src/image/extents.js";
 import {
   BLOB_NAME,
   CATALOGUE_NAME,
@@ -24,7 +26,6 @@ import {
   CODEC_LZ4,
   CODEC_RAW,
   decodeHeader,
-  type Extent,
   encodeHeader,
   FORMAT_VERSION,
   type ImageHeader,

@@ -17,7 +17,8 @@ import {
 } from "../src/base/layout.js";
 import { bit } from "../src/base/control.js";
 import { Claims } from "../src/cow/claims.js";
-import { ExtentTable, SAME_FILLED } from "../src/image/format.js";
+import { ExtentTable, SAME_FILLED } from "../src/image/extents.js";
+import { ReferenceTable } from "../src/image/reference-table.js";
 import { loadPages } from "../src/restore/page-loader.js";
 import type { Core } from "../src/vm/memory/core.js";
 import { PhysicalMemory, POOL_PLACE } from "../src/vm/memory/physical.js";
@@ -92,7 +93,8 @@ for (const [at, where] of STEPS.entries()) {
           extents: table.columns,
           ...table.byChunk(0),
           filled: table.sameFilled(),
-          references: [],
+          references: new ReferenceTable(0, 0).columns,
+          runs: new Uint32Array(0),
           allowed: [],
           acceptedFiles: new Set(),
         });

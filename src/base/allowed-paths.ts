@@ -8,6 +8,7 @@ import { closeSync, readlinkSync, realpathSync } from "node:fs";
 import { basename, dirname, join, resolve, sep } from "node:path";
 import { HibernaculumError } from "./errors.js";
 import { openRegular } from "./host-file.js";
+import { giveTurn } from "./turns.js";
 
 /** A path of the host that an image names, and what its machine has there. */
 export interface NamedPath {
@@ -31,17 +32,25 @@ export function isWithin(real: string, places: readonly string[]): boolean {
   return places.some((place) => real === place || real.startsWith(place.endsWith(sep) ? place : place + sep));
 }
 
-/** Those of the paths that lie elsewhere, each once; the first of very many. */
-export function outside(paths: Iterable<NamedPath>, places: readonly string[]): NamedPath[] {
+/**
+ * Those of the paths that lie elsewhere, each once; the first of very many.
+ *
+ * @throws HIB_CANCELLED
+ */
+export async function outside(paths: Iterable<NamedPath>, places: readonly string[], signal?: AbortSignal): Promise<NamedPath[]> {
   const found = new Map<string, NamedPath>();
+  let looked = 0;
   for (const named of paths) {
     if (!found.has(named.path) && !isWithin(realPath(named.path), places)) found.set(named.path, named);
     if (found.size === OUTSIDE_MAX) break;
+    if (++looked % PATHS_A_TURN === 0) await giveTurn(signal, "looking at the paths that an image names");
   }
   return [...found.values()];
 }
 
 const OUTSIDE_MAX = 100;
+/** Paths that are followed on the host between two turns of others. */
+const PATHS_A_TURN = 256;
 /** How many paths an error lists. */
 const LISTED = 20;
 

@@ -13,11 +13,6 @@ export type PhysicalAddress = number & { readonly physical?: never };
 /** Byte address in a process's address space, 0 to 2^32 - 1. */
 export type VirtualAddress = number & { readonly virtual?: never };
 
-/** An address, or a word, as it is told to people. */
-export function hex(word: number): string {
-  return `0x${(word >>> 0).toString(16)}`;
-}
-
 export interface ReadableMemory {
   /** Frames of RAM. */
   readonly frames: number;
@@ -27,6 +22,8 @@ export interface ReadableMemory {
   loadFloat64(address: PhysicalAddress): number;
   /** A copy of `length` bytes. */
   read(address: PhysicalAddress, length: number): Uint8Array;
+  /** Of an image's machine: whether the image has the frame. */
+  has?(frame: Pfn): boolean;
 }
 
 /**

@@ -1,5 +1,6 @@
 /** `hib diff`: what changed between two images. */
 import type { Command } from "commander";
+import { ADDRESS_DIGITS, hex } from "../base/hex.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import { type Image, openImage } from "../image/directory.js";
 import { MACHINE_VERSION } from "../image/format.js";
@@ -98,13 +99,14 @@ function differs({ ranges, registers, state }: ProcessDiff): boolean {
 }
 
 function renderProcess({ pid, text, state, ranges, registers }: ProcessDiff, view: View): string {
-  const hex = (address: number): string => `0x${address.toString(16).padStart(8, "0")}`;
   const lines = [field(view, "program", text)];
   if (state.a !== state.b) lines.push(field(view, "state", `${state.a}, then ${state.b}`));
   for (const [name, { a, b }] of Object.entries(registers)) lines.push(field(view, name, `0x${a}, then 0x${b}`));
   for (const { address, pages, change } of ranges.slice(0, RANGES_SHOWN)) {
-    const end = hex(address + pages * FRAME_BYTES - 1);
-    lines.push(field(view, change, `${hex(address)} to ${end}: ${formatCount(pages)} ${pages === 1 ? "page" : "pages"}`));
+    const end = hex(address + pages * FRAME_BYTES - 1, ADDRESS_DIGITS);
+    lines.push(
+      field(view, change, `${hex(address, ADDRESS_DIGITS)} to ${end}: ${formatCount(pages)} ${pages === 1 ? "page" : "pages"}`),
+    );
   }
   if (ranges.length > RANGES_SHOWN)
     lines.push(field(view, "", `and ${formatCount(ranges.length - RANGES_SHOWN)} ranges more (--json has all)`));

@@ -1,8 +1,9 @@
 /** `hib inspect --pid`: what one process of an image holds, and with `--read` what is in its memory. */
 import { InvalidArgumentError } from "commander";
 import { HibernaculumError } from "../base/errors.js";
+import { ADDRESS_DIGITS, hex, hexDigits } from "../base/hex.js";
 import { PTE_R, PTE_U, PTE_W, PTE_X } from "../base/layout.js";
-import type { MappingRow } from "../image/catalogue.js";
+import type { MappingRow } from "../image/catalogue-rows.js";
 import type { Image } from "../image/directory.js";
 import { formatBytes, formatCount } from "../stats/format.js";
 import { field, section, table, type View } from "../stats/layout.js";
@@ -104,8 +105,8 @@ export function renderHoldings({ process, areas, mappings, fds, handlers, regist
         ["kind", "from", "up to", "may", "pages mapped", "others"],
         areas.map((a) => [
           a.kind,
-          hex(a.start),
-          hex(a.end),
+          hex(a.start, ADDRESS_DIGITS),
+          hex(a.end, ADDRESS_DIGITS),
           a.flags,
           formatCount(a.mapped_pages),
           a.demand_zero ? "demand-zero" : "unmapped",
@@ -116,7 +117,9 @@ export function renderHoldings({ process, areas, mappings, fds, handlers, regist
       table(
         view,
         ["address", "pages", "frame", "may"],
-        mappings.slice(0, MAPPINGS_SHOWN).map((m) => [hex(m.address), formatCount(m.pages), String(m.pfn), m.flags]),
+        mappings
+          .slice(0, MAPPINGS_SHOWN)
+          .map((m) => [hex(m.address, ADDRESS_DIGITS), formatCount(m.pages), String(m.pfn), m.flags]),
       ),
       ...(mappings.length > MAPPINGS_SHOWN
         ? [field(view, "", `${formatCount(mappings.length - MAPPINGS_SHOWN)} more; --json has all`)]
@@ -146,7 +149,7 @@ export function renderHoldings({ process, areas, mappings, fds, handlers, regist
           .map(([signal, handler]) => `${signal}: ${handler}`)
           .join(", ") || "none",
       ),
-      field(view, "pending, masked", `${hex(process.pending >>> 0)}, ${hex(process.mask >>> 0)}`),
+      field(view, "pending, masked", `${hex(process.pending, ADDRESS_DIGITS)}, ${hex(process.mask, ADDRESS_DIGITS)}`),
     ]),
     section(view, "Registers", [
       ...(set.length < Object.keys(registers).length ? [field(view, "all others", "0")] : []),
@@ -183,7 +186,7 @@ export function renderMemory({ parts }: MemoryDump): string {
 
 function absent({ address, length, state }: MemoryDump["parts"][number]): string {
   const what = state === "unmapped" ? "unmapped" : "demand-zero: no frame yet, reads as zeros";
-  return `${digits(address)}  ${formatBytes(length)} ${what}`;
+  return `${hexDigits(address, ADDRESS_DIGITS)}  ${formatBytes(length)} ${what}`;
 }
 
 function dump(address: number, bytes: Buffer): string[] {
@@ -198,7 +201,7 @@ function dump(address: number, bytes: Buffer): string[] {
     before = line;
     const text = line.toString("latin1").replaceAll(/[^ -~]/g, ".");
     const columns = line.toString("hex").replaceAll(/(..)(?!$)/g, "$1 ");
-    lines.push(`${digits(address + at)}  ${columns.padEnd(LINE_BYTES * 3 - 1)}  |${text}|`);
+    lines.push(`${hexDigits(address + at, ADDRESS_DIGITS)}  ${columns.padEnd(LINE_BYTES * 3 - 1)}  |${text}|`);
   }
   return lines;
 }
@@ -212,12 +215,4 @@ function permissions(flags: number): string {
     ["u", PTE_U],
   ];
   return letters.map(([letter, bit]) => ((flags & bit) === 0 ? "-" : letter)).join("");
-}
-
-function digits(address: number): string {
-  return address.toString(16).padStart(8, "0");
-}
-
-function hex(address: number): string {
-  return `0x${digits(address)}`;
 }

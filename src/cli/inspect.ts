@@ -1,11 +1,12 @@
 /** `hib inspect`: what is in an image. Only what is asked of a process reads its chunks. */
 import type { Command } from "commander";
 import type { NamedPath } from "../base/allowed-paths.js";
-import type { Reference } from "../base/host-file.js";
 import { HibernaculumError, naming } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import { type Image, openImage } from "../image/directory.js";
-import { CODEC_LZ4, type Extent, FORMAT_VERSION, MACHINE_VERSION, SAME_FILLED } from "../image/format.js";
+import { type Extent, SAME_FILLED } from "../image/extents.js";
+import { CODEC_LZ4, FORMAT_VERSION, MACHINE_VERSION } from "../image/format.js";
+import type { ReferenceTable } from "../image/reference-table.js";
 import { namedPaths } from "../named-paths.js";
 import { isUsed } from "../image/markers.js";
 import { formatBytes, formatCount } from "../stats/format.js";
@@ -114,10 +115,10 @@ export interface ExtentDescription {
   page?: number;
 }
 
-function describeExtent(extent: Extent, references: readonly Reference[]): ExtentDescription {
+function describeExtent(extent: Extent, references: ReferenceTable): ExtentDescription {
   const { pfn, frames } = extent;
   if (extent.chunk === "file") {
-    const { path, page } = references[extent.reference]!;
+    const { path, page } = references.at(extent.reference);
     return { pfn, frames, file: path, page };
   }
   if (extent.chunk !== null) return { pfn, frames, chunk: extent.chunk, first: extent.first };

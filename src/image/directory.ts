@@ -22,20 +22,12 @@ import { BlobReader } from "./blob.js";
 import { Catalogue } from "./catalogue.js";
 import { hashFile, loadChecksum } from "./checksum.js";
 import { refuseTaken, renameToFree, statIfThere, syncDirectory } from "./files.js";
-import {
-  BLOB_NAME,
-  CATALOGUE_NAME,
-  type Chunk,
-  decodeHeader,
-  type ExtentTable,
-  HEADER_BYTES,
-  type ImageHeader,
-  type OnCheck,
-} from "./format.js";
+import type { ExtentTable } from "./extents.js";
+import { BLOB_NAME, CATALOGUE_NAME, type Chunk, decodeHeader, HEADER_BYTES, type ImageHeader, type OnCheck } from "./format.js";
 import { ImageMemory, type ImageMemoryOptions } from "./image-memory.js";
 import { notedPaths } from "./known-paths.js";
 import { claimUse } from "./markers.js";
-import type { Reference } from "../base/host-file.js";
+import type { ReferenceTable } from "./reference-table.js";
 import { type ImageContents, readTables } from "./verify.js";
 
 /** An image that is being written. */
@@ -63,6 +55,8 @@ export interface OpenOptions {
    * when it was saved may be, too.
    */
   allow?: readonly string[];
+  /** Cancels. */
+  signal?: AbortSignal | undefined;
 }
 
 /** An image open for reading. Its header, catalogue and counts are checked, its chunks are not yet. */
@@ -72,7 +66,7 @@ export class Image implements ImageContents {
   readonly catalogue: Catalogue;
   readonly chunks: readonly Chunk[];
   readonly extents: ExtentTable;
-  readonly references: readonly Reference[];
+  readonly references: ReferenceTable;
   readonly blob: BlobReader;
   /** Real paths of what may be opened for it. */
   readonly allowed: readonly string[];
@@ -155,11 +149,11 @@ export async function createPartial(path: string): Promise<PartialImage> {
 /**
  * Opens an image and checks all of it but the chunks.
  *
- * @throws HIB_NOT_AN_IMAGE, HIB_IO, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION, HIB_TRUNCATED, HIB_CORRUPT, HIB_DEPENDENCY
+ * @throws HIB_NOT_AN_IMAGE, HIB_IO, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION, HIB_TRUNCATED, HIB_CORRUPT, HIB_CANCELLED
  */
 export async function openImage(
   path: string,
-  { machineVersion, onCheck = () => undefined, allow = [] }: OpenOptions = {},
+  { machineVersion, onCheck = () => undefined, allow = [], signal }: OpenOptions = {},
 ): Promise<Image> {
   await loadChecksum();
   const directory = resolve(path);
@@ -181,7 +175,7 @@ export async function openImage(
     await checkCatalogue(join(directory, CATALOGUE_NAME), path, header);
     onCheck("catalogue checksum", "agrees");
     catalogue = Catalogue.open(directory);
-    const tables = readTables(header, catalogue);
+    const tables = await readTables(header, catalogue, signal);
     onCheck("counts", `chunks: ${header.chunks}, extents: ${tables.extents.length}, frames: ${header.frames}`);
     const allowed = [...allow.map(realPath), ...(await notedPaths(directory, header))];
     return new Image(directory, { header, catalogue, ...tables, blob, allowed });

@@ -4,7 +4,7 @@
  */
 import { FRAME_BYTES } from "../base/layout.js";
 import { checksum } from "./checksum.js";
-import { REFERENCED, SAME_FILLED } from "./format.js";
+import { REFERENCED, SAME_FILLED } from "./extents.js";
 import { ImageMemory } from "./image-memory.js";
 import type { ImageContents } from "./verify.js";
 
@@ -30,7 +30,7 @@ export async function frameChecksums(image: ImageContents, onProgress?: (bytes: 
     const end = pfn + extents.frames[i]!;
     present.fill(1, pfn, end);
     if (extents.chunk[i] === SAME_FILLED) hash.fill(checksum(memory.readFrame(pfn)), pfn, end);
-    if (extents.chunk[i] === REFERENCED) hash.set(references[Number(extents.fill[i]!)]!.hashes, pfn);
+    if (extents.chunk[i] === REFERENCED) hash.set(references.at(Number(extents.fill[i]!)).hashes, pfn);
   }
   const { order, start } = extents.byChunk(chunks.length);
   let done = 0;

@@ -247,15 +247,41 @@ export interface ComparedFiles {
 export async function compareFiles(rows: Iterable<FileRow>, reading: Reading = {}): Promise<ComparedFiles> {
   await loadChecksum();
   const compared: ComparedFiles = { changed: [], moved: [] };
+  const sums = new KnownSums(reading);
   for (const row of rows) {
-    const how = await attemptTo(`reading ${row.path}`, () => compare(row, reading));
+    if (reading.signal?.aborted === true) break;
+    const how = await attemptTo(`reading ${row.path}`, () => compare(row, sums));
     if (how === "moved") compared.moved.push(row.path);
     else if (how !== "same") compared.changed.push({ path: row.path, how });
   }
   return compared;
 }
 
-async function compare(row: FileRow, reading: Reading): Promise<string> {
+/** A disk may be a file of a mount, too, and then some other part of it counts; no machine reads a file in more ways than that. */
+const PARTS_MAX = 4;
+
+/** Checksums by file, however its path is spelt: rows may name one a thousand times. */
+class KnownSums {
+  readonly #reading: Reading;
+  /** By device and inode, and then by the part of the file that counts. */
+  readonly #known = new Map<string, Map<string, bigint | undefined>>();
+
+  constructor(reading: Reading) {
+    this.#reading = reading;
+  }
+
+  /** The checksum that a row's file has now; undefined if it is to be read in too many ways, or that was cancelled. */
+  async of(row: FileRow, { dev, ino }: BigIntStats): Promise<bigint | undefined> {
+    const file = `${dev}:${ino}`;
+    const part = `${row.position}:${row.except.join()}`;
+    const known = this.#known.get(file) ?? new Map<string, bigint | undefined>();
+    this.#known.set(file, known);
+    if (!known.has(part) && known.size < PARTS_MAX) known.set(part, await checksumFile(row, this.#reading));
+    return known.get(part);
+  }
+}
+
+async function compare(row: FileRow, sums: KnownSums): Promise<string> {
   const found = await statOf(row);
   if (found === undefined) return "is gone";
   if (!found.isFile()) return "is not a regular file";
@@ -265,7 +291,7 @@ async function compare(row: FileRow, reading: Reading): Promise<string> {
   if (row.hash === null) return hinted ? "same" : "was changed since";
   // No save says so: it is somebody else's image, and what is read and summed goes by this number.
   if (row.position > found.size) return `has ${found.size} bytes, and ${row.position} of them are to be compared`;
-  if ((await checksumFile(row, reading)) !== row.hash) return "has other contents";
+  if ((await sums.of(row, found)) !== row.hash) return "has other contents";
   return hinted ? "same" : "moved";
 }
 
@@ -273,9 +299,11 @@ function isAsItWas({ device, inode, size, mtime }: FileRow, found: BigIntStats):
   return found.dev === device && found.ino === inode && found.size === size && found.mtimeNs === mtime;
 }
 
+const LEADS_NOWHERE: ReadonlySet<string> = new Set(["ENOENT", "ENOTDIR", "ELOOP", "ENAMETOOLONG"]);
+
 async function statOf({ path }: FileRow): Promise<BigIntStats | undefined> {
   return stat(path, { bigint: true }).catch((error: NodeJS.ErrnoException) => {
-    if (error.code !== "ENOENT" && error.code !== "ENOTDIR") throw error;
+    if (!LEADS_NOWHERE.has(error.code ?? "")) throw error;
     return undefined;
   });
 }

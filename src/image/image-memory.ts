@@ -10,9 +10,12 @@ import { FRAME_BYTES, FRAME_SHIFT } from "../base/layout.js";
 import { type Pfn, type PhysicalAddress, type ReadableMemory, requireInRam } from "../base/memory.js";
 import type { BlobReader } from "./blob.js";
 import { decodeChunk } from "./codec.js";
-import { CHUNK_BYTES, CODEC_RAW, type Chunk, type ExtentTable, REFERENCED, SAME_FILLED } from "./format.js";
-import type { Reference } from "../base/host-file.js";
+import { type ExtentTable, REFERENCED, SAME_FILLED } from "./extents.js";
+import { CHUNK_BYTES, CODEC_RAW, type Chunk } from "./format.js";
+import { type ReferenceColumns, ReferenceTable } from "./reference-table.js";
 import { ReferenceReader } from "./references.js";
+
+const NO_REFERENCES: ReferenceColumns = new ReferenceTable(0, 0);
 
 /** What to read from. It need not be sealed yet; the checksum must be loaded. */
 export interface ImageMemoryOptions {
@@ -22,7 +25,7 @@ export interface ImageMemoryOptions {
   chunks: readonly Chunk[];
   extents: ExtentTable;
   /** What extents with REFERENCED refer to. */
-  references?: readonly Reference[];
+  references?: ReferenceColumns;
   /** Real paths of places that those may be opened in. */
   allowed?: readonly string[];
   /** Paths of files of the host of which is taken what they hold now. */
@@ -50,7 +53,7 @@ export class ImageMemory implements ReadableMemory {
     frames,
     chunks,
     extents,
-    references = [],
+    references = NO_REFERENCES,
     allowed = [],
     acceptedFiles,
     blob,
@@ -88,7 +91,11 @@ export class ImageMemory implements ReadableMemory {
       const frame = new BigUint64Array(FRAME_BYTES / 8).fill(this.#extents.fill[i]!);
       return new Uint8Array(frame.buffer);
     }
-    if (chunk === REFERENCED) return this.#references.read(Number(this.#extents.fill[i]!), pfn - this.#extents.pfn[i]!);
+    if (chunk === REFERENCED) {
+      const frame = new Uint8Array(FRAME_BYTES);
+      this.#references.read(Number(this.#extents.fill[i]!), pfn - this.#extents.pfn[i]!, frame);
+      return frame;
+    }
     const start = (this.#extents.first[i]! + pfn - this.#extents.pfn[i]!) * FRAME_BYTES;
     return this.#decoded(chunk).subarray(start, start + FRAME_BYTES);
   }

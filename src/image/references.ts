@@ -6,40 +6,46 @@
  * file may be another.
  */
 import { closeSync } from "node:fs";
-import { HibernaculumError } from "../base/errors.js";
 import { openAllowed } from "../base/allowed-paths.js";
-import { type Reference, readUpTo } from "../base/host-file.js";
+import { HibernaculumError } from "../base/errors.js";
+import { readUpTo } from "../base/host-file.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import { checksum } from "./checksum.js";
+import type { ReferenceColumns } from "./reference-table.js";
+
+/** Files that are kept open: an image may name more than a process may open. */
+const OPEN_MAX = 32;
 
 export class ReferenceReader {
-  readonly #references: readonly Reference[];
+  readonly #references: ReferenceColumns;
   readonly #allowed: readonly string[];
   readonly #accepted: ReadonlySet<string>;
-  readonly #descriptors = new Map<string, number>();
+  /** Descriptors by file, the one that was opened first first. */
+  readonly #descriptors = new Map<number, number>();
 
   /**
    * @param allowed - places that files may be opened in
    * @param accepted - paths of files of which is taken what they hold now, whatever it is
    */
-  constructor(references: readonly Reference[], allowed: readonly string[], accepted: ReadonlySet<string> = new Set()) {
+  constructor(references: ReferenceColumns, allowed: readonly string[], accepted: ReadonlySet<string> = new Set()) {
     this.#references = references;
     this.#allowed = allowed;
     this.#accepted = accepted;
   }
 
   /**
-   * The frame's 4096 bytes; the caller's.
+   * Fills the bytes with frames of a reference that follow each other.
    *
    * @param index - of the reference
-   * @param frame - counted from the reference's first
+   * @param frame - the first, counted from the reference's first
    * @throws HIB_FILES_CHANGED, HIB_NOT_ALLOWED
    */
-  read(index: number, frame: number): Uint8Array {
-    const { path, page, hashes } = this.#references[index]!;
-    const bytes = new Uint8Array(FRAME_BYTES);
+  read(index: number, frame: number, bytes: Uint8Array): void {
+    const { file, first, hashes, page, paths } = this.#references;
+    const path = paths[file[index]!]!;
+    const from = page[index]! + frame;
     try {
-      readUpTo(this.#open(path), bytes, (page + frame) * FRAME_BYTES);
+      bytes.fill(0, readUpTo(this.#open(file[index]!), bytes, from * FRAME_BYTES));
     } catch (cause) {
       if (cause instanceof HibernaculumError) throw cause;
       const why = cause instanceof Error ? cause.message : String(cause);
@@ -47,18 +53,25 @@ export class ReferenceReader {
         cause,
       });
     }
-    if (!this.#accepted.has(path) && checksum(bytes) !== hashes[frame]) {
-      throw new HibernaculumError(
-        "HIB_FILES_CHANGED",
-        `${path}: page ${page + frame} is not what it was when the machine was saved; put the file back, or accept what it holds now with --accept-changed-files`,
-      );
-    }
-    return bytes;
+    if (this.#accepted.has(path)) return;
+    for (let i = 0; i < bytes.length / FRAME_BYTES; i++)
+      if (checksum(bytes.subarray(i * FRAME_BYTES, (i + 1) * FRAME_BYTES)) !== hashes[first[index]! + frame + i])
+        throw new HibernaculumError(
+          "HIB_FILES_CHANGED",
+          `${path}: page ${from + i} is not what it was when the machine was saved; put the file back, or accept what it holds now with --accept-changed-files`,
+        );
   }
 
-  #open(path: string): number {
-    let descriptor = this.#descriptors.get(path);
-    if (descriptor === undefined) this.#descriptors.set(path, (descriptor = openAllowed(path, this.#allowed)));
+  #open(file: number): number {
+    const open = this.#descriptors.get(file);
+    if (open !== undefined) return open;
+    const descriptor = openAllowed(this.#references.paths[file]!, this.#allowed);
+    for (const [oldest, its] of this.#descriptors) {
+      if (this.#descriptors.size < OPEN_MAX) break;
+      closeSync(its);
+      this.#descriptors.delete(oldest);
+    }
+    this.#descriptors.set(file, descriptor);
     return descriptor;
   }
 

@@ -59,7 +59,7 @@ export interface ExportOptions extends TransferOptions {
 export async function* exportImage(path: string, options: ExportOptions = {}): AsyncGenerator<Uint8Array, void, undefined> {
   checkCall("exportImage", path, options, { again: flag, ...TRANSFER_RULES });
   const { again = false, signal, onProgress } = options;
-  const image = await openImage(path);
+  const image = await openImage(path, { signal });
   try {
     const { header } = image;
     const trailer = { ...header, catalogueOffset: header.blobBytes };
@@ -246,7 +246,7 @@ async function checkChunks(
 ): Promise<void> {
   const catalogue = Catalogue.open(dirname(cataloguePath));
   try {
-    const { chunks } = readTables(header, catalogue);
+    const { chunks } = await readTables(header, catalogue, signal);
     await withReader(blobPath, async (blob) => {
       for (const chunk of inOrder(chunks)) {
         checkCancelled(signal);

@@ -6,25 +6,17 @@
 
 import { type NamedPath, notAllowed, outside } from "../base/allowed-paths.js";
 import { damaged, HibernaculumError } from "../base/errors.js";
+import { hex } from "../base/hex.js";
 import { FRAME_BYTES } from "../base/layout.js";
+import { giveTurn, STEPS_A_TURN } from "../base/turns.js";
 import type { BlobReader } from "./blob.js";
 import type { Catalogue } from "./catalogue.js";
 import { checksum } from "./checksum.js";
 import { checkDigest, unknownCodec } from "./codec.js";
-import {
-  CHUNK_FRAMES,
-  type Chunk,
-  CODEC_LZ4,
-  CODEC_RAW,
-  type ExtentTable,
-  HEADER_BYTES,
-  type ImageHeader,
-  padded,
-  REFERENCED,
-  SAME_FILLED,
-} from "./format.js";
+import { type ExtentTable, REFERENCED, SAME_FILLED } from "./extents.js";
+import { CHUNK_FRAMES, type Chunk, CODEC_LZ4, CODEC_RAW, HEADER_BYTES, type ImageHeader, padded } from "./format.js";
 import { ImageMemory } from "./image-memory.js";
-import type { Reference } from "../base/host-file.js";
+import type { ReferenceTable } from "./reference-table.js";
 import { ReferenceReader } from "./references.js";
 
 /** An open image, wherever it is stored. */
@@ -34,7 +26,7 @@ export interface ImageContents {
   readonly chunks: readonly Chunk[];
   /** In the blob, and in files of the host. */
   readonly extents: ExtentTable;
-  readonly references: readonly Reference[];
+  readonly references: ReferenceTable;
   readonly blob: BlobReader;
   /** Real paths of what may be opened for it. */
   readonly allowed: readonly string[];
@@ -43,11 +35,19 @@ export interface ImageContents {
 /**
  * What a catalogue says of frames and where they are, once it agrees with the header.
  *
- * @throws HIB_CORRUPT
+ * @throws HIB_CORRUPT, HIB_CANCELLED
  */
-export function readTables(header: ImageHeader, catalogue: Catalogue): Pick<ImageContents, "chunks" | "extents" | "references"> {
-  const tables = { chunks: catalogue.chunks(), extents: catalogue.extents(), references: catalogue.references() };
+export async function readTables(
+  header: ImageHeader,
+  catalogue: Catalogue,
+  signal?: AbortSignal,
+): Promise<Pick<ImageContents, "chunks" | "extents" | "references">> {
   checkRegions(header, catalogue);
+  const tables = {
+    chunks: await catalogue.chunks({ most: header.chunks, signal }),
+    extents: await catalogue.extents({ most: header.frames, signal }), // each has a frame
+    references: await catalogue.references({ most: header.frames, signal }),
+  };
   checkCounts({ header, ...tables });
   return tables;
 }
@@ -73,7 +73,7 @@ function checkRegions({ ramFrames }: ImageHeader, catalogue: Catalogue): void {
  *
  * @throws HIB_CORRUPT
  */
-export function checkCounts({
+function checkCounts({
   header,
   chunks,
   extents,
@@ -102,8 +102,8 @@ export function checkCounts({
       throw corrupt(`the extent at frame ${pfn} is not within chunk ${chunk}`);
     }
     if (chunk === REFERENCED) {
-      const reference = references[referred++];
-      if (reference?.pfn !== pfn || reference.frames !== length)
+      const reference = referred++;
+      if (references.pfn[reference] !== pfn || references.frames[reference] !== length)
         throw corrupt(`the extent at frame ${pfn} has no reference of its own`);
     }
     frames += length;
@@ -128,6 +128,9 @@ function checkChunk(chunk: Chunk, expectedId: number): void {
     throw corrupt(`the row of chunk ${id} (codec ${codec}, ${frames} frames, ${payload} of ${stored} bytes) contradicts itself`);
 }
 
+/** Pages of files that are read and hashed between two turns of others. */
+const REFERENCES_A_TURN = 256;
+
 /** What `verifyChunks` read. */
 export interface Verified {
   chunks: number;
@@ -143,15 +146,18 @@ export interface Verified {
 }
 
 /**
- * Reads, hashes and decodes every chunk, and looks up every mapping's frame in the extents. If the catalogue's meta
- * has `sameFilledFrames`, that must agree too.
+ * Reads, hashes and decodes every chunk, and reads every row of the catalogue. If its meta has `sameFilledFrames`, that must agree too.
  *
  * @param onProgress is told the bytes of the blob that are done, and all of them
- * @throws HIB_CORRUPT, HIB_TRUNCATED, HIB_FILES_CHANGED, HIB_NOT_ALLOWED, HIB_IO
+ * @param signal - cancels
+ * @throws HIB_CORRUPT, HIB_TRUNCATED, HIB_FILES_CHANGED, HIB_NOT_ALLOWED, HIB_IO, HIB_CANCELLED
  */
-export async function verifyChunks(image: ImageContents, onProgress?: (bytes: number, total: number) => void): Promise<Verified> {
+export async function verifyChunks(
+  image: ImageContents,
+  onProgress?: (bytes: number, total: number) => void,
+  signal?: AbortSignal,
+): Promise<Verified> {
   const { header, catalogue, chunks, extents, references, blob } = image;
-  checkCounts(image);
   const total = header.blobBytes - HEADER_BYTES;
   const verified: Verified = {
     chunks: 0,
@@ -164,19 +170,23 @@ export async function verifyChunks(image: ImageContents, onProgress?: (bytes: nu
   const memory = new ImageMemory({ frames: header.ramFrames, chunks, extents, references, blob });
   for await (const { chunk, stored, data } of memory.chunksInOrder()) {
     checkDigest(chunk, stored);
+    if (signal?.aborted === true) await giveTurn(signal, "checking chunks");
     verified.chunks++;
     verified.storedBytes += chunk.stored;
     verified.decodedFrames += data.length / FRAME_BYTES;
     onProgress?.(verified.storedBytes, total);
   }
   for (let i = 0; i < extents.length; i++) if (extents.chunk[i] === SAME_FILLED) verified.sameFilledFrames += extents.frames[i]!;
-  const elsewhere = outside(pathsOf(references), image.allowed);
+  const elsewhere = await outside(pathsOf(references), image.allowed, signal);
   if (elsewhere.length > 0) throw notAllowed("the image", elsewhere);
   const reader = new ReferenceReader(references, image.allowed);
   try {
-    for (const [i, { frames }] of references.entries()) {
-      for (let frame = 0; frame < frames; frame++) reader.read(i, frame);
-      verified.referencedFrames += frames;
+    const page = new Uint8Array(FRAME_BYTES);
+    for (let i = 0; i < references.length; i++) {
+      for (let frame = 0; frame < references.frames[i]!; frame++) {
+        reader.read(i, frame, page);
+        if (++verified.referencedFrames % REFERENCES_A_TURN === 0) await giveTurn(signal, "checking pages of files");
+      }
     }
   } finally {
     reader.close();
@@ -184,15 +194,29 @@ export async function verifyChunks(image: ImageContents, onProgress?: (bytes: nu
   const { sameFilledFrames } = catalogue.meta;
   if (typeof sameFilledFrames === "number") same("same-filled frames", verified.sameFilledFrames, sameFilledFrames);
 
+  await verifyRows(image, signal);
+  return verified;
+}
+
+/** The tables that nobody needs who opens an image: a resume reads some, and people the rest. */
+async function verifyRows({ header, catalogue, chunks, extents }: ImageContents, signal: AbortSignal | undefined): Promise<void> {
+  for (const { except } of catalogue.files()) void except; // parsed when it is asked for; so is this
+  for (const { detail } of catalogue.processes()) void detail;
+  void [catalogue.mounts(), catalogue.blocks()];
+  let rows = 0;
+  for (const { object, page, pfn, pages } of catalogue.objects()) {
+    if (++rows % STEPS_A_TURN === 0) await giveTurn(signal, "checking pages of objects");
+    if (pfn + pages > header.ramFrames) throw corrupt(`page ${page} of object ${hex(object)} ends beyond RAM`);
+  }
   for (const { pid, vaddr, pfn, pages, blobOffset } of catalogue.mappings()) {
-    const at = `the mapping of process ${pid} at 0x${vaddr.toString(16)}`;
-    if (pages < 1 || pfn + pages > header.ramFrames) throw corrupt(`${at} ends beyond RAM`);
+    if (++rows % STEPS_A_TURN === 0) await giveTurn(signal, "checking mappings");
+    const at = (): string => `the mapping of process ${pid} at ${hex(vaddr)}`;
+    if (pfn + pages > header.ramFrames) throw corrupt(`${at()} ends beyond RAM`);
     const extent = extents.find(pfn);
     const chunk = extent < 0 ? SAME_FILLED : extents.chunk[extent]!;
     const offset = chunk < 0 ? null : chunks[chunk]!.offset;
-    if (offset !== blobOffset) throw corrupt(`${at} says blob offset ${blobOffset}, and frame ${pfn} is at ${offset}`);
+    if (offset !== blobOffset) throw corrupt(`${at()} says blob offset ${blobOffset}, and frame ${pfn} is at ${offset}`);
   }
-  return verified;
 }
 
 function same(what: string, found: number, expected: number): void {
@@ -203,6 +227,6 @@ function corrupt(what: string): HibernaculumError {
   return damaged("HIB_CORRUPT", `the image does not agree with itself: ${what}`);
 }
 
-function* pathsOf(references: readonly Reference[]): Generator<NamedPath> {
-  for (const path of new Set(references.map((reference) => reference.path))) yield { what: "file", path };
+function* pathsOf({ paths }: ReferenceTable): Generator<NamedPath> {
+  for (const path of paths) yield { what: "file", path };
 }

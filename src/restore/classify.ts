@@ -7,7 +7,7 @@
 import { bit } from "../base/control.js";
 import { DIRECT_BITMAP, IMAGE_BITMAP } from "../base/layout.js";
 import type { Pfn } from "../base/memory.js";
-import type { ExtentTable } from "../image/format.js";
+import type { ExtentTable } from "../image/extents.js";
 import { KIND_LOADING } from "../vm/memory/kernel-layout.js";
 import type { Kernel } from "../vm/kernel.js";
 import { blocksOfKind, visitBlocks } from "../vm/views/walker.js";

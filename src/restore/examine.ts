@@ -3,8 +3,9 @@
  * the atomic restore will copy lies in the queue's places. Whatever is inconsistent is found while it costs nothing,
  * for the image is not consumed yet and the boot can go on.
  */
+import { bit, type Control } from "../base/control.js";
 import { Contradiction } from "../base/errors.js";
-import { FRAME_BYTES, FRAME_SHIFT } from "../base/layout.js";
+import { FRAME_BYTES, FRAME_SHIFT, IMAGE_BITMAP } from "../base/layout.js";
 import type { Claims } from "../cow/claims.js";
 import { type Pfn, type PhysicalAddress, type ReadableMemory, requireInRam } from "../base/memory.js";
 import { walkAreas } from "../vm/memory/area.js";
@@ -39,12 +40,14 @@ export interface Examined {
 export class ComingMemory implements ReadableMemory {
   readonly frames: number;
   readonly #memory: PhysicalMemory;
+  readonly #words: Control["words"];
   /** The place that a frame comes from; its own frame (0) if it is there already, LATE if it is in `#late`. */
   readonly #sources: Int32Array;
   readonly #late = new Map<Pfn, DataView>();
 
-  constructor(claims: Claims, memory: PhysicalMemory, late: readonly LateFrame[]) {
+  constructor({ words }: Control, claims: Claims, memory: PhysicalMemory, late: readonly LateFrame[]) {
     this.frames = memory.frames;
+    this.#words = words;
     this.#memory = memory;
     this.#sources = new Int32Array(memory.frames);
     claims.visitQueued((frame, place) => {
@@ -54,6 +57,10 @@ export class ComingMemory implements ReadableMemory {
       this.#sources[frame] = LATE;
       this.#late.set(frame, new DataView(bytes.buffer, bytes.byteOffset, FRAME_BYTES));
     }
+  }
+
+  has(frame: Pfn): boolean {
+    return bit(this.#words, IMAGE_BITMAP, frame) === 1;
   }
 
   load32(address: PhysicalAddress): number {

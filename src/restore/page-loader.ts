@@ -33,8 +33,9 @@ import { BlobReader } from "../image/blob.js";
 import { loadChecksum } from "../image/checksum.js";
 import { decodeChunk } from "../image/codec.js";
 import type { Image } from "../image/directory.js";
-import { BLOB_NAME, CHUNK_BYTES, type Chunk, type ExtentColumns } from "../image/format.js";
-import type { Reference } from "../base/host-file.js";
+import type { ExtentColumns } from "../image/extents.js";
+import { BLOB_NAME, CHUNK_BYTES, CHUNK_FRAMES, type Chunk } from "../image/format.js";
+import type { ReferenceColumns } from "../image/reference-table.js";
 import { ReferenceReader } from "../image/references.js";
 import type { Core } from "../vm/memory/core.js";
 import { PhysicalMemory } from "../vm/memory/physical.js";
@@ -49,8 +50,10 @@ export interface LoadTask {
   start: Uint32Array;
   /** Extents that are same-filled, claimed after the chunks, FILL_CLAIM at a time. */
   filled: Uint32Array;
-  /** Pages of files of the host, claimed last, one reference at a time. */
-  references: readonly Reference[];
+  /** Pages of files of the host. */
+  references: ReferenceColumns;
+  /** Runs of those, claimed last: a reference and a frame of it, where RUN_FRAMES begin or those that are left. */
+  runs: Uint32Array;
   allowed: readonly string[];
   acceptedFiles: ReadonlySet<string>;
 }
@@ -64,10 +67,21 @@ export function loadTask(image: Image, acceptedFiles: ReadonlySet<string>): Load
     extents: extents.columns,
     ...extents.byChunk(chunks.length),
     filled: extents.sameFilled(),
-    references,
+    references: references.columns,
+    runs: runsOf(references),
     allowed,
     acceptedFiles,
   };
+}
+
+/** Cuts references, so that what is read at once is no more than a chunk. */
+function runsOf({ frames, length }: ReferenceColumns): Uint32Array {
+  let count = 0;
+  for (const its of frames) count += Math.ceil(its / RUN_FRAMES);
+  const runs = new Uint32Array(new SharedArrayBuffer(8 * count));
+  for (let reference = 0, i = 0; reference < length; reference++)
+    for (let frame = 0; frame < frames[reference]!; frame += RUN_FRAMES, i += 2) runs.set([reference, frame], i);
+  return runs;
 }
 
 export interface LoadResult {
@@ -87,6 +101,7 @@ export interface LoadResult {
 }
 
 const FILL_CLAIM = 256;
+const RUN_FRAMES = CHUNK_FRAMES;
 
 /** Runs one task until no chunk is left. */
 export async function loadPages(memory: SharedMemory, core: Core, task: LoadTask): Promise<LoadResult> {
@@ -127,7 +142,7 @@ class PageLoader {
   }
 
   async run(): Promise<LoadResult> {
-    const { chunks, filled, references } = this.#task;
+    const { chunks, filled, runs } = this.#task;
     const buffers = [new Uint8Array(CHUNK_BYTES), new Uint8Array(CHUNK_BYTES)];
     let claims = 0;
     const claim = () => {
@@ -154,11 +169,16 @@ class PageLoader {
       await next.reading?.catch(() => undefined);
     }
     const fills = chunks.length + Math.ceil(filled.length / FILL_CLAIM);
-    const end = fills + references.length;
-    for (let index = next.index; index < end; index = this.#control.add(MACHINE_LOAD_CURSOR, 1)) {
-      if (this.#control.load(MACHINE_CANCEL) !== 0) break;
-      if (index < fills) this.#loadFills((index - chunks.length) * FILL_CLAIM);
-      else this.#loadReference(index - fills);
+    const end = fills + runs.length / 2;
+    const files = new ReferenceReader(this.#task.references, this.#task.allowed, this.#task.acceptedFiles);
+    try {
+      for (let index = next.index; index < end; index = this.#control.add(MACHINE_LOAD_CURSOR, 1)) {
+        if (this.#control.load(MACHINE_CANCEL) !== 0) break;
+        if (index < fills) this.#loadFills((index - chunks.length) * FILL_CLAIM);
+        else this.#loadRun(index - fills, files, buffers[0]!);
+      }
+    } finally {
+      files.close();
     }
     return this.#result;
   }
@@ -227,17 +247,15 @@ class PageLoader {
     Atomics.store(words, (QUEUE_FRAMES >>> 2) + entry, frame);
   }
 
-  /** Pages of a file of the host: all of a reference agree with their checksums before the first is placed. */
-  #loadReference(index: number): void {
-    const reader = new ReferenceReader(this.#task.references, this.#task.allowed, this.#task.acceptedFiles);
-    try {
-      const { pfn, frames } = this.#task.references[index]!;
-      const data = Buffer.concat(Array.from({ length: frames }, (_, frame) => reader.read(index, frame)));
-      this.#placeRun(pfn, frames, data, 0);
-      this.#control.add(MACHINE_PROGRESS, frames);
-    } finally {
-      reader.close();
-    }
+  /** Pages of a file of the host: all of a run agree with their checksums before the first is placed. */
+  #loadRun(index: number, files: ReferenceReader, buffer: Uint8Array): void {
+    const { references, runs } = this.#task;
+    const [reference, frame] = [runs[2 * index]!, runs[2 * index + 1]!];
+    const frames = Math.min(RUN_FRAMES, references.frames[reference]! - frame);
+    const data = buffer.subarray(0, frames * FRAME_BYTES);
+    files.read(reference, frame, data);
+    this.#placeRun(references.pfn[reference]! + frame, frames, data, 0);
+    this.#control.add(MACHINE_PROGRESS, frames);
   }
 
   #loadFills(from: number): void {

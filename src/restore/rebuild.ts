@@ -35,7 +35,7 @@ export function tellRestored(kernel: Kernel, examined: Examined, frames: { image
  * @param references - what came from files of the host
  * @param files - paths of files of the host that are others than they were
  */
-export function rebuild(kernel: Kernel, devices: Devices, references: readonly Reference[], files: ReadonlySet<string>): void {
+export function rebuild(kernel: Kernel, devices: Devices, references: Iterable<Reference>, files: ReadonlySet<string>): void {
   keepStored(kernel, references);
   kernel.buddy.rebuildSaveable();
   kernel.turns.releaseRunning();

@@ -5,7 +5,8 @@
 import { HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import type { Pfn } from "../base/memory.js";
-import { type Chunk, ExtentTable, padded, SAME_FILLED } from "../image/format.js";
+import { ExtentTable, SAME_FILLED } from "../image/extents.js";
+import { type Chunk, padded } from "../image/format.js";
 import type { WriteResult } from "./page-writer.js";
 
 const NOWHERE = -1;

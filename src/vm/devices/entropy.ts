@@ -14,6 +14,7 @@ import { randomBytes } from "node:crypto";
 import { HibernaculumError } from "../../base/errors.js";
 import { RAM_BYTES_MIN } from "../../base/limits.js";
 import { FRAME_BYTES } from "../../base/layout.js";
+import type { PhysicalAddress } from "../../base/memory.js";
 import type { KernelParts } from "../tasks/parts.js";
 import { KERNEL_ENTROPY, KERNEL_GENERATION, KERNEL_RESUMES, KIND_DMA } from "../memory/kernel-layout.js";
 import { littleEndian, type PhysicalMemory } from "../memory/physical.js";
@@ -26,7 +27,7 @@ export const POOL_LOW: number = POOL_WORDS >> 1;
 /** A random word, and how many are left; undefined if there is none. Caller holds the kernel lock. */
 export function takeRandom(memory: PhysicalMemory): { word: number | undefined; left: number } {
   const pool = memory.load32(KERNEL_ENTROPY) * FRAME_BYTES;
-  const left = memory.load32(pool);
+  const left = pool === 0 ? 0 : memory.load32(pool);
   if (left === 0) return { word: undefined, left };
   const word = memory.load32(pool + left * 4);
   memory.store32(pool + left * 4, 0);
@@ -61,14 +62,21 @@ export class EntropyDevice implements Driver {
     if (!this.#gate.isOpen) return;
     const { control, memory } = this.#parts;
     control.locked(() => {
-      if (memory.load32(memory.load32(KERNEL_ENTROPY) * FRAME_BYTES) < POOL_LOW) this.#fill();
+      if (this.#pool !== 0 && memory.load32(this.#pool) < POOL_LOW) this.#fill();
     });
   }
 
+  /** Address of the pool; 0 if the machine has none. Every machine that boots here has one: an image's need not. */
+  get #pool(): PhysicalAddress {
+    return this.#parts.memory.load32(KERNEL_ENTROPY) * FRAME_BYTES;
+  }
+
   #fill(): void {
-    const { memory } = this.#parts;
-    const bytes = Buffer.concat([littleEndian(POOL_WORDS), randomBytes(POOL_WORDS * 4)]);
-    memory.write(memory.load32(KERNEL_ENTROPY) * FRAME_BYTES, bytes, "device");
+    this.#write(Buffer.concat([littleEndian(POOL_WORDS), randomBytes(POOL_WORDS * 4)]));
+  }
+
+  #write(bytes: Uint8Array): void {
+    if (this.#pool !== 0) this.#parts.memory.write(this.#pool, bytes, "device");
   }
 
   #beginGeneration(): void {
@@ -79,8 +87,7 @@ export class EntropyDevice implements Driver {
   saveState(): void {}
 
   quiesce(): void {
-    const { memory } = this.#parts;
-    memory.write(memory.load32(KERNEL_ENTROPY) * FRAME_BYTES, new Uint8Array(FRAME_BYTES), "device");
+    this.#write(new Uint8Array(FRAME_BYTES));
     this.#gate.close();
   }
 

@@ -1,4 +1,5 @@
 /** Are the files of a machine consistent: is everything what it is taken for, and held as often as it says? See consistency.ts. */
+import { hex } from "../../base/hex.js";
 import type { PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 import type { Inventory } from "../memory/inventory.js";
 import { KERNEL_ROOT, KIND_KERNEL_HEAP, PROCESS_FDS, processAddress } from "../memory/kernel-layout.js";
@@ -196,8 +197,4 @@ function checkObjects(
     if (inode !== 0) inodes.hold(inode, areas);
   }
   return objects;
-}
-
-function hex(address: number): string {
-  return `0x${address.toString(16)}`;
 }

@@ -164,8 +164,9 @@ export class CleanPages {
  * After a restore: clean pages that were stored in the image are the machine's own, for a file may have others in their place. They will be in
  * its next image, too. Everything is stopped.
  */
-export function keepStored({ buddy, memory, objects }: KernelParts, references: readonly Reference[]): void {
-  const referred = new Set(references.flatMap(({ pfn, frames }) => Array.from({ length: frames }, (_, i) => pfn + i)));
+export function keepStored({ buddy, memory, objects }: KernelParts, references: Iterable<Reference>): void {
+  const referred = new Set<Pfn>();
+  for (const { pfn, frames } of references) for (let i = 0; i < frames; i++) referred.add(pfn + i);
   for (const { object } of walkHostInodes(memory)) {
     const stored = Array.from(walkCleanPages(memory, object)).filter(({ frame }) => !referred.has(frame));
     for (const { frame } of stored) buddy.setKind(frame, KIND_FILE);

@@ -39,6 +39,9 @@ export interface FdDescription {
   path: string | null;
   /** Whether `path` is one on the host. */
   host: boolean | null;
+  /** Of a file: the memory object that has its pages, 0 if none has; and its bytes. */
+  object: PhysicalAddress | null;
+  size: number | null;
   /** How it was opened: O_* bits. */
   flags: number;
   cloexec: boolean;
@@ -58,8 +61,11 @@ const NO_PIPE = { pipe: null, frame: null, start: null, filled: null };
 export function describeFds(memory: ReadableMemory, slot: number): FdDescription[] {
   return Array.from(walkFds(memory, slot), ({ fd, cloexec, description: { kind, behind, flags, position, references } }) => {
     const about = { fd, kind, flags, cloexec, position, shared_by: references };
-    if (kind === "inode") return { ...about, ...nameOf(memory, behind), ...NO_PIPE };
-    const nameless = { ...about, path: null, host: null };
+    if (kind === "inode") {
+      const { object, size } = readInode(memory, behind);
+      return { ...about, ...nameOf(memory, behind), object, size, ...NO_PIPE };
+    }
+    const nameless = { ...about, path: null, host: null, object: null, size: null };
     if (kind === "console") return { ...nameless, ...NO_PIPE };
     const { frame, start, filled } = readPipe(memory, behind);
     return { ...nameless, pipe: behind, frame, start, filled };

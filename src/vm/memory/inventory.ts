@@ -3,8 +3,9 @@
  * pointer to is entered first, and once. So a frame or an object is one thing only, a list that comes by an object twice is
  * found out, and a walk ends when all that there is has been entered.
  */
+import { hex } from "../../base/hex.js";
 import { FRAME_BYTES } from "../../base/layout.js";
-import { hex, type Pfn, type PhysicalAddress } from "../../base/memory.js";
+import type { Pfn, PhysicalAddress } from "../../base/memory.js";
 import { KERNEL_HEAP_SMALLEST, KIND_KERNEL_HEAP, KIND_NAMES } from "./kernel-layout.js";
 
 /** The used blocks, by frame; kind 0 for free frames. */

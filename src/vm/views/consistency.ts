@@ -80,6 +80,9 @@ function checkMachine(memory: ReadableMemory, result: Consistency, problem: (tex
   const { kind } = inventory.blocks;
   for (let frame = 0; frame < staticFrames; frame++)
     if (kind[frame] !== K.KIND_KERNEL_STATIC) return problem(`frame ${frame} holds the kernel's tables, and is of another kind`);
+  // Else what was there before would go on as part of the image's machine.
+  const lacking = kind.findIndex((its, at) => (K.isSaved(its) || its === K.KIND_FILE_CLEAN) && memory.has?.(at) === false);
+  if (lacking >= 0) return problem(`frame ${lacking} is in use, and is not in the image`);
   checkDevices(memory, inventory, problem);
   checkProcesses(memory, inventory, result, problem);
   checkHeap(memory, inventory);

@@ -5,6 +5,7 @@
 import { FRAME_BYTES } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress, ReadableMemory, VirtualAddress } from "../../base/memory.js";
 import { type Area, isDemandZero, walkAreas } from "../memory/area.js";
+import { walkFds } from "../files/descriptions.js";
 import { describeFds, type FdDescription } from "../files/open-files.js";
 import { KIND_NAMES, type KindName } from "../memory/kernel-layout.js";
 import { objectInode, walkObject } from "../memory/memory-object.js";
@@ -66,9 +67,14 @@ export interface ObjectRun {
   pages: number;
 }
 
-/** Pages of the objects behind the areas of processes: what they see where they have no page of their own. */
+/** Pages of the objects behind areas and fds of processes: what they see where they have no page of their own. */
 export function* describeObjects(memory: ReadableMemory, processes: readonly Process[]): Generator<ObjectRun> {
-  const objects = new Set(processes.flatMap(({ areas }) => Array.from(walkAreas(memory, areas), ({ object }) => object)));
+  const objects = new Set<PhysicalAddress>();
+  for (const { areas, slot } of processes) {
+    for (const { object } of walkAreas(memory, areas)) objects.add(object);
+    for (const { description } of walkFds(memory, slot))
+      if (description.kind === "inode") objects.add(readInode(memory, description.behind).object);
+  }
   objects.delete(0);
   for (const object of objects) {
     let run: ObjectRun | undefined;

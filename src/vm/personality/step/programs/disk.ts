@@ -11,8 +11,8 @@
  * What must hold: every word that is written or read follows from seed, round and sector. Operations on the same sector are at least
  * `sectors` apart, and no more than that are in flight.
  */
+import { hex } from "../../../../base/hex.js";
 import { FRAME_BYTES } from "../../../../base/layout.js";
-import { hex } from "../../../../base/memory.js";
 import { DATA_BASE, type DiskOperation, SelfCheckError, type UserMemory } from "../program.js";
 import { defineProgram, integer, type Program, rate, seed } from "./options.js";
 import { keyOf, lowWord, mix } from "./random.js";

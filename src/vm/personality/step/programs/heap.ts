@@ -9,8 +9,8 @@
  *
  * If there is no memory the step ends before it has stored anything.
  */
+import { hex } from "../../../../base/hex.js";
 import { FRAME_BYTES } from "../../../../base/layout.js";
-import { hex } from "../../../../base/memory.js";
 import { DATA_BASE, HEAP_BASE, HEAP_PAGES_MAX, SelfCheckError, type UserMemory } from "../program.js";
 import { defineProgram, integer, type Program, rate, seed } from "./options.js";
 import { hash, keyOf, lowWord, mix } from "./random.js";

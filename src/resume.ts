@@ -19,7 +19,7 @@
  */
 import { setImmediate } from "node:timers/promises";
 import { hostNow } from "./base/control.js";
-import { fromSystemError, HibernaculumError, isSystemError, naming } from "./base/errors.js";
+import { fromSystemError, isSystemError, naming } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
 import { MACHINE_LOAD_CURSOR, MACHINE_LOAD_PERCENT, MACHINE_PROGRESS, QUEUE_SPARE } from "./base/layout.js";
 import { StepTimes } from "./base/step-times.js";
@@ -59,7 +59,7 @@ export async function resume(machine: Machine, path: string, options: ResumeOpti
   try {
     const found = await findImage(machine, path, options, steps);
     times.ended("opened");
-    return await resumeFrom(new Resume(machine, found, options, { steps, times, cancellation }), path);
+    return await resumeFrom(machine, new Resume(machine, found, options, { steps, times, cancellation }), path);
   } catch (error) {
     const failure = named(error, path);
     cancellation.close();
@@ -71,7 +71,7 @@ export async function resume(machine: Machine, path: string, options: ResumeOpti
   }
 }
 
-async function resumeFrom(resume: Resume, path: string): Promise<ResumeReport> {
+async function resumeFrom(machine: Machine, resume: Resume, path: string): Promise<ResumeReport> {
   using work = resume;
   try {
     await work.attempt();
@@ -85,7 +85,7 @@ async function resumeFrom(resume: Resume, path: string): Promise<ResumeReport> {
     failpoint("resume.running");
     return work.report();
   } catch (error) {
-    const failure = named(work.reasonFor(error), path);
+    const failure = named(machine.reasonFor(error), path);
     await work.abandon(failure);
     throw failure;
   }
@@ -93,13 +93,6 @@ async function resumeFrom(resume: Resume, path: string): Promise<ResumeReport> {
 
 function named(error: unknown, path: string): unknown {
   return isSystemError(error) ? fromSystemError(error, `resuming ${path}`) : naming(error, path);
-}
-
-function replaced(path: string): HibernaculumError {
-  return new HibernaculumError(
-    "HIB_BUSY",
-    `${path} was renamed or replaced while its files were compared; see what is there now`,
-  );
 }
 
 /** One resume under way. Its methods are called in the order in which they stand. */
@@ -143,9 +136,7 @@ class Resume implements Disposable {
   /** S2.5: a resume that dies leaves a trace of having been tried; of two at once, the first goes on. */
   async attempt(): Promise<void> {
     this.#cancellation.check();
-    const attempt = await this.#marks.attempt();
-    if (!this.#image.blob.isInPlace()) throw replaced(this.#image.path); // from here on nobody sets it aside
-    this.#steps.passed("attempt", attempt);
+    this.#steps.passed("attempt", await this.#marks.attempt(() => this.#image.blob.isInPlace()));
   }
 
   /** S1.6: allocate what is free here and used there; reserve a place for every other frame of the image. */
@@ -223,10 +214,7 @@ class Resume implements Disposable {
     this.#times.ended("consumed");
   }
 
-  /**
-   * S1.8, S2.2: put the queued frames in place. There is no way back from here, and nothing that can fail: everything is
-   * in memory, verified and consistent.
-   */
+  /** S1.8, S2.2: put the queued frames in place. There is no way back from here, and nothing that can fail. */
   patch(): void {
     const { claims, core, devices, kernel, quiesce, tracking } = this.#machine;
     this.#preimages = claims.queue.preimages;
@@ -253,11 +241,6 @@ class Resume implements Disposable {
     this.#stopped = false;
     this.#times.ended("running");
     this.#steps.passed("scheduler", `goes on, vCPUs: ${this.#machine.vcpus}`);
-  }
-
-  /** Why it failed: what the machine died of, if it did. */
-  reasonFor(error: unknown): unknown {
-    return this.#machine.reasonFor(error);
   }
 
   /** After a failure: the boot goes on with all of its memory; or, if that is gone already, nothing goes on. */
@@ -306,9 +289,7 @@ class Resume implements Disposable {
 
   #readLate(): LateFrame[] {
     const { claims, control } = this.#machine;
-    const acceptedFiles = this.#acceptedFiles();
-    const complete = claims.queue.refused === 0;
-    return complete ? [] : readLateFrames(control, claims, this.#image.memory({ acceptedFiles }));
+    return readLateFrames(control, claims, () => this.#image.memory({ acceptedFiles: this.#acceptedFiles() }));
   }
 
   /** Files that had changed when they were compared. One that changes later is refused. */

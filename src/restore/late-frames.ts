@@ -10,8 +10,10 @@ export interface LateFrame {
   bytes: Uint8Array;
 }
 
-/** Reads them from the image once more. Everything is stopped; what is queued is not among them. */
-export function readLateFrames({ words }: Control, claims: Claims, image: ImageMemory): LateFrame[] {
+/** Reads them from the image once more, if there are any. Everything is stopped; what is queued is not among them. */
+export function readLateFrames({ words }: Control, claims: Claims, open: () => ImageMemory): LateFrame[] {
+  if (claims.queue.refused === 0) return [];
+  const image = open();
   const inQueue = new Set<Pfn>();
   claims.visitQueued((frame) => inQueue.add(frame));
   const late: LateFrame[] = [];

@@ -27,13 +27,19 @@ export class ResumeMarks {
   /**
    * Notes that a resume begins: one that dies leaves a trace, and of two at once the first goes on.
    *
+   * @param isInPlace - whether the image that was opened is the one that is there; from the attempt on nobody sets it aside
    * @returns what became of it, for the report
    * @throws HIB_BUSY, HIB_IO, HIB_NO_SPACE
    */
-  async attempt(): Promise<string> {
+  async attempt(isInPlace: () => boolean): Promise<string> {
     if (!this.#keepImage) this.#attempt = await this.#recordAttempt();
     failpoint("resume.attempt");
     if (this.#attempt !== undefined) await refuseHeld(this.#path, this.#attempt);
+    if (!isInPlace())
+      throw new HibernaculumError(
+        "HIB_BUSY",
+        `${this.#path} was renamed or replaced while its files were compared; see what is there now`,
+      );
     if (this.#attempt !== undefined) return `${this.#attempt}, recorded`;
     return this.#keepImage ? "not recorded" : "not recorded: the image is read-only here";
   }

@@ -222,30 +222,25 @@ export function takeBackPlace(): i32 {
 
 /**
  * Takes back a place of guest memory that holds a copy or a pre-image, and gives up the save or resume that needs it; -1 if there
- * is none. The caller holds the kernel lock. Page writers may still read such a place, which harms nothing: what they write
- * is thrown away. A handler or loader may still fill it: that is waited for.
+ * is none, and then nothing is given up: what lies in the pool is still wanted. The caller holds the kernel lock. Page writers
+ * may still read such a place, which harms nothing: what they write is thrown away. A handler or loader may still fill it: that
+ * is waited for.
  */
 export function takeBackHeldPlace(): i32 {
-  let entry = load<u32>(MACHINE_QUEUE_START);
-  while (entry < atomic.load<u32>(MACHINE_QUEUE_CURSOR)) {
-    if (load<u32>(QUEUE_PLACES + (entry << 2)) >= RAM_PLACE) {
-      let waits = 0;
-      while (atomic.load<u32>(QUEUE_FRAMES + (entry << 2)) == FRAME_NONE) {
-        if (++waits > WAITS_MAX) return -1;
-        atomic.wait<i32>(MACHINE_QUEUE_OVERFLOW, atomic.load<i32>(MACHINE_QUEUE_OVERFLOW), FILL_NS);
-      }
+  const end = atomic.load<u32>(MACHINE_QUEUE_CURSOR);
+  for (let entry = load<u32>(MACHINE_QUEUE_START); entry < end; entry++) {
+    const place = load<u32>(QUEUE_PLACES + (entry << 2));
+    if (place == PLACE_NONE) continue;
+    if (place < RAM_PLACE) return -1; // the pool, which comes last
+    let waits = 0;
+    while (atomic.load<u32>(QUEUE_FRAMES + (entry << 2)) == FRAME_NONE) {
+      if (++waits > WAITS_MAX) return -1;
+      atomic.wait<i32>(MACHINE_QUEUE_OVERFLOW, atomic.load<i32>(MACHINE_QUEUE_OVERFLOW), FILL_NS);
     }
-    atomic.store<u32>(MACHINE_QUEUE_START, ++entry);
-    const place = takeHeld(entry - 1);
-    if (place >= 0) return place;
+    if (atomic.load<u32>(MACHINE_CANCEL) == 0) atomic.store<u32>(MACHINE_CANCEL, CANCEL_NO_MEMORY);
+    atomic.store<u32>(MACHINE_QUEUE_START, entry + 1);
+    store<u32>(QUEUE_PLACES + (entry << 2), PLACE_NONE);
+    return <i32>place;
   }
   return -1;
-}
-
-function takeHeld(entry: u32): i32 {
-  const place = load<u32>(QUEUE_PLACES + (entry << 2));
-  if (place < RAM_PLACE) return -1;
-  if (atomic.load<u32>(MACHINE_CANCEL) == 0) atomic.store<u32>(MACHINE_CANCEL, CANCEL_NO_MEMORY);
-  store<u32>(QUEUE_PLACES + (entry << 2), PLACE_NONE);
-  return <i32>place;
 }

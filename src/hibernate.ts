@@ -4,8 +4,9 @@
  *     prepare   drivers save their state, memory is reserved, the plan is made    S1.1, S1.9
  *     arm       every frame is write-protected on every vCPU                      S1.2
  *     stream    all of memory is written while processes keep running             S1.3
- *     stop      all vCPUs at a safepoint, devices quiesced, atomic copy           S1.4
- *     residual  the copies are written                                            S1.5
+ *     stop      all vCPUs at a safepoint, devices quiesced; atomic copy, or all
+ *               that was marked is protected again, and the machine goes on       S1.4
+ *     residual  what was marked is written, or its pre-images; then the copies    S1.5
  *     publish   catalogue, header, rename: now there is an image
  *     ending    power off, or go on
  *
@@ -187,7 +188,7 @@ class Save implements Disposable {
 
   /** S1.5: write the residual set: what was not copied from where it is, or its pre-images; then the copies. They supersede the stream. */
   async writeResidual(): Promise<void> {
-    const { claims, core, tracking } = this.#machine;
+    const { claims, control, core, tracking } = this.#machine;
     const { copied } = this.#counts;
     failpoint("save.residual");
     const residual = core.listResidual();
@@ -195,9 +196,10 @@ class Save implements Disposable {
     this.#progress.enter("residual", residual);
     await this.#writeList("tail", copied, residual);
     tracking.disarm(); // and no handler is at work on a pre-image any more
-    this.#counts.tail = claims.queue;
-    this.#progress.extend(claims.queue.preimages);
-    await this.#writeList("queue", claims.queue.start, claims.queue.end);
+    const queue = control.locked(() => claims.queue); // no allocator is about to take a place back
+    this.#counts.tail = queue;
+    this.#progress.extend(queue.preimages);
+    await this.#writeList("queue", queue.start, queue.end);
     this.#reserve.release();
     this.#times.ended("residual");
   }

@@ -145,7 +145,7 @@ class Resume implements Disposable {
     const { direct, conflicts } = classify(kernel, this.#image.extents, (conflicts) => {
       const wanted = Math.min(this.#options.queueFrames ?? Infinity, conflicts + 64) + QUEUE_SPARE;
       this.#reserve.growLocked(wanted);
-      this.#reserve.openQueue(wanted);
+      this.#reserve.openQueue(this.#options.queueFrames === undefined ? Infinity : wanted);
     });
     failpoint("resume.allocate");
     for (const word of [MACHINE_LOAD_CURSOR, MACHINE_PROGRESS]) control.store(word, 0);

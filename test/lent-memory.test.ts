@@ -161,9 +161,34 @@ test.serial("snapshot: copies and pre-images are given up for who wants memory a
         String(failure),
       );
     t.is(taken().frames, taken().of, `pause target ${pauseTarget_ms}`);
+    if (failure === undefined) {
+      const image = await openImage(path);
+      t.deepEqual(findWrong(image.memory()), []);
+      image.close();
+    }
     await isWhole(t, machine);
     await save(machine, join(scratch(t), "b.hib"), { keepRunning: true });
   }
+});
+
+test.serial("snapshot: who finds no memory at all gives up no pre-image that lies in the pool", async (t) => {
+  const machine = await busyMachine(t);
+  const { buddy } = machine.kernel;
+  const path = join(scratch(t), "a.hib");
+  let taken: Pfn[] = [];
+  let refused = 0;
+  const onProgress: SaveOptions["onProgress"] = ({ phase }) => {
+    if (phase === "stream" && taken.length === 0) taken = takeAll(machine, "keep it").frames;
+    if (phase === "residual" && machine.control.locked(() => buddy.allocate(0, 0, KIND_KERNEL_HEAP)) === undefined) refused++;
+  };
+  const { tail } = await save(machine, path, { keepRunning: true, onProgress });
+  t.true(refused > 0 && tail.preimages > 0, `${refused} refused, ${JSON.stringify(tail)}`);
+  const image = await openImage(path);
+  const ofProcesses = findWrong(image.memory()).filter((line) => /^\d/.test(line)); // nobody owns what was taken
+  t.deepEqual(ofProcesses, []);
+  image.close();
+  giveBack(machine, taken);
+  await isWhole(t, machine);
 });
 
 test.serial(

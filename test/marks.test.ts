@@ -80,6 +80,24 @@ test("arming anew forgets what was wanted, marked and open before", (t) => {
   }
 });
 
+test("what lies in the pool is no memory of the guest's: nothing is given up for who wants some", (t) => {
+  const { control, kernel, tracking } = new HandMachine();
+  tracking.arm();
+  const claims = new Claims(control);
+  claims.closeQueue();
+  claims.openQueue({ first: POOL_PLACE, count: QUEUE_SPARE }, Infinity);
+  kernel.core.setBit(SAVEABLE_BITMAP, FIRST);
+  control.store(MACHINE_CANCEL, 0);
+  tracking.armTail();
+  kernel.memory.store32(FIRST * FRAME_BYTES, 1);
+  const before = claims.queue;
+  t.is(before.end - before.start, 1);
+  t.is(kernel.core.takeBackPlace(), -1);
+  t.is(kernel.core.takeBackHeldPlace(), -1);
+  t.deepEqual(claims.queue, before);
+  t.is(control.load(MACHINE_CANCEL), 0);
+});
+
 test("a coordinator's store during a tail: its spare places are used, and beyond them the save is given up, not the store", (t) => {
   const { control, kernel, tracking } = new HandMachine();
   tracking.arm();

@@ -6,8 +6,7 @@
  * saved: at most half of what the guest has free. It is lent only: a process that asks for memory when nothing is free
  * takes places back (BuddyAllocator.allocate), so that none runs out of memory because of a save or a resume. Where the
  * reserve is too small, the pool of the control area follows, which is there also when the guest has nothing free. What finds
- * no place is written from where it is, while the machine stays stopped: the image is as exact, the pause longer, and the
- * report says so.
+ * no place is protected until it is written from where it is (a snapshot), or written while the machine stays stopped.
  */
 import { FRAME_SHIFT, POOL_BYTES, SAVEABLE_BITMAP } from "../base/layout.js";
 import type { Pfn } from "../base/memory.js";

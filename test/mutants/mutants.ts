@@ -552,15 +552,15 @@ export const MUTANTS: readonly Mutant[] = [
   // ---- a whole save, page by page ----
   {
     file: "src/hibernate.ts",
-    find: '    await this.#writeList("queue", claims.queue.start, claims.queue.end);\n',
+    find: '    await this.#writeList("queue", queue.start, queue.end);\n',
     replace: "",
     tests: [{ file: "exact", match: "snapshot, all in the tail, lz4*" }],
     breaks: "pre-images of a tail are not written",
   },
   {
     file: "src/hibernate.ts",
-    find: '"queue", claims.queue.start, claims.queue.end',
-    replace: '"queue", claims.queue.start + copied, claims.queue.end',
+    find: '"queue", queue.start, queue.end',
+    replace: '"queue", queue.start + copied, queue.end',
     tests: [{ file: "exact", match: "snapshot, all copied, lz4*" }],
     breaks: "copies are not written",
   },
@@ -650,6 +650,14 @@ export const MUTANTS: readonly Mutant[] = [
       "  if (load<u32>(physical(address)) != value) store<u32>(physical(address), value);\n  else beforeStore(address >>> FRAME_SHIFT, FAULT_KERNEL);",
     tests: arming,
     breaks: "the kernel marks only what it does not change",
+  },
+
+  {
+    file: "assembly/tracking.ts",
+    find: "    if (place < RAM_PLACE) return -1; // the pool, which comes last",
+    replace: "    if (place < RAM_PLACE) { atomic.store<u32>(MACHINE_QUEUE_START, entry + 1); continue; }",
+    tests: marks,
+    breaks: "pre-images in the pool are given up for who finds no memory",
   },
 
   // ---- files of the host ----

@@ -13,7 +13,7 @@
  * A file that somebody else has changed does not have these pages any more: then they are stored. To the machine they stay what
  * they are.
  */
-import { statSync } from "node:fs";
+import { type BigIntStats, statSync } from "node:fs";
 import { bit } from "../../base/control.js";
 import type { Reference } from "../../base/host-file.js";
 import { DIRTY_BITMAP, FRAME_BYTES } from "../../base/layout.js";
@@ -130,7 +130,7 @@ export class CleanPages {
     }));
   }
 
-  /** Everything is stopped. */
+  /** As `freeze`. */
   #read(file: File): PagesOfFile {
     const pages = this.#empty(file);
     this.#list(file, pages, 0, Infinity);
@@ -174,7 +174,13 @@ export function keepStored({ buddy, memory, objects }: KernelParts, references: 
   }
 }
 
+/** One that cannot be looked at is not known to have these pages. */
 function isAsItWas({ path, device, number, size, modified }: HostIdentity): boolean {
-  const now = statSync(path, { bigint: true, throwIfNoEntry: false });
+  let now: BigIntStats | undefined;
+  try {
+    now = statSync(path, { bigint: true, throwIfNoEntry: false });
+  } catch {
+    return false;
+  }
   return now?.dev === device && now.ino === number && now.size === BigInt(size) && now.mtimeNs === modified;
 }

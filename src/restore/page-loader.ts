@@ -7,10 +7,10 @@
  *                                   later, the fault handler keeps the unmodified version        S1.7
  *     in use here, different     -> queued for the atomic restore; its protection is lifted      S1.7
  *
- * What must hold: for a frame in use here, either it is unmarked and equal when the machine stops, or its bytes of the
+ * What must hold: for a frame in use here, either nobody has claimed it and it is equal when the machine stops, or its bytes of the
  * image are in the queue (put there by this loader or by the fault handler), or the queue's overflow is counted.
- * Loader and handler may meet at a frame: the loader says "equal", then looks for a mark; the handler marks, then looks
- * for "equal". At least one of them sees the other.
+ * Loader and handler may meet at a frame: the loader says "equal", then looks for a claim; the handler claims, then
+ * looks for "equal". At least one of them sees the other.
  */
 import { join } from "node:path";
 import { bit, Control } from "../base/control.js";
@@ -87,10 +87,10 @@ function runsOf({ frames, length }: ReferenceColumns): Uint32Array {
 export interface LoadResult {
   direct: number;
   equal: number;
-  /** Found equal, but marked by the time that was said. */
+  /** Found equal, but stored to by the time that was said. */
   equal_marked: number;
   different: number;
-  /** Different or marked, and the queue was full. */
+  /** Different or stored to, and the queue was full. */
   overflow: number;
   /** Of all these, frames without data. */
   same_filled: number;
@@ -221,10 +221,10 @@ class PageLoader {
   /** A frame that holds something of the booting machine, which goes on writing. */
   #placeUsed(frame: Pfn, bytes: Uint8Array): void {
     const { words } = this.#control;
-    const marked = () => (Atomics.load(words, (CLAIMED_BITMAP >>> 2) + (frame >>> 5)) >>> (frame & 31)) & 1;
-    if (marked() === 0 && this.#memory.equals(frame, bytes)) {
+    const claimed = () => (Atomics.load(words, (CLAIMED_BITMAP >>> 2) + (frame >>> 5)) >>> (frame & 31)) & 1;
+    if (claimed() === 0 && this.#memory.equals(frame, bytes)) {
       this.#core.setBit(KEEP_BITMAP, frame);
-      if (marked() === 0) {
+      if (claimed() === 0) {
         this.#result.equal++;
         return;
       }

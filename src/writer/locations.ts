@@ -1,6 +1,6 @@
 /**
  * Where each frame's bytes are in the blob, while an image is being written. Results of later tasks supersede those of
- * earlier ones: first the stream, then the copies of the residual set.
+ * earlier ones: first the stream, then the tail, then copies and pre-images.
  */
 import { HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";

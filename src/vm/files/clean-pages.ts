@@ -18,7 +18,7 @@ import { bit } from "../../base/control.js";
 import type { Reference } from "../../base/host-file.js";
 import { DIRTY_BITMAP, FRAME_BYTES } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress } from "../../base/memory.js";
-import { KIND_FILE } from "../memory/kernel-layout.js";
+import { KIND_FILE_KEPT } from "../memory/kernel-layout.js";
 import type { KernelParts } from "../tasks/parts.js";
 import { OBJECT_PAGES_MAX, objectChanges, objectSerial } from "../memory/memory-object.js";
 import { frameAddress } from "../memory/physical.js";
@@ -161,7 +161,7 @@ export class CleanPages {
 }
 
 /**
- * After a restore: clean pages that were stored in the image are the machine's own, for a file may have others in their place. They will be in
+ * After a restore: clean pages that were stored in the image are kept by the machine, for a file may have others in their place. They will be in
  * its next image, too. Everything is stopped.
  */
 export function keepStored({ buddy, memory, objects }: KernelParts, references: Iterable<Reference>): void {
@@ -169,7 +169,7 @@ export function keepStored({ buddy, memory, objects }: KernelParts, references: 
   for (const { pfn, frames } of references) for (let i = 0; i < frames; i++) referred.add(pfn + i);
   for (const { object } of walkHostInodes(memory)) {
     const stored = Array.from(walkCleanPages(memory, object)).filter(({ frame }) => !referred.has(frame));
-    for (const { frame } of stored) buddy.setKind(frame, KIND_FILE);
+    for (const { frame } of stored) buddy.setKind(frame, KIND_FILE_KEPT);
     if (stored.length > 0) objects.note(object);
   }
 }

@@ -183,6 +183,11 @@ export const KIND_LOADING = 7;
 export const KIND_FILE = 8;
 /** A page of a file that is what the host's file has there: saved by reference (S0.3). */
 export const KIND_FILE_CLEAN = 9;
+/**
+ * A page of a file that a resume took from the image, since the host's file may have another there. Nobody has stored to it: it is saved,
+ * and never written to the host's file.
+ */
+export const KIND_FILE_KEPT = 10;
 export const KIND_NAMES = [
   "none",
   "user",
@@ -194,17 +199,23 @@ export const KIND_NAMES = [
   "loading",
   "file",
   "file-clean",
+  "file-kept",
 ] as const;
 export type KindName = (typeof KIND_NAMES)[number];
 
 /** Whether the contents of blocks of this kind belong to an image (S0.2). */
 export function isSaved(kind: number): boolean {
-  return (kind >= KIND_USER && kind <= KIND_DMA) || kind === KIND_FILE;
+  return (kind >= KIND_USER && kind <= KIND_DMA) || kind === KIND_FILE || kind === KIND_FILE_KEPT;
+}
+
+/** Whether nobody who maps this page of a file has stored to it, so that the first store must be noticed. */
+export function isUnwritten(kind: number): boolean {
+  return kind === KIND_FILE_CLEAN || kind === KIND_FILE_KEPT;
 }
 
 /** Whether blocks of this kind hold what processes store, and not the kernel's own tables. */
 export function isUserKind(kind: number): boolean {
-  return kind === KIND_USER || kind === KIND_FILE || kind === KIND_FILE_CLEAN;
+  return kind === KIND_USER || kind === KIND_FILE || isUnwritten(kind);
 }
 
 /** Where the tables of a machine with so many frames are. */

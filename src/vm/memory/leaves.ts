@@ -6,7 +6,7 @@
 import { FRAME_BYTES, PTE_COW, PTE_PARKED, PTE_PPN_SHIFT, PTE_R, PTE_U, PTE_V, PTE_W, PTE_X } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress, VirtualAddress } from "../../base/memory.js";
 import type { Area } from "./area.js";
-import { KIND_FILE_CLEAN, KIND_PAGE_TABLE, KIND_USER, PROCESS_PID, PROCESS_ROOT } from "./kernel-layout.js";
+import { isUnwritten, KIND_PAGE_TABLE, KIND_USER, PROCESS_PID, PROCESS_ROOT } from "./kernel-layout.js";
 import {
   type Entry,
   findEntry,
@@ -74,7 +74,7 @@ export class Leaves {
     const kept = pte & PTE_FLAGS & ~(PERMISSIONS | PTE_COW | PTE_PARKED | PTE_V);
     const flags = kept | (area.flags & PERMISSIONS) | PTE_U;
     if ((area.flags & PERMISSIONS) === 0) return flags | PTE_PARKED;
-    if (area.shared) return buddy.kindOf(buddy.headOf(frame)) === KIND_FILE_CLEAN ? flags & ~PTE_W : flags;
+    if (area.shared) return isUnwritten(buddy.kindOf(buddy.headOf(frame))) ? flags & ~PTE_W : flags;
     if ((flags & PTE_W) === 0) return flags;
     const head = level === 0 ? buddy.headOf(frame) : frame;
     if (buddy.references(head) > 1) return (flags & ~PTE_W) | PTE_COW;

@@ -10,7 +10,7 @@ import { FRAME_BYTES } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 import type { BuddyAllocator } from "./buddy.js";
 import { allocateObject, freeObject } from "./kernel-heap.js";
-import { KERNEL_OBJECTS, KIND_FILE, KIND_FILE_CLEAN, KIND_KERNEL_HEAP } from "./kernel-layout.js";
+import { KERNEL_OBJECTS, isUnwritten, KIND_FILE, KIND_KERNEL_HEAP } from "./kernel-layout.js";
 import type { PhysicalMemory } from "./physical.js";
 
 export const OBJECT_BYTES = 64;
@@ -77,7 +77,7 @@ export class MemoryObjects {
 
   /** A page is about to be stored to by who maps it: it is not what the file has any more. */
   makeDirty(object: PhysicalAddress, frame: Pfn): void {
-    if (this.#buddy.kindOf(frame) !== KIND_FILE_CLEAN) return;
+    if (!isUnwritten(this.#buddy.kindOf(frame))) return;
     this.#buddy.setKind(frame, KIND_FILE);
     this.note(object);
   }

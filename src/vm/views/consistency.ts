@@ -391,7 +391,7 @@ function checkFlags(
   if ((flags & PTE_U) === 0) problem(`${where()} is not the user's`);
   if (parked !== (wanted === 0) || parked === ((flags & PTE_V) !== 0))
     problem(`${where()} is parked and should not be, or the reverse`);
-  const clean = kind === K.KIND_FILE_CLEAN;
+  const clean = K.isUnwritten(kind);
   if (has !== wanted && !(area.shared && has === (wanted & ~PTE_W)))
     problem(`${where()} has permissions ${flags.toString(2)}, its area ${area.flags.toString(2)}`);
   if ((flags & PTE_W) !== 0 && !area.shared && owner === 0) problem(`${where()} can be stored to and is not its process's alone`);

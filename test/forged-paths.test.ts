@@ -16,6 +16,7 @@ import { Machine } from "../src/machine.js";
 import { resume } from "../src/resume.js";
 import { verify } from "./fixtures/forged.js";
 import { Forgery } from "./forger.js";
+import { O_RDONLY } from "../src/vm/files/flags.js";
 import { bootMachine, scratch, until } from "./support.js";
 
 const KEPT = fileURLToPath(
@@ -86,9 +87,14 @@ async function saveMachine(t: ExecutionContext): Promise<{ directory: string; im
     disk: join(directory, "disk"),
     mounts: [{ path: "/mount", host: join(directory, "mount"), readOnly: false }],
   });
+  // A page of this one is in the image by reference, whatever the program is at with its own.
+  writeFileSync(join(directory, "mount", "held"), new Uint8Array(4096).fill(7));
+  const { slot } = machine.spawn("idle:ms=1000");
+  const { control, files } = machine.kernel;
+  control.locked(() => files.read(slot, files.open(slot, "/mount/held", O_RDONLY) as number, 4096));
   machine.spawn("files:dir=/mount,kilobytes=16");
   machine.spawn("disk:sectors=4,depth=2");
-  await until(() => machine.processes().every(({ steps }) => steps > 100), "they run");
+  await until(() => machine.processes().every(({ steps, text }) => steps > 100 || text.startsWith("idle")), "they run");
   const image = join(directory, "image");
   await save(machine, image);
   return { directory, image };

@@ -15,8 +15,9 @@ import { exportImage, importImage } from "../src/image/stream.js";
 import { verifyChunks } from "../src/image/verify.js";
 import { namedPaths } from "../src/named-paths.js";
 import { resume } from "../src/resume.js";
+import { O_RDONLY } from "../src/vm/files/flags.js";
 import { Forgery } from "./forger.js";
-import { bootMachine, MIB, scratch, until } from "./support.js";
+import { bootMachine, MIB, scratch } from "./support.js";
 
 const RAM = 16 * MIB;
 
@@ -38,8 +39,10 @@ async function makeImage(t: ExecutionContext): Promise<{ directory: string; imag
   mkdirSync(mount);
   writeFileSync(disk, new Uint8Array(MIB));
   const machine = await bootMachine(t, { ramBytes: RAM, disk, mounts: [{ path: "/host", host: mount, readOnly: false }] });
-  machine.spawn("files:dir=/host,kilobytes=32,seed=2");
-  await until(() => machine.processes()[0]!.steps > 500, "files were written");
+  writeFileSync(join(mount, "held"), new Uint8Array(4096).fill(7));
+  const { slot } = machine.spawn("idle:ms=1000");
+  const { control, files } = machine.kernel;
+  control.locked(() => files.read(slot, files.open(slot, "/host/held", O_RDONLY) as number, 4096));
   await save(machine, image);
   return { directory, image, disk, mount };
 }

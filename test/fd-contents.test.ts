@@ -1,12 +1,13 @@
 /** What the catalogue says of a process: its types, and what is behind its file descriptors, as the kernel's own records have it. */
 import { execFile } from "node:child_process";
-import { mkdirSync, readFileSync } from "node:fs";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import test, { type ExecutionContext } from "ava";
 import { FRAME_BYTES } from "../src/base/layout.js";
 import { save } from "../src/hibernate.js";
 import { openImage } from "../src/image/directory.js";
+import { O_CREAT, O_RDONLY, O_RDWR } from "../src/vm/files/flags.js";
 import { describeFds, type FdDescription } from "../src/vm/files/open-files.js";
 import { walkObject } from "../src/vm/memory/memory-object.js";
 import { listProcesses } from "../src/vm/tasks/process.js";
@@ -32,6 +33,12 @@ async function makeImage(t: ExecutionContext): Promise<{ directory: string; path
   for (const text of ["files:dir=/,kilobytes=32,seed=3", "files:dir=/host,kilobytes=32,seed=2", "pipes:kilobytes=700,seed=4"])
     machine.spawn(text);
   await until(() => machine.processes().every(({ steps }) => steps > 300), "they have come some way");
+  // Whatever the programs are at with theirs, these are open.
+  writeFileSync(join(directory, "host", "held"), "of the host");
+  const { slot } = machine.spawn("idle:ms=1000");
+  const { control, files } = machine.kernel;
+  control.locked(() => files.read(slot, files.open(slot, "/host/held", O_RDONLY) as number, 100));
+  control.locked(() => files.write(slot, files.open(slot, "/held", O_RDWR | O_CREAT) as number, Buffer.from("in memory")));
   const path = join(directory, "image");
   await save(machine, path);
   return { directory, path };

@@ -191,8 +191,7 @@ class Save implements Disposable {
     const { claims, control, core, tracking } = this.#machine;
     const { copied } = this.#counts;
     failpoint("save.residual");
-    const residual = core.listResidual();
-    this.#counts.residual = residual;
+    const residual = (this.#counts.residual ||= core.listResidual()); // unless it was listed for the atomic copy
     this.#progress.enter("residual", residual);
     await this.#writeList("tail", copied, residual);
     tracking.disarm(); // and no handler is at work on a pre-image any more
@@ -263,7 +262,7 @@ class Save implements Disposable {
     const { claims, core, quiesce } = this.#machine;
     const { keepRunning, pauseTarget_ms } = this.#options;
     this.#freeze();
-    const residual = core.listResidual();
+    const residual = (this.#counts.residual = core.listResidual());
     const places = keepRunning ? Math.floor(claims.unclaimed / 2) : claims.unclaimed;
     this.#counts.copied = Math.floor(Math.min(residual, places, pauseTarget_ms * COPY_FRAMES_PER_MS));
     this.#times.ended("listed");

@@ -126,14 +126,13 @@ export class Control {
       if (done()) return true;
       const left = deadline - hostNow();
       if (left <= 0) return false;
-      this.wait(MACHINE_ACK_BELL, seen, Math.min(left, LOOK_MS));
-      if (this.load(MACHINE_ACK_BELL) === seen) this.#lookForDead();
+      this.waitForOther(MACHINE_ACK_BELL, seen, left);
     }
   }
 
-  /** Waits until another vCPU changes a futex word from `seen`; returns now and then without that, and if that vCPU has died. */
-  waitForOther(offset: number, seen: number): void {
-    this.wait(offset, seen, LOOK_MS);
+  /** Waits until another vCPU changes a futex word from `seen`; returns after `ms`, now and then, and if that vCPU has died. */
+  waitForOther(offset: number, seen: number, ms: number = LOOK_MS): void {
+    this.wait(offset, seen, Math.min(ms, LOOK_MS));
     if (this.load(offset) === seen) this.#lookForDead();
   }
 

@@ -46,7 +46,18 @@ import { type Process, readProcess } from "../src/vm/tasks/process.js";
 import { DATA_BASE } from "../src/vm/personality/step/program.js";
 import { createRunner } from "../src/vm/personality/step/programs/index.js";
 import { SIGPIPE, signalSet } from "../src/vm/tasks/signals.js";
-import { bootMachine, callsOf, Draws, type HandCalls, HandMachine, MIB, scratch, sleep, whileStopped } from "./support.js";
+import {
+  bootMachine,
+  callsOf,
+  Draws,
+  type HandCalls,
+  HandMachine,
+  MIB,
+  saveAndGoOn,
+  scratch,
+  sleep,
+  whileStopped,
+} from "./support.js";
 
 const PAGES = 8;
 
@@ -420,12 +431,7 @@ test("live: files and pipes go on through snapshots and hibernations", async (t)
   for (let round = 0; round < Number(process.env["HIB_RACE_ROUNDS"] ?? 12); round++) {
     await sleep(20 + draws.below(150));
     const path = join(images, `image-${round}`);
-    const keepRunning = draws.below(2) === 0;
-    await save(machine, path, { keepRunning, oracle: true });
-    if (!keepRunning) {
-      machine = await bootMachine(t, options);
-      await resume(machine, path);
-    }
+    machine = await saveAndGoOn(machine, path, { keepRunning: draws.below(2) === 0, boot: () => bootMachine(t, options) });
     rmSync(path, { recursive: true });
     await sleep(20);
     const { problems } = whileStopped(machine, () => checkConsistency(machine.kernel.memory));

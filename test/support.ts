@@ -8,13 +8,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import type { ExecutionContext } from "ava";
-import { Control } from "../src/base/control.js";
+import { bit, Control } from "../src/base/control.js";
 import { DIRTY_BITMAP, FRAME_BYTES, MAX_VCPUS, PTE_PPN_SHIFT } from "../src/base/layout.js";
 import type { ReadableMemory } from "../src/base/memory.js";
 import type { SharedMemory } from "../src/base/wasm.js";
 import { WriteTracking } from "../src/cow/tracking.js";
+import { save } from "../src/hibernate.js";
 import { Machine, type MachineOptions } from "../src/machine.js";
-import { bit } from "../src/base/control.js";
 import { checkConsistency } from "../src/vm/views/consistency.js";
 import { type Core, instantiateCore } from "../src/vm/memory/core.js";
 import { Kernel } from "../src/vm/kernel.js";
@@ -24,6 +24,7 @@ import { listProcesses, type Process } from "../src/vm/tasks/process.js";
 import { DATA_BASE } from "../src/vm/personality/step/program.js";
 import { createDeviceCalls } from "../src/vm/devices/calls.js";
 import type { KernelCalls } from "../src/vm/personality/step/program.js";
+import { resume } from "../src/resume.js";
 import { createSystemCalls } from "../src/vm/personality/step/system-calls.js";
 import { checkProcess } from "../src/vm/personality/step/programs/check.js";
 import { INCREMENTER_OFFSET, incrementerEdge } from "../src/vm/personality/step/programs/incrementer.js";
@@ -105,6 +106,19 @@ export function whileStopped<T>(machine: Machine, look: () => T): T {
   } finally {
     machine.quiesce.go();
   }
+}
+
+/** Saves a machine and returns the one that goes on: the same, or one that is booted for it and in which its image is resumed. */
+export async function saveAndGoOn(
+  machine: Machine,
+  path: string,
+  { keepRunning, boot }: { keepRunning: boolean; boot: () => Promise<Machine> },
+): Promise<Machine> {
+  await save(machine, path, { keepRunning, oracle: true });
+  if (keepRunning) return machine;
+  const next = await boot();
+  await resume(next, path);
+  return next;
 }
 
 /** Replays of processes by pid, to go on from when the same machine is checked again. */

@@ -20,9 +20,7 @@ import {
   VCPU_STATE_STOPPED,
   VCPU_TRIM,
 } from "../src/base/layout.js";
-import { save } from "../src/hibernate.js";
 import type { Machine } from "../src/machine.js";
-import { resume } from "../src/resume.js";
 import { O_CREAT, O_RDWR, O_TRUNC, SEEK_SET } from "../src/vm/files/flags.js";
 import { GuestFault } from "../src/vm/memory/address-space.js";
 import { walkLeaves } from "../src/vm/memory/page-table.js";
@@ -32,7 +30,18 @@ import { checkConsistency } from "../src/vm/views/consistency.js";
 import { DATA_BASE } from "../src/vm/personality/step/program.js";
 import { HANDLER } from "../src/vm/memory/user-layout.js";
 import { go, runScripts, Script } from "./scripted.js";
-import { bootMachine, callsOf, collectFailures, Draws, HandMachine, MIB, scratch, sleep, whileStopped } from "./support.js";
+import {
+  bootMachine,
+  callsOf,
+  collectFailures,
+  Draws,
+  HandMachine,
+  MIB,
+  saveAndGoOn,
+  scratch,
+  sleep,
+  whileStopped,
+} from "./support.js";
 
 /** One at a time: a live machine wants both cores. */
 const test = ava.serial;
@@ -351,12 +360,7 @@ test("live: files are cut and lengthened while others map them, through snapshot
   for (let round = 0; round < Number(process.env["HIB_RACE_ROUNDS"] ?? 10); round++) {
     await sleep(20 + draws.below(100));
     const path = join(images, `image-${round}`);
-    const keepRunning = draws.below(2) === 0;
-    await save(machine, path, { keepRunning, oracle: true });
-    if (!keepRunning) {
-      machine = await bootMachine(t, options);
-      await resume(machine, path);
-    }
+    machine = await saveAndGoOn(machine, path, { keepRunning: draws.below(2) === 0, boot: () => bootMachine(t, options) });
     rmSync(path, { recursive: true });
     t.deepEqual(
       whileStopped(machine, () => [

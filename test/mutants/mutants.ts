@@ -374,7 +374,7 @@ export const MUTANTS: readonly Mutant[] = [
   },
   {
     file: "src/base/control.ts",
-    find: "if (this.load(MACHINE_ACK_BELL) === seen) this.#lookForDead();",
+    find: "if (this.load(offset) === seen) this.#lookForDead();",
     replace: "",
     tests: [{ file: "lost", match: "a vCPU that dies while the coordinator*" }],
     breaks: "a vCPU that died without a word is waited for",

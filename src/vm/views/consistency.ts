@@ -7,19 +7,7 @@
  * because nothing is entered twice (inventory.ts).
  */
 import { Contradiction } from "../../base/errors.js";
-import {
-  FRAME_BYTES,
-  MAX_FRAMES,
-  PTE_COW,
-  PTE_D,
-  PTE_PARKED,
-  PTE_PPN_SHIFT,
-  PTE_R,
-  PTE_U,
-  PTE_V,
-  PTE_W,
-  PTE_X,
-} from "../../base/layout.js";
+import { FRAME_BYTES, MAX_FRAMES, PTE_PARKED, PTE_PPN_SHIFT, PTE_R, PTE_U, PTE_V, PTE_W, PTE_X } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 import { checkDevices } from "../devices/check.js";
 import { checkFiles } from "../files/check.js";
@@ -27,10 +15,11 @@ import { AREA_BYTES, AREA_KIND_NAMES, type StoredArea, walkAreas } from "../memo
 import { type Blocks, Inventory } from "../memory/inventory.js";
 import * as K from "../memory/kernel-layout.js";
 import { OBJECT_PAGES_MAX, walkObject, walkObjectTables } from "../memory/memory-object.js";
-import { LEAF, type Leaf } from "../memory/page-table.js";
+import { LEAF } from "../memory/page-table.js";
 import { USER_END } from "../memory/user-layout.js";
 import { checkProcessTable } from "../tasks/check.js";
 import type { Process } from "../tasks/process.js";
+import { type Holders, MappingCheck } from "./mapping-check.js";
 
 export interface Consistency {
   blocks: number;
@@ -119,8 +108,11 @@ function checkBuddy(memory: ReadableMemory, result: Consistency, problem: (text:
     const end = Math.min((arena + 1) * K.ARENA_FRAMES, memory.frames);
     const free = new Map<Pfn, number>();
     let freeFrames = 0;
-    for (let frame = arena * K.ARENA_FRAMES; frame < end; ) {
-      const header = memory.load32(entry(frame) + K.FRAME_HEADER);
+    const first = arena * K.ARENA_FRAMES;
+    const entries = new Int32Array(memory.read(entry(first), (end - first) * K.FRAME_ENTRY_BYTES).buffer);
+    const word = (frame: Pfn, at: number): number => entries[((frame - first) * K.FRAME_ENTRY_BYTES + at) >>> 2]!;
+    for (let frame = first; frame < end; ) {
+      const header = word(frame, K.FRAME_HEADER);
       const state = header & 0xff;
       const order = (header >>> 8) & 0xff;
       const kind = header >>> 16;
@@ -141,11 +133,11 @@ function checkBuddy(memory: ReadableMemory, result: Consistency, problem: (text:
         blocks.kind.fill(kind, frame, frame + (1 << order));
         blocks.order.fill(order, frame, frame + (1 << order));
         blocks.head.fill(frame, frame, frame + (1 << order));
-        blocks.owner.fill(memory.load32(entry(frame) + K.FRAME_OWNER), frame, frame + (1 << order));
+        blocks.owner.fill(word(frame, K.FRAME_OWNER), frame, frame + (1 << order));
       }
       // Whoever looks for the block that a frame lies in, or for a free buddy, must not find one inside of another.
       for (let tail = frame + 1; tail < frame + (1 << order); tail++) {
-        if (memory.load32(entry(tail) + K.FRAME_HEADER) === K.BLOCK_TAIL) continue;
+        if (word(tail, K.FRAME_HEADER) === K.BLOCK_TAIL) continue;
         problem(`frame ${tail} lies in the block at frame ${frame} and says that it is one of its own`);
         break;
       }
@@ -193,14 +185,6 @@ function checkFreeLists(
     problem(`${free.size} free blocks of arena ${arena} are in no list, the first at frame ${[...free.keys()][0]}`);
 }
 
-/** What is held by leaves and memory objects, counted by frame. */
-interface Holders {
-  leaves: Uint32Array;
-  /** Of blocks of more than one frame, by the first: 1 + the level of the leaves. */
-  levels: Uint8Array;
-  objects: Uint32Array;
-}
-
 function checkProcesses(
   memory: ReadableMemory,
   inventory: Inventory,
@@ -216,8 +200,9 @@ function checkProcesses(
     result.processes++;
     const areas = enterAreas(memory, process, inventory, problem);
     for (const { object } of areas) if (object !== 0) objects.set(object, (objects.get(object) ?? 0) + 1);
-    const leaves = readTables(memory, process, inventory.blocks, tables, problem);
-    result.mappedPages += checkMappings(memory, process, { areas, leaves }, inventory.blocks, holders, problem);
+    const check = new MappingCheck(memory, process, areas, inventory.blocks, holders, problem);
+    visitLeaves(memory, process, inventory.blocks, tables, problem, check);
+    result.mappedPages += check.pages;
   }
   for (const object of checkFiles(memory, inventory, processes, objects, problem)) {
     if (!enterObjectTables(memory, object, inventory)) continue;
@@ -231,34 +216,36 @@ function checkProcesses(
 }
 
 /**
- * Reads the leaves of an address space, in the order of their addresses, and checks the tables. Only what the MMU and the kernel
- * understand may be there: zero, a table, or a leaf of 4 KiB or 2 MiB.
+ * Visits the leaves of an address space, in the order of their addresses, and checks the tables. Only what the MMU and the kernel
+ * understand may be there: zero, a table, or a leaf of 4 KiB or 2 MiB. (A generator takes five times as long; a machine has
+ * hundreds of thousands of leaves, and a resume waits for this.)
  */
-function* readTables(
+function visitLeaves(
   memory: ReadableMemory,
   { pid, root }: Process,
   blocks: Blocks,
   tables: Uint8Array,
   problem: (text: string) => void,
-): Generator<Leaf> {
-  const below = function* (table: Pfn, level: number, base: number): Generator<Leaf> {
+  visitor: { leaf: (address: number, frame: Pfn, flags: number, level: number) => void },
+): void {
+  const below = (table: Pfn, level: number, base: number): void => {
     if (blocks.kind[table] !== K.KIND_PAGE_TABLE || blocks.order[table] !== 0 || blocks.owner[table] !== pid)
       return problem(`page table ${table} of process ${pid} is a frame of another kind or owner`);
     if (tables[table]!++ > 0) return problem(`page table ${table} is used twice`);
+    const words = new Int32Array(memory.read(table * FRAME_BYTES, FRAME_BYTES).buffer);
+    const span = 2 ** (12 + 9 * level);
     for (let index = 0; index < 512; index++) {
-      const at = table * FRAME_BYTES + index * 8;
-      const pte = memory.load32(at);
-      const high = memory.load32(at + 4);
+      const pte = words[2 * index]!;
+      const high = words[2 * index + 1]!;
       if (pte === 0 && high === 0) continue;
-      const address = base + index * 2 ** (12 + 9 * level);
       const isLeaf = (pte & (LEAF | PTE_PARKED)) !== 0;
       if (high !== 0 || (pte & (PTE_V | PTE_PARKED)) === 0 || (isLeaf ? level === 2 : level === 0 || (pte & 0x3ff) !== PTE_V))
         problem(`entry ${index} of page table ${table} of process ${pid} is neither a table nor a leaf`);
-      else if (isLeaf) yield { address, frame: pte >>> PTE_PPN_SHIFT, flags: pte & 0x3ff, level };
-      else yield* below(pte >>> PTE_PPN_SHIFT, level - 1, address);
+      else if (isLeaf) visitor.leaf(base + index * span, pte >>> PTE_PPN_SHIFT, pte & 0x3ff, level);
+      else below(pte >>> PTE_PPN_SHIFT, level - 1, base + index * span);
     }
   };
-  if (root !== 0) yield* below(root, 2, 0);
+  if (root !== 0) below(root, 2, 0);
 }
 
 /** False if a memory object's pages cannot be told. */
@@ -325,75 +312,4 @@ function enterAreas(
       problem(`area 0x${area.start.toString(16)} of process ${pid} overlaps the next`);
   }
   return areas;
-}
-
-/** Checks the leaves of a process against its areas and counts who maps what; returns how many pages are mapped. */
-function checkMappings(
-  memory: ReadableMemory,
-  process: Process,
-  { areas, leaves }: { areas: readonly StoredArea[]; leaves: Iterable<Leaf> },
-  blocks: Blocks,
-  { leaves: held, levels }: Holders,
-  problem: (text: string) => void,
-): number {
-  let pages = 0;
-  let next = 0;
-  let before = { address: 0, frame: 0 };
-  for (const { address, frame, flags, level } of leaves) {
-    const where = (): string => `page 0x${address.toString(16)} of process ${process.pid}`;
-    const frames = 512 ** level;
-    if (frame + frames > memory.frames) {
-      problem(`${where()} maps frame ${frame}, which is beyond RAM`);
-      continue;
-    }
-    pages += frames;
-    for (let i = 0; i < frames; i++) held[frame + i]!++;
-    const kind = blocks.kind[frame]!;
-    const owner = blocks.owner[frame]!;
-    if (!K.isUserKind(kind) || (owner !== 0 && owner !== process.pid))
-      problem(`${where()} maps frame ${frame} of another kind or owner`);
-    if (level === 1 && (blocks.head[frame] !== frame || blocks.order[frame] !== 9))
-      problem(`${where()} maps 2 MiB that are no block`);
-    // Who takes a block's pages away relies on it: they lie one after another.
-    if (level === 0 && blocks.head[frame] !== frame && (before.frame !== frame - 1 || before.address !== address - FRAME_BYTES))
-      problem(`${where()} maps frame ${frame} in the middle of a block, and the page before it another`);
-    before = { address, frame };
-    // One that is shared is split into frames before, unless all have it as 2 MiB.
-    if (blocks.order[frame] !== 0) {
-      if (levels[frame] === level + 1 ? level === 0 : levels[frame] !== 0)
-        problem(`${where()} maps frame ${frame} of a block that is not shared as a whole`);
-      levels[frame] = level + 1;
-    }
-    if (address % (FRAME_BYTES * frames) !== 0) problem(`${where()} is not aligned`);
-    // Both come in the order of their addresses.
-    while (next < areas.length && address >= areas[next]!.end) next++;
-    const area = areas[next];
-    if (area === undefined || address < area.start || address + frames * FRAME_BYTES > area.end)
-      problem(`${where()} lies in no area`);
-    else checkFlags(where, area, flags, owner, kind, problem);
-  }
-  return pages;
-}
-
-/** What must hold of a leaf: see address-space.ts. */
-function checkFlags(
-  where: () => string,
-  area: StoredArea,
-  flags: number,
-  owner: number,
-  kind: number,
-  problem: (text: string) => void,
-): void {
-  const permissions = PTE_R | PTE_W | PTE_X;
-  const wanted = area.flags & permissions;
-  const parked = (flags & PTE_PARKED) !== 0;
-  const has = (flags & permissions) | ((flags & PTE_COW) !== 0 ? PTE_W : 0);
-  if ((flags & PTE_U) === 0) problem(`${where()} is not the user's`);
-  if (parked !== (wanted === 0) || parked === ((flags & PTE_V) !== 0))
-    problem(`${where()} is parked and should not be, or the reverse`);
-  const clean = K.isUnwritten(kind);
-  if (has !== wanted && !(area.shared && has === (wanted & ~PTE_W)))
-    problem(`${where()} has permissions ${flags.toString(2)}, its area ${area.flags.toString(2)}`);
-  if ((flags & PTE_W) !== 0 && !area.shared && owner === 0) problem(`${where()} can be stored to and is not its process's alone`);
-  if ((flags & PTE_D) !== 0 && clean) problem(`${where()} was stored to and counts as clean`);
 }

@@ -87,7 +87,7 @@ for (const [at, where] of STEPS.entries()) {
       const blob = join(scratch(t), "blob");
       writeFileSync(blob, "");
       try {
-        await loadPages(machine.memory, core, {
+        const task = {
           blob,
           chunks: [],
           extents: table.columns,
@@ -96,8 +96,9 @@ for (const [at, where] of STEPS.entries()) {
           references: new ReferenceTable(0, 0).columns,
           runs: new Uint32Array(0),
           allowed: [],
-          acceptedFiles: new Set(),
-        });
+          acceptedFiles: new Set<string>(),
+        };
+        await loadPages(machine.memory, core, task, () => undefined);
       } finally {
         PhysicalMemory.prototype.equals = equals;
       }

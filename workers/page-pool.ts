@@ -36,7 +36,7 @@ export function write(task: WriteTask): Promise<Answer<WriteResult>> {
 }
 
 export function load(task: LoadTask): Promise<Answer<LoadResult>> {
-  return answer(() => loadPages(memory, core, task));
+  return answer(() => loadPages(memory, core, task, collect));
 }
 
 export function catalogue(task: CatalogueTask): Promise<Answer<CatalogueResult>> {

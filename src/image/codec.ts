@@ -17,6 +17,11 @@ import { type Chunk, CODEC_LZ4, CODEC_RAW, PIECE_BYTES, padded } from "./format.
 
 /** Above this ratio of stored to plain bytes a chunk stays raw: decoding would cost more than it saves. */
 const WORTHWHILE = 0.95;
+/**
+ * What the library returns lies outside V8's heap and weighs next to nothing on it: left to itself it would let 64 MiB of it pile
+ * up in each thread, all of it touched for the first time. So a thread that codes many chunks collects after so many.
+ */
+export const COLLECT_CHUNKS = 4;
 /** The decoded length before an LZ4 block. */
 const PREFIX_BYTES = 4;
 

@@ -31,7 +31,7 @@ import type { Pfn } from "../base/memory.js";
 import type { SharedMemory } from "../base/wasm.js";
 import { BlobReader } from "../image/blob.js";
 import { loadChecksum } from "../image/checksum.js";
-import { decodeChunk } from "../image/codec.js";
+import { COLLECT_CHUNKS, decodeChunk } from "../image/codec.js";
 import type { Image } from "../image/directory.js";
 import type { ExtentColumns } from "../image/extents.js";
 import { BLOB_NAME, CHUNK_BYTES, CHUNK_FRAMES, type Chunk } from "../image/format.js";
@@ -103,12 +103,16 @@ export interface LoadResult {
 const FILL_CLAIM = 256;
 const RUN_FRAMES = CHUNK_FRAMES;
 
-/** Runs one task until no chunk is left. */
-export async function loadPages(memory: SharedMemory, core: Core, task: LoadTask): Promise<LoadResult> {
+/**
+ * Runs one task until no chunk is left.
+ *
+ * @param collect - has the runtime free what this thread holds outside its heap and does not use any more
+ */
+export async function loadPages(memory: SharedMemory, core: Core, task: LoadTask, collect: () => void): Promise<LoadResult> {
   await loadChecksum();
   const blob = new BlobReader(task.blob);
   try {
-    return await new PageLoader(memory, core, task, blob).run();
+    return await new PageLoader(memory, core, task, blob).run(collect);
   } finally {
     blob.close();
   }
@@ -141,7 +145,7 @@ class PageLoader {
     this.#blob = blob;
   }
 
-  async run(): Promise<LoadResult> {
+  async run(collect: () => void): Promise<LoadResult> {
     const { chunks, filled, runs } = this.#task;
     const buffers = [new Uint8Array(CHUNK_BYTES), new Uint8Array(CHUNK_BYTES)];
     let claims = 0;
@@ -164,6 +168,7 @@ class PageLoader {
         const { index } = next;
         next = claim();
         this.#loadChunk(chunks[index]!, stored);
+        if (claims % COLLECT_CHUNKS === 0) collect();
       }
     } finally {
       await next.reading?.catch(() => undefined);

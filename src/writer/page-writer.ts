@@ -34,7 +34,7 @@ import {
 import type { SharedMemory } from "../base/wasm.js";
 import { BlobWriter } from "../image/blob.js";
 import { checksum, loadChecksum } from "../image/checksum.js";
-import { compressChunk, digestOf, hashPieces } from "../image/codec.js";
+import { COLLECT_CHUNKS, compressChunk, digestOf, hashPieces } from "../image/codec.js";
 import { type Chunk, CHUNK_BYTES, CHUNK_FRAMES, CODEC_LZ4, CODEC_RAW, padded } from "../image/format.js";
 import type { Core } from "../vm/memory/core.js";
 
@@ -98,12 +98,6 @@ export interface WriteTotals {
   /** Time spent waiting until staging memory was written and could be used again. */
   write_wait_ms: number;
 }
-
-/**
- * Compressed buffers lie outside V8's heap and weigh next to nothing on it: left to itself it would let 64 MiB of them
- * pile up in each thread. So they are collected every so many chunks.
- */
-const COLLECT_CHUNKS = 4;
 
 type StoredChunk = Omit<Chunk, "stored">;
 

@@ -22,7 +22,7 @@ import type { ImageWriter } from "./writer/image-writer.js";
 /** What an image is made of once all frames are in the blob. */
 export interface ImageParts {
   /** What only the save knows of itself. */
-  facts: Pick<SaveFacts, "id" | "time" | "keepRunning" | "compression" | "at" | "counts">;
+  facts: Pick<SaveFacts, "id" | "time" | "keepRunning" | "approach" | "compression" | "at" | "counts">;
   written: ImageWriter;
   extents: ExtentTable;
   files: FileRow[];

@@ -1,11 +1,14 @@
 /** What a save can be told, and what it says when it is given up. */
 import { abortSignal, callback, checkCall, flag, oneOf, type Rule, text, zeroOrMore } from "./base/options.js";
 import type { CancelMessages } from "./cow/cancellation.js";
+import { APPROACH_NAMES, type ApproachName, DEFAULT_APPROACH } from "./reports/approaches.js";
 import type { SaveProgress } from "./reports/save-progress.js";
 
 export interface SaveOptions {
   /** Snapshot: the machine goes on after the stop. Otherwise it is powered off once the image is published. */
   keepRunning?: boolean;
+  /** How memory is got into the image: see src/approaches. Default write-fault. */
+  approach?: ApproachName;
   /** Default lz4. */
   compression?: "lz4" | "none";
   /** Name of the machine, for its image. */
@@ -35,6 +38,7 @@ export interface SaveOptions {
 
 const RULES: Readonly<Record<keyof SaveOptions, Rule>> = {
   keepRunning: flag,
+  approach: oneOf(...APPROACH_NAMES),
   compression: oneOf("lz4", "none"),
   name: text,
   digest: oneOf("none", "sha256"),
@@ -52,11 +56,13 @@ export function checkSave(path: string, options: SaveOptions): void {
 }
 
 /** Options with every default in place. */
-export type SaveSettings = SaveOptions & Required<Pick<SaveOptions, "keepRunning" | "compression" | "digest" | "pauseTarget_ms">>;
+export type SaveSettings = SaveOptions &
+  Required<Pick<SaveOptions, "keepRunning" | "approach" | "compression" | "digest" | "pauseTarget_ms">>;
 
 export function withDefaults(options: SaveOptions): SaveSettings {
-  const { keepRunning = false, compression = "lz4", digest = "none", pauseTarget_ms = keepRunning ? 0 : 2 } = options;
-  return { ...options, keepRunning, compression, digest, pauseTarget_ms };
+  const { keepRunning = false, approach = DEFAULT_APPROACH, compression = "lz4", digest = "none" } = options;
+  const { pauseTarget_ms = keepRunning ? 0 : 2 } = options;
+  return { ...options, keepRunning, approach, compression, digest, pauseTarget_ms };
 }
 
 /** What one thread copies in a millisecond at the least. */

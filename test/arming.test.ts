@@ -1,6 +1,6 @@
 /**
  * Arming, streaming and stopping while a process stores, in every order: the core runs here one access at a time (core-steps.ts). The
- * coordinator's part is steps, in the order that src/cow/tracking.ts, hibernate.ts and quiesce.ts have.
+ * coordinator's part is steps, in the order that src/cow/tracking.ts, approaches/parts.ts and quiesce.ts have.
  */
 import test from "ava";
 import {

@@ -10,9 +10,10 @@ test("save, resume, boot, export and import refuse options that they do not have
   const machine = await bootMachine(t, { ramBytes: 8 * MIB, vcpus: 1 });
   const path = join(directory, "a.hib");
   const saves: [object, RegExp][] = [
-    [{ keepRunnign: true }, /^save: there is no option "keepRunnign"; there are keepRunning, compression, /],
+    [{ keepRunnign: true }, /^save: there is no option "keepRunnign"; there are keepRunning, approach, compression, /],
     [{ toString: 1 }, /no option "toString"/],
     [{ keepRunning: 1 }, /^save: keepRunning must be true or false$/],
+    [{ approach: "xyz" }, /approach must be write-fault/],
     [{ compression: "gzip" }, /compression must be lz4 or none/],
     [{ digest: "md5" }, /digest must be none or sha256/],
     [{ pauseTarget_ms: Number.NaN }, /pauseTarget_ms must be a number, 0 or more/],

@@ -22,8 +22,9 @@ export class StepTimes<Step extends string> {
     return time;
   }
 
-  /** The times of all steps, as plain data. */
+  /** The times of all steps, as plain data. One that was not taken ended when the one before it did. */
   all(): Record<Step, number> {
-    return Object.fromEntries(this.#steps.map((step) => [step, this.at(step)])) as Record<Step, number>;
+    let before = this.at(this.#steps[0]!);
+    return Object.fromEntries(this.#steps.map((step) => [step, (before = this.#at.get(step) ?? before)])) as Record<Step, number>;
   }
 }

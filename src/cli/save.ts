@@ -4,6 +4,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { type Command, Option } from "commander";
 import { HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
+import { APPROACH_NAMES, type ApproachName, DEFAULT_APPROACH } from "../reports/approaches.js";
 import type { SaveProgress } from "../reports/save-progress.js";
 import { holdsImage } from "../image/directory.js";
 import { statIfThere } from "../image/files.js";
@@ -17,6 +18,7 @@ import { createProgress, type ProgressStep } from "./progress.js";
 
 interface SaveCommandOptions {
   keepRunning?: boolean;
+  approach: ApproachName;
   compression: "lz4" | "none";
   pauseTarget?: number;
   saveClean?: boolean;
@@ -29,6 +31,11 @@ export function addSave(program: Command): void {
     .argument("<name>", "the machine")
     .argument("[image]", "where to save it; must not exist (default: ./NAME-TIME.hib)")
     .option("--keep-running", "the machine goes on: a snapshot")
+    .addOption(
+      new Option("--approach <name>", "how memory gets into the image; hib compare tells them apart")
+        .choices(APPROACH_NAMES)
+        .default(DEFAULT_APPROACH),
+    )
     .addOption(new Option("--compression <codec>", "of the image").choices(["lz4", "none"]).default("lz4"))
     .addOption(
       new Option(
@@ -52,6 +59,7 @@ async function saveMachine(name: string, image: string | undefined, options: Sav
   try {
     const request: Omit<SaveRequest, "path"> = {
       keepRunning: options.keepRunning === true,
+      approach: options.approach,
       compression: options.compression,
       ...(options.pauseTarget === undefined ? {} : { pauseTarget_ms: options.pauseTarget }),
       saveClean: options.saveClean === true,

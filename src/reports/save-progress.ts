@@ -20,13 +20,8 @@ export interface SaveProgress {
   elapsed_ms: number;
 }
 
-/** What part of a save is done when a phase begins and ends. */
-const PART_OF_SAVE: Readonly<Record<SavePhase, readonly [from: number, to: number]>> = {
-  prepare: [0, 0],
-  stream: [0, 0.9],
-  residual: [0.9, 0.98],
-  publish: [0.98, 1],
-};
+/** What part of a save is done when a phase ends. */
+const DONE_AFTER: Readonly<Record<SavePhase, number>> = { prepare: 0, stream: 0.9, residual: 0.98, publish: 1 };
 
 const WATCH_MS = 20;
 
@@ -35,6 +30,8 @@ export class SaveProgressTeller implements Disposable {
   readonly #began = hostNow();
   readonly #tell: (progress: SaveProgress) => void;
   #phase: SavePhase = "prepare";
+  /** What part was done when the phase began: what does not stream has all of it before it. */
+  #from = 0;
   #total = 0;
   #untold: SaveProgress[] = [];
   #telling: NodeJS.Immediate | undefined;
@@ -50,6 +47,7 @@ export class SaveProgressTeller implements Disposable {
 
   /** A phase begins, of so many frames. */
   enter(phase: SavePhase, frames: number): void {
+    if (phase !== this.#phase) this.#from = DONE_AFTER[this.#phase];
     this.#phase = phase;
     this.#total = frames;
     this.#control.store(MACHINE_PROGRESS, 0);
@@ -87,8 +85,7 @@ export class SaveProgressTeller implements Disposable {
   }
 
   #show(part: number): void {
-    const [from, to] = PART_OF_SAVE[this.#phase];
-    const percent = 1 + Math.floor(100 * (from + (to - from) * part));
+    const percent = 1 + Math.floor(100 * (this.#from + (DONE_AFTER[this.#phase] - this.#from) * part));
     this.#control.store(MACHINE_SAVE_PERCENT, Math.max(this.#control.load(MACHINE_SAVE_PERCENT), percent));
   }
 

@@ -12,12 +12,21 @@ import type { BlockCount } from "../vm/views/describe.js";
 import { isSaved, KIND_NAMES, type KindName } from "../vm/memory/kernel-layout.js";
 import type { Process } from "../vm/tasks/process.js";
 import type { WriteTotals } from "../writer/page-writer.js";
+import { type ApproachName, type ConsistencyPoint, CONSISTENCY_POINTS } from "./approaches.js";
 
 export const REPORT_SCHEMA = 1;
 
 export interface SaveReport {
   schema: typeof REPORT_SCHEMA;
-  image: { path: string; id: string; ending: "hibernate" | "keep-running" /** Consistency point, ISO 8601. */; time: string };
+  image: {
+    path: string;
+    id: string;
+    ending: "hibernate" | "keep-running";
+    approach: ApproachName;
+    /** Whether the image is the machine as of the save's start or its end; and when that was, ISO 8601. */
+    consistency_point: ConsistencyPoint;
+    time: string;
+  };
   machine: { ram_frames: number; vcpus: number; page_writers: number };
   frames: {
     /** In the image. */
@@ -112,7 +121,10 @@ export interface SaveReport {
   oracle_frames: number | null;
 }
 
-/** What a save notes the time of, in this order, but for `frozen`; `stopping` is when the stop was asked for. */
+/**
+ * What a save notes the time of, in this order, but for `noted`, which comes before `listed` in a save that copies. `stopping` is when
+ * the stop was asked for.
+ */
 export const SAVE_STEPS = [
   "began",
   "prepared",
@@ -122,10 +134,10 @@ export const SAVE_STEPS = [
   "stopping",
   "atSafepoint",
   "quiesced",
-  "frozen",
   "listed",
   "copied",
   "stopped",
+  "noted",
   "residual",
 ] as const;
 export type SaveStep = (typeof SAVE_STEPS)[number];
@@ -140,6 +152,7 @@ export interface SaveFacts {
   /** Consistency point, ms since 1970. */
   time: number;
   keepRunning: boolean;
+  approach: ApproachName;
   compression: "lz4" | "none";
   at: Readonly<Record<SaveStep, number>>;
   chunks: readonly Chunk[];
@@ -202,7 +215,7 @@ export function saveReport(
     copy_ms: at.copied - at.listed,
     resume_ms: at.stopped - at.copied,
     total_ms: at.stopped - at.stopping,
-    kernel_ms: Math.max(0, at.frozen - at.stopped),
+    kernel_ms: Math.max(0, at.noted - at.stopped),
   };
   const now = hostNow();
   const sum = (of: readonly WriteTotals[], pick: (result: WriteTotals) => number) =>
@@ -220,6 +233,8 @@ export function saveReport(
       path: resolve(facts.path),
       id: facts.id,
       ending: facts.keepRunning ? "keep-running" : "hibernate",
+      approach: facts.approach,
+      consistency_point: CONSISTENCY_POINTS[facts.approach],
       time: new Date(facts.time).toISOString(),
     },
     machine: { ram_frames: facts.frames, vcpus, page_writers: counts.writers },

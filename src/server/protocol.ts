@@ -14,6 +14,7 @@
  * by an error without an id, and its connection ends.
  */
 import { HibernaculumError, type SerializedError } from "../base/errors.js";
+import { APPROACH_NAMES, type ApproachName } from "../reports/approaches.js";
 import type { SaveProgress } from "../reports/save-progress.js";
 import type { ResumeReport } from "../reports/resume-report.js";
 import type { SaveReport } from "../reports/save-report.js";
@@ -65,6 +66,8 @@ export interface SaveRequest {
   /** Absolute. */
   path: string;
   keepRunning: boolean;
+  /** Default write-fault. */
+  approach?: ApproachName;
   compression: "lz4" | "none";
   /** How long a snapshot's atomic copy may take. */
   pauseTarget_ms?: number;
@@ -189,7 +192,7 @@ export class RequestError extends HibernaculumError {
 /** All that may be asked for. What the library can do besides is not for clients. */
 const OPTION_NAMES: { [Name in CommandName]: readonly (keyof Commands[Name]["options"])[] } = {
   status: [],
-  save: ["path", "keepRunning", "compression", "pauseTarget_ms", "saveClean", "digest"],
+  save: ["path", "keepRunning", "approach", "compression", "pauseTarget_ms", "saveClean", "digest"],
   check: [],
   report: [],
   cancel: ["request"],
@@ -204,9 +207,13 @@ function checkOptions(id: number, command: CommandName, options: Record<string, 
   for (const name of Object.keys(options)) need(names.includes(name), `no option ${JSON.stringify(name)}; ${there}`);
   if (command === "cancel") need(Number.isSafeInteger(options["request"]), "request must be the id of another request");
   if (command === "save") {
-    const { path, keepRunning, compression, pauseTarget_ms, saveClean, digest } = options;
+    const { path, keepRunning, approach, compression, pauseTarget_ms, saveClean, digest } = options;
     need(typeof path === "string" && path.startsWith("/") && !path.includes("\0"), "path must be an absolute path");
     need(typeof keepRunning === "boolean", "keepRunning must be true or false");
+    need(
+      approach === undefined || APPROACH_NAMES.includes(approach as ApproachName),
+      `approach must be ${APPROACH_NAMES.join(" or ")}`,
+    );
     need(compression === "lz4" || compression === "none", "compression must be lz4 or none");
     need(
       pauseTarget_ms === undefined || (typeof pauseTarget_ms === "number" && pauseTarget_ms >= 0),

@@ -1,5 +1,6 @@
 /** The fault and atomic-copy report of a save, as text. Everything in it is defined in src/save-report.ts. */
 import { FRAME_BYTES } from "../base/layout.js";
+import { DEFAULT_APPROACH } from "../reports/approaches.js";
 import type { SaveReport } from "../reports/save-report.js";
 import { bar, sparkline, sparklineMax } from "./charts.js";
 import {
@@ -51,6 +52,7 @@ function head(report: SaveReport, view: View): string {
     field(view, "id", image.id),
     field(view, "consistency point", image.time),
     field(view, "ending", image.ending),
+    field(view, "approach", approachOf(report)),
     ...changedFiles(report, view),
     field(
       view,
@@ -58,6 +60,11 @@ function head(report: SaveReport, view: View): string {
       `${formatBytes(machine.ram_frames * FRAME_BYTES)} of RAM, vCPUs: ${machine.vcpus}, page writers: ${machine.page_writers}`,
     ),
   ]);
+}
+
+/** Images that were saved before there were others are of the default one. */
+function approachOf({ image: { approach = DEFAULT_APPROACH, consistency_point = "end" } }: SaveReport): string {
+  return `${approach}: memory as of the ${consistency_point} of the save`;
 }
 
 function frames({ frames: f, atomic_copy }: SaveReport, view: View): string {

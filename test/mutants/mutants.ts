@@ -258,9 +258,9 @@ export const MUTANTS: readonly Mutant[] = [
     breaks: "E7: two requests on one sector are not ordered",
   },
   {
-    file: "src/hibernate.ts",
-    find: "if (!this.#options.keepRunning) await this.#machine.devices.settle();",
-    replace: "if (!this.#options.keepRunning) await Promise.resolve();",
+    file: "src/approaches/parts.ts",
+    find: "if (!this.settings.keepRunning) await this.#machine.devices.settle();",
+    replace: "if (!this.settings.keepRunning) await Promise.resolve();",
     tests: [{ file: "disk-requests", match: "a hibernation waits*" }],
     breaks: "E9: devices are not settled before a hibernation is published",
   },
@@ -551,21 +551,21 @@ export const MUTANTS: readonly Mutant[] = [
 
   // ---- a whole save, page by page ----
   {
-    file: "src/hibernate.ts",
+    file: "src/approaches/parts.ts",
     find: '    await this.#writeList("queue", queue.start, queue.end);\n',
     replace: "",
     tests: [{ file: "exact", match: "snapshot, all in the tail, lz4*" }],
     breaks: "pre-images of a tail are not written",
   },
   {
-    file: "src/hibernate.ts",
+    file: "src/approaches/parts.ts",
     find: '"queue", queue.start, queue.end',
     replace: '"queue", queue.start + copied, queue.end',
     tests: [{ file: "exact", match: "snapshot, all copied, lz4*" }],
     breaks: "copies are not written",
   },
   {
-    file: "src/hibernate.ts",
+    file: "src/approaches/parts.ts",
     find: '    await this.#writeList("tail", copied, residual);\n',
     replace: "",
     tests: [{ file: "exact", match: "hibernation without places, lz4*" }],
@@ -593,9 +593,9 @@ export const MUTANTS: readonly Mutant[] = [
     breaks: "the stop's set counts before it is there",
   },
   {
-    file: "src/hibernate.ts",
-    find: "      quiesce.release();\n      if (!this.#frozen) this.#freeze();\n    });",
-    replace: "      quiesce.release();\n    });\n    if (!this.#frozen) this.#freeze();",
+    file: "src/approaches/parts.ts",
+    find: "      quiesce.release();\n      if (!this.#noted) this.#note();\n    });",
+    replace: "      quiesce.release();\n    });\n    if (!this.#noted) this.#note();",
     tests: [{ file: "pause" }],
     breaks: "the kernel is open before what belongs to the image is noted",
   },

@@ -1,0 +1,5 @@
+/** The approaches by name, but for the default one: that is the story of hibernate.ts. */
+import type { ApproachName } from "../reports/approaches.js";
+import type { Approach } from "./parts.js";
+
+export const OTHER_APPROACHES: Readonly<Record<Exclude<ApproachName, "write-fault">, Approach>> = {};

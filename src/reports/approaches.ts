@@ -1,0 +1,13 @@
+/** The approaches to saving a running machine (src/approaches), and of which instant each one's image is: its consistency point. */
+export type ApproachName =
+  /** Streamed under write protection; what was written meanwhile is saved as of the stop (S1). */
+  "write-fault";
+
+/** Of the save: it stops the machine before anything is read, or when nearly all is written. */
+export type ConsistencyPoint = "start" | "end";
+
+export const CONSISTENCY_POINTS: Readonly<Record<ApproachName, ConsistencyPoint>> = {
+  "write-fault": "end",
+};
+export const APPROACH_NAMES: readonly ApproachName[] = Object.keys(CONSISTENCY_POINTS) as ApproachName[];
+export const DEFAULT_APPROACH: ApproachName = "write-fault";

@@ -7,12 +7,12 @@
  * being replaced (`scatter`).
  */
 import {
-  BITMAP_BYTES, CLAIMED_BITMAP, DIRTY_BITMAP, FAULT_KERNEL, FRAME_BYTES, FRAME_SHIFT, KERNEL_BITMAP, LIST_FRAMES,
-  MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_LIST_LENGTH, MACHINE_QUEUE_OVERFLOW, OPEN_BITMAP, PLACE_NONE, PLANNED_BITMAP, QUEUE_FRAMES, QUEUE_PLACES, SAVED_BITMAP, VERDICT_SAME_FILLED, SAVEABLE_BITMAP,
+  BITMAP_BYTES, CLAIMED_BITMAP, DIRTY_BITMAP, FAULT_KERNEL, FRAME_BYTES, FRAME_NONE, FRAME_SHIFT, KERNEL_BITMAP, LIST_FRAMES,
+  MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_LIST_LENGTH, MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_OVERFLOW, MACHINE_QUEUE_SAVED, MACHINE_QUEUE_SAVER, OPEN_BITMAP, PLACE_NONE, PLANNED_BITMAP, QUEUE_FRAMES, QUEUE_PLACES, SAVED_BITMAP, VERDICT_SAME_FILLED, SAVEABLE_BITMAP,
   VERDICT_SKIPPED, STAGE_LIVE, STAGE_TAIL, VERDICT_STAGED, STOP_BITMAP, VCPU_AREA, VCPU_BYTES, VCPU_WANTED,
 } from "../src/base/layout";
 import { frameAt, physical, placeAt } from "./ram";
-import { beforeStore, isPreimageWanted, setBit, testBit, testBitAfterReads } from "./tracking";
+import { beforeStore, giveBackPlace, isPreimageWanted, setBit, testBit, testBitAfterReads } from "./tracking";
 
 /** Entries claimed at once by a gathering vCPU. */
 const GATHER_CLAIM: u32 = 64;
@@ -241,6 +241,34 @@ export function stageWanted(vcpu: u32, to: usize, verdict: usize, fill: usize): 
   store<u8>(verdict, <u8>stageTail(frame, to, fill));
   atomic.notify(MACHINE_QUEUE_OVERFLOW, -1);
   return <i32>frame;
+}
+
+/**
+ * Stages the next entry of the queue that lies in the pool, and gives its place back: the pool is a ring, and lasts as long as
+ * page writers are as fast as stores. Returns its frame, with the verdict and fill as of `stage`; or -1, if there is none, its
+ * handler is still at work on it, or another writer is at this.
+ *
+ * Guest memory comes before the pool in the queue. Its places are used once: an allocator may take them back at any time.
+ */
+export function stagePreimage(to: usize, verdict: usize, fill: usize): i32 {
+  if (atomic.load<u32>(MACHINE_QUEUE_SAVED) >= atomic.load<u32>(MACHINE_QUEUE_CURSOR)) return -1;
+  if (atomic.cmpxchg<u32>(MACHINE_QUEUE_SAVER, 0, 1) != 0) return -1;
+  const frame = stageNextPreimage(to, verdict, fill);
+  atomic.store<u32>(MACHINE_QUEUE_SAVER, 0);
+  return <i32>frame;
+}
+
+function stageNextPreimage(to: usize, verdict: usize, fill: usize): u32 {
+  const entry = load<u32>(MACHINE_QUEUE_SAVED);
+  if (entry >= atomic.load<u32>(MACHINE_QUEUE_CURSOR)) return FRAME_NONE;
+  const frame = atomic.load<u32>(QUEUE_FRAMES + (entry << 2)); // stored once the place is filled
+  if (frame == FRAME_NONE) return FRAME_NONE;
+  const place = load<u32>(QUEUE_PLACES + (entry << 2));
+  store<u8>(verdict, <u8>stageFrame(placeAt(place), to, fill));
+  store<u32>(QUEUE_PLACES + (entry << 2), PLACE_NONE); // it is not written again with the queue
+  atomic.store<u32>(MACHINE_QUEUE_SAVED, entry + 1);
+  giveBackPlace(place);
+  return frame;
 }
 
 // ---- atomic copy and atomic restore ----

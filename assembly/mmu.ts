@@ -15,17 +15,12 @@ import {
   VCPU_GENERATION,
 } from "../src/base/layout";
 import { frameAt, frameOf } from "./ram";
-import { beforeStore, bindThread, currentSlot, faults, self, setCurrentSlot } from "./tracking";
+import { beforeStore, bindThread, currentSlot, faults, now, self, setCurrentSlot } from "./tracking";
 
 /** The kernel's page-fault handler: returns once the access can be tried again, or throws. */
 // @ts-ignore: decorator
 @external("host", "pageFault")
 declare function pageFault(address: u32, access: u32): void;
-
-/** Host clock, ms. */
-// @ts-ignore: decorator
-@external("host", "now")
-declare function now(): f64;
 
 let tlb: usize = 0;
 let root: usize = 0;

@@ -9,11 +9,16 @@
 import {
   CANCEL_NO_MEMORY, CANCEL_NO_ROOM, CLAIMED_BITMAP, DIRTY_BITMAP, KEEP_BITMAP, KEEP_FOR_RESTORE, KEEP_NONE, FAULT_COUNT_AREA, FAULT_DEVICE, FAULT_KERNEL, FAULT_KINDS, FAULT_PAGE_TABLE, FAULT_SLOTS, FAULT_TIMELINE,
   FRAME_BYTES, FRAME_NONE, FRAME_SHIFT, MACHINE_ARMED, MACHINE_CANCEL, MACHINE_KEEP_PREIMAGES, MACHINE_PREIMAGES,
-  MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_END, MACHINE_QUEUE_OVERFLOW, MACHINE_QUEUE_ROOM, MACHINE_QUEUE_START, MACHINE_SABOTAGE, MACHINE_STOP_SET, MACHINE_TOUCHING, MAX_VCPUS, OPEN_BITMAP, PLACE_NONE, PLANNED_BITMAP, QUEUE_FRAMES, QUEUE_PLACES, RAM_BASE,
+  MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_END, MACHINE_QUEUE_OVERFLOW, MACHINE_QUEUE_ROOM, MACHINE_QUEUE_START, MAX_FRAMES, MACHINE_SABOTAGE, MACHINE_STOP_SET, MACHINE_TOUCHING, MAX_VCPUS, OPEN_BITMAP, PLACE_NONE, PLANNED_BITMAP, QUEUE_FRAMES, QUEUE_PLACES, RAM_BASE,
   SABOTAGE_BITMAP_PROTECTED, SABOTAGE_NO_AD, SABOTAGE_NO_DEVICE, SABOTAGE_NO_KERNEL, SABOTAGE_NO_MARK, SABOTAGE_NO_PREIMAGE, SAVED_BITMAP,
-  TIMELINE_BINS, VCPU_AREA, VCPU_BYTES, VCPU_WANTED,
+  TIMELINE_BINS, VCPU_AREA, VCPU_BYTES, VCPU_LONGEST_WAIT, VCPU_WAITED, VCPU_WAITS, VCPU_WANTED,
 } from "../src/base/layout";
 import { frameAt, placeAt } from "./ram";
+
+/** Host clock, ms. */
+// @ts-ignore: decorator
+@external("host", "now")
+export declare function now(): f64;
 
 /** How long a store without room for its pre-image waits before it looks again. */
 const WAIT_NS: i64 = 100000;
@@ -107,11 +112,15 @@ function writeProtectFault(frame: u32, kind: u32): void {
  */
 function openFrame(frame: u32, sabotage: u32): bool {
   let waits = 0;
+  let began: f64 = 0;
   const wanted: usize = VCPU_AREA + self * VCPU_BYTES + VCPU_WANTED;
   while (true) {
     if (setBit(CLAIMED_BITMAP, frame)) {
       if (!isPreimageWanted(frame) || sabotage == SABOTAGE_NO_PREIMAGE || keepPreimage(frame)) {
-        if (waits > 0) atomic.store<u32>(wanted, 0);
+        if (waits > 0) {
+          atomic.store<u32>(wanted, 0);
+          noteWait(began);
+        }
         setBit(OPEN_BITMAP, frame);
         return true;
       }
@@ -131,6 +140,7 @@ function openFrame(frame: u32, sabotage: u32): bool {
         setBit(OPEN_BITMAP, frame);
         return true;
       }
+      if (waits == 0) began = now();
       if (++waits > WAITS_MAX) atomic.store<u32>(MACHINE_CANCEL, CANCEL_NO_ROOM);
       atomic.wait<i32>(MACHINE_QUEUE_OVERFLOW, atomic.load<i32>(MACHINE_QUEUE_OVERFLOW), WAIT_NS);
     } else {
@@ -139,6 +149,15 @@ function openFrame(frame: u32, sabotage: u32): bool {
       if (load<u32>(MACHINE_KEEP_PREIMAGES) == KEEP_NONE) return false;
     }
   }
+}
+
+/** Counts a store that waited for room, for the report. */
+function noteWait(began: f64): void {
+  const words: usize = VCPU_AREA + self * VCPU_BYTES;
+  const waited = <u32>((now() - began) * 1000);
+  store<u32>(words + VCPU_WAITS, load<u32>(words + VCPU_WAITS) + 1);
+  store<u32>(words + VCPU_WAITED, load<u32>(words + VCPU_WAITED) + waited);
+  if (waited > load<u32>(words + VCPU_LONGEST_WAIT)) store<u32>(words + VCPU_LONGEST_WAIT, waited);
 }
 
 /**
@@ -168,7 +187,7 @@ function isResidual(frame: u32): bool {
  * the entry, or -1 if there is no room.
  */
 export function claimQueueEntry(): i32 {
-  const room = load<u32>(self == MAX_VCPUS ? MACHINE_QUEUE_END : MACHINE_QUEUE_ROOM);
+  const room = atomic.load<u32>(self == MAX_VCPUS ? MACHINE_QUEUE_END : MACHINE_QUEUE_ROOM); // before the place that is there since
   let entry = atomic.load<u32>(MACHINE_QUEUE_CURSOR);
   while (entry < room) {
     const seen = atomic.cmpxchg<u32>(MACHINE_QUEUE_CURSOR, entry, entry + 1);
@@ -192,6 +211,20 @@ function keepPreimage(frame: u32): bool {
   return true;
 }
 
+/**
+ * Gives a place back whose contents are saved: it is that of a new entry, at the end of the queue. So claims go on as ever. The
+ * caller is the one page writer that may change the end.
+ */
+export function giveBackPlace(place: u32): void {
+  const end = load<u32>(MACHINE_QUEUE_END);
+  if (end == MAX_FRAMES) return; // no claim will be missing: there are as many entries as frames
+  store<u32>(QUEUE_FRAMES + (end << 2), FRAME_NONE);
+  store<u32>(QUEUE_PLACES + (end << 2), place);
+  atomic.store<u32>(MACHINE_QUEUE_END, end + 1);
+  atomic.add<u32>(MACHINE_QUEUE_ROOM, 1);
+  if (atomic.load<u32>(MACHINE_QUEUE_OVERFLOW) != 0) atomic.notify(MACHINE_QUEUE_OVERFLOW, 1);
+}
+
 // ---- memory that is lent ----
 
 /**
@@ -201,7 +234,7 @@ function keepPreimage(frame: u32): bool {
 export function takeBackPlace(): i32 {
   // The coordinator needs its spare places only while pre-images are kept for an image that is still wanted.
   const all = load<u32>(MACHINE_KEEP_PREIMAGES) == KEEP_NONE || load<u32>(MACHINE_CANCEL) != 0;
-  const room = load<u32>(all ? MACHINE_QUEUE_END : MACHINE_QUEUE_ROOM);
+  const room = atomic.load<u32>(all ? MACHINE_QUEUE_END : MACHINE_QUEUE_ROOM);
   let entry = atomic.load<u32>(MACHINE_QUEUE_CURSOR);
   while (entry < room) {
     const place = load<u32>(QUEUE_PLACES + (entry << 2));

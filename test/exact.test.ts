@@ -151,6 +151,9 @@ const WAYS: Record<string, SaveOptions> = {
   "snapshot, all copied": { keepRunning: true, pauseTarget_ms: Infinity },
   "snapshot, half copied": { keepRunning: true, pauseTarget_ms: 0.02 },
   "snapshot, all in the tail": { keepRunning: true, pauseTarget_ms: 0 },
+  "hibernation, copy-on-write": { approach: "copy-on-write" },
+  "snapshot, copy-on-write": { approach: "copy-on-write", keepRunning: true },
+  "snapshot, copy-on-write with hardly a place": { approach: "copy-on-write", keepRunning: true, reserveFrames: QUEUE_SPARE + 1 },
 };
 
 for (const [way, options] of Object.entries(WAYS)) {

@@ -18,11 +18,14 @@ import {
   MACHINE_CANCEL,
   MACHINE_KEEP_PREIMAGES,
   MACHINE_QUEUE_CURSOR,
+  MACHINE_QUEUE_END,
   MACHINE_QUEUE_OVERFLOW,
+  MACHINE_QUEUE_SAVED,
   MACHINE_SABOTAGE,
   MACHINE_STOP_SET,
   MACHINE_TOUCHING,
   OPEN_BITMAP,
+  PLACE_NONE,
   PLANNED_BITMAP,
   POOL_BASE,
   QUEUE_FRAMES,
@@ -33,6 +36,11 @@ import {
   STAGE_TAIL,
   STOP_BITMAP,
   TLB_AREA,
+  VCPU_AREA,
+  VCPU_BYTES,
+  VCPU_LONGEST_WAIT,
+  VCPU_WAITED,
+  VCPU_WAITS,
   VERDICT_SKIPPED,
   VERDICT_STAGED,
 } from "../src/base/layout.js";
@@ -48,6 +56,10 @@ const FRAME = 2048;
 const FIRST_WORD = RAM_BASE + FRAME * FRAME_BYTES;
 const LAST_WORD = FIRST_WORD + FRAME_BYTES - 4;
 const [FIRST_AT_STOP, LAST_AT_STOP] = [0x1111, 0x2222];
+/** Another one, and its first word. */
+const OTHER = 2080;
+const OTHER_WORD = RAM_BASE + OTHER * FRAME_BYTES;
+const OTHER_AT_STOP = 0x6666;
 
 /** Staging memory of the page writers, which no other thread reads: two frames each, then what `stage` says of frames. */
 const staging = (writer: number): number => POOL_BASE + writer * 4 * FRAME_BYTES;
@@ -56,8 +68,12 @@ const fillOf = (writer: number): number => verdictOf(writer) + 64;
 /** Places of the queue, behind that. */
 const PLACE = POOL_PLACE + 64;
 
+const WAITS = [VCPU_WAITS, VCPU_WAITED, VCPU_LONGEST_WAIT];
+
 /** What only one thread writes, or nobody, or nobody reads. */
 function isShared(address: number): boolean {
+  if (address >= VCPU_AREA && address < VCPU_AREA + 17 * VCPU_BYTES && WAITS.includes((address - VCPU_AREA) % VCPU_BYTES))
+    return false;
   if (address === MACHINE_SABOTAGE || (address >= FAULT_COUNT_AREA && address < DIRTY_BITMAP)) return false;
   if (address >= FAULT_TIMELINE && address < OPEN_BITMAP) return false;
   if (address === MACHINE_STOP_SET || (address >= DIRTY_BITMAP && address < STOP_BITMAP + BITMAP_BYTES)) return false; // as of the stop
@@ -81,6 +97,7 @@ function inTail({ room = 1 }: { room?: number } = {}): HandMachine {
   const { control, kernel } = machine;
   kernel.memory.store32(FIRST_WORD - RAM_BASE, FIRST_AT_STOP);
   kernel.memory.store32(LAST_WORD - RAM_BASE, LAST_AT_STOP);
+  kernel.memory.store32(OTHER_WORD - RAM_BASE, OTHER_AT_STOP);
   control.words[LIST_FRAMES >>> 2] = FRAME;
   const claims = new Claims(control);
   claims.closeQueue();
@@ -95,12 +112,13 @@ function inTail({ room = 1 }: { room?: number } = {}): HandMachine {
 const holdsStop = (memory: Overlay, at: number): boolean =>
   memory.load32(at) === FIRST_AT_STOP && memory.load32(at + FRAME_BYTES - 4) === LAST_AT_STOP;
 
-/** Places of the queue that hold this frame. */
-function preimages(memory: Overlay): number[] {
+/** Places of the queue that hold this frame and are not saved yet. */
+function preimages(memory: Overlay, frame = FRAME): number[] {
   const entries = Array.from({ length: memory.load32(MACHINE_QUEUE_CURSOR) }, (_, i) => i);
   return entries
-    .filter((entry) => memory.load32(QUEUE_FRAMES + entry * 4) === FRAME)
-    .map((entry) => memory.load32(QUEUE_PLACES + entry * 4) << FRAME_SHIFT);
+    .filter((entry) => memory.load32(QUEUE_FRAMES + entry * 4) === frame)
+    .map((entry) => memory.load32(QUEUE_PLACES + entry * 4) << FRAME_SHIFT)
+    .filter((at) => at !== PLACE_NONE);
 }
 
 /** What is wrong with what a tail has of the frame. */
@@ -159,6 +177,69 @@ test("tail: what a store without room waits for is staged out of turn, while ano
   });
   t.log(count);
   t.true(outOfTurn > 0);
+});
+
+/** What a page writer saves of the ring at a time: twice, so that a place that it gives back may be used while it looks again. */
+const saveRing = (writer: number): Act[] => [0, 1].map((time) => ringStep(writer, time));
+const ringStep = (writer: number, time: number): Act => ({
+  call: "stagePreimage",
+  args: [staging(writer) + time * FRAME_BYTES, verdictOf(writer) + time, fillOf(writer) + 8 * time],
+});
+
+test("tail: the one place of the pool is saved and used again for another frame, in every order", (t) => {
+  const machine = inTail({ room: 1 });
+  const { control, kernel } = machine;
+  kernel.core.setBit(STOP_BITMAP, OTHER);
+  let used = 0;
+  const count = explore({
+    memory: machine.memory,
+    isShared,
+    threads: {
+      writer: saveRing(0),
+      first: store(0, 0, HALVES.first),
+      second: [attach(1), { call: "kernelStore32", args: [OTHER * FRAME_BYTES, HALVES.last] }],
+    },
+    judge: (memory, { writer }) => {
+      if (memory.load32(MACHINE_CANCEL) !== 0) return undefined;
+      const saved = new Map(writer!.flatMap((frame, time) => (frame < 0 ? [] : [[frame, staging(0) + time * FRAME_BYTES]])));
+      for (const at of preimages(memory)) saved.set(FRAME, at);
+      for (const at of preimages(memory, OTHER)) saved.set(OTHER, at);
+      if (memory.load32(MACHINE_QUEUE_SAVED) > 1) used++;
+      const holds = (frame: number, value: number) => saved.has(frame) && memory.load32(saved.get(frame)!) === value;
+      if (!holds(FRAME, FIRST_AT_STOP)) return "the first frame as of the stop is lost";
+      return holds(OTHER, OTHER_AT_STOP) ? undefined : "the second frame as of the stop is lost";
+    },
+    leave: (memory) => memory.load32(MACHINE_QUEUE_OVERFLOW) > 2,
+  });
+  t.log(count, used);
+  t.true(used > 0, "a place was used twice");
+  t.is(control.load(MACHINE_CANCEL), 0);
+});
+
+test("tail: two page writers at the ring give each place back once, in every order", (t) => {
+  const machine = inTail({ room: 2 });
+  const { control } = machine;
+  const kept = [0, 1].map((entry) => {
+    control.words[(QUEUE_FRAMES >>> 2) + entry] = FRAME + entry;
+    return control.words[(QUEUE_PLACES >>> 2) + entry]!;
+  });
+  control.store(MACHINE_QUEUE_CURSOR, 2);
+  const end = control.load(MACHINE_QUEUE_END);
+  const count = explore({
+    memory: machine.memory,
+    isShared,
+    threads: { one: [ringStep(0, 0)], other: [ringStep(1, 0)], third: [ringStep(2, 0)] },
+    judge: (memory, results) => {
+      const frames = Object.values(results).flatMap(([frame]) => (frame! < 0 ? [] : [frame!]));
+      const back = memory.load32(MACHINE_QUEUE_END) - end;
+      const places = Array.from({ length: back }, (_, i) => memory.load32(QUEUE_PLACES + (end + i) * 4));
+      if (new Set(frames).size !== frames.length || new Set(places).size !== places.length) return "an entry was saved twice";
+      if (back !== frames.length || memory.load32(MACHINE_QUEUE_SAVED) !== back) return "a place was lost";
+      return places.every((place, i) => place === kept[i]) ? undefined : "a place is not the one that was saved";
+    },
+  });
+  t.log(count);
+  t.true(count.ends > 1);
 });
 
 test("tail: what belongs to the image is kept, and freed as soon as it is, while a store asks for it, in every order", (t) => {

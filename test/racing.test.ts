@@ -46,6 +46,7 @@ function drawOptions(draws: Draws): SaveOptions {
   return {
     keepRunning: true,
     oracle: true,
+    approach: draws.of(["write-fault", "write-fault", "copy-on-write"]),
     compression: draws.of(["lz4", "none"]),
     // The residual set is copied at the stop, or protected again; the queue of pre-images has room, or stores wait.
     ...(draws.below(2) === 0 ? { pauseTarget_ms: draws.of([0, 0.05, Infinity]) } : {}),

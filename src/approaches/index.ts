@@ -1,5 +1,8 @@
 /** The approaches by name, but for the default one: that is the story of hibernate.ts. */
 import type { ApproachName } from "../reports/approaches.js";
+import { copyOnWrite } from "./copy-on-write.js";
 import type { Approach } from "./parts.js";
 
-export const OTHER_APPROACHES: Readonly<Record<Exclude<ApproachName, "write-fault">, Approach>> = {};
+export const OTHER_APPROACHES: Readonly<Record<Exclude<ApproachName, "write-fault">, Approach>> = {
+  "copy-on-write": copyOnWrite,
+};

@@ -27,7 +27,7 @@ import { atomicCopy } from "../cow/atomic-copy.js";
 import { Cancellation } from "../cow/cancellation.js";
 import { resetFaultStatistics } from "../cow/fault-statistics.js";
 import { checkOracle, createOracle } from "../cow/oracle.js";
-import { planFrames } from "../cow/plan.js";
+import { planFrames, planNothing } from "../cow/plan.js";
 import { Reserve } from "../cow/reserve.js";
 import { loadChecksum } from "../image/checksum.js";
 import type { PartialImage } from "../image/directory.js";
@@ -37,7 +37,7 @@ import { SaveProgressTeller } from "../reports/save-progress.js";
 import { emptyCounts, SAVE_STEPS, type SaveCounts, type SaveReport } from "../reports/save-report.js";
 import { SaveFiles } from "../save-files.js";
 import { CANCEL_MESSAGES, type SaveSettings } from "../save-options.js";
-import { resetLongestGap } from "../vm/tasks/activity.js";
+import { resetLongestGap, resetWaits } from "../vm/tasks/activity.js";
 import { ImageWriter } from "../writer/image-writer.js";
 import { type StageSource, WRITER_BYTES } from "../writer/page-writer.js";
 
@@ -94,6 +94,7 @@ export class Save implements Disposable {
     this.#counts.estimated = reserve(this.#reserve);
     resetFaultStatistics(control);
     resetLongestGap(control, vcpus);
+    resetWaits(control, vcpus);
     this.#cancellation.check();
     this.#times.ended("prepared");
   }
@@ -109,6 +110,14 @@ export class Save implements Disposable {
   plan(): void {
     const { claims, core, kernel } = this.#machine;
     this.#counts.planned = planFrames(claims, core, kernel.memory, () => this.#files.plan());
+    this.#times.ended("planned");
+    this.#files.learn();
+  }
+
+  /** Plans to stream nothing, so that the residual set is all of memory. */
+  planNothing(): void {
+    const { core, kernel } = this.#machine;
+    planNothing(core, kernel.memory);
     this.#times.ended("planned");
     this.#files.learn();
   }

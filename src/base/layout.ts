@@ -91,6 +91,10 @@ export const MACHINE_PREIMAGES = 0x4c;
  * Which bitmap says what belongs to the image: SAVEABLE_BITMAP until the stop's copy of it is made, then STOP_BITMAP.
  */
 export const MACHINE_STOP_SET = 0x50;
+/** Next claimed entry of the queue, of those in the pool, that a page writer has not saved yet (a tail's): its place is used again. */
+export const MACHINE_QUEUE_SAVED = 0xe0;
+/** 1 while a page writer saves such entries and gives their places back: one at a time. */
+export const MACHINE_QUEUE_SAVER = 0xe4;
 /** Whether, and of which frames, the handler keeps pre-images (S1.7, S3.3): KEEP_*. */
 export const MACHINE_KEEP_PREIMAGES = 0x54;
 
@@ -192,6 +196,11 @@ export const VCPU_WANTED = 0x30;
 export const VCPU_THREAD = 0x34;
 /** Not 0: the process that it runs may have leaves of pages that a file has no more (src/vm/tasks/trims.ts). */
 export const VCPU_TRIM = 0x40;
+
+/** Stores on this vCPU that waited for room during a tail: how many, all of their time and the longest, us. */
+export const VCPU_WAITS = 0xc0;
+export const VCPU_WAITED = 0xc4;
+export const VCPU_LONGEST_WAIT = 0xc8;
 
 export const VCPU_STATE_RUNNING = 0;
 export const VCPU_STATE_STOPPED = 1;

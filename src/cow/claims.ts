@@ -11,6 +11,8 @@
  * An entry is claimed by one thread, which then has the frame and the place to itself. What may be claimed is opened here, by
  * the coordinator; claims are made in the core and by page loaders.
  *
+ * The pool is a ring: a page writer of a tail that has saved what a place of it holds makes the place that of a new entry, at the end.
+ *
  * Places of the queue may be the guest's own memory, borrowed. While a save streams, the queue is the reserve, and nothing
  * claims from it but an allocator without memory: it takes the places back (BuddyAllocator.allocate). Once pre-images are
  * kept, both may meet, and a claim decides.
@@ -26,6 +28,8 @@ import {
   MACHINE_QUEUE_END,
   MACHINE_QUEUE_OVERFLOW,
   MACHINE_QUEUE_ROOM,
+  MACHINE_QUEUE_SAVED,
+  MACHINE_QUEUE_SAVER,
   MACHINE_QUEUE_START,
   MACHINE_TOUCHING,
   MAX_FRAMES,
@@ -107,6 +111,8 @@ export class Claims {
     this.#control.store(MACHINE_QUEUE_OVERFLOW, 0);
     this.#control.store(MACHINE_PREIMAGES, 0);
     this.#control.store(MACHINE_QUEUE_START, start);
+    this.#control.store(MACHINE_QUEUE_SAVED, lentTo);
+    this.#control.store(MACHINE_QUEUE_SAVER, 0);
     this.#control.store(MACHINE_QUEUE_ROOM, Math.max(start, end - QUEUE_SPARE));
     this.#control.store(MACHINE_QUEUE_END, end);
   }

@@ -10,6 +10,19 @@ import { visitBlocks } from "../vm/views/walker.js";
 import type { Claims } from "./claims.js";
 
 /**
+ * Plans to stream nothing: all that belongs to the image is in the residual set. Which frames hold the kernel's data is noted, for the
+ * order of the list.
+ */
+export function planNothing(core: Core, memory: PhysicalMemory): void {
+  core.clearBitmap(PLANNED_BITMAP);
+  core.clearBitmap(KERNEL_BITMAP);
+  visitBlocks(memory, (frame, order, use, _owner, kind) => {
+    if (use !== "free" && isSaved(kind) && !isUserKind(kind))
+      core.setBits(KERNEL_BITMAP, frame, Math.min(1 << order, memory.frames - frame));
+  });
+}
+
+/**
  * Lists the frames to stream and opens them to claims; returns their number.
  *
  * @param more - adds frames that the walker does not know of to PLANNED_BITMAP

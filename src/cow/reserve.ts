@@ -59,6 +59,16 @@ export class Reserve {
     return estimate;
   }
 
+  /**
+   * The pool alone, all of it: what is reserved does not follow the machine's size, and a machine that has no frame free can be
+   * saved. Returns its places.
+   */
+  usePool(): number {
+    this.#pooled = Math.min(this.#limit ?? Infinity, this.#pool.count);
+    for (let i = 0; i < this.#pooled; i++) this.#kernel.core.touch(this.#pool.first + i);
+    return this.#pooled;
+  }
+
   /** Follows the number of frames that an atomic copy would take now, and some more. */
   growToResidual(): void {
     if (this.#limit === undefined) this.grow(Math.ceil(this.#kernel.core.countResidual() * 1.125) + 256);

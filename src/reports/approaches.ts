@@ -1,13 +1,16 @@
 /** The approaches to saving a running machine (src/approaches), and of which instant each one's image is: its consistency point. */
 export type ApproachName =
   /** Streamed under write protection; what was written meanwhile is saved as of the stop (S1). */
-  "write-fault";
+  | "write-fault"
+  /** All of memory is protected, and a store copies the page first (S3.3). */
+  | "copy-on-write";
 
 /** Of the save: it stops the machine before anything is read, or when nearly all is written. */
 export type ConsistencyPoint = "start" | "end";
 
 export const CONSISTENCY_POINTS: Readonly<Record<ApproachName, ConsistencyPoint>> = {
   "write-fault": "end",
+  "copy-on-write": "start",
 };
 export const APPROACH_NAMES: readonly ApproachName[] = Object.keys(CONSISTENCY_POINTS) as ApproachName[];
 export const DEFAULT_APPROACH: ApproachName = "write-fault";

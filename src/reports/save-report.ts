@@ -7,7 +7,7 @@ import { type Control, hostNow } from "../base/control.js";
 import { FRAME_BYTES, TIMELINE_BIN_MS } from "../base/layout.js";
 import type { FaultStatistics } from "../cow/fault-statistics.js";
 import { type Chunk, CODEC_RAW } from "../image/format.js";
-import { longestGap, stepsPerBin } from "../vm/tasks/activity.js";
+import { longestGap, stepsPerBin, waitsForRoom } from "../vm/tasks/activity.js";
 import type { BlockCount } from "../vm/views/describe.js";
 import { isSaved, KIND_NAMES, type KindName } from "../vm/memory/kernel-layout.js";
 import type { Process } from "../vm/tasks/process.js";
@@ -78,8 +78,11 @@ export interface SaveReport {
     used_frames: number /** Hibernation: not copied, and written from where they were. */;
     overflow_frames: number;
   };
-  /** Snapshot: residual frames that were protected again instead of copied, pre-images kept of them, and stores that waited for room. */
-  tail: { frames: number; preimages: number; waits: number };
+  /**
+   * Snapshot: residual frames that were protected again instead of copied, pre-images kept of them, and stores that waited for room: all
+   * of their waits together, and the longest.
+   */
+  tail: { frames: number; preimages: number; waits: number; waited_ms: number; longest_wait_ms: number };
   blob: {
     compression: "lz4" | "none";
     chunks: number;
@@ -107,7 +110,10 @@ export interface SaveReport {
   writers: { stage_ms: number; compress_ms: number; hash_ms: number; write_wait_ms: number };
   workload: {
     bin_ms: number;
-    /** Steps of all processes per bin: in the second before, while armed, and after the stop until publication. */
+    /**
+     * Steps of all processes per bin: in the second before; until all was streamed, or where nothing is, written; and after the stop
+     * until publication.
+     */
     before: number[];
     during: number[];
     after: number[];
@@ -226,7 +232,7 @@ export function saveReport(
   const copiedBytes = copied * FRAME_BYTES;
   const left = residual - copied;
   const before = stepsPerBin(control, vcpus, at.began - BEFORE_MS, at.began);
-  const during = stepsPerBin(control, vcpus, at.armed, at.streamed);
+  const during = stepsPerBin(control, vcpus, at.armed, counts.planned > 0 ? at.streamed : at.residual);
   return {
     schema: REPORT_SCHEMA,
     image: {
@@ -261,10 +267,10 @@ export function saveReport(
     reserve: {
       estimated_frames: counts.estimated,
       reserved_frames: counts.reserved,
-      used_frames: copied + tail.preimages,
+      used_frames: Math.min(counts.reserved, copied + tail.preimages), // places that are used again are claimed last
       overflow_frames: facts.keepRunning ? 0 : left,
     },
-    tail: { frames: facts.keepRunning ? left : 0, preimages: tail.preimages, waits: tail.refused },
+    tail: { frames: facts.keepRunning ? left : 0, preimages: tail.preimages, ...waitsForRoom(control, vcpus) },
     blob: {
       compression: facts.compression,
       chunks: facts.chunks.length,

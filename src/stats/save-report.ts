@@ -196,10 +196,14 @@ function reserve({ reserve: r, tail: t }: SaveReport, view: View): string {
           field(
             view,
             "  pre-images",
-            `${formatCount(t.preimages)} kept before a store; ${formatCount(t.waits)} stores waited for room`,
+            `${formatCount(t.preimages)} kept before a store; ${formatCount(t.waits)} stores waited for room${waited(t)}`,
           ),
         ]),
   ]);
+}
+
+function waited({ waits, waited_ms = 0, longest_wait_ms = 0 }: SaveReport["tail"]): string {
+  return waits === 0 ? "" : `, ${formatMs(waited_ms)} together and ${formatMs(longest_wait_ms)} at most`;
 }
 
 function blob({ blob: b, throughput: t }: SaveReport, view: View): string {

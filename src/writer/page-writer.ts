@@ -230,6 +230,8 @@ class PageWriter {
     failpoint("save.stream");
     while (staged < CHUNK_FRAMES - CLAIM_LEAST) {
       staged += this.#fillWanted(to + staged * FRAME_BYTES, verdicts, fills);
+      staged += this.#fillPreimages(to + staged * FRAME_BYTES, CHUNK_FRAMES - CLAIM_LEAST - staged, verdicts, fills);
+      if (staged >= CHUNK_FRAMES - CLAIM_LEAST) break;
       const claim = Math.min(CLAIM, CHUNK_FRAMES - staged);
       const first = this.#control.add(MACHINE_CURSOR, claim);
       if (first >= length || this.#control.load(MACHINE_CANCEL) !== 0) {
@@ -255,6 +257,18 @@ class PageWriter {
     for (let vcpu = 0; vcpu < MAX_VCPUS; vcpu++) {
       const frame = this.#core.stageWanted(vcpu, to + staged * FRAME_BYTES, verdicts, fills);
       if (frame >= 0 && this.#record(frame, verdicts, fills)) staged++;
+    }
+    return staged;
+  }
+
+  /** Stages pre-images whose places are used again, at most as many as are claimed of the list; returns how many frames that were. */
+  #fillPreimages(to: number, room: number, verdicts: number, fills: number): number {
+    if (this.#task.source !== "tail") return 0;
+    let staged = 0;
+    for (let i = 0; i < CLAIM && staged < room; i++) {
+      const frame = this.#core.stagePreimage(to + staged * FRAME_BYTES, verdicts, fills);
+      if (frame < 0) break;
+      if (this.#record(frame, verdicts, fills)) staged++;
     }
     return staged;
   }

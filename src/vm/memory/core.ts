@@ -42,6 +42,7 @@ export interface Core {
 
   isSameFilled(at: number): number;
   stage(first: number, count: number, mode: number, to: number, verdicts: number, fills: number): number;
+  stagePreimage(to: number, verdict: number, fill: number): number;
   stageWanted(vcpu: number, to: number, verdict: number, fill: number): number;
   /** XXH64 as a signed bigint. */
   checksum(at: number, bytes: number): bigint;

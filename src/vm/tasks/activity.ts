@@ -11,6 +11,9 @@ import {
   TIMELINE_BIN_MS,
   TIMELINE_BINS,
   VCPU_LONGEST_GAP,
+  VCPU_LONGEST_WAIT,
+  VCPU_WAITED,
+  VCPU_WAITS,
 } from "../../base/layout.js";
 
 /** The timeline bin of a host time. Bins are kept for TIMELINE_BINS * TIMELINE_BIN_MS, some 41 s. */
@@ -43,6 +46,22 @@ export function longestGap(control: Control, vcpus: number): number {
   let longest = 0;
   for (let vcpu = 0; vcpu < vcpus; vcpu++) longest = Math.max(longest, control.loadVcpuFloat(vcpu, VCPU_LONGEST_GAP));
   return longest;
+}
+
+/** Stores that waited for room for a pre-image since it was last reset. */
+export function waitsForRoom(control: Control, vcpus: number): { waits: number; waited_ms: number; longest_wait_ms: number } {
+  const all = { waits: 0, waited_ms: 0, longest_wait_ms: 0 };
+  for (let vcpu = 0; vcpu < vcpus; vcpu++) {
+    all.waits += control.loadVcpu(vcpu, VCPU_WAITS);
+    all.waited_ms += control.loadVcpu(vcpu, VCPU_WAITED) / 1000;
+    all.longest_wait_ms = Math.max(all.longest_wait_ms, control.loadVcpu(vcpu, VCPU_LONGEST_WAIT) / 1000);
+  }
+  return all;
+}
+
+export function resetWaits(control: Control, vcpus: number): void {
+  for (let vcpu = 0; vcpu < vcpus; vcpu++)
+    for (const word of [VCPU_WAITS, VCPU_WAITED, VCPU_LONGEST_WAIT]) control.storeVcpu(vcpu, word, 0);
 }
 
 export function resetLongestGap(control: Control, vcpus: number): void {

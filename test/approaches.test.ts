@@ -1,0 +1,119 @@
+/**
+ * Every approach to a save: its image is exact while processes write as fast as they can, and the report says which it is; wherever
+ * it fails or is cancelled the machine goes on and nothing is left on the disk. What all pairs of contents, races and orders show of them is
+ * in exact, racing and interleavings.
+ */
+import { join } from "node:path";
+import ava, { type ExecutionContext } from "ava";
+import { type Failpoint, setFailpoints } from "../src/base/failpoints.js";
+import { QUEUE_SPARE } from "../src/base/layout.js";
+import { save } from "../src/hibernate.js";
+import { openImage } from "../src/image/directory.js";
+import { APPROACH_NAMES, CONSISTENCY_POINTS } from "../src/reports/approaches.js";
+import type { SavePhase } from "../src/reports/save-progress.js";
+import { judge, Victim } from "./fixtures/victim.js";
+import { KIND_KERNEL_HEAP } from "../src/vm/memory/kernel-layout.js";
+import { bootMachine, findWrong, MIB, scratch, until, whileStopped } from "./support.js";
+
+/** One at a time: a live machine wants both cores. */
+const test = ava.serial;
+
+const WRITERS = ["zipf:pages=2000", "incrementer:pages=300", "heap:slots=20", "random:pages=500,content=random"];
+
+async function busy(t: ExecutionContext, options: Parameters<typeof bootMachine>[1] = {}) {
+  const machine = await bootMachine(t, options);
+  for (const text of WRITERS) machine.spawn(text);
+  await until(() => machine.processes().every(({ steps }) => steps > 1000), "every process writes");
+  return machine;
+}
+
+async function wrongIn(path: string): Promise<string[]> {
+  const image = await openImage(path);
+  try {
+    return findWrong(image.memory());
+  } finally {
+    image.close();
+  }
+}
+
+for (const approach of APPROACH_NAMES) {
+  for (const keepRunning of [true, false]) {
+    const ending = keepRunning ? "snapshot" : "hibernation";
+    test(`${approach}, ${ending}: writers race, the image is exact, and what goes on is`, async (t) => {
+      const machine = await busy(t);
+      const path = join(scratch(t), "image");
+      const report = await save(machine, path, { approach, keepRunning, oracle: true });
+      t.like(report.image, { approach, consistency_point: CONSISTENCY_POINTS[approach] });
+      t.deepEqual(await wrongIn(path), []);
+      t.is(machine.isOff, !keepRunning);
+      if (keepRunning)
+        t.deepEqual(
+          whileStopped(machine, () => findWrong(machine.kernel.memory)),
+          [],
+        );
+    });
+  }
+
+  test(`${approach}: fails at any point or is cancelled in any phase, and nothing is lost`, async (t) => {
+    t.teardown(() => setFailpoints(undefined));
+    const victim = await Victim.boot(scratch(t), { ramBytes: 32 * MIB });
+    t.teardown(() => victim.machine.powerOff());
+    const points: Failpoint[] = [
+      "save.prepare",
+      "save.armed",
+      "save.stopped",
+      "save.copied",
+      "save.residual",
+      "save.catalogue",
+      "save.seal",
+    ];
+    const phases: (SavePhase | undefined)[] = [undefined, "stream", "residual", "publish"];
+    for (const keepRunning of [true, false]) {
+      for (const point of points) {
+        setFailpoints(`${point}=EIO`);
+        const failed = await victim.fails(() => save(victim.machine, victim.image, { approach, keepRunning }));
+        setFailpoints(undefined);
+        t.deepEqual([...judge(failed?.error, "HIB_IO"), ...failed!.harm], [], `${point}, ${keepRunning}`);
+      }
+      for (const phase of phases) {
+        if (phase === "stream" && CONSISTENCY_POINTS[approach] === "start") continue;
+        const abort = new AbortController();
+        if (phase === undefined) abort.abort();
+        const onProgress = (progress: { phase: SavePhase }): void => {
+          if (progress.phase === phase) abort.abort();
+        };
+        const options = { approach, keepRunning, signal: abort.signal, onProgress };
+        const failed = await victim.fails(() => save(victim.machine, victim.image, options));
+        t.deepEqual([...judge(failed?.error, "HIB_CANCELLED"), ...failed!.harm], [], `${phase}, ${keepRunning}`);
+      }
+    }
+    t.deepEqual(await victim.saveAgain(), []);
+  });
+}
+
+test("copy-on-write: a pool of a few places is used again and again, and whoever finds it empty waits for its own frame", async (t) => {
+  const machine = await busy(t);
+  const path = join(scratch(t), "image");
+  const places = QUEUE_SPARE + 10;
+  const report = await save(machine, path, { approach: "copy-on-write", keepRunning: true, reserveFrames: places });
+  t.is(report.reserve.reserved_frames, places);
+  t.is(report.reserve.used_frames, places);
+  t.is(report.residual_frames, report.frames.saved);
+  t.true(report.tail.preimages > places, "places were used again");
+  t.true(report.tail.waits > 0 && report.tail.longest_wait_ms > 0 && report.tail.waited_ms >= report.tail.longest_wait_ms);
+  t.deepEqual(await wrongIn(path), []);
+});
+
+test("copy-on-write: a machine that has hardly a free frame is saved, and takes none", async (t) => {
+  const machine = await bootMachine(t);
+  machine.spawn("sequential:pages=2000");
+  await until(() => machine.processes()[0]!.steps > 10_000, "all its pages are there");
+  const { buddy } = machine.kernel;
+  machine.control.locked(() => {
+    while (buddy.freeFrames > 8) buddy.allocateFree(0, 0, KIND_KERNEL_HEAP);
+  });
+  const path = join(scratch(t), "image");
+  const { reserve, tail } = await save(machine, path, { approach: "copy-on-write", keepRunning: true });
+  t.true(reserve.reserved_frames > 1000 && tail.preimages > 0);
+  t.deepEqual(await wrongIn(path), []);
+});

@@ -106,8 +106,8 @@ test("copy-on-write: a pool of a few places is used again and again, and whoever
 
 test("copy-on-write: a machine that has hardly a free frame is saved, and takes none", async (t) => {
   const machine = await bootMachine(t);
-  machine.spawn("sequential:pages=2000");
-  await until(() => machine.processes()[0]!.steps > 10_000, "all its pages are there");
+  machine.spawn("random:pages=1000");
+  await until(() => machine.processes()[0]!.steps > 50_000, "all its pages are there");
   const { buddy } = machine.kernel;
   machine.control.locked(() => {
     while (buddy.freeFrames > 8) buddy.allocateFree(0, 0, KIND_KERNEL_HEAP);

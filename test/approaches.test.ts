@@ -6,14 +6,15 @@
 import { join } from "node:path";
 import ava, { type ExecutionContext } from "ava";
 import { type Failpoint, setFailpoints } from "../src/base/failpoints.js";
-import { QUEUE_SPARE } from "../src/base/layout.js";
+import { MACHINE_QUEUE_OVERFLOW, QUEUE_SPARE } from "../src/base/layout.js";
 import { save } from "../src/hibernate.js";
 import { openImage } from "../src/image/directory.js";
 import { APPROACH_NAMES, CONSISTENCY_POINTS } from "../src/reports/approaches.js";
 import type { SavePhase } from "../src/reports/save-progress.js";
 import { judge, Victim } from "./fixtures/victim.js";
+import type { SaveOptions } from "../src/save-options.js";
 import { KIND_KERNEL_HEAP } from "../src/vm/memory/kernel-layout.js";
-import { bootMachine, findWrong, MIB, scratch, until, whileStopped } from "./support.js";
+import { bootMachine, findWrong, MIB, scratch, until, untilNow, whileStopped } from "./support.js";
 
 /** One at a time: a live machine wants both cores. */
 const test = ava.serial;
@@ -92,15 +93,22 @@ for (const approach of APPROACH_NAMES) {
 }
 
 test("copy-on-write: a pool of a few places is used again and again, and whoever finds it empty waits for its own frame", async (t) => {
-  const machine = await busy(t);
+  const machine = await busy(t, { pageThreads: 1 });
+  const { control, quiesce } = machine;
+  // The writers begin once a store waits.
+  quiesce.left = () => {
+    const left = Object.getPrototypeOf(quiesce).left.call(quiesce);
+    untilNow(() => control.load(MACHINE_QUEUE_OVERFLOW), "a store waits");
+    return left;
+  };
   const path = join(scratch(t), "image");
-  const places = QUEUE_SPARE + 10;
-  const report = await save(machine, path, { approach: "copy-on-write", keepRunning: true, reserveFrames: places });
-  t.is(report.reserve.reserved_frames, places);
-  t.is(report.reserve.used_frames, places);
-  t.is(report.residual_frames, report.frames.saved);
-  t.true(report.tail.preimages > places, "places were used again");
-  t.true(report.tail.waits > 0 && report.tail.longest_wait_ms > 0 && report.tail.waited_ms >= report.tail.longest_wait_ms);
+  const few = 10;
+  const options: SaveOptions = { approach: "copy-on-write", keepRunning: true, reserveFrames: QUEUE_SPARE + few };
+  const { frames, reserve, residual_frames, tail } = await save(machine, path, options);
+  t.is(reserve.reserved_frames, QUEUE_SPARE + few);
+  t.is(residual_frames, frames.saved);
+  t.true(tail.preimages > few, "places were used again");
+  t.true(tail.waits > 0 && tail.longest_wait_ms > 0 && tail.waited_ms >= tail.longest_wait_ms);
   t.deepEqual(await wrongIn(path), []);
 });
 

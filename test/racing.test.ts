@@ -46,8 +46,16 @@ function drawOptions(draws: Draws): SaveOptions {
   return {
     keepRunning: true,
     oracle: true,
-    approach: draws.of(["write-fault", "write-fault", "copy-on-write"]),
     compression: draws.of(["lz4", "none"]),
+    ...drawApproach(draws),
+  };
+}
+
+function drawApproach(draws: Draws): SaveOptions {
+  const approach = draws.of(["write-fault", "write-fault", "copy-on-write", "swsusp"] as const);
+  if (approach === "swsusp") return { approach };
+  return {
+    approach,
     // The residual set is copied at the stop, or protected again; the queue of pre-images has room, or stores wait.
     ...(draws.below(2) === 0 ? { pauseTarget_ms: draws.of([0, 0.05, Infinity]) } : {}),
     ...(draws.below(4) === 0 ? { reserveFrames: draws.of([0, 1, 65, 300]) } : {}),

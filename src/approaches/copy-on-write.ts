@@ -12,6 +12,7 @@ export async function copyOnWrite(save: Save): Promise<void> {
   await save.prepare((reserve) => reserve.usePool());
   save.arm();
   save.planNothing();
+  save.learnFiles();
   save.stop();
   save.protect();
   save.go();

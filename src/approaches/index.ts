@@ -2,7 +2,9 @@
 import type { ApproachName } from "../reports/approaches.js";
 import { copyOnWrite } from "./copy-on-write.js";
 import type { Approach } from "./parts.js";
+import { swsusp } from "./swsusp.js";
 
 export const OTHER_APPROACHES: Readonly<Record<Exclude<ApproachName, "write-fault">, Approach>> = {
   "copy-on-write": copyOnWrite,
+  swsusp,
 };

@@ -4,7 +4,7 @@
  *
  *     prepare            drivers save their state, files are read, memory is reserved     S1.1, S1.9
  *     arm                every frame is write-protected on every vCPU                      S1.2
- *     plan               which frames are streamed; without one, none is
+ *     plan               which frames are streamed; planNothing: none is
  *     stream             the planned frames are written while processes run               S1.3
  *     stop               all vCPUs at a safepoint, devices quiesced                       S1.4
  *     list               what belongs to the image is noted, and the residual set listed
@@ -111,7 +111,6 @@ export class Save implements Disposable {
     const { claims, core, kernel } = this.#machine;
     this.#counts.planned = planFrames(claims, core, kernel.memory, () => this.#files.plan());
     this.#times.ended("planned");
-    this.#files.learn();
   }
 
   /** Plans to stream nothing, so that the residual set is all of memory. */
@@ -119,15 +118,20 @@ export class Save implements Disposable {
     const { core, kernel } = this.#machine;
     planNothing(core, kernel.memory);
     this.#times.ended("planned");
+  }
+
+  /** Once all is armed: learns what clean pages of files hold. What is not learned by then is read at the stop. */
+  learnFiles(): void {
     this.#files.learn();
   }
 
   /** Writes the planned frames while processes keep running; the reserve grows with the marks meanwhile. */
   async stream(): Promise<void> {
+    this.learnFiles();
     this.#progress.enter("stream", this.#counts.planned);
     await this.#write("live", () => this.#reserve.growToResidual());
     this.#reserve.growToResidual();
-    this.#files.learn();
+    this.learnFiles();
     this.#times.ended("streamed");
   }
 
@@ -170,14 +174,14 @@ export class Save implements Disposable {
 
   /** What was not copied is protected again, if the machine is to go on: from then on its pre-images are kept. */
   protect(): void {
-    failpoint("save.copied");
-    this.#times.ended("copied");
     if (this.settings.keepRunning) this.#machine.tracking.armTail();
   }
 
   /** Processes run from here on. Who enters the kernel waits until all is noted as it was. A hibernation stays stopped. */
   go(): void {
     const { control, devices, quiesce } = this.#machine;
+    failpoint("save.copied");
+    this.#times.ended("copied");
     if (!this.settings.keepRunning) {
       if (!this.#noted) this.#note();
       return this.#times.ended("stopped");

@@ -3,7 +3,7 @@
  *
  * How much will be needed is not known until the machine stops. So it is reserved from an estimate and grows with
  * the count of marks while the image streams. It is guest memory, from the buddy allocator, of a kind that is not
- * saved: at most half of what the guest has free. It is lent only: a process that asks for memory when nothing is free
+ * saved: at most half of what the guest has free, or all of it if everything is to be copied. It is lent only: a process that asks for memory when nothing is free
  * takes places back (BuddyAllocator.allocate), so that none runs out of memory because of a save or a resume. Where the
  * reserve is too small, the pool of the control area follows, which is there also when the guest has nothing free. What finds
  * no place is protected until it is written from where it is (a snapshot), or written while the machine stays stopped.
@@ -25,6 +25,8 @@ export class Reserve {
   readonly #blocks: { frame: Pfn; order: number }[] = [];
   readonly #pool: { first: number; count: number };
   readonly #limit: number | undefined;
+  /** How much of what the guest has free it may take. */
+  #share = 0.5;
   /** How many places of the pool are used. */
   #pooled = 0;
 
@@ -57,6 +59,17 @@ export class Reserve {
     const estimate = this.#limit ?? 256 + Math.ceil(this.#kernel.core.countBits(SAVEABLE_BITMAP) / 64);
     this.grow(estimate);
     return estimate;
+  }
+
+  /**
+   * Grows to a place for every frame in use, and may take all that the guest has free for it. Returns the frames in use; when the
+   * queue is opened, it grows once more if there are more by then.
+   */
+  growToAll(): number {
+    this.#share = 1;
+    const used = this.#kernel.core.countBits(SAVEABLE_BITMAP);
+    this.grow(Math.min(this.#limit ?? Infinity, used + 256));
+    return used;
   }
 
   /**
@@ -106,7 +119,8 @@ export class Reserve {
   /** Takes a block of guest memory for at most about `wanted` frames. Caller holds the kernel lock. */
   #takeBlock(wanted: number): { frame: Pfn; order: number } | undefined {
     const { buddy } = this.#kernel;
-    const allowed = Math.min(buddy.freeFrames / 2 - this.#claims.unclaimed / 2, this.#claims.room(this.#pool.count));
+    const lent = this.#claims.unclaimed;
+    const allowed = Math.min(this.#share * (buddy.freeFrames + lent) - lent, this.#claims.room(this.#pool.count));
     for (let order = Math.min(LARGEST_ORDER, Math.ceil(Math.log2(wanted))); order >= 0; order--) {
       const frame = 1 << order <= allowed ? buddy.allocateFree(order, 0, KIND_RESERVE) : undefined;
       if (frame === undefined) continue;
@@ -119,6 +133,7 @@ export class Reserve {
 
   /** Opens all places as a queue, at most `limit`. Caller holds the kernel lock, or everything is stopped. */
   openQueue(limit: number = Infinity): void {
+    if (this.#share === 1) this.growLocked(Math.min(this.#limit ?? Infinity, this.#kernel.core.countBits(SAVEABLE_BITMAP)));
     this.#claims.openQueue({ first: this.#pool.first, count: this.#pooled }, Math.min(limit, this.#limit ?? Infinity));
   }
 

@@ -3,7 +3,9 @@ export type ApproachName =
   /** Streamed under write protection; what was written meanwhile is saved as of the stop (S1). */
   | "write-fault"
   /** All of memory is protected, and a store copies the page first (S3.3). */
-  | "copy-on-write";
+  | "copy-on-write"
+  /** All of memory is copied while the machine stands still, and the copies are written (S4.1). */
+  | "swsusp";
 
 /** Of the save: it stops the machine before anything is read, or when nearly all is written. */
 export type ConsistencyPoint = "start" | "end";
@@ -11,6 +13,7 @@ export type ConsistencyPoint = "start" | "end";
 export const CONSISTENCY_POINTS: Readonly<Record<ApproachName, ConsistencyPoint>> = {
   "write-fault": "end",
   "copy-on-write": "start",
+  swsusp: "start",
 };
 export const APPROACH_NAMES: readonly ApproachName[] = Object.keys(CONSISTENCY_POINTS) as ApproachName[];
 export const DEFAULT_APPROACH: ApproachName = "write-fault";

@@ -34,6 +34,11 @@ export class SaveFiles implements Disposable {
     this.#cleanPages.learn();
   }
 
+  /** Before tracking is armed anew. */
+  forget(): void {
+    this.#cleanPages.forget();
+  }
+
   /**
    * As of the stop: adds the clean pages that are stored to what belongs to the image. The kernel lock has been held since the stop, or
    * everything is stopped still.

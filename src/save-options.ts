@@ -1,5 +1,6 @@
 /** What a save can be told, and what it says when it is given up. */
-import { abortSignal, callback, checkCall, flag, oneOf, type Rule, text, zeroOrMore } from "./base/options.js";
+import { abortSignal, callback, checkCall, flag, moreThanZero, oneOf, type Rule, text, zeroOrMore } from "./base/options.js";
+import { HibernaculumError } from "./base/errors.js";
 import type { CancelMessages } from "./cow/cancellation.js";
 import { APPROACH_NAMES, type ApproachName, DEFAULT_APPROACH } from "./reports/approaches.js";
 import type { SaveProgress } from "./reports/save-progress.js";
@@ -30,6 +31,8 @@ export interface SaveOptions {
    * written from where it is; 0 in a snapshot, where the rest is protected again and saved by a copy-before-write tail.
    */
   pauseTarget_ms?: number;
+  /** Of `adaptive`: how long the machine may be stopped, ms. Default 10. */
+  maxPause_ms?: number;
   /** Places that the reserve may have, for tests of one that is too small. */
   reserveFrames?: number;
   /** Test runs: check every unmarked frame at the stop. */
@@ -46,6 +49,7 @@ const RULES: Readonly<Record<keyof SaveOptions, Rule>> = {
   onProgress: callback,
   saveClean: flag,
   pauseTarget_ms: zeroOrMore,
+  maxPause_ms: moreThanZero,
   reserveFrames: zeroOrMore,
   oracle: flag,
 };
@@ -53,16 +57,25 @@ const RULES: Readonly<Record<keyof SaveOptions, Rule>> = {
 /** @throws HIB_USAGE */
 export function checkSave(path: string, options: SaveOptions): void {
   checkCall("save", path, options, RULES);
+  const { approach = DEFAULT_APPROACH } = options;
+  for (const [name, its] of Object.entries(OF_ONE_APPROACH))
+    if (options[name as keyof SaveOptions] !== undefined && approach !== its)
+      throw new HibernaculumError("HIB_USAGE", `save: ${name} is an option of the approach ${its}, and this is ${approach}`);
 }
+
+const OF_ONE_APPROACH: Partial<Record<keyof SaveOptions, ApproachName>> = {
+  pauseTarget_ms: "write-fault",
+  maxPause_ms: "adaptive",
+};
 
 /** Options with every default in place. */
 export type SaveSettings = SaveOptions &
-  Required<Pick<SaveOptions, "keepRunning" | "approach" | "compression" | "digest" | "pauseTarget_ms">>;
+  Required<Pick<SaveOptions, "keepRunning" | "approach" | "compression" | "digest" | "pauseTarget_ms" | "maxPause_ms">>;
 
 export function withDefaults(options: SaveOptions): SaveSettings {
   const { keepRunning = false, approach = DEFAULT_APPROACH, compression = "lz4", digest = "none" } = options;
-  const { pauseTarget_ms = keepRunning ? 0 : 2 } = options;
-  return { ...options, keepRunning, approach, compression, digest, pauseTarget_ms };
+  const { pauseTarget_ms = keepRunning ? 0 : 2, maxPause_ms = 10 } = options;
+  return { ...options, keepRunning, approach, compression, digest, pauseTarget_ms, maxPause_ms };
 }
 
 /** What one thread copies in a millisecond at the least. */

@@ -8,6 +8,7 @@ import ava, { type ExecutionContext } from "ava";
 import { type Failpoint, setFailpoints } from "../src/base/failpoints.js";
 import type { Pfn } from "../src/base/memory.js";
 import { MACHINE_QUEUE_OVERFLOW, QUEUE_SPARE } from "../src/base/layout.js";
+import { PausePredictions } from "../src/approaches/predicted-pause.js";
 import { save } from "../src/hibernate.js";
 import { openImage } from "../src/image/directory.js";
 import { APPROACH_NAMES, CONSISTENCY_POINTS } from "../src/reports/approaches.js";
@@ -175,4 +176,37 @@ test("swsusp: who has more in use by the time of the stop is refused there, and 
   });
   t.deepEqual([...judge(failed?.error, "HIB_NO_MEMORY"), ...failed!.harm], []);
   t.regex((failed!.error as Error).message, /swsusp copies all that is in use/);
+});
+
+test("adaptive: rounds go on while they pay, and stop before the pause that is wanted is missed", async (t) => {
+  const machine = await bootMachine(t);
+  machine.spawn("random:pages=3000,rate=200000,content=random");
+  await until(() => machine.processes()[0]!.steps > 50_000, "all its pages are there");
+  const path = join(scratch(t), "image");
+  // What is left after the stream takes longer than this, in any prediction.
+  const options: SaveOptions = { approach: "adaptive", keepRunning: true, maxPause_ms: 0.001, oracle: true };
+  const { adaptive, atomic_copy, frames, pause } = await save(machine, path, options);
+  t.like(adaptive, { max_pause_ms: 0.001, stop: "tail" });
+  t.is(atomic_copy.frames, 0);
+  t.true(adaptive!.predicted_pause_ms > 0 && pause.total_ms > 0);
+  const left = adaptive!.rounds.map((round) => round.frames);
+  t.true(left.length > 1, JSON.stringify(left));
+  for (const [i, count] of left.slice(1, -1).entries()) t.true(count < left[i]!, "each round but the last left less");
+  t.true(frames.streamed + frames.skipped > frames.planned, "rounds count as streamed");
+  t.deepEqual(await wrongIn(path), []);
+  const long = await save(machine, `${path}-2`, { approach: "adaptive", keepRunning: true, maxPause_ms: 1000 });
+  t.like(long.adaptive, { stop: "copy" });
+  t.is(long.adaptive!.rounds.length, 1);
+  t.is(long.tail.frames, 0);
+  t.is(long.atomic_copy.frames, long.residual_frames);
+});
+
+test("adaptive: what a pause takes is learned from the stops of the machine", (t) => {
+  const predictions = new PausePredictions();
+  const before = predictions.pause(10_000);
+  for (let i = 0; i < 20; i++) predictions.learn(10_000, { total_ms: 26, copy_ms: 20 });
+  t.true(Math.abs(predictions.pause(10_000) - 26) < 0.1 && Math.abs(before - 26) > 1);
+  t.true(Math.abs(predictions.pause(0) - 6) < 0.1);
+  t.true(Math.abs(predictions.framesWithin(16) - 5000) < 50);
+  t.is(predictions.framesWithin(1), 0);
 });

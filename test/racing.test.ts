@@ -52,12 +52,13 @@ function drawOptions(draws: Draws): SaveOptions {
 }
 
 function drawApproach(draws: Draws): SaveOptions {
-  const approach = draws.of(["write-fault", "write-fault", "copy-on-write", "swsusp"] as const);
+  const approach = draws.of(["write-fault", "write-fault", "copy-on-write", "swsusp", "adaptive"] as const);
   if (approach === "swsusp") return { approach };
   return {
     approach,
     // The residual set is copied at the stop, or protected again; the queue of pre-images has room, or stores wait.
-    ...(draws.below(2) === 0 ? { pauseTarget_ms: draws.of([0, 0.05, Infinity]) } : {}),
+    ...(approach === "write-fault" && draws.below(2) === 0 ? { pauseTarget_ms: draws.of([0, 0.05, Infinity]) } : {}),
+    ...(approach === "adaptive" ? { maxPause_ms: draws.of([0.1, 3, 20]) } : {}),
     ...(draws.below(4) === 0 ? { reserveFrames: draws.of([0, 1, 65, 300]) } : {}),
   };
 }
@@ -73,7 +74,7 @@ async function churn(machine: Machine, draws: Draws, going: () => boolean): Prom
 }
 
 /** What the rounds met, to see that they met what they are for. */
-const met = { rounds: 0, steps: 0, marked: 0, oracle: 0, copied: 0, tail: 0, preimages: 0, waits: 0 };
+const met = { rounds: 0, steps: 0, marked: 0, oracle: 0, copied: 0, tail: 0, preimages: 0, waits: 0, again: 0 };
 
 async function round(t: ExecutionContext, machine: Machine, image: string, replays: Replays, draws: Draws): Promise<void> {
   const options = drawOptions(draws);
@@ -98,6 +99,7 @@ async function round(t: ExecutionContext, machine: Machine, image: string, repla
     met.tail += report.tail.frames;
     met.preimages += report.tail.preimages;
     met.waits += report.tail.waits;
+    met.again += (report.adaptive?.rounds.length ?? 1) - 1;
     met.steps = Math.max(met.steps, steps());
     const wrong = findWrong(opened.memory(), replays);
     t.deepEqual(wrong, [], `round ${met.rounds}, ${JSON.stringify(options)}`);

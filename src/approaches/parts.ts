@@ -6,6 +6,7 @@
  *     arm                every frame is write-protected on every vCPU                      S1.2
  *     plan               which frames are streamed; planNothing: none is
  *     stream             the planned frames are written while processes run               S1.3
+ *     round              what was marked by now is written once more
  *     stop               all vCPUs at a safepoint, devices quiesced                       S1.4
  *     list               what belongs to the image is noted, and the residual set listed
  *     copy               the first of the list are copied into the reserve, by all vCPUs
@@ -34,7 +35,7 @@ import type { PartialImage } from "../image/directory.js";
 import type { Machine } from "../machine.js";
 import { publishImage } from "../publish.js";
 import { SaveProgressTeller } from "../reports/save-progress.js";
-import { emptyCounts, SAVE_STEPS, type SaveCounts, type SaveReport } from "../reports/save-report.js";
+import { type AdaptiveReport, emptyCounts, SAVE_STEPS, type SaveCounts, type SaveReport } from "../reports/save-report.js";
 import { SaveFiles } from "../save-files.js";
 import { CANCEL_MESSAGES, type SaveSettings } from "../save-options.js";
 import { resetLongestGap, resetWaits } from "../vm/tasks/activity.js";
@@ -46,8 +47,8 @@ export type Approach = (save: Save) => Promise<void>;
 
 /** One save under way. */
 export class Save implements Disposable {
+  readonly machine: Machine;
   readonly settings: SaveSettings;
-  readonly #machine: Machine;
   readonly #image: PartialImage;
   readonly #id = randomUUID();
   readonly #times = new StepTimes(SAVE_STEPS);
@@ -68,7 +69,7 @@ export class Save implements Disposable {
     const { control, kernel, claims, writers, pool } = machine;
     const { compression, digest } = settings;
     this.settings = settings;
-    this.#machine = machine;
+    this.machine = machine;
     this.#image = image;
     this.#cancellation = new Cancellation(machine, settings.signal, CANCEL_MESSAGES);
     this.#progress = new SaveProgressTeller(control, this.#cancellation.guard("onProgress", settings.onProgress));
@@ -86,7 +87,7 @@ export class Save implements Disposable {
    * @param reserve - reserves memory for copies and pre-images, and says how many frames are to be enough
    */
   async prepare(reserve: (reserve: Reserve) => number): Promise<void> {
-    const { control, devices, vcpus } = this.#machine;
+    const { control, devices, vcpus } = this.machine;
     failpoint("save.prepare");
     await loadChecksum();
     devices.saveState();
@@ -101,21 +102,21 @@ export class Save implements Disposable {
 
   /** Write-protects every frame on every vCPU. Only then may it be planned what to read. */
   arm(): void {
-    this.#machine.tracking.arm();
+    this.machine.tracking.arm();
     this.#times.ended("armed");
     failpoint("save.armed");
   }
 
   /** Plans to stream all of memory. */
   plan(): void {
-    const { claims, core, kernel } = this.#machine;
+    const { claims, core, kernel } = this.machine;
     this.#counts.planned = planFrames(claims, core, kernel.memory, () => this.#files.plan());
     this.#times.ended("planned");
   }
 
   /** Plans to stream nothing, so that the residual set is all of memory. */
   planNothing(): void {
-    const { core, kernel } = this.#machine;
+    const { core, kernel } = this.machine;
     planNothing(core, kernel.memory);
     this.#times.ended("planned");
   }
@@ -135,14 +136,32 @@ export class Save implements Disposable {
     this.#times.ended("streamed");
   }
 
+  /** Another round: what bears a mark by now is protected again and written anew. */
+  async round(): Promise<void> {
+    this.#files.forget();
+    const frames = this.machine.tracking.rearm();
+    this.machine.claims.open(0, frames);
+    this.#counts.rounds++;
+    this.#progress.enter("stream", frames);
+    await this.#write("live", () => this.#reserve.growToResidual());
+    this.#reserve.growToResidual();
+    this.learnFiles();
+    this.#times.ended("streamed");
+  }
+
+  /** How many frames the residual set has now, while the machine runs. */
+  get marked(): number {
+    return this.machine.core.countResidual();
+  }
+
   /** Stops everything: the consistency point. */
   stop(): void {
-    const { claims, control, core, devices, quiesce } = this.#machine;
-    this.#machine.drainConsole(); // a listener may take long; what is printed later is in the image
+    const { claims, control, core, devices, quiesce } = this.machine;
+    this.machine.drainConsole(); // a listener may take long; what is printed later is in the image
     this.#times.ended("stopping");
     quiesce.stop();
     this.#stopped = true;
-    this.#machine.check();
+    this.machine.check();
     this.#times.ended("atSafepoint");
     devices.quiesce();
     this.#reserve.openQueue();
@@ -156,30 +175,41 @@ export class Save implements Disposable {
   /** Lists the residual set while everything is stopped; returns its size. */
   list(): number {
     if (!this.#noted) this.#note();
-    return (this.#counts.residual = this.#machine.core.listResidual());
+    return (this.#counts.residual = this.machine.core.listResidual());
   }
 
   /** Places that there are for copies and pre-images. */
   get places(): number {
-    return this.#machine.claims.unclaimed;
+    return this.machine.claims.unclaimed;
   }
 
   /** The atomic copy of the first frames of the list. */
   copy(frames: number): void {
-    const { claims, core, quiesce } = this.#machine;
+    const { claims, core, quiesce } = this.machine;
     this.#times.ended("listed");
     this.#counts.copied = frames;
     atomicCopy(claims, core, quiesce, frames);
   }
 
+  /** How long the stop has taken, and the copy in it, ms. For whoever has gone on. */
+  get pause(): { total_ms: number; copy_ms: number } {
+    const { copied, listed, stopped, stopping } = this.#times.all();
+    return { total_ms: stopped - stopping, copy_ms: copied - listed };
+  }
+
+  /** For the report. */
+  noteAdaptive(report: AdaptiveReport): void {
+    this.#counts.adaptive = report;
+  }
+
   /** What was not copied is protected again, if the machine is to go on: from then on its pre-images are kept. */
   protect(): void {
-    if (this.settings.keepRunning) this.#machine.tracking.armTail();
+    if (this.settings.keepRunning) this.machine.tracking.armTail();
   }
 
   /** Processes run from here on. Who enters the kernel waits until all is noted as it was. A hibernation stays stopped. */
   go(): void {
-    const { control, devices, quiesce } = this.#machine;
+    const { control, devices, quiesce } = this.machine;
     failpoint("save.copied");
     this.#times.ended("copied");
     if (!this.settings.keepRunning) {
@@ -197,7 +227,7 @@ export class Save implements Disposable {
 
   /** Writes the residual set: what was not copied from where it is, or its pre-images; then the copies. They supersede the stream. */
   async writeResidual(): Promise<void> {
-    const { claims, control, core, tracking } = this.#machine;
+    const { claims, control, core, tracking } = this.machine;
     const { copied } = this.#counts;
     failpoint("save.residual");
     const residual = (this.#counts.residual ||= core.listResidual()); // unless it was listed for the atomic copy
@@ -217,14 +247,14 @@ export class Save implements Disposable {
     this.#progress.enter("publish", 0);
     const references = this.#files.references();
     const { locations } = this.#writer;
-    const { table, ...saved } = locations.extents((frame) => bit(this.#machine.control.words, STOP_BITMAP, frame) === 1);
+    const { table, ...saved } = locations.extents((frame) => bit(this.machine.control.words, STOP_BITMAP, frame) === 1);
     this.#counts.saved = { ...saved, byReference: references.reduce((sum, { frames }) => sum + frames, 0) };
     this.#counts.stored = locations.totals(table);
     failpoint("save.catalogue");
     // A resume repeats the requests in flight: this host must have ended them by then.
-    if (!this.settings.keepRunning) await this.#machine.devices.settle();
+    if (!this.settings.keepRunning) await this.machine.devices.settle();
     const { keepRunning, approach, compression, name, digest } = this.settings;
-    return publishImage(this.#machine, this.#image, this.#cancellation, {
+    return publishImage(this.machine, this.#image, this.#cancellation, {
       facts: { id: this.#id, time: this.#time, keepRunning, approach, compression, at: this.#times.all(), counts: this.#counts },
       written: this.#writer,
       extents: table,
@@ -237,12 +267,12 @@ export class Save implements Disposable {
 
   /** After a failure: the machine goes on, unless it is lost and cannot. */
   abandon(): void {
-    if (this.#machine.isLost) return;
-    this.#machine.tracking.disarm();
+    if (this.machine.isLost) return;
+    this.machine.tracking.disarm();
     this.#reserve.release(); // before anybody may want memory
     if (!this.#stopped) return;
-    this.#machine.quiesce.go();
-    this.#machine.devices.resume("stop");
+    this.machine.quiesce.go();
+    this.machine.devices.resume("stop");
   }
 
   /** In any case: tracking is off, and the guest has its memory back. */
@@ -250,22 +280,22 @@ export class Save implements Disposable {
     this.#cancellation[Symbol.dispose]();
     this.#progress[Symbol.dispose]();
     this.#files[Symbol.dispose]();
-    if (this.#machine.isLost) return; // its threads do not answer
-    this.#machine.tracking.disarm();
-    this.#machine.devices.freeState();
+    if (this.machine.isLost) return; // its threads do not answer
+    this.machine.tracking.disarm();
+    this.machine.devices.freeState();
     this.#reserve.release();
   }
 
   /** What belongs to the image, and what its files are. The kernel lock has been held since the stop, or everything is stopped still. */
   #note(): void {
-    this.#machine.tracking.freezeSaveable();
+    this.machine.tracking.freezeSaveable();
     this.#counts.changedFiles = this.#files.freeze();
     this.#noted = true;
     this.#times.ended("noted");
   }
 
   async #writeList(source: StageSource, from: number, to: number): Promise<void> {
-    this.#machine.claims.open(from, to);
+    this.machine.claims.open(from, to);
     if (from < to) await this.#write(source);
   }
 

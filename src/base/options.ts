@@ -25,6 +25,11 @@ export const paths: Rule = {
 /** Infinity is one. */
 export const zeroOrMore: Rule = { must: "a number, 0 or more", holds: (value) => typeof value === "number" && value >= 0 };
 
+export const moreThanZero: Rule = {
+  must: "a number above 0",
+  holds: (value) => typeof value === "number" && value > 0 && value < Infinity,
+};
+
 export function oneOf(...choices: readonly string[]): Rule {
   return { must: choices.join(" or "), holds: (value) => choices.includes(value as string) };
 }

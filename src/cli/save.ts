@@ -21,6 +21,7 @@ interface SaveCommandOptions {
   approach: ApproachName;
   compression: "lz4" | "none";
   pauseTarget?: number;
+  maxPause?: number;
   saveClean?: boolean;
   digest?: boolean;
   json?: boolean;
@@ -43,6 +44,11 @@ export function addSave(program: Command): void {
         "how long the atomic copy may take; the rest is saved by copy-before-write, or from where it is (default: 0 with --keep-running, else 2)",
       ).argParser(wholeNumber(0, 60_000)),
     )
+    .addOption(
+      new Option("--max-pause <ms>", "of adaptive: how long the machine may be stopped (default: 10)").argParser(
+        wholeNumber(1, 60_000),
+      ),
+    )
     .option("--save-clean", "also store unchanged pages of files of the host; otherwise the image refers to the file")
     .option(
       "--digest",
@@ -62,6 +68,7 @@ async function saveMachine(name: string, image: string | undefined, options: Sav
       approach: options.approach,
       compression: options.compression,
       ...(options.pauseTarget === undefined ? {} : { pauseTarget_ms: options.pauseTarget }),
+      ...(options.maxPause === undefined ? {} : { maxPause_ms: options.maxPause }),
       saveClean: options.saveClean === true,
       digest: options.digest === true ? "sha256" : "none",
     };

@@ -15,6 +15,7 @@ import {
   KEEP_FOR_TAIL,
   KEEP_NONE,
   MACHINE_ARMED,
+  MACHINE_FRAMES,
   MACHINE_GENERATION,
   MACHINE_KEEP_PREIMAGES,
   MACHINE_SABOTAGE,
@@ -56,6 +57,18 @@ export class WriteTracking {
   /** As `arm`, for a resume: the handler also keeps the old contents of frames that were found equal (S1.7). */
   armForRestore(): void {
     this.#arm(KEEP_FOR_RESTORE);
+  }
+
+  /**
+   * Arms anew while the machine runs, for another round of the stream: what bears a mark is listed and loses it, every vCPU drops its
+   * write tags, and only then may the list be read. Returns its length.
+   *
+   * @throws HIB_INTERNAL if a vCPU does not answer
+   */
+  rearm(): number {
+    const frames = this.#core.listMarked(this.#control.load(MACHINE_FRAMES));
+    this.#shootDown();
+    return frames;
   }
 
   #arm(keep: number): void {

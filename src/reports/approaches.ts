@@ -5,7 +5,9 @@ export type ApproachName =
   /** All of memory is protected, and a store copies the page first (S3.3). */
   | "copy-on-write"
   /** All of memory is copied while the machine stands still, and the copies are written (S4.1). */
-  | "swsusp";
+  | "swsusp"
+  /** As write-fault, but what was written is streamed again until the pause is predicted to be short. */
+  | "adaptive";
 
 /** Of the save: it stops the machine before anything is read, or when nearly all is written. */
 export type ConsistencyPoint = "start" | "end";
@@ -14,6 +16,7 @@ export const CONSISTENCY_POINTS: Readonly<Record<ApproachName, ConsistencyPoint>
   "write-fault": "end",
   "copy-on-write": "start",
   swsusp: "start",
+  adaptive: "end",
 };
 export const APPROACH_NAMES: readonly ApproachName[] = Object.keys(CONSISTENCY_POINTS) as ApproachName[];
 export const DEFAULT_APPROACH: ApproachName = "write-fault";

@@ -35,7 +35,7 @@ export interface SaveReport {
     by_kind: Record<string, number>;
     /** In the plan, so meant to be streamed while the machine ran. */
     planned: number;
-    /** Read while the machine ran. */
+    /** Read while the machine ran; in each round, if there are several. */
     streamed: number;
     /** Not read because a mark was there already. */
     skipped: number;
@@ -59,6 +59,8 @@ export interface SaveReport {
     copy_ms: number;
     gb_per_s: number;
   };
+  /** What `adaptive` did to keep the pause short; null for other approaches. The pause that came of it is `pause.total_ms`. */
+  adaptive: AdaptiveReport | null;
   /** Parts of the machine's stop; `total_ms` is from the request to the last vCPU going on (hibernate: to the copy's end). */
   pause: {
     safepoint_ms: number;
@@ -127,6 +129,16 @@ export interface SaveReport {
   oracle_frames: number | null;
 }
 
+export interface AdaptiveReport {
+  /** The longest pause that was wanted, and the one that was predicted when the machine was stopped. */
+  max_pause_ms: number;
+  predicted_pause_ms: number;
+  /** What was left to copy after the stream, and after each round; and how long a pause that would have been. */
+  rounds: { frames: number; predicted_pause_ms: number }[];
+  /** Whether what was left was copied at the stop, or protected and saved afterwards (a hibernation: from where it was). */
+  stop: "copy" | "tail";
+}
+
 /**
  * What a save notes the time of, in this order, but for `noted`, which comes before `listed` in a save that copies. `stopping` is when
  * the stop was asked for.
@@ -178,6 +190,9 @@ export interface SaveCounts {
   residual: number;
   copied: number;
   tail: { start: number; end: number; preimages: number; refused: number };
+  /** Of a stream of several rounds: how many follow the first. */
+  rounds: number;
+  adaptive: AdaptiveReport | null;
   oracleFrames: number | null;
   changedFiles: string[];
   /** In the image: all frames, and those without data. */
@@ -195,6 +210,8 @@ export function emptyCounts(writers: number): SaveCounts {
     residual: 0,
     copied: 0,
     tail: { start: 0, end: 0, preimages: 0, refused: 0 },
+    rounds: 0,
+    adaptive: null,
     oracleFrames: null,
     changedFiles: [],
     saved: { frames: 0, sameFilled: 0, byReference: 0 },
@@ -226,7 +243,7 @@ export function saveReport(
   const now = hostNow();
   const sum = (of: readonly WriteTotals[], pick: (result: WriteTotals) => number) =>
     of.reduce((all, result) => all + pick(result), 0);
-  const streaming = facts.totals.slice(0, counts.writers);
+  const streaming = facts.totals.slice(0, counts.writers * (1 + counts.rounds));
   const plainBytes = facts.chunks.reduce((all, chunk) => all + chunk.frames, 0) * FRAME_BYTES;
   const savedBytes = saved.frames * FRAME_BYTES;
   const copiedBytes = copied * FRAME_BYTES;
@@ -262,6 +279,7 @@ export function saveReport(
       copy_ms: pause.copy_ms,
       gb_per_s: pause.copy_ms === 0 ? 0 : copiedBytes / pause.copy_ms / 1e6,
     },
+    adaptive: counts.adaptive,
     pause,
     arm_ms: at.armed - at.prepared,
     reserve: {

@@ -259,7 +259,7 @@ export const MUTANTS: readonly Mutant[] = [
   },
   {
     file: "src/approaches/parts.ts",
-    find: "if (!this.settings.keepRunning) await this.#machine.devices.settle();",
+    find: "if (!this.settings.keepRunning) await this.machine.devices.settle();",
     replace: "if (!this.settings.keepRunning) await Promise.resolve();",
     tests: [{ file: "disk-requests", match: "a hibernation waits*" }],
     breaks: "E9: devices are not settled before a hibernation is published",

@@ -56,6 +56,11 @@ export class CleanPages {
     this.#kernel = kernel;
   }
 
+  /** Before tracking is armed anew, which takes marks away: what was learned counts no more. */
+  forget(): void {
+    this.#known.clear();
+  }
+
   /** While the machine runs, after tracking is armed. Again: what has changed since. */
   learn(): void {
     const { control, memory } = this.#kernel;

@@ -37,6 +37,7 @@ export interface Core {
   copyBitmap(to: number, from: number): void;
   countBits(bitmap: number): number;
   countResidual(): number;
+  listMarked(frames: number): number;
   listPlanned(): number;
   listResidual(): number;
 

@@ -4,6 +4,7 @@
  */
 import test from "ava";
 import {
+  BITMAP_BYTES,
   DIRTY_BITMAP,
   FAULT_COUNT_AREA,
   FAULT_LATENCY,
@@ -17,6 +18,7 @@ import {
   MACHINE_STOP,
   MAX_VCPUS,
   OPEN_BITMAP,
+  PLANNED_BITMAP,
   POOL_BASE,
   RAM_BASE,
   STAGE_LIVE,
@@ -49,19 +51,31 @@ function sharedWith(frames: readonly number[]): (address: number) => boolean {
   };
 }
 
+/** As `sharedWith`, of the bitmaps only the words of these frames: what walks them takes no step at the others. */
+function sharedWithin(frames: readonly number[]): (address: number) => boolean {
+  const isShared = sharedWith(frames);
+  return (address) => {
+    if (address >= DIRTY_BITMAP && address < DIRTY_BITMAP + BITMAP_BYTES)
+      return frames.some((frame) => frame >>> 6 === (address - DIRTY_BITMAP) >>> 3);
+    return isShared(address) && !(address > DIRTY_BITMAP && address < OPEN_BITMAP);
+  };
+}
+
 const word = (vcpu: number, offset: number): number => VCPU_AREA + vcpu * VCPU_BYTES + offset;
 
 /** A vCPU that does one thing after another, with a safepoint before each, and then comes to a stop. */
-const vcpu = (number: number, begin: readonly Act[], things: readonly Act[]): Act[] => [
+const vcpu = (number: number, begin: readonly Act[], things: readonly Act[], handshakes = 1): Act[] => [
   { call: "attach", args: [number] },
   ...begin,
   ...things.flatMap((thing): Act[] => [{ call: "acknowledge", args: [] }, thing]),
   // Idle: it passes a safepoint once there is something to acknowledge, and again to stop.
-  {
-    when: (memory) =>
-      memory.load32(word(number, VCPU_GENERATION)) !== memory.load32(MACHINE_GENERATION) || memory.load32(MACHINE_STOP) === 1,
-  },
-  { call: "acknowledge", args: [] },
+  ...Array.from({ length: handshakes }, (): Act[] => [
+    {
+      when: (memory) =>
+        memory.load32(word(number, VCPU_GENERATION)) !== memory.load32(MACHINE_GENERATION) || memory.load32(MACHINE_STOP) === 1,
+    },
+    { call: "acknowledge", args: [] },
+  ]).flat(),
   { when: (memory) => memory.load32(MACHINE_STOP) === 1 },
   { step: (memory) => memory.store32(word(number, VCPU_STATE), VCPU_STATE_STOPPED) },
 ];
@@ -82,6 +96,19 @@ const save = (vcpus: number): Act[] => {
     { when: (memory) => all.every(isStopped(memory)) },
   ];
 };
+
+/** After the stream another round: what was marked is listed, all write tags go, and the list is streamed. */
+const saveInRounds = (frames: number): Act[] => {
+  const [stream, [stop, stopped]] = [save(1).slice(0, -2), save(1).slice(-2)];
+  const [, , raise, answered] = stream;
+  const again: Act = {
+    call: "stage",
+    args: (results) => [0, results.at(-1)!, STAGE_LIVE, AGAIN, AGAIN_VERDICT, AGAIN_VERDICT + 64],
+  };
+  return [...stream, { call: "listMarked", args: [frames] }, raise!, answered!, again, stop!, stopped!];
+};
+const AGAIN = STAGING + 4 * FRAME_BYTES;
+const AGAIN_VERDICT = AGAIN + 2 * FRAME_BYTES;
 
 /** What an image would have of the frames: each one's copy by the stream if it bears no mark at the stop, else what it is then. */
 function judge(memory: Overlay, frames: readonly number[]): string | undefined {
@@ -139,3 +166,37 @@ for (const stores of [1, 2]) {
     });
   }
 }
+
+test("a second round of the stream while a process stores: no order loses a store", (t) => {
+  const machine = new HandMachine();
+  const { control, kernel } = machine;
+  const process = machine.spawn(1, FILL);
+  const frame = machine.frameOf(process, DATA_BASE);
+  machine.run(process).store32(DATA_BASE + 8, 1);
+  control.words[LIST_FRAMES >>> 2] = frame;
+  control.words[(LIST_FRAMES >>> 2) + 1] = frame; // `stage` takes two
+  control.words.fill(-1, PLANNED_BITMAP >>> 2, (PLANNED_BITMAP + BITMAP_BYTES) >>> 2);
+  kernel.core.clearBitmap(DIRTY_BITMAP);
+  const stored = [0x100, 0x101].map((value): Act => ({ call: "store32", args: [DATA_BASE, value] }));
+  const met = { again: 0, unmarked: 0 };
+  const count = explore({
+    memory: machine.memory,
+    isShared: sharedWithin([frame]),
+    threads: {
+      vcpu: vcpu(0, [{ call: "activate", args: [process.slot, process.root] }], stored, 2),
+      save: saveInRounds(kernel.memory.frames),
+    },
+    judge: (memory, { save }) => {
+      if (memory.bit(DIRTY_BITMAP, frame) === 1) return undefined; // it is copied at the stop
+      met.unmarked++;
+      const listed = save![2]!;
+      if (listed === 0) return judge(memory, [frame]);
+      met.again++;
+      if (memory.load8(AGAIN_VERDICT) !== VERDICT_STAGED) return "a frame is neither saved nor marked";
+      const same = memory.load32(AGAIN) === memory.load32(RAM_BASE + frame * FRAME_BYTES);
+      return same ? undefined : "the round has saved something else than there is at the stop, and there is no mark";
+    },
+  });
+  t.log(count, met);
+  t.true(met.again > 0 && met.unmarked > met.again);
+});

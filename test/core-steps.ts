@@ -284,6 +284,10 @@ export class Thread {
         stack.push(seen);
         return;
       }
+      case 0xfe42: {
+        stack.push(memory.load64(at));
+        return memory.store64(at, value as bigint);
+      }
       case 0xfe1f:
       case 0xfe34: {
         const seen = memory.load64(at);
@@ -323,6 +327,7 @@ const UNARY = new Map<number, (a: never) => Value>([
   [0x45, (a: number) => truth(a === 0)],
   [0x50, (a: bigint) => truth(a === 0n)],
   [0x67, (a: number) => Math.clz32(a)],
+  [0x7a, (a: bigint) => BigInt(a === 0n ? 64 : (a & -a).toString(2).length - 1)],
   [0xa7, (a: bigint) => Number(BigInt.asIntN(32, a))],
   [0xab, (a: number) => Math.trunc(a) | 0],
   [0xfc03, (a: number) => Math.trunc(a) | 0],

@@ -1,6 +1,7 @@
 /** `hib`: the commands on machines and images. One file a command. */
 import { addBoot } from "./boot.js";
 import { createProgram, main } from "./command.js";
+import { addCompare } from "./compare.js";
 import { addDemo } from "./demo.js";
 import { addDiff } from "./diff.js";
 import { addExport } from "./export.js";
@@ -29,6 +30,7 @@ for (const add of [
   addImport,
   addPrograms,
   addDemo,
+  addCompare,
 ])
   add(program);
 await main(program);

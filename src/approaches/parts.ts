@@ -129,11 +129,7 @@ export class Save implements Disposable {
   /** Writes the planned frames while processes keep running; the reserve grows with the marks meanwhile. */
   async stream(): Promise<void> {
     this.learnFiles();
-    this.#progress.enter("stream", this.#counts.planned);
-    await this.#write("live", () => this.#reserve.growToResidual());
-    this.#reserve.growToResidual();
-    this.learnFiles();
-    this.#times.ended("streamed");
+    await this.#stream(this.#counts.planned);
   }
 
   /** Another round: what bears a mark by now is protected again and written anew. */
@@ -142,11 +138,7 @@ export class Save implements Disposable {
     const frames = this.machine.tracking.rearm();
     this.machine.claims.open(0, frames);
     this.#counts.rounds++;
-    this.#progress.enter("stream", frames);
-    await this.#write("live", () => this.#reserve.growToResidual());
-    this.#reserve.growToResidual();
-    this.learnFiles();
-    this.#times.ended("streamed");
+    await this.#stream(frames);
   }
 
   /** How many frames the residual set has now, while the machine runs. */
@@ -292,6 +284,14 @@ export class Save implements Disposable {
     this.#counts.changedFiles = this.#files.freeze();
     this.#noted = true;
     this.#times.ended("noted");
+  }
+
+  async #stream(frames: number): Promise<void> {
+    this.#progress.enter("stream", frames);
+    await this.#write("live", () => this.#reserve.growToResidual());
+    this.#reserve.growToResidual();
+    this.learnFiles();
+    this.#times.ended("streamed");
   }
 
   async #writeList(source: StageSource, from: number, to: number): Promise<void> {

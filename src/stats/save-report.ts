@@ -157,8 +157,20 @@ function pause(report: SaveReport, view: View): string {
     ...(p.kernel_ms > 0
       ? [field(view, "after it", `${formatMs(p.kernel_ms)} in which processes waited that entered the kernel`)]
       : []),
+    ...adaptiveFields(report, view),
     field(view, "arming", `${formatMs(report.arm_ms)} until every vCPU had acknowledged (the machine ran)`),
   ]);
+}
+
+/** What `adaptive` meant the pause to be; images of before it have no such report. */
+function adaptiveFields({ adaptive }: SaveReport, view: View): string[] {
+  if (!adaptive) return [];
+  const { max_pause_ms, predicted_pause_ms, rounds, stop } = adaptive;
+  const left = rounds.map(({ frames }) => formatCount(frames)).join(", ");
+  return [
+    field(view, "predicted", `${formatMs(predicted_pause_ms)} with a ${stop}; wanted: at most ${formatMs(max_pause_ms)}`),
+    field(view, "rounds", `${rounds.length - 1} after the stream; frames left to copy: ${left}`),
+  ];
 }
 
 function pauseParts(report: SaveReport): string {

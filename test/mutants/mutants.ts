@@ -622,8 +622,8 @@ export const MUTANTS: readonly Mutant[] = [
   },
   {
     file: "assembly/tracking.ts",
-    find: "load<u32>(self == MAX_VCPUS ? MACHINE_QUEUE_END : MACHINE_QUEUE_ROOM);\n  let entry",
-    replace: "load<u32>(MACHINE_QUEUE_ROOM);\n  let entry",
+    find: "load<u32>(self == MAX_VCPUS ? MACHINE_QUEUE_END : MACHINE_QUEUE_ROOM); // before",
+    replace: "load<u32>(MACHINE_QUEUE_ROOM); // before",
     tests: [{ file: "exact", match: "a tail with just the spare places*" }],
     breaks: "the coordinator does not find its spare places",
   },

@@ -1,7 +1,7 @@
 /** The hot core, compiled to WebAssembly: everything that runs once a store, a fault or a frame. */
 export { checksum, hashFrame } from "./checksum";
 export { acknowledge, activate, attach, deactivate, dropContext, invalidate, load32, load8, prepareStore, store32, store64, store8 } from "./mmu";
-export { claimQueueEntry, setTimelineBin, takeBackHeldPlace, takeBackPlace } from "./tracking";
+export { claimQueueEntry, faultsTaken, setTimelineBin, takeBackHeldPlace, takeBackPlace } from "./tracking";
 export {
   beforeBulkStore, clearBitmap, clearBits, copyBitmap, countBits, countResidual, gather, isSameFilled, kernelStore32,
   kernelStore8, kernelStoreFloat64, kernelZero, listMarked, listPlanned, listResidual, scatter, setBits, setFrameBit as setBit, stage, stagePreimage, stageWanted, touch,

@@ -38,6 +38,7 @@ export let currentSlot: u32 = 0;
 /** Current bin of the fault timeline; the vCPU loop moves it. */
 let timelineBin: u32 = 0;
 
+export function faultsTaken(): u32 { return faults; }
 export function bindThread(number: u32): void { self = number; }
 export function setCurrentSlot(slot: u32): void { currentSlot = slot; }
 export function setTimelineBin(bin: u32): void { timelineBin = bin % TIMELINE_BINS; }

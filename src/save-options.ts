@@ -33,6 +33,8 @@ export interface SaveOptions {
   pauseTarget_ms?: number;
   /** Of `adaptive`: how long the machine may be stopped, ms. Default 10. */
   maxPause_ms?: number;
+  /** Of `adaptive`: while rounds do not pay, processes that write are made slower. */
+  throttle?: boolean;
   /** Places that the reserve may have, for tests of one that is too small. */
   reserveFrames?: number;
   /** Test runs: check every unmarked frame at the stop. */
@@ -50,6 +52,7 @@ const RULES: Readonly<Record<keyof SaveOptions, Rule>> = {
   saveClean: flag,
   pauseTarget_ms: zeroOrMore,
   maxPause_ms: moreThanZero,
+  throttle: flag,
   reserveFrames: zeroOrMore,
   oracle: flag,
 };
@@ -66,6 +69,7 @@ export function checkSave(path: string, options: SaveOptions): void {
 const OF_ONE_APPROACH: Partial<Record<keyof SaveOptions, ApproachName>> = {
   pauseTarget_ms: "write-fault",
   maxPause_ms: "adaptive",
+  throttle: "adaptive",
 };
 
 /** Options with every default in place. */

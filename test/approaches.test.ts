@@ -11,6 +11,7 @@ import type { Pfn } from "../src/base/memory.js";
 import { bit } from "../src/base/control.js";
 import { Claims } from "../src/cow/claims.js";
 import { planFrames } from "../src/cow/plan.js";
+import { Quiesce } from "../src/cow/quiesce.js";
 import { WriteTracking } from "../src/cow/tracking.js";
 import { renderSaveReport } from "../src/stats/save-report.js";
 import { plainView } from "../src/stats/layout.js";
@@ -20,6 +21,7 @@ import {
   DIRTY_BITMAP,
   FRAME_BYTES,
   MACHINE_QUEUE_OVERFLOW,
+  MACHINE_THROTTLE,
   PLANNED_BITMAP,
   QUEUE_SPARE,
   SAVEABLE_BITMAP,
@@ -283,6 +285,58 @@ test("adaptive: pages of a file that are written through to it before a round ar
   const image = await openImage(path);
   t.is(Buffer.from(image.memory().readFrame(objects.find(object, 0)!)).toString("utf8", 8, 16), "aabbbaaa");
   image.close();
+});
+
+test("adaptive: throttle makes those slower that fault, and nobody else", async (t) => {
+  const machine = await bootMachine(t, { vcpus: 1 });
+  const { control, tracking } = machine;
+  for (const text of ["random:pages=8000", "incrementer:pages=1"]) machine.spawn(text);
+  const steps = () => machine.processes().map((process) => process.steps);
+  await until(() => steps().every((count) => count > 1000), "both run");
+  /** Steps of the one that faults, for each of the other, until that one has made many. */
+  const share = async (): Promise<number> => {
+    const [faulting, other] = steps();
+    await until(() => steps()[1]! > other! + 200_000, "the other goes on");
+    return (steps()[0]! - faulting!) / (steps()[1]! - other!);
+  };
+  const before = await share();
+  control.store(MACHINE_THROTTLE, 1_000_000);
+  let throttled = Infinity;
+  for (let i = 0; i < 5; i++) {
+    tracking.arm(); // so that there are pages without a mark
+    throttled = Math.min(throttled, await share());
+  }
+  control.store(MACHINE_THROTTLE, 0);
+  tracking.disarm();
+  t.true(throttled < before / 3, `${throttled} of ${before}`);
+});
+
+test("adaptive: a throttle is raised while rounds do not pay, and is off once the machine is stopped", async (t) => {
+  const machine = await busy(t);
+  const { control, tracking } = machine;
+  const seen: number[] = [];
+  tracking.rearm = () => {
+    seen.push(control.load(MACHINE_THROTTLE));
+    return WriteTracking.prototype.rearm.call(tracking);
+  };
+  let atStop = -1;
+  const { quiesce } = machine;
+  quiesce.stop = () => {
+    atStop = control.load(MACHINE_THROTTLE);
+    quiesce.stop = Quiesce.prototype.stop;
+    quiesce.stop();
+  };
+  const path = join(scratch(t), "image");
+  const options: SaveOptions = { approach: "adaptive", keepRunning: true, maxPause_ms: 0.001, throttle: true, oracle: true };
+  const { adaptive } = await save(machine, path, options);
+  t.true(adaptive!.throttle_us > 0);
+  t.is(seen.at(-1), adaptive!.throttle_us);
+  t.deepEqual(
+    [...seen].sort((a, b) => a - b),
+    seen,
+  );
+  t.is(atStop, 0);
+  t.deepEqual(await wrongIn(path), []);
 });
 
 test("adaptive: what a pause takes is learned from the stops of the machine", (t) => {

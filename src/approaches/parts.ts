@@ -22,7 +22,7 @@ import { randomUUID } from "node:crypto";
 import { guarded } from "../base/callback.js";
 import { bit } from "../base/control.js";
 import { failpoint } from "../base/failpoints.js";
-import { STOP_BITMAP } from "../base/layout.js";
+import { MACHINE_THROTTLE, STOP_BITMAP } from "../base/layout.js";
 import { StepTimes } from "../base/step-times.js";
 import { atomicCopy } from "../cow/atomic-copy.js";
 import { Cancellation } from "../cow/cancellation.js";
@@ -141,6 +141,11 @@ export class Save implements Disposable {
     await this.#stream(frames);
   }
 
+  /** From now until the stop, processes sleep for so long after each of their write-protect faults. */
+  throttle(us: number): void {
+    this.machine.control.store(MACHINE_THROTTLE, us);
+  }
+
   /** How many frames the residual set has now, while the machine runs. */
   get marked(): number {
     return this.machine.core.countResidual();
@@ -149,6 +154,7 @@ export class Save implements Disposable {
   /** Stops everything: the consistency point. */
   stop(): void {
     const { claims, control, core, devices, quiesce } = this.machine;
+    this.throttle(0);
     this.machine.drainConsole(); // a listener may take long; what is printed later is in the image
     this.#times.ended("stopping");
     quiesce.stop();
@@ -272,6 +278,7 @@ export class Save implements Disposable {
     this.#cancellation[Symbol.dispose]();
     this.#progress[Symbol.dispose]();
     this.#files[Symbol.dispose]();
+    this.throttle(0);
     if (this.machine.isLost) return; // its threads do not answer
     this.machine.tracking.disarm();
     this.machine.devices.freeState();

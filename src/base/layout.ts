@@ -95,6 +95,8 @@ export const MACHINE_STOP_SET = 0x50;
 export const MACHINE_QUEUE_SAVED = 0xe0;
 /** 1 while a page writer saves such entries and gives their places back: one at a time. */
 export const MACHINE_QUEUE_SAVER = 0xe4;
+/** How long a process sleeps for each write-protect fault that it has taken, us: while a save makes those slower that write. Else 0. */
+export const MACHINE_THROTTLE = 0xe8;
 /** Whether, and of which frames, the handler keeps pre-images (S1.7, S3.3): KEEP_*. */
 export const MACHINE_KEEP_PREIMAGES = 0x54;
 

@@ -22,6 +22,7 @@ interface SaveCommandOptions {
   compression: "lz4" | "none";
   pauseTarget?: number;
   maxPause?: number;
+  throttle?: boolean;
   saveClean?: boolean;
   digest?: boolean;
   json?: boolean;
@@ -49,6 +50,7 @@ export function addSave(program: Command): void {
         wholeNumber(1, 60_000),
       ),
     )
+    .option("--throttle", "of adaptive: make processes that write slower if rounds do not pay")
     .option("--save-clean", "also store unchanged pages of files of the host; otherwise the image refers to the file")
     .option(
       "--digest",
@@ -69,6 +71,7 @@ async function saveMachine(name: string, image: string | undefined, options: Sav
       compression: options.compression,
       ...(options.pauseTarget === undefined ? {} : { pauseTarget_ms: options.pauseTarget }),
       ...(options.maxPause === undefined ? {} : { maxPause_ms: options.maxPause }),
+      ...(options.throttle === undefined ? {} : { throttle: options.throttle }),
       saveClean: options.saveClean === true,
       digest: options.digest === true ? "sha256" : "none",
     };

@@ -135,6 +135,8 @@ export interface AdaptiveReport {
   predicted_pause_ms: number;
   /** What was left to copy after the stream, and after each round; and how long a pause that would have been. */
   rounds: { frames: number; predicted_pause_ms: number }[];
+  /** How long processes slept for each of their write-protect faults in the last round, us; 0 if they were not made slower. */
+  throttle_us: number;
   /** Whether what was left was copied at the stop, or protected and saved afterwards (a hibernation: from where it was). */
   stop: "copy" | "tail";
 }

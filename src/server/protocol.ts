@@ -73,6 +73,8 @@ export interface SaveRequest {
   pauseTarget_ms?: number;
   /** Of `adaptive`: how long the machine may be stopped. */
   maxPause_ms?: number;
+  /** Of `adaptive`: processes that write may be made slower. */
+  throttle?: boolean;
   /** Also store pages of files that are as the host has them. */
   saveClean?: boolean;
   /** Also of each chunk and of the catalogue. */
@@ -194,7 +196,7 @@ export class RequestError extends HibernaculumError {
 /** All that may be asked for. What the library can do besides is not for clients. */
 const OPTION_NAMES: { [Name in CommandName]: readonly (keyof Commands[Name]["options"])[] } = {
   status: [],
-  save: ["path", "keepRunning", "approach", "compression", "pauseTarget_ms", "maxPause_ms", "saveClean", "digest"],
+  save: ["path", "keepRunning", "approach", "compression", "pauseTarget_ms", "maxPause_ms", "throttle", "saveClean", "digest"],
   check: [],
   report: [],
   cancel: ["request"],
@@ -209,7 +211,7 @@ function checkOptions(id: number, command: CommandName, options: Record<string, 
   for (const name of Object.keys(options)) need(names.includes(name), `no option ${JSON.stringify(name)}; ${there}`);
   if (command === "cancel") need(Number.isSafeInteger(options["request"]), "request must be the id of another request");
   if (command === "save") {
-    const { path, keepRunning, approach, compression, pauseTarget_ms, maxPause_ms, saveClean, digest } = options;
+    const { path, keepRunning, approach, compression, pauseTarget_ms, maxPause_ms, throttle, saveClean, digest } = options;
     need(typeof path === "string" && path.startsWith("/") && !path.includes("\0"), "path must be an absolute path");
     need(typeof keepRunning === "boolean", "keepRunning must be true or false");
     need(
@@ -222,6 +224,7 @@ function checkOptions(id: number, command: CommandName, options: Record<string, 
       "pauseTarget_ms must be 0 or more",
     );
     need(maxPause_ms === undefined || (typeof maxPause_ms === "number" && maxPause_ms > 0), "maxPause_ms must be above 0");
+    need(throttle === undefined || typeof throttle === "boolean", "throttle must be true or false");
     need(saveClean === undefined || typeof saveClean === "boolean", "saveClean must be true or false");
     need(digest === undefined || digest === "none" || digest === "sha256", "digest must be none or sha256");
   }

@@ -165,11 +165,14 @@ function pause(report: SaveReport, view: View): string {
 /** What `adaptive` meant the pause to be; images of before it have no such report. */
 function adaptiveFields({ adaptive }: SaveReport, view: View): string[] {
   if (!adaptive) return [];
-  const { max_pause_ms, predicted_pause_ms, rounds, stop } = adaptive;
+  const { max_pause_ms, predicted_pause_ms, rounds, stop, throttle_us } = adaptive;
   const left = rounds.map(({ frames }) => formatCount(frames)).join(", ");
   return [
     field(view, "predicted", `${formatMs(predicted_pause_ms)} with a ${stop}; wanted: at most ${formatMs(max_pause_ms)}`),
     field(view, "rounds", `${rounds.length - 1} after the stream; frames left to copy: ${left}`),
+    ...(throttle_us > 0
+      ? [field(view, "throttle", `${formatCount(throttle_us)} us of sleep for a fault, in the last round`)]
+      : []),
   ];
 }
 

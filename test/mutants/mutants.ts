@@ -966,6 +966,20 @@ export const MUTANTS: readonly Mutant[] = [
     breaks: "write tags from before a round are used in it",
   },
   {
+    file: "src/approaches/parts.ts",
+    find: "    this.throttle(0);\n    this.machine.drainConsole();",
+    replace: "    this.machine.drainConsole();",
+    tests: [{ file: "approaches", match: "adaptive: a throttle is raised*" }],
+    breaks: "processes are slower until the save is over, not until the stop",
+  },
+  {
+    file: "src/vm/engines/vcpu.ts",
+    find: "((this.#core.faultsTaken() - faults) * throttle_us) / 1000",
+    replace: "0",
+    tests: [{ file: "approaches", match: "adaptive: throttle makes*" }],
+    breaks: "a throttle makes nobody slower",
+  },
+  {
     file: "src/approaches/swsusp.ts",
     find: "  const frames = save.list();\n  refuseWithoutRoom(frames, save.places);\n",
     replace: "  const frames = Math.min(save.list(), save.places);\n",

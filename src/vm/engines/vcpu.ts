@@ -18,6 +18,7 @@ import {
   MACHINE_DOORBELL,
   MACHINE_POWER_OFF,
   MACHINE_STOP,
+  MACHINE_THROTTLE,
   VCPU_COMMAND_DONE,
   VCPU_LEFT,
   VCPU_SLOT,
@@ -46,6 +47,8 @@ import { Recorder } from "./recorder.js";
 const SLICE_MS = 2;
 /** How long a process rests whose next step cannot be taken now, ms. */
 const STUCK_MS = 1;
+/** One that a save makes slower sleeps for so long after a batch, at most. */
+const THROTTLE_MAX_MS = 20;
 /** Longest sleep of an idle vCPU, ms. */
 const IDLE_MS = 50;
 
@@ -143,6 +146,7 @@ export class Vcpu<T extends Task> {
       const fuel = pace.fuel(() => this.#control.guestNow());
       if (fuel < 1) return this.#rest();
       const began = hostNow();
+      const faults = this.#core.faultsTaken();
       const { steps, cause } = this.#engine.run(task, fuel);
       if (typeof cause === "object") {
         const failed = this.#catch(task, cause.failed);
@@ -156,6 +160,9 @@ export class Vcpu<T extends Task> {
         if (left !== undefined) return left;
       }
       if (cause === "stuck") return this.#rest();
+      const throttle_us = this.#control.load(MACHINE_THROTTLE);
+      if (throttle_us !== 0 && this.#core.faultsTaken() !== faults)
+        return this.#sleep(Math.min(THROTTLE_MAX_MS, ((this.#core.faultsTaken() - faults) * throttle_us) / 1000));
       if (!this.#safepoint()) return undefined;
       if (now >= end || this.#control.load(MACHINE_POWER_OFF) !== 0) return { do: "ready" };
     }
@@ -171,7 +178,11 @@ export class Vcpu<T extends Task> {
   }
 
   #rest(): Leave {
-    return { do: "sleep", until: this.#control.guestNow() + STUCK_MS };
+    return this.#sleep(STUCK_MS);
+  }
+
+  #sleep(ms: number): Leave {
+    return { do: "sleep", until: this.#control.guestNow() + ms };
   }
 
   /**

@@ -15,6 +15,8 @@ export interface Core {
   acknowledge(): number;
   invalidate(address: number): void;
   setTimelineBin(bin: number): void;
+  /** Write-protect faults that this thread has taken. */
+  faultsTaken(): number;
 
   prepareStore(address: number): void;
   load8(address: number): number;

@@ -312,7 +312,9 @@ test("adaptive: throttle makes those slower that fault, and nobody else", async 
 });
 
 test("adaptive: a throttle is raised while rounds do not pay, and is off once the machine is stopped", async (t) => {
-  const machine = await busy(t);
+  const machine = await bootMachine(t, { ramBytes: 16 * MIB });
+  machine.spawn("random:pages=500");
+  await until(() => machine.processes()[0]!.steps > 1000, "it writes");
   const { control, tracking } = machine;
   const seen: number[] = [];
   tracking.rearm = () => {

@@ -3,12 +3,15 @@
  * it fails or is cancelled the machine goes on and nothing is left on the disk. What all pairs of contents, races and orders show of them is
  * in exact, racing and interleavings.
  */
-import { writeFileSync } from "node:fs";
+import { spawnSync } from "node:child_process";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import process from "node:process";
 import ava, { type ExecutionContext } from "ava";
 import { type Failpoint, setFailpoints } from "../src/base/failpoints.js";
 import type { Pfn } from "../src/base/memory.js";
 import { bit } from "../src/base/control.js";
+import { openHostMemory } from "../src/capture/host-memory.js";
 import { Claims } from "../src/cow/claims.js";
 import { planFrames } from "../src/cow/plan.js";
 import { Quiesce } from "../src/cow/quiesce.js";
@@ -24,6 +27,7 @@ import {
   MACHINE_THROTTLE,
   PLANNED_BITMAP,
   QUEUE_SPARE,
+  RAM_BASE,
   SAVEABLE_BITMAP,
 } from "../src/base/layout.js";
 import { PausePredictions } from "../src/approaches/predicted-pause.js";
@@ -91,7 +95,7 @@ for (const approach of APPROACH_NAMES) {
     const phases: (SavePhase | undefined)[] = [undefined, "stream", "residual", "publish"];
     for (const keepRunning of [true, false]) {
       for (const point of points) {
-        if (point === "save.armed" && approach === "swsusp") continue; // it never is
+        if (point === "save.armed" && (approach === "swsusp" || approach === "capture-kernel")) continue; // it never is
         setFailpoints(`${point}=EIO`);
         const failed = await victim.fails(() => save(victim.machine, victim.image, { approach, keepRunning }));
         setFailpoints(undefined);
@@ -113,7 +117,7 @@ for (const approach of APPROACH_NAMES) {
   });
 }
 
-for (const approach of APPROACH_NAMES) {
+for (const approach of APPROACH_NAMES.filter((name) => name !== "capture-kernel")) {
   for (const [trap, code] of [
     ["save.write=ENOSPC@2", "HIB_NO_SPACE"],
     ["save.stream=exit", "HIB_WORKER_DIED"],
@@ -162,6 +166,61 @@ test("copy-on-write: a machine that has hardly a free frame is saved, and takes 
   const path = join(scratch(t), "image");
   const { reserve, tail } = await save(machine, path, { approach: "copy-on-write", keepRunning: true });
   t.true(reserve.reserved_frames > 1000 && tail.preimages > 0);
+  t.deepEqual(await wrongIn(path), []);
+});
+
+for (const [trap, code] of [
+  ["save.write=ENOSPC@2", "HIB_NO_SPACE"],
+  ["save.stream=kill", "HIB_WORKER_DIED"],
+] as const) {
+  test(`capture-kernel: ${trap} in its process, and nothing is lost`, async (t) => {
+    const victim = await Victim.boot(scratch(t), { ramBytes: 32 * MIB }, undefined, [
+      "sequential:pages=2000,rate=50000,content=random",
+    ]);
+    t.teardown(() => victim.machine.powerOff());
+    const options: SaveOptions = { approach: "capture-kernel", keepRunning: true, compression: "none" };
+    process.env["HIB_FAILPOINTS"] = trap; // its process has a copy; this one has read it long ago
+    const failed = await victim.fails(() => save(victim.machine, victim.image, options));
+    delete process.env["HIB_FAILPOINTS"];
+    t.deepEqual([...judge(failed?.error, code), ...failed!.harm], []);
+    t.deepEqual(await victim.saveAgain(), []);
+  });
+}
+
+test("capture-kernel: whoever has the descriptor sees what the machine stores, and cannot store", async (t) => {
+  const machine = await bootMachine(t, { ramBytes: 16 * MIB });
+  using memory = openHostMemory(machine.memory);
+  const frame = machine.control.locked(() => machine.kernel.buddy.allocate(0, 0, KIND_KERNEL_HEAP)!);
+  machine.kernel.memory.store32(frame * FRAME_BYTES, 0x12345678);
+  const at = memory.base + RAM_BASE + frame * FRAME_BYTES;
+  const script = `
+    const fs = require("node:fs");
+    const seen = Buffer.alloc(4);
+    fs.readSync(3, seen, 0, 4, ${at});
+    let refusal = "none";
+    try { fs.writeSync(3, Buffer.alloc(4), 0, 4, ${at}); } catch (error) { refusal = error.code; }
+    console.log(seen.readUInt32LE().toString(16), refusal);`;
+  const { stdout, stderr } = spawnSync(process.execPath, ["-e", script], {
+    stdio: ["ignore", "pipe", "pipe", memory.descriptor],
+    encoding: "utf8",
+  });
+  t.is(stdout, "12345678 EBADF\n", stderr);
+  t.is(machine.kernel.memory.load32(frame * FRAME_BYTES), 0x12345678);
+});
+
+test("capture-kernel: its process is gone with the save, and needs no room in the machine", async (t) => {
+  const machine = await bootMachine(t);
+  machine.spawn("random:pages=12000,content=random");
+  await until(() => machine.processes()[0]!.steps > 200_000, "three quarters of the memory are in use");
+  const path = join(scratch(t), "image");
+  const children = () => readFileSync(`/proc/self/task/${process.pid}/children`, "latin1");
+  const before = children();
+  const options: SaveOptions = { approach: "capture-kernel", keepRunning: true };
+  const { atomic_copy, capture, reserve, residual_frames, tail } = await save(machine, path, options);
+  t.is(atomic_copy.frames + reserve.reserved_frames + tail.frames, 0);
+  t.is(reserve.overflow_frames, residual_frames);
+  t.true(capture!.resident_bytes > 0 && capture!.resident_bytes < 300 * MIB);
+  await until(() => children() === before, "it is gone");
   t.deepEqual(await wrongIn(path), []);
 });
 

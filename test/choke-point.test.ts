@@ -157,8 +157,17 @@ const LAYERS: Record<string, string[]> = {
     "src/vm/tasks/process.ts",
     "src/writer",
   ],
+  "src/capture": [
+    "src/base",
+    "src/cow/claims.ts",
+    "src/image",
+    "src/vm/memory/core.ts",
+    "src/vm/memory/physical.ts",
+    "src/writer",
+  ],
   "src/approaches": [
     "src/base",
+    "src/capture",
     "src/vm",
     "src/cow",
     "src/image",
@@ -219,7 +228,15 @@ const LAYERS: Record<string, string[]> = {
   ],
   "src/cli": ["src", "cli-progress", "commander", "picocolors"],
   "src/index.ts": ["src"],
-  workers: ["src/base", "src/vm", "src/writer", "src/restore", "src/reports/image-catalogue.ts"],
+  workers: [
+    "src/base",
+    "src/capture",
+    "src/image/checksum.ts",
+    "src/vm",
+    "src/writer",
+    "src/restore",
+    "src/reports/image-catalogue.ts",
+  ],
 };
 
 /** What a file imports, values or types: files by their path, packages by name. */

@@ -156,6 +156,8 @@ const WAYS: Record<string, SaveOptions> = {
   "hibernation, adaptive": { approach: "adaptive" },
   "snapshot, adaptive, copied": { approach: "adaptive", keepRunning: true, maxPause_ms: 1000 },
   "snapshot, adaptive, all in the tail": { approach: "adaptive", keepRunning: true, maxPause_ms: 0.01 },
+  "hibernation, capture-kernel": { approach: "capture-kernel" },
+  "snapshot, capture-kernel": { approach: "capture-kernel", keepRunning: true },
   "hibernation, swsusp": { approach: "swsusp" },
   "snapshot, swsusp": { approach: "swsusp", keepRunning: true },
   "snapshot, copy-on-write with hardly a place": { approach: "copy-on-write", keepRunning: true, reserveFrames: QUEUE_SPARE + 1 },
@@ -167,7 +169,11 @@ for (const [way, options] of Object.entries(WAYS)) {
       const { machine, pages } = await withPages(t);
       const path = join(scratch(t), "image");
       const { tail } = await savePairs(machine, pages, path, { ...options, compression });
-      const copiesAll = options.pauseTarget_ms === Infinity || options.approach === "swsusp" || options.maxPause_ms === 1000;
+      const copiesAll =
+        options.pauseTarget_ms === Infinity ||
+        options.approach === "swsusp" ||
+        options.approach === "capture-kernel" ||
+        options.maxPause_ms === 1000;
       t.is(tail.preimages > 0, options.keepRunning === true && !copiesAll, JSON.stringify(tail));
       await isExact(t, path, pages.frames, await bootMachine(t));
     });

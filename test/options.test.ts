@@ -13,7 +13,7 @@ test("save, resume, boot, export and import refuse options that they do not have
     [{ keepRunnign: true }, /^save: there is no option "keepRunnign"; there are keepRunning, approach, compression, /],
     [{ toString: 1 }, /no option "toString"/],
     [{ keepRunning: 1 }, /^save: keepRunning must be true or false$/],
-    [{ approach: "xyz" }, /approach must be write-fault or copy-on-write or swsusp or adaptive/],
+    [{ approach: "xyz" }, /approach must be write-fault or copy-on-write or swsusp or adaptive or capture-kernel/],
     [{ approach: "adaptive", maxPause_ms: 0 }, /maxPause_ms must be a number above 0/],
     [{ approach: "adaptive", maxPause_ms: "soon" }, /maxPause_ms must be a number above 0/],
     [{ maxPause_ms: 5 }, /maxPause_ms is an option of the approach adaptive, and this is write-fault/],

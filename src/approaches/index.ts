@@ -1,6 +1,7 @@
 /** The approaches by name, but for the default one: that is the story of hibernate.ts. */
 import type { ApproachName } from "../reports/approaches.js";
 import { adaptive } from "./adaptive.js";
+import { captureKernel } from "./capture-kernel.js";
 import { copyOnWrite } from "./copy-on-write.js";
 import type { Approach } from "./parts.js";
 import { swsusp } from "./swsusp.js";
@@ -9,4 +10,5 @@ export const OTHER_APPROACHES: Readonly<Record<Exclude<ApproachName, "write-faul
   "copy-on-write": copyOnWrite,
   swsusp,
   adaptive,
+  "capture-kernel": captureKernel,
 };

@@ -22,8 +22,9 @@ import { randomUUID } from "node:crypto";
 import { guarded } from "../base/callback.js";
 import { bit } from "../base/control.js";
 import { failpoint } from "../base/failpoints.js";
-import { MACHINE_THROTTLE, STOP_BITMAP } from "../base/layout.js";
+import { MACHINE_PROGRESS, MACHINE_THROTTLE, STOP_BITMAP } from "../base/layout.js";
 import { StepTimes } from "../base/step-times.js";
+import type { CaptureProcess } from "../capture/capture-process.js";
 import { atomicCopy } from "../cow/atomic-copy.js";
 import { Cancellation } from "../cow/cancellation.js";
 import { resetFaultStatistics } from "../cow/fault-statistics.js";
@@ -40,7 +41,7 @@ import { SaveFiles } from "../save-files.js";
 import { CANCEL_MESSAGES, type SaveSettings } from "../save-options.js";
 import { resetLongestGap, resetWaits } from "../vm/tasks/activity.js";
 import { ImageWriter } from "../writer/image-writer.js";
-import { type StageSource, WRITER_BYTES } from "../writer/page-writer.js";
+import { type StageSource, WRITER_BYTES, type WriteTask } from "../writer/page-writer.js";
 
 /** Has a save's parts done in the order that it stands for, from `prepare` to `writeResidual`. */
 export type Approach = (save: Save) => Promise<void>;
@@ -237,6 +238,27 @@ export class Save implements Disposable {
     this.#progress.extend(queue.preimages);
     await this.#writeList("queue", queue.start, queue.end);
     this.#reserve.release();
+    this.#times.ended("residual");
+  }
+
+  /** What a writer of the blob is told, whoever it is. */
+  get writeTask(): Pick<WriteTask, "blob" | "compress" | "digest"> {
+    const { compression, digest } = this.settings;
+    return { blob: this.#image.blobPath, compress: compression === "lz4", digest };
+  }
+
+  /** Has another process write all that is listed, from where it is. Everything is stopped still. */
+  async capture(process: CaptureProcess): Promise<void> {
+    failpoint("save.residual");
+    this.#progress.enter("residual", this.#counts.residual);
+    using _watch = this.#progress.watch();
+    const done = await process.write(this.#counts.residual, ({ frames, result }) => {
+      this.#writer.add(result);
+      this.machine.control.add(MACHINE_PROGRESS, frames);
+    });
+    this.#writer.end(done);
+    this.#counts.capture = { resident_bytes: done.resident_bytes };
+    this.#cancellation.check();
     this.#times.ended("residual");
   }
 

@@ -165,7 +165,7 @@ async function verifyExactly(approach: string, path: string, progress: ProgressD
 }
 
 function rowOf(report: SaveReport, speed: number): Row {
-  const { image, machine, pause, phases_ms, blob, reserve, workload } = report;
+  const { capture, image, machine, pause, phases_ms, blob, reserve, workload } = report;
   return {
     approach: image.approach,
     consistency_point: image.consistency_point,
@@ -174,7 +174,7 @@ function rowOf(report: SaveReport, speed: number): Row {
     speed,
     total_ms: phases_ms.total,
     image_bytes: blob.stored_bytes,
-    copies_bytes: reserve.used_frames * FRAME_BYTES,
+    copies_bytes: reserve.used_frames * FRAME_BYTES + (capture?.resident_bytes ?? 0),
     largest_image_bytes: largestImage(image.approach, machine),
     report,
   };
@@ -206,7 +206,7 @@ function renderTable(rows: readonly Row[], { ram, cpus, rate, seed, fill }: Comp
     "point    whether the image is the machine at the save's start or its end",
     "pause    how long all of the machine stood still; gap: the longest that its workload felt",
     "speed    of the workload from the save's start to its end, of what it was before",
-    "copies   memory in use for copies and pre-images at most",
+    "copies   memory in use for copies and pre-images at most; of capture-kernel, its process",
     "largest  what a machine of this RAM may have in use at most",
   ].join("\n");
 }

@@ -7,7 +7,9 @@ export type ApproachName =
   /** All of memory is copied while the machine stands still, and the copies are written (S4.1). */
   | "swsusp"
   /** As write-fault, but what was written is streamed again until the pause is predicted to be short. */
-  | "adaptive";
+  | "adaptive"
+  /** A process that can only read the machine writes all of it while it stands still (S3.4, S4.3). */
+  | "capture-kernel";
 
 /** Of the save: it stops the machine before anything is read, or when nearly all is written. */
 export type ConsistencyPoint = "start" | "end";
@@ -17,6 +19,7 @@ export const CONSISTENCY_POINTS: Readonly<Record<ApproachName, ConsistencyPoint>
   "copy-on-write": "start",
   swsusp: "start",
   adaptive: "end",
+  "capture-kernel": "start",
 };
 export const APPROACH_NAMES: readonly ApproachName[] = Object.keys(CONSISTENCY_POINTS) as ApproachName[];
 export const DEFAULT_APPROACH: ApproachName = "write-fault";

@@ -61,6 +61,8 @@ export interface SaveReport {
   };
   /** What `adaptive` did to keep the pause short; null for other approaches. The pause that came of it is `pause.total_ms`. */
   adaptive: AdaptiveReport | null;
+  /** Of `capture-kernel`: the host memory of its process; null for other approaches. */
+  capture: { resident_bytes: number } | null;
   /** Parts of the machine's stop; `total_ms` is from the request to the last vCPU going on (hibernate: to the copy's end). */
   pause: {
     safepoint_ms: number;
@@ -77,7 +79,7 @@ export interface SaveReport {
   reserve: {
     estimated_frames: number;
     reserved_frames: number;
-    used_frames: number /** Hibernation: not copied, and written from where they were. */;
+    used_frames: number /** Not copied, and written from where they were while everything stood still. */;
     overflow_frames: number;
   };
   /**
@@ -195,6 +197,7 @@ export interface SaveCounts {
   /** Of a stream of several rounds: how many follow the first. */
   rounds: number;
   adaptive: AdaptiveReport | null;
+  capture: { resident_bytes: number } | null;
   oracleFrames: number | null;
   changedFiles: string[];
   /** In the image: all frames, and those without data. */
@@ -214,6 +217,7 @@ export function emptyCounts(writers: number): SaveCounts {
     tail: { start: 0, end: 0, preimages: 0, refused: 0 },
     rounds: 0,
     adaptive: null,
+    capture: null,
     oracleFrames: null,
     changedFiles: [],
     saved: { frames: 0, sameFilled: 0, byReference: 0 },
@@ -250,6 +254,7 @@ export function saveReport(
   const savedBytes = saved.frames * FRAME_BYTES;
   const copiedBytes = copied * FRAME_BYTES;
   const left = residual - copied;
+  const stays = !facts.keepRunning || counts.capture !== null; // until all is written
   const before = stepsPerBin(control, vcpus, at.began - BEFORE_MS, at.began);
   const during = stepsPerBin(control, vcpus, at.armed, counts.planned > 0 ? at.streamed : at.residual);
   return {
@@ -282,15 +287,16 @@ export function saveReport(
       gb_per_s: pause.copy_ms === 0 ? 0 : copiedBytes / pause.copy_ms / 1e6,
     },
     adaptive: counts.adaptive,
+    capture: counts.capture,
     pause,
     arm_ms: at.armed - at.prepared,
     reserve: {
       estimated_frames: counts.estimated,
       reserved_frames: counts.reserved,
       used_frames: Math.min(counts.reserved, copied + tail.preimages), // places that are used again are claimed last
-      overflow_frames: facts.keepRunning ? 0 : left,
+      overflow_frames: stays ? left : 0,
     },
-    tail: { frames: facts.keepRunning ? left : 0, preimages: tail.preimages, ...waitsForRoom(control, vcpus) },
+    tail: { frames: stays ? 0 : left, preimages: tail.preimages, ...waitsForRoom(control, vcpus) },
     blob: {
       compression: facts.compression,
       chunks: facts.chunks.length,
@@ -306,8 +312,8 @@ export function saveReport(
       arm: at.planned - at.prepared,
       stream: at.streamed - at.planned,
       stop: at.stopped - at.streamed,
-      residual: at.residual - at.stopped,
-      catalogue: now - at.residual,
+      residual: Math.max(0, at.residual - at.stopped), // what is written before the machine goes on is part of the stop
+      catalogue: now - Math.max(at.residual, at.stopped),
       publish: 0,
       total: now - at.began,
     },

@@ -26,14 +26,28 @@ export class ImageWriter {
   /** Of all tasks; those of the stream come first, one a writer. */
   readonly totals: WriteTotals[] = [];
   readonly #pool: PagePool;
+  readonly #control: Control;
   readonly #options: ImageWriterOptions;
 
   constructor(pool: PagePool, control: Control, options: ImageWriterOptions) {
     this.#pool = pool;
+    this.#control = control;
     this.#options = options;
     this.locations = new Locations(options.frames);
     control.store(MACHINE_CHUNK_CURSOR, 0);
     control.store(MACHINE_BLOB_CURSOR, HEADER_BYTES / FRAME_BYTES);
+  }
+
+  /** Takes what somebody else has written into the blob, as if it had been a task of this one's. */
+  add(result: WriteResult): void {
+    this.locations.add(result);
+    this.totals.push(result.totals);
+  }
+
+  /** Where somebody else's chunks end. */
+  end({ chunks, blobFrames }: { chunks: number; blobFrames: number }): void {
+    this.#control.store(MACHINE_CHUNK_CURSOR, chunks);
+    this.#control.store(MACHINE_BLOB_CURSOR, blobFrames);
   }
 
   /** What is written later supersedes what was written before of the same frame. */
@@ -47,9 +61,6 @@ export class ImageWriter {
       digest,
       oracle: source === "live" ? oracle : undefined,
     });
-    for (const result of await this.#pool.runOn<WriteTask, WriteResult>(writers, "write", task, onError)) {
-      this.locations.add(result);
-      this.totals.push(result.totals);
-    }
+    for (const result of await this.#pool.runOn<WriteTask, WriteResult>(writers, "write", task, onError)) this.add(result);
   }
 }

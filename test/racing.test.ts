@@ -52,8 +52,8 @@ function drawOptions(draws: Draws): SaveOptions {
 }
 
 function drawApproach(draws: Draws): SaveOptions {
-  const approach = draws.of(["write-fault", "write-fault", "copy-on-write", "swsusp", "adaptive"] as const);
-  if (approach === "swsusp") return { approach };
+  const approach = draws.of(["write-fault", "write-fault", "copy-on-write", "swsusp", "adaptive", "capture-kernel"] as const);
+  if (approach === "swsusp" || approach === "capture-kernel") return { approach };
   return {
     approach,
     // The residual set is copied at the stop, or protected again; the queue of pre-images has room, or stores wait.

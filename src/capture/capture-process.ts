@@ -47,10 +47,6 @@ export class CaptureProcess implements Disposable {
     }
   }
 
-  get pid(): number | undefined {
-    return this.#child.pid;
-  }
-
   /**
    * Has it write the first `count` frames of the machine's list.
    *

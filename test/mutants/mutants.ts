@@ -962,7 +962,7 @@ export const MUTANTS: readonly Mutant[] = [
     file: "src/cow/tracking.ts",
     find: "    const frames = this.#core.listMarked(this.#control.load(MACHINE_FRAMES));\n    this.#shootDown();\n",
     replace: "    const frames = this.#core.listMarked(this.#control.load(MACHINE_FRAMES));\n",
-    tests: [{ file: "approaches", match: "adaptive, snapshot*" }],
+    tests: [{ file: "approaches", match: "adaptive: rounds go on*" }],
     breaks: "write tags from before a round are used in it",
   },
   {
@@ -978,6 +978,20 @@ export const MUTANTS: readonly Mutant[] = [
     replace: "0",
     tests: [{ file: "approaches", match: "adaptive: throttle makes*" }],
     breaks: "a throttle makes nobody slower",
+  },
+  {
+    file: "src/capture/capture.ts",
+    find: "      while (frames[i + run] === frames[i]! + run) run++;\n",
+    replace: "      while (i + run < frames.length) run++;\n",
+    tests: [{ file: "approaches", match: "capture-kernel, hibernation*" }],
+    breaks: "the capture process takes frames for neighbours that are none",
+  },
+  {
+    file: "src/capture/host-memory.ts",
+    find: 'openSync("/proc/self/mem", "r")',
+    replace: 'openSync("/proc/self/mem", "r+")',
+    tests: [{ file: "approaches", match: "capture-kernel: whoever has*" }],
+    breaks: "the capture process may store to the machine",
   },
   {
     file: "src/approaches/swsusp.ts",

@@ -58,6 +58,7 @@ export async function publishImage(
   const header: ImageHeader = {
     machineVersion: MACHINE_VERSION,
     id: facts.id,
+    parent: null,
     compatible: 0,
     used: false,
     ramFrames: facts.frames,

@@ -389,8 +389,8 @@ function places(from: Iterable<Extent>): Map<number, string> {
         extent.pfn + i,
         extent.chunk === null
           ? `fill ${extent.fill}`
-          : extent.chunk === "file"
-            ? "file"
+          : typeof extent.chunk === "string"
+            ? extent.chunk
             : `chunk ${extent.chunk} place ${extent.first + i}`,
       );
     }
@@ -416,7 +416,7 @@ test("ExtentTable.from: sorts and joins, and no frame's place changes", (t) => {
         Array.from(
           { length: extent.frames },
           (_, i): Extent =>
-            extent.chunk === null || extent.chunk === "file"
+            typeof extent.chunk !== "number"
               ? { ...extent, pfn: extent.pfn + i, frames: 1 }
               : { ...extent, pfn: extent.pfn + i, frames: 1, first: extent.first + i },
         ),

@@ -228,6 +228,7 @@ const headers: fc.Arbitrary<ImageHeader> = fc
   .record({
     machineVersion: fc.nat(),
     id: fc.uuid(),
+    parent: fc.option(fc.record({ id: fc.uuid(), catalogueHash: words, catalogueDigest: digests })),
     compatible: fc.nat(),
     used: fc.boolean(),
     ramFrames: fc.nat(2 ** 20),
@@ -352,6 +353,7 @@ test("header: versions that differ are both named", (t) => {
 const WORKED_EXAMPLE: ImageHeader = {
   machineVersion: 1,
   id: "00112233-4455-6677-8899-aabbccddeeff",
+  parent: null,
   compatible: 0,
   used: false,
   ramFrames: 65536,

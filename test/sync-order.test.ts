@@ -83,6 +83,7 @@ const names = (events: readonly Event[]) =>
 const header = (): ImageHeader => ({
   machineVersion: MACHINE_VERSION,
   id: "00112233-4455-6677-8899-aabbccddeeff",
+  parent: null,
   ramFrames: 4096,
   compatible: 0,
   used: false,

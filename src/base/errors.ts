@@ -13,6 +13,7 @@ export type ErrorCode =
   | "HIB_CORRUPT" // a checksum or a count does not agree
   | "HIB_INCONSISTENT" // checksums agree, but the machine inside is not consistent
   | "HIB_RAM_MISMATCH" // the image is of a machine with other RAM
+  | "HIB_PARENT" // the image that an incremental one needs is missing, wrong, or not what the machine tracks
   | "HIB_IMAGE_USED" // resumed before
   | "HIB_RESUMES_DIED" // resumes of it died with their process, and a boot tries it no more
   | "HIB_DISK_IN_USE" // another machine has the disk

@@ -6,7 +6,6 @@ import { FRAME_BYTES } from "../base/layout.js";
 import { type Image, openImage } from "../image/directory.js";
 import { type Extent, SAME_FILLED } from "../image/extents.js";
 import { CODEC_LZ4, FORMAT_VERSION, MACHINE_VERSION } from "../image/format.js";
-import type { ReferenceTable } from "../image/reference-table.js";
 import { namedPaths } from "../named-paths.js";
 import { isUsed } from "../image/markers.js";
 import { formatBytes, formatCount } from "../stats/format.js";
@@ -92,7 +91,7 @@ async function inspect(path: string, { extents, pid, read, allow = [], json }: I
       show(describeHoldings(image, findProcess(image, pid)), (what) => renderHoldings(what, stdoutView()));
     else if (extents === true)
       show(
-        { schema: 1, path: image.path, extents: Array.from(image.extents, (extent) => describeExtent(extent, image.references)) },
+        { schema: 1, path: image.path, extents: Array.from(image.extents, (extent) => describeExtent(extent, image)) },
         renderExtents,
       );
     else show(await describeImage(image), (what) => renderDescription({ ...what, path }, stdoutView()));
@@ -113,15 +112,21 @@ export interface ExtentDescription {
   /** Or which page of which file of the host the first one is. */
   file?: string;
   page?: number;
+  /** The image that its frames are in, if that is an ancestor of this one: 1, its parent, 2, that one's parent, ... */
+  ancestor?: number;
 }
 
-function describeExtent(extent: Extent, references: ReferenceTable): ExtentDescription {
+function describeExtent(extent: Extent, { references, chunks }: Image): ExtentDescription {
   const { pfn, frames } = extent;
   if (extent.chunk === "file") {
     const { path, page } = references.at(extent.reference);
     return { pfn, frames, file: path, page };
   }
-  if (extent.chunk !== null) return { pfn, frames, chunk: extent.chunk, first: extent.first };
+  if (typeof extent.chunk === "number") {
+    const { id, generation = 0 } = chunks[extent.chunk]!;
+    return { pfn, frames, chunk: id, first: extent.first, ...(generation === 0 ? {} : { ancestor: generation }) };
+  }
+  if (extent.chunk !== null) throw new HibernaculumError("HIB_INTERNAL", `frame ${pfn} was not looked for in the parent`);
   return { pfn, frames, fill: extent.fill.toString(16).padStart(16, "0") };
 }
 
@@ -130,8 +135,9 @@ function renderExtents({ extents }: { extents: ExtentDescription[] }): string {
   const line = (cells: (string | number)[]): string => cells.map((cell) => String(cell).padStart(10)).join("");
   return [
     line(["frame", "frames", "chunk", "place"]),
-    ...extents.map(({ pfn, frames, chunk, first, fill, file, page }) => {
-      if (chunk !== undefined) return line([pfn, frames, chunk, first!]);
+    ...extents.map(({ pfn, frames, chunk, first, fill, file, page, ancestor }) => {
+      if (chunk !== undefined)
+        return line([pfn, frames, chunk, first!]) + (ancestor === undefined ? "" : `  of ancestor ${ancestor}`);
       return `${line([pfn, frames])}  ${file === undefined ? `filled with ${fill}` : `page ${page} of ${file}`}`;
     }),
   ].join("\n");

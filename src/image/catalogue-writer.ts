@@ -9,7 +9,7 @@ import { fromSystemError } from "../base/errors.js";
 import type { CatalogueContents, MountRow } from "./catalogue-rows.js";
 import { APPLICATION_ID, SCHEMA } from "./catalogue-schema.js";
 import { hashFile } from "./checksum.js";
-import { KIND_CHUNK, KIND_FILL, KIND_REFERENCE } from "./extents.js";
+import { KIND_CHUNK, KIND_FILL, KIND_PARENT, KIND_REFERENCE } from "./extents.js";
 import { FORMAT_VERSION, type SealedCatalogue } from "./format.js";
 import { fromSqlite, openDatabase } from "./sqlite-errors.js";
 
@@ -73,8 +73,10 @@ export class CatalogueWriter {
       const placed = insert(`extent (pfn, frames, kind, chunk, first) VALUES (?, ?, ${KIND_CHUNK}, ?, ?)`);
       const zero = insert(`extent (pfn, frames, kind, fill) VALUES (?, ?, ${KIND_FILL}, 0)`);
       const filled = insert(`extent (pfn, frames, kind, fill) VALUES (?, ?, ${KIND_FILL}, ?)`);
+      const kept = insert(`extent (pfn, frames, kind) VALUES (?, ?, ${KIND_PARENT})`);
       for (const e of extents) {
         if (e.chunk === "file") continue;
+        else if (e.chunk === "parent") kept.run(e.pfn, e.frames);
         else if (e.chunk !== null) placed.run(e.pfn, e.frames, e.chunk, e.first);
         else if (e.fill === 0n)
           zero.run(e.pfn, e.frames); // nearly all of them

@@ -15,7 +15,17 @@ import { BlobReader } from "./blob.js";
 import { FILES_MAX, TABLES } from "./catalogue-checks.js";
 import type { BlockRow, MappingRow, Meta, MountRow, ObjectRow, ProcessRow, RegionRow } from "./catalogue-rows.js";
 import { APPLICATION_ID, type TableName, tableRoots } from "./catalogue-schema.js";
-import { ExtentTable, KIND_CHUNK, KIND_FILL, KIND_HOLE, KIND_REFERENCE, REFERENCED, SAME_FILLED } from "./extents.js";
+import {
+  ExtentTable,
+  KIND_CHUNK,
+  KIND_FILL,
+  KIND_HOLE,
+  KIND_PARENT,
+  KIND_REFERENCE,
+  OF_PARENT,
+  REFERENCED,
+  SAME_FILLED,
+} from "./extents.js";
 import { CATALOGUE_NAME, type Chunk, FORMAT_VERSION } from "./format.js";
 import type { FileRow } from "./host-files.js";
 import { ReferenceTable } from "./reference-table.js";
@@ -170,6 +180,9 @@ export class Catalogue {
           table.chunk[i] = REFERENCED;
           table.fill[i] = references++;
           break;
+        case KIND_PARENT:
+          table.chunk[i] = OF_PARENT;
+          break;
         case KIND_HOLE:
           table.chunk[i] = SAME_FILLED;
           break;
@@ -180,7 +193,7 @@ export class Catalogue {
 
   /** That a kind is known, and has the columns that it needs and no others. */
   #checkKind(row: SqliteRow, kind: number): void {
-    if (![KIND_CHUNK, KIND_FILL, KIND_REFERENCE, KIND_HOLE].includes(kind))
+    if (![KIND_CHUNK, KIND_FILL, KIND_REFERENCE, KIND_PARENT, KIND_HOLE].includes(kind))
       throw new HibernaculumError(
         "HIB_FORMAT_VERSION",
         `${this.path}: the extent at frame ${row.id} is of a kind that this program does not know (${kind}); use a newer one`,

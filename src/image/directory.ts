@@ -20,6 +20,7 @@ import { failpoint } from "../base/failpoints.js";
 import { fateOf, processTag } from "../base/host-process.js";
 import { BlobReader } from "./blob.js";
 import { Catalogue } from "./catalogue.js";
+import { findParent, joined, refuseCircle } from "./chain.js";
 import { hashFile, loadChecksum } from "./checksum.js";
 import { refuseTaken, renameToFree, statIfThere, syncDirectory } from "./files.js";
 import type { ExtentTable } from "./extents.js";
@@ -68,19 +69,28 @@ export class Image implements ImageContents {
   readonly extents: ExtentTable;
   readonly references: ReferenceTable;
   readonly blob: BlobReader;
+  readonly blobs: readonly BlobReader[];
   /** Real paths of what may be opened for it. */
   readonly allowed: readonly string[];
+  /** Images that have the frames that this one lacks: its parent, that one's parent, ... */
+  readonly ancestors: readonly string[];
   readonly #memories: ImageMemory[] = [];
 
-  constructor(path: string, { header, catalogue, chunks, extents, references, blob, allowed }: ImageContents) {
+  constructor(
+    path: string,
+    { header, catalogue, chunks, extents, references, blobs, allowed }: ImageContents,
+    ancestors: readonly string[],
+  ) {
     this.path = path;
     this.header = header;
     this.catalogue = catalogue;
     this.chunks = chunks;
     this.extents = extents;
     this.references = references;
-    this.blob = blob;
+    this.blob = blobs[0]!;
+    this.blobs = blobs;
     this.allowed = allowed;
+    this.ancestors = ancestors;
   }
 
   /** The stored machine's memory. */
@@ -90,7 +100,7 @@ export class Image implements ImageContents {
       chunks: this.chunks,
       extents: this.extents,
       references: this.references,
-      blob: this.blob,
+      blobs: this.blobs,
       allowed: this.allowed,
       ...options,
     });
@@ -101,7 +111,7 @@ export class Image implements ImageContents {
   /** Await all reads first. May be called again. */
   close(): void {
     for (const memory of this.#memories.splice(0)) memory.close();
-    this.blob.close();
+    for (const blob of this.blobs) blob.close();
     this.catalogue.close();
   }
 }
@@ -149,11 +159,17 @@ export async function createPartial(path: string): Promise<PartialImage> {
 /**
  * Opens an image and checks all of it but the chunks.
  *
- * @throws HIB_NOT_AN_IMAGE, HIB_IO, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION, HIB_TRUNCATED, HIB_CORRUPT, HIB_CANCELLED
+ * @throws HIB_NOT_AN_IMAGE, HIB_IO, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION, HIB_TRUNCATED, HIB_CORRUPT, HIB_PARENT, HIB_CANCELLED
  */
-export async function openImage(
+export async function openImage(path: string, options: OpenOptions = {}): Promise<Image> {
+  return openDescended(path, options, []);
+}
+
+/** @param descendants - ids of the images that led here */
+async function openDescended(
   path: string,
-  { machineVersion, onCheck = () => undefined, allow = [], signal }: OpenOptions = {},
+  { machineVersion, onCheck = () => undefined, allow = [], signal }: OpenOptions,
+  descendants: readonly string[],
 ): Promise<Image> {
   await loadChecksum();
   const directory = resolve(path);
@@ -164,22 +180,36 @@ export async function openImage(
   onCheck("image", path);
   const blob = new BlobReader(join(directory, BLOB_NAME));
   let catalogue: Catalogue | undefined;
+  let parent: Image | undefined;
   try {
     const page = new Uint8Array(Math.min(blobBytes, HEADER_BYTES));
     await blob.read(page, 0, page.length);
     const header = decodeHeader(page, path, { expectedMachineVersion: machineVersion, onCheck });
     if (header.catalogueOffset !== 0 || header.used) throw damaged("HIB_CORRUPT", `${path}: its header is that of a stream`);
+    refuseCircle(path, header, descendants);
     checkSize(path, BLOB_NAME, blobBytes, header.blobBytes);
     checkSize(path, CATALOGUE_NAME, await sizeOf(directory, CATALOGUE_NAME), header.catalogueBytes);
     onCheck("complete", `blob of ${header.blobBytes} bytes, catalogue of ${header.catalogueBytes}`);
     await checkCatalogue(join(directory, CATALOGUE_NAME), path, header);
     onCheck("catalogue checksum", "agrees");
     catalogue = Catalogue.open(directory);
-    const tables = await readTables(header, catalogue, signal);
-    onCheck("counts", `chunks: ${header.chunks}, extents: ${tables.extents.length}, frames: ${header.frames}`);
+    const own = await readTables(header, catalogue, signal);
+    if (header.parent !== null) {
+      const at = await findParent(directory, header.parent, catalogue.meta["parent"]);
+      parent = await openDescended(at, machineVersion === undefined ? {} : { machineVersion }, [...descendants, header.id]);
+      parent.catalogue.close();
+      if (parent.header.ramFrames !== header.ramFrames)
+        throw damaged("HIB_CORRUPT", `${path}: its parent ${at} is of a machine with other RAM`);
+    }
+    const tables = { ...own, ...(parent === undefined ? {} : joined(own, parent, path)) };
+    const images = descendants.length === 0 && parent !== undefined ? `, images: ${parent.blobs.length + 1}` : "";
+    onCheck("counts", `chunks: ${header.chunks}, extents: ${own.extents.length}, frames: ${header.frames}${images}`);
     const allowed = [...allow.map(realPath), ...(await notedPaths(directory, header))];
-    return new Image(directory, { header, catalogue, ...tables, blob, allowed });
+    const blobs = [blob, ...(parent?.blobs ?? [])];
+    const ancestors = parent === undefined ? [] : [parent.path, ...parent.ancestors];
+    return new Image(directory, { header, catalogue, ...tables, blobs, allowed }, ancestors);
   } catch (error) {
+    parent?.close();
     catalogue?.close();
     blob.close();
     throw error;

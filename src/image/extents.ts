@@ -7,18 +7,25 @@ import type { Pfn } from "../base/memory.js";
 export const KIND_CHUNK = 0;
 export const KIND_FILL = 1;
 export const KIND_REFERENCE = 2;
+export const KIND_PARENT = 3;
 export const KIND_HOLE = 4;
 
-/** A run of consecutive frames: in consecutive places of one chunk, all filled with one word, or pages of a file (references.ts). */
+/**
+ * A run of consecutive frames: in consecutive places of one chunk, all filled with one word, pages of a file (references.ts), or as
+ * the parent has them (chain.ts).
+ */
 export type Extent =
   | { pfn: Pfn; frames: number; chunk: number; first: number }
   | { pfn: Pfn; frames: number; chunk: null; fill: bigint }
-  | { pfn: Pfn; frames: number; chunk: "file"; reference: number };
+  | { pfn: Pfn; frames: number; chunk: "file"; reference: number }
+  | { pfn: Pfn; frames: number; chunk: "parent" };
 
 /** `chunk` of an extent whose frames are all filled with one word. */
 export const SAME_FILLED = -1;
 /** `chunk` of an extent whose frames are pages of a file of the host; `fill` is the number of the reference. */
 export const REFERENCED = -2;
+/** `chunk` of an extent whose frames are as the parent has them. */
+export const OF_PARENT = -3;
 
 /**
  * Extents packed into typed arrays, sorted by frame number: a machine of 4 GiB can have a million of them.
@@ -34,7 +41,7 @@ export class ExtentTable implements Iterable<Extent> {
   readonly length: number;
   readonly pfn: Uint32Array;
   readonly frames: Uint32Array;
-  /** The chunk's id, or SAME_FILLED, or REFERENCED. */
+  /** The chunk's id (in a chain: its number among those of all images), or SAME_FILLED, REFERENCED, OF_PARENT. */
   readonly chunk: Int32Array;
   /** Place in the chunk of the first frame. */
   readonly first: Uint16Array;
@@ -70,6 +77,8 @@ export class ExtentTable implements Iterable<Extent> {
       if (extent.chunk === null) {
         table.chunk[i] = SAME_FILLED;
         table.fill[i] = extent.fill;
+      } else if (extent.chunk === "parent") {
+        table.chunk[i] = OF_PARENT;
       } else if (extent.chunk === "file") {
         table.chunk[i] = REFERENCED;
         table.fill[i] = BigInt(extent.reference);
@@ -123,6 +132,7 @@ export class ExtentTable implements Iterable<Extent> {
     const chunk = this.chunk[i]!;
     if (chunk === SAME_FILLED) return { pfn, frames, chunk: null, fill: this.fill[i]! };
     if (chunk === REFERENCED) return { pfn, frames, chunk: "file", reference: Number(this.fill[i]!) };
+    if (chunk === OF_PARENT) return { pfn, frames, chunk: "parent" };
     return { pfn, frames, chunk, first: this.first[i]! };
   }
 
@@ -160,6 +170,7 @@ function sharedWords(length: number): Uint32Array {
 function continues(last: Extent, next: Extent): boolean {
   if (last.pfn + last.frames !== next.pfn) return false;
   if (last.chunk === "file" || next.chunk === "file") return false;
+  if (last.chunk === "parent" || next.chunk === "parent") return last.chunk === next.chunk;
   if (last.chunk === null || next.chunk === null) return last.chunk === null && next.chunk === null && last.fill === next.fill;
   return last.chunk === next.chunk && last.first + last.frames === next.first;
 }

@@ -63,9 +63,20 @@ export interface SealedCatalogue {
   catalogueDigest: Uint8Array | null;
 }
 
+/** The image whose frames another one needs: an incremental image has only what changed since. */
+export interface Parent {
+  id: string;
+  /** XXH64 of its catalogue's file. */
+  catalogueHash: bigint;
+  /** SHA-256 of the same; null where none was made. */
+  catalogueDigest: Uint8Array | null;
+}
+
 /** What the header says, for the whole image. */
 export interface ImageHeader extends SealedCatalogue {
   machineVersion: number;
+  /** Null: it has all of its frames itself. */
+  parent: Parent | null;
   /** UUID, made when the image is. */
   id: string;
   /** Features that a reader may do without. */
@@ -91,6 +102,8 @@ export interface ImageHeader extends SealedCatalogue {
 export interface Chunk {
   /** 0 to chunks - 1, in no particular order in the blob. */
   id: number;
+  /** Whose blob it is in, of a chain: 0 or none for the image itself, 1 its parent, 2 that one's parent, ... */
+  generation?: number;
   /** Where it begins in the blob. */
   offset: number;
   /** Bytes in the blob, padding included: a multiple of 4096. */
@@ -116,17 +129,25 @@ const DIGEST_AT = 160;
 const DIGEST_BYTES = 32;
 const WRITER_AT = 192;
 const WRITER_BYTES = 64;
+const PARENT_AT = 256;
+const PARENT_HASH_AT = 272;
+const PARENT_DIGEST_AT = 288;
+const PARENT_END = PARENT_DIGEST_AT + DIGEST_BYTES;
 /** Kept for later, and zero: [from, to). */
 const RESERVED: readonly (readonly [number, number])[] = [
   [136, DIGEST_AT],
-  [256, HASH_AT],
+  [280, PARENT_DIGEST_AT],
+  [PARENT_END, HASH_AT],
 ];
+/** Incompatible features, by bit. */
+const FEATURES_AT = 32;
+const FEATURE_PARENT = 2;
+const FEATURES_KNOWN: number = FEATURE_PARENT;
 /** Of an opening, what is not known before all has been written: [from, to). */
 const UNKNOWN_AT_FIRST = [56, WRITER_AT] as const;
 
 /** Words that have one value in this version, and what a reader that knows no other says. */
 const FIXED: readonly (readonly [at: number, value: number, what: string])[] = [
-  [32, 0, "features that this program does not know"],
   [40, 1, "a hash algorithm that this program does not know"],
   [44, Math.log2(FRAME_BYTES), "frames of another size"],
   [48, 1, "a machine of another architecture"],
@@ -145,8 +166,9 @@ export function encodeHeader(header: ImageHeader, page: Uint8Array = new Uint8Ar
   view.setUint32(4, FORMAT_VERSION, true);
   view.setUint32(8, header.machineVersion, true);
   view.setUint32(12, HEADER_BYTES, true);
-  page.set(Buffer.from(header.id.replaceAll("-", ""), "hex"), 16);
+  page.set(idBytes(header.id), 16);
   for (const [at, value] of FIXED) view.setUint32(at, value, true);
+  view.setUint32(FEATURES_AT, header.parent === null ? 0 : FEATURE_PARENT, true);
   view.setUint32(36, header.compatible, true);
   view.setUint32(56, header.used ? STATE_USED : 0, true);
   view.setUint32(60, header.chunks, true);
@@ -160,6 +182,11 @@ export function encodeHeader(header: ImageHeader, page: Uint8Array = new Uint8Ar
   view.setBigUint64(120, header.catalogueHeadHash, true);
   view.setFloat64(128, header.time, true);
   if (header.catalogueDigest !== null) page.set(header.catalogueDigest, DIGEST_AT);
+  if (header.parent !== null) {
+    page.set(idBytes(header.parent.id), PARENT_AT);
+    view.setBigUint64(PARENT_HASH_AT, header.parent.catalogueHash, true);
+    if (header.parent.catalogueDigest !== null) page.set(header.parent.catalogueDigest, PARENT_DIGEST_AT);
+  }
   new TextEncoder().encodeInto(header.writer, page.subarray(WRITER_AT, WRITER_AT + WRITER_BYTES));
   return seal(page);
 }
@@ -216,9 +243,14 @@ export function decodeHeader(
     throw damaged("HIB_CORRUPT", `${where}: the header does not agree with its checksum`);
   }
   onCheck("header checksum", "agrees");
+  const features = view.getUint32(FEATURES_AT, true);
+  if ((features & ~FEATURES_KNOWN) !== 0)
+    throw unknown(where, `features that this program does not know (0x${features.toString(16)})`);
   for (const [at, value, what] of FIXED)
     if (view.getUint32(at, true) !== value) throw unknown(where, `${what} (0x${view.getUint32(at, true).toString(16)})`);
-  if (RESERVED.some(([from, to]) => page.subarray(from, to).some((byte) => byte !== 0)) || view.getUint32(56, true) > STATE_USED)
+  const hasParent = (features & FEATURE_PARENT) !== 0;
+  const reserved = hasParent ? RESERVED : [...RESERVED, [PARENT_AT, PARENT_END] as const];
+  if (reserved.some(([from, to]) => !isZero(page.subarray(from, to))) || view.getUint32(56, true) > STATE_USED)
     throw unknown(where, "data where this program knows of none");
   const machineVersion = view.getUint32(8, true);
   if (expectedMachineVersion !== undefined && machineVersion !== expectedMachineVersion) {
@@ -228,13 +260,22 @@ export function decodeHeader(
     );
   }
   onCheck("machine version", String(machineVersion));
-  const id = Buffer.from(page.subarray(16, 32)).toString("hex");
   const word = (at: number): number => Number(view.getBigUint64(at, true));
-  const digest = page.slice(DIGEST_AT, DIGEST_AT + DIGEST_BYTES);
+  const digest = (at: number): Uint8Array | null => {
+    const bytes = page.slice(at, at + DIGEST_BYTES);
+    return isZero(bytes) ? null : bytes;
+  };
   const writer = page.subarray(WRITER_AT, WRITER_AT + WRITER_BYTES);
   const header: ImageHeader = {
     machineVersion,
-    id: id.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "$1-$2-$3-$4-$5"),
+    id: idText(page.subarray(16, 32)),
+    parent: hasParent
+      ? {
+          id: idText(page.subarray(PARENT_AT, PARENT_HASH_AT)),
+          catalogueHash: view.getBigUint64(PARENT_HASH_AT, true),
+          catalogueDigest: digest(PARENT_DIGEST_AT),
+        }
+      : null,
     compatible: view.getUint32(36, true),
     used: view.getUint32(56, true) === STATE_USED,
     chunks: view.getUint32(60, true),
@@ -247,11 +288,25 @@ export function decodeHeader(
     catalogueHeadBytes: word(112),
     catalogueHeadHash: view.getBigUint64(120, true),
     time: view.getFloat64(128, true),
-    catalogueDigest: digest.some((byte) => byte !== 0) ? digest : null,
+    catalogueDigest: digest(DIGEST_AT),
     writer: new TextDecoder().decode(writer).replace(/\0+$/, ""),
   };
   checkRanges(header, where);
   return header;
+}
+
+function idBytes(id: string): Uint8Array {
+  return Buffer.from(id.replaceAll("-", ""), "hex");
+}
+
+function idText(bytes: Uint8Array): string {
+  return Buffer.from(bytes)
+    .toString("hex")
+    .replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "$1-$2-$3-$4-$5");
+}
+
+function isZero(bytes: Uint8Array): boolean {
+  return bytes.every((byte) => byte === 0);
 }
 
 /** @throws HIB_CORRUPT for what no program writes, HIB_RAM_TOO_LARGE */

@@ -20,11 +20,11 @@ export interface FrameChecksums {
  * @throws HIB_CORRUPT, HIB_TRUNCATED, HIB_IO
  */
 export async function frameChecksums(image: ImageContents, onProgress?: (bytes: number) => void): Promise<FrameChecksums> {
-  const { header, chunks, extents, references, blob } = image;
+  const { header, chunks, extents, references, blobs } = image;
   const { ramFrames } = header;
   const present = new Uint8Array(ramFrames);
   const hash = new BigUint64Array(ramFrames);
-  const memory = new ImageMemory({ frames: ramFrames, chunks, extents, references, blob });
+  const memory = new ImageMemory({ frames: ramFrames, chunks, extents, references, blobs });
   for (let i = 0; i < extents.length; i++) {
     const pfn = extents.pfn[i]!;
     const end = pfn + extents.frames[i]!;
@@ -34,8 +34,8 @@ export async function frameChecksums(image: ImageContents, onProgress?: (bytes: 
   }
   const { order, start } = extents.byChunk(chunks.length);
   let done = 0;
-  for await (const { chunk, data } of memory.chunksInOrder()) {
-    for (const i of order.subarray(start[chunk.id]!, start[chunk.id + 1]!)) {
+  for await (const { index, chunk, data } of memory.chunksInOrder()) {
+    for (const i of order.subarray(start[index]!, start[index + 1]!)) {
       for (let frame = 0; frame < extents.frames[i]!; frame++) {
         const at = (extents.first[i]! + frame) * FRAME_BYTES;
         hash[extents.pfn[i]! + frame] = checksum(data.subarray(at, at + FRAME_BYTES));

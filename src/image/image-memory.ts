@@ -21,7 +21,7 @@ const NO_REFERENCES: ReferenceColumns = new ReferenceTable(0, 0);
 export interface ImageMemoryOptions {
   /** Frames of RAM. */
   frames: number;
-  /** By id. */
+  /** By id; after them the parent's, ... */
   chunks: readonly Chunk[];
   extents: ExtentTable;
   /** What extents with REFERENCED refer to. */
@@ -30,7 +30,8 @@ export interface ImageMemoryOptions {
   allowed?: readonly string[];
   /** Paths of files of the host of which is taken what they hold now. */
   acceptedFiles?: ReadonlySet<string>;
-  blob: BlobReader;
+  /** By the generation of the chunks: the image's own, its parent's, ... */
+  blobs: readonly BlobReader[];
   /** Decoded chunks to keep, 1 MiB each. */
   cachedChunks?: number;
 }
@@ -39,10 +40,10 @@ export class ImageMemory implements ReadableMemory {
   readonly frames: number;
   readonly #chunks: readonly Chunk[];
   readonly #extents: ExtentTable;
-  readonly #blob: BlobReader;
+  readonly #blobs: readonly BlobReader[];
   readonly #cachedChunks: number;
   readonly #references: ReferenceReader;
-  /** Decoded chunks by id, the least recently used first. */
+  /** Decoded chunks by number, the least recently used first. */
   readonly #cache = new Map<number, Uint8Array>();
   readonly #stored = new Uint8Array(CHUNK_BYTES);
   /** The frame that was looked into last: page tables and kernel records are read word by word. */
@@ -56,14 +57,14 @@ export class ImageMemory implements ReadableMemory {
     references = NO_REFERENCES,
     allowed = [],
     acceptedFiles,
-    blob,
+    blobs,
     cachedChunks = 64,
   }: ImageMemoryOptions) {
     this.#references = new ReferenceReader(references, allowed, acceptedFiles);
     this.frames = frames;
     this.#chunks = chunks;
     this.#extents = extents;
-    this.#blob = blob;
+    this.#blobs = blobs;
     this.#cachedChunks = cachedChunks;
   }
 
@@ -124,23 +125,24 @@ export class ImageMemory implements ReadableMemory {
   }
 
   /**
-   * Every chunk, checked and decoded, in the order of the blob; the next is read while one is looked at. The data are
+   * Every chunk with its number, checked and decoded, in the order of the blobs; the next is read while one is looked at. The data are
    * the caller's until the next step. Nothing is kept.
    */
-  async *chunksInOrder(): AsyncGenerator<{ chunk: Chunk; stored: Uint8Array; data: Uint8Array }> {
-    const order = [...this.#chunks].sort((a, b) => a.offset - b.offset);
+  async *chunksInOrder(): AsyncGenerator<{ index: number; chunk: Chunk; stored: Uint8Array; data: Uint8Array }> {
+    const order = Uint32Array.from(this.#chunks.keys()).sort((a, b) => inOrder(this.#chunks[a]!, this.#chunks[b]!));
     const buffers = [new Uint8Array(CHUNK_BYTES), new Uint8Array(CHUNK_BYTES)];
     const begin = async (i: number): Promise<Uint8Array> => {
-      const { offset, stored } = order[i]!;
-      await this.#blob.read(buffers[i % 2]!, offset, stored);
+      const { offset, stored, generation = 0 } = this.#chunks[order[i]!]!;
+      await this.#blobs[generation]!.read(buffers[i % 2]!, offset, stored);
       return buffers[i % 2]!.subarray(0, stored);
     };
     let reading = order.length > 0 ? begin(0) : undefined;
     try {
-      for (const [i, chunk] of order.entries()) {
+      for (const [i, index] of order.entries()) {
+        const chunk = this.#chunks[index]!;
         const stored = await reading!;
         reading = i + 1 < order.length ? begin(i + 1) : undefined;
-        yield { chunk, stored, data: decodeChunk(chunk, stored) };
+        yield { index, chunk, stored, data: decodeChunk(chunk, stored) };
       }
     } finally {
       // The blob may be closed as soon as this returns, and its descriptor's number be given to another file.
@@ -158,20 +160,24 @@ export class ImageMemory implements ReadableMemory {
     return this.#last;
   }
 
-  #decoded(id: number): Uint8Array {
-    let data = this.#cache.get(id);
+  #decoded(index: number): Uint8Array {
+    let data = this.#cache.get(index);
     if (data === undefined) {
-      const chunk = this.#chunks[id];
-      assert(chunk !== undefined && chunk.id === id, `there is no chunk ${id}`);
+      const chunk = this.#chunks[index];
+      assert(chunk !== undefined, `there is no chunk ${index}`);
       // Compressed bytes are looked at once, so their buffer serves all; a raw chunk is its own data.
       const stored = chunk.codec === CODEC_RAW ? new Uint8Array(chunk.stored) : this.#stored.subarray(0, chunk.stored);
-      this.#blob.readSync(stored, chunk.offset, chunk.stored);
+      this.#blobs[chunk.generation ?? 0]!.readSync(stored, chunk.offset, chunk.stored);
       data = decodeChunk(chunk, stored);
       if (this.#cache.size >= this.#cachedChunks) this.#cache.delete(this.#cache.keys().next().value!);
     } else {
-      this.#cache.delete(id); // and in again, as the most recent
+      this.#cache.delete(index); // and in again, as the most recent
     }
-    this.#cache.set(id, data);
+    this.#cache.set(index, data);
     return data;
   }
+}
+
+function inOrder(a: Chunk, b: Chunk): number {
+  return (a.generation ?? 0) - (b.generation ?? 0) || a.offset - b.offset;
 }

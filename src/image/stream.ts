@@ -84,7 +84,7 @@ export async function* exportImage(path: string, options: ExportOptions = {}): A
 
     await checkUse();
     yield send(encodeHeader(trailer));
-    for (const chunk of inOrder(image.chunks)) {
+    for (const chunk of inOrder(image.chunks.slice(0, header.chunks))) {
       checkCancelled(signal);
       const stored = await readPiece(image.blob, chunk.offset, chunk.stored);
       checkStored(chunk, stored);

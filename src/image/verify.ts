@@ -11,9 +11,10 @@ import { FRAME_BYTES } from "../base/layout.js";
 import { giveTurn, STEPS_A_TURN } from "../base/turns.js";
 import type { BlobReader } from "./blob.js";
 import type { Catalogue } from "./catalogue.js";
+import { hasBytes, ownOffset } from "./chain.js";
 import { checksum } from "./checksum.js";
 import { checkDigest, unknownCodec } from "./codec.js";
-import { type ExtentTable, REFERENCED, SAME_FILLED } from "./extents.js";
+import { type ExtentTable, OF_PARENT, REFERENCED, SAME_FILLED } from "./extents.js";
 import { CHUNK_FRAMES, type Chunk, CODEC_LZ4, CODEC_RAW, HEADER_BYTES, type ImageHeader, padded } from "./format.js";
 import { ImageMemory } from "./image-memory.js";
 import type { ReferenceTable } from "./reference-table.js";
@@ -24,10 +25,11 @@ export interface ImageContents {
   readonly header: ImageHeader;
   readonly catalogue: Catalogue;
   readonly chunks: readonly Chunk[];
-  /** In the blob, and in files of the host. */
+  /** In the blobs, and in files of the host. */
   readonly extents: ExtentTable;
   readonly references: ReferenceTable;
-  readonly blob: BlobReader;
+  /** The image's own, its parent's, and so on. */
+  readonly blobs: readonly BlobReader[];
   /** Real paths of what may be opened for it. */
   readonly allowed: readonly string[];
 }
@@ -98,7 +100,8 @@ function checkCounts({
     free = pfn + length;
     if (free > header.ramFrames) throw corrupt(`the extent at frame ${pfn} ends beyond RAM`);
     const chunk = extents.chunk[i]!;
-    if (chunk !== SAME_FILLED && chunk !== REFERENCED && !(extents.first[i]! + length <= (chunks[chunk]?.frames ?? 0))) {
+    if (chunk === OF_PARENT && header.parent === null) throw corrupt(`frame ${pfn} is of a parent, and it has none`);
+    if (hasBytes(chunk) && !(extents.first[i]! + length <= (chunks[chunk]?.frames ?? 0))) {
       throw corrupt(`the extent at frame ${pfn} is not within chunk ${chunk}`);
     }
     if (chunk === REFERENCED) {
@@ -157,8 +160,8 @@ export async function verifyChunks(
   onProgress?: (bytes: number, total: number) => void,
   signal?: AbortSignal,
 ): Promise<Verified> {
-  const { header, catalogue, chunks, extents, references, blob } = image;
-  const total = header.blobBytes - HEADER_BYTES;
+  const { header, catalogue, chunks, extents, references, blobs } = image;
+  const total = chunks.reduce((sum, { stored }) => sum + stored, 0);
   const verified: Verified = {
     chunks: 0,
     storedBytes: 0,
@@ -167,7 +170,7 @@ export async function verifyChunks(
     sameFilledFrames: 0,
     referencedFrames: 0,
   };
-  const memory = new ImageMemory({ frames: header.ramFrames, chunks, extents, references, blob });
+  const memory = new ImageMemory({ frames: header.ramFrames, chunks, extents, references, blobs });
   for await (const { chunk, stored, data } of memory.chunksInOrder()) {
     checkDigest(chunk, stored);
     if (signal?.aborted === true) await giveTurn(signal, "checking chunks");
@@ -212,9 +215,7 @@ async function verifyRows({ header, catalogue, chunks, extents }: ImageContents,
     if (++rows % STEPS_A_TURN === 0) await giveTurn(signal, "checking mappings");
     const at = (): string => `the mapping of process ${pid} at ${hex(vaddr)}`;
     if (pfn + pages > header.ramFrames) throw corrupt(`${at()} ends beyond RAM`);
-    const extent = extents.find(pfn);
-    const chunk = extent < 0 ? SAME_FILLED : extents.chunk[extent]!;
-    const offset = chunk < 0 ? null : chunks[chunk]!.offset;
+    const offset = ownOffset({ chunks, extents }, pfn);
     if (offset !== blobOffset) throw corrupt(`${at()} says blob offset ${blobOffset}, and frame ${pfn} is at ${offset}`);
   }
 }

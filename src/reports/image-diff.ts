@@ -7,7 +7,6 @@ import { FRAME_BYTES } from "../base/layout.js";
 import type { Pfn, VirtualAddress } from "../base/memory.js";
 import type { Image } from "../image/directory.js";
 import { type FrameChecksums, frameChecksums } from "../image/frame-checksums.js";
-import { HEADER_BYTES } from "../image/format.js";
 import type { ImageMemory } from "../image/image-memory.js";
 import { requireConsistent } from "../vm/views/consistency.js";
 import { describeProcess, type ProcessDescription } from "../vm/views/describe.js";
@@ -70,7 +69,7 @@ export async function diffImages(a: Image, b: Image, { onProgress }: DiffOptions
     const bytes = (image: Image): string => `${image.path} has ${image.header.ramFrames * FRAME_BYTES} bytes of RAM`;
     throw new HibernaculumError("HIB_RAM_MISMATCH", `${bytes(a)} and ${bytes(b)}: give two images of one machine`);
   }
-  const bytesOf = ({ header }: Image): number => header.blobBytes - HEADER_BYTES;
+  const bytesOf = ({ chunks }: Image): number => chunks.reduce((sum, { stored }) => sum + stored, 0);
   const total = bytesOf(a) + bytesOf(b);
   const left = await side(a, (done) => onProgress?.(done, total));
   const right = await side(b, (done) => onProgress?.(bytesOf(a) + done, total));

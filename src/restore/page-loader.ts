@@ -1,18 +1,3 @@
-/**
- * A page loader: one task of the pool. It claims chunks, reads them, checks and decodes them, and puts each frame that
- * the image needs of them where it may go now:
- *
- *     allocated for it           -> loaded directly                                              S1.6
- *     in use here, equal         -> the loaded version is discarded; should the frame be written
- *                                   later, the fault handler keeps the unmodified version        S1.7
- *     in use here, different     -> queued for the atomic restore; its protection is lifted      S1.7
- *
- * What must hold: for a frame in use here, either nobody has claimed it and it is equal when the machine stops, or its bytes of the
- * image are in the queue (put there by this loader or by the fault handler), or the queue's overflow is counted.
- * Loader and handler may meet at a frame: the loader says "equal", then looks for a claim; the handler claims, then
- * looks for "equal". At least one of them sees the other.
- */
-import { join } from "node:path";
 import { bit, Control } from "../base/control.js";
 import { failpoint } from "../base/failpoints.js";
 import {
@@ -34,7 +19,7 @@ import { loadChecksum } from "../image/checksum.js";
 import { COLLECT_CHUNKS, decodeChunk } from "../image/codec.js";
 import type { Image } from "../image/directory.js";
 import type { ExtentColumns } from "../image/extents.js";
-import { BLOB_NAME, CHUNK_BYTES, CHUNK_FRAMES, type Chunk } from "../image/format.js";
+import { CHUNK_BYTES, CHUNK_FRAMES, type Chunk } from "../image/format.js";
 import type { ReferenceColumns } from "../image/reference-table.js";
 import { ReferenceReader } from "../image/references.js";
 import type { Core } from "../vm/memory/core.js";
@@ -42,7 +27,8 @@ import { PhysicalMemory } from "../vm/memory/physical.js";
 
 /** Chunks and extents of an image, as columns that threads share. */
 export interface LoadTask {
-  blob: string;
+  /** Of the image, its parent, ... */
+  blobs: readonly string[];
   chunks: readonly Chunk[];
   extents: ExtentColumns;
   /** Extents of chunk c: `order[start[c]]` to `order[start[c + 1] - 1]`. */
@@ -60,9 +46,9 @@ export interface LoadTask {
 
 /** The task of loading an image, for each of the loaders. */
 export function loadTask(image: Image, acceptedFiles: ReadonlySet<string>): LoadTask {
-  const { allowed, chunks, extents, path, references } = image;
+  const { allowed, blobs, chunks, extents, references } = image;
   return {
-    blob: join(path, BLOB_NAME),
+    blobs: blobs.map(({ path }) => path),
     chunks: [...chunks],
     extents: extents.columns,
     ...extents.byChunk(chunks.length),
@@ -110,11 +96,12 @@ const RUN_FRAMES = CHUNK_FRAMES;
  */
 export async function loadPages(memory: SharedMemory, core: Core, task: LoadTask, collect: () => void): Promise<LoadResult> {
   await loadChecksum();
-  const blob = new BlobReader(task.blob);
+  const blobs: BlobReader[] = [];
   try {
-    return await new PageLoader(memory, core, task, blob).run(collect);
+    for (const path of task.blobs) blobs.push(new BlobReader(path));
+    return await new PageLoader(memory, core, task, blobs).run(collect);
   } finally {
-    blob.close();
+    for (const blob of blobs) blob.close();
   }
 }
 
@@ -123,7 +110,7 @@ class PageLoader {
   readonly #core: Core;
   readonly #memory: PhysicalMemory;
   readonly #task: LoadTask;
-  readonly #blob: BlobReader;
+  readonly #blobs: readonly BlobReader[];
   readonly #result: LoadResult = {
     direct: 0,
     equal: 0,
@@ -137,12 +124,12 @@ class PageLoader {
     place_ms: 0,
   };
 
-  constructor(memory: SharedMemory, core: Core, task: LoadTask, blob: BlobReader) {
+  constructor(memory: SharedMemory, core: Core, task: LoadTask, blobs: readonly BlobReader[]) {
     this.#control = new Control(memory);
     this.#core = core;
     this.#memory = new PhysicalMemory(memory, core);
     this.#task = task;
-    this.#blob = blob;
+    this.#blobs = blobs;
   }
 
   async run(collect: () => void): Promise<LoadResult> {
@@ -155,7 +142,7 @@ class PageLoader {
       failpoint("resume.load");
       const chunk = chunks[index]!;
       const buffer = buffers[claims++ % 2]!.subarray(0, chunk.stored);
-      const reading = this.#blob.read(buffer, chunk.offset, chunk.stored).then(() => buffer);
+      const reading = this.#blobs[chunk.generation ?? 0]!.read(buffer, chunk.offset, chunk.stored).then(() => buffer);
       reading.catch(() => undefined);
       return { index, reading };
     };
@@ -167,7 +154,7 @@ class PageLoader {
         this.#result.read_wait_ms += performance.now() - began;
         const { index } = next;
         next = claim();
-        this.#loadChunk(chunks[index]!, stored);
+        this.#loadChunk(index, stored);
         if (claims % COLLECT_CHUNKS === 0) collect();
       }
     } finally {
@@ -188,13 +175,14 @@ class PageLoader {
     return this.#result;
   }
 
-  #loadChunk(chunk: Chunk, stored: Uint8Array): void {
+  #loadChunk(index: number, stored: Uint8Array): void {
+    const chunk = this.#task.chunks[index]!;
     const began = performance.now();
     const data = decodeChunk(chunk, stored);
     const decoded = performance.now();
     const { extents, order, start } = this.#task;
     let loaded = 0;
-    for (let i = start[chunk.id]!; i < start[chunk.id + 1]!; i++) {
+    for (let i = start[index]!; i < start[index + 1]!; i++) {
       const extent = order[i]!;
       const frames = extents.frames[extent]!;
       this.#placeRun(extents.pfn[extent]!, frames, data, extents.first[extent]! * FRAME_BYTES);

@@ -7,7 +7,7 @@
  * being replaced (`scatter`).
  */
 import {
-  BITMAP_BYTES, CLAIMED_BITMAP, DIRTY_BITMAP, FAULT_KERNEL, FRAME_BYTES, FRAME_NONE, FRAME_SHIFT, KERNEL_BITMAP, LIST_FRAMES,
+  BITMAP_BYTES, CLAIMED_BITMAP, DIRTY_BITMAP, FAULT_KERNEL, FRAME_BYTES, FRAME_NONE, FRAME_SHIFT, KEPT_BITMAP, KERNEL_BITMAP, LIST_FRAMES,
   MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_LIST_LENGTH, MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_OVERFLOW, MACHINE_QUEUE_SAVED, MACHINE_QUEUE_SAVER, OPEN_BITMAP, PLACE_NONE, PLANNED_BITMAP, QUEUE_FRAMES, QUEUE_PLACES, SAVED_BITMAP, VERDICT_SAME_FILLED, SAVEABLE_BITMAP,
   VERDICT_SKIPPED, STAGE_LIVE, STAGE_TAIL, VERDICT_STAGED, STOP_BITMAP, VCPU_AREA, VCPU_BYTES, VCPU_WANTED,
 } from "../src/base/layout";
@@ -76,6 +76,21 @@ function changeBits(bitmap: u32, frame: u32, count: u32, value: bool): void {
 export function clearBitmap(bitmap: u32): void { memory.fill(bitmap, 0, BITMAP_BYTES); }
 export function copyBitmap(to: u32, from: u32): void { memory.copy(to, from, BITMAP_BYTES); }
 
+/** Adds the bits of `from`. Others may set bits of `to` meanwhile. */
+export function mergeBits(to: u32, from: u32): void {
+  for (let at: u32 = 0; at < <u32>BITMAP_BYTES; at += 8) {
+    const bits = load<u64>(from + at);
+    if (bits != 0) atomic.or<u64>(to + at, bits);
+  }
+}
+
+/** Takes the bits of `marks` out of `bitmap` and clears them there. A mark that a handler sets meanwhile is taken, or stays. */
+export function takeMarks(bitmap: u32, marks: u32): void {
+  for (let at: u32 = 0; at < <u32>BITMAP_BYTES; at += 8) {
+    if (load<u64>(marks + at) != 0) store<u64>(bitmap + at, load<u64>(bitmap + at) & ~atomic.xchg<u64>(marks + at, 0));
+  }
+}
+
 export function countBits(bitmap: u32): u32 {
   let count: u32 = 0;
   for (let at: u32 = 0; at < <u32>BITMAP_BYTES; at += 8) count += <u32>popcnt(load<u64>(bitmap + at));
@@ -98,19 +113,23 @@ function residualWord(saveable: u32, at: u32): u64 {
 }
 
 /**
- * Writes the planned frames into LIST_FRAMES, the kernel's first: so a reader that looks for page tables in an image finds them
+ * Writes the planned frames, but for those that the last image has, into LIST_FRAMES, the kernel's first: so a reader that looks for page tables in an image finds them
  * in a few chunks. Returns their number.
  */
 export function listPlanned(): u32 {
   let length: u32 = 0;
   for (let at: u32 = 0; at < <u32>BITMAP_BYTES; at += 8) {
-    length = listWord(load<u64>(PLANNED_BITMAP + at) & load<u64>(KERNEL_BITMAP + at), at << 3, length);
+    length = listWord(planned(at) & load<u64>(KERNEL_BITMAP + at), at << 3, length);
   }
   for (let at: u32 = 0; at < <u32>BITMAP_BYTES; at += 8) {
-    length = listWord(load<u64>(PLANNED_BITMAP + at) & ~load<u64>(KERNEL_BITMAP + at), at << 3, length);
+    length = listWord(planned(at) & ~load<u64>(KERNEL_BITMAP + at), at << 3, length);
   }
   return length;
 }
+
+// @ts-ignore: decorator
+@inline
+function planned(at: u32): u64 { return load<u64>(PLANNED_BITMAP + at) & ~load<u64>(KEPT_BITMAP + at); }
 
 /**
  * Plans another round of the stream, in a machine of so many frames: takes away the marks that there are, and writes into LIST_FRAMES
@@ -123,6 +142,7 @@ export function listMarked(frames: u32): u32 {
   let length: u32 = 0;
   for (let at: u32 = 0; at << 3 < frames; at += 8) {
     const marked = atomic.xchg<u64>(DIRTY_BITMAP + at, 0);
+    store<u64>(KEPT_BITMAP + at, load<u64>(KEPT_BITMAP + at) & ~marked);
     const planned = load<u64>(PLANNED_BITMAP + at);
     const stale = load<u64>(SAVEABLE_BITMAP + at) & (marked | ~planned);
     store<u64>(PLANNED_BITMAP + at, (planned & ~marked) | stale);

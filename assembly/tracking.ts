@@ -134,7 +134,10 @@ function openFrame(frame: u32, sabotage: u32): bool {
       // No room: let go of it, so that a page writer may save the frame, ask for that, and look again.
       clearBit(CLAIMED_BITMAP, frame);
       atomic.store<u32>(wanted, frame + 1);
-      if (load<u32>(MACHINE_KEEP_PREIMAGES) == KEEP_NONE) return true;
+      if (load<u32>(MACHINE_KEEP_PREIMAGES) == KEEP_NONE) {
+        setBit(DIRTY_BITMAP, frame); // the claim is taken back, and tracking may go on
+        return true;
+      }
       if (atomic.load<u32>(MACHINE_CANCEL) != 0) {
         // Nobody saves frames any more, and nobody needs this one: there will be no image.
         setBit(CLAIMED_BITMAP, frame);

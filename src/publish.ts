@@ -1,15 +1,15 @@
 /**
  * The last step of a save: catalogue, header, syncs, rename. Until the rename there is no image, after it there is a whole one.
  */
-import { dirname } from "node:path";
+import { basename, dirname } from "node:path";
 import { FRAME_BYTES, MACHINE_BLOB_CURSOR } from "./base/layout.js";
 import type { Reference } from "./base/host-file.js";
 import { PACKAGE_VERSION } from "./base/version.js";
 import type { Cancellation } from "./cow/cancellation.js";
 import { readFaultStatistics } from "./cow/fault-statistics.js";
-import type { PartialImage } from "./image/directory.js";
+import type { Image, PartialImage } from "./image/directory.js";
 import type { ExtentTable } from "./image/extents.js";
-import { type ImageHeader, MACHINE_VERSION } from "./image/format.js";
+import { asParent, type ImageHeader, MACHINE_VERSION } from "./image/format.js";
 import type { FileRow } from "./image/host-files.js";
 import { notePaths } from "./image/known-paths.js";
 import { sealBlob } from "./image/seal.js";
@@ -25,6 +25,8 @@ export interface ImageParts {
   facts: Pick<SaveFacts, "id" | "time" | "keepRunning" | "approach" | "compression" | "at" | "counts">;
   written: ImageWriter;
   extents: ExtentTable;
+  /** The image that has the frames which this one lacks. */
+  base: Image | undefined;
   files: FileRow[];
   references: Reference[];
   /** Of the machine. */
@@ -37,13 +39,19 @@ export async function publishImage(
   machine: Machine,
   image: PartialImage,
   cancellation: Cancellation,
-  { facts: known, written, extents, files, references, name, digest }: ImageParts,
+  { facts: known, written, extents, base, files, references, name, digest }: ImageParts,
 ): Promise<SaveReport> {
   const { control, pool } = machine;
-  const facts = factsOf(machine, image, known, written);
+  const facts = factsOf(machine, image, known, written, base);
   const task: CatalogueTask = {
     path: image.cataloguePath,
     blob: image.blobPath,
+    parent: base && {
+      name: basename(base.path),
+      blobs: base.blobs.map(({ path }) => path),
+      chunks: base.chunks,
+      extents: base.extents.columns,
+    },
     facts,
     extents: extents.columns,
     files,
@@ -58,7 +66,7 @@ export async function publishImage(
   const header: ImageHeader = {
     machineVersion: MACHINE_VERSION,
     id: facts.id,
-    parent: null,
+    parent: base === undefined ? null : asParent(base.header),
     compatible: 0,
     used: false,
     ramFrames: facts.frames,
@@ -74,6 +82,7 @@ export async function publishImage(
   await notePaths(dirname(image.blobPath), header, paths); // harmless if the image is not published after all
   cancellation.checkLast();
   await image.publish();
+  if (facts.keepRunning) machine.tracking.trackSince(asParent(header));
   return publishedReport(report, facts.at.began);
 }
 
@@ -83,8 +92,18 @@ function factsOf(
   { path }: PartialImage,
   known: ImageParts["facts"],
   { locations, totals }: ImageWriter,
+  base: Image | undefined,
 ): SaveFacts {
   const pidOf = (slot: number) => livePid(kernel.memory, slot);
   const faults = readFaultStatistics({ control, vcpus, pidOf }, known.at.armed, known.at.residual);
-  return { ...known, frames: kernel.memory.frames, vcpus, path, chunks: locations.chunks, totals, faults };
+  return {
+    ...known,
+    parent: base?.path ?? null,
+    frames: kernel.memory.frames,
+    vcpus,
+    path,
+    chunks: locations.chunks,
+    totals,
+    faults,
+  };
 }

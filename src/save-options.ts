@@ -16,6 +16,11 @@ export interface SaveOptions {
   name?: string;
   /** Also a SHA-256 of each chunk and of the catalogue, for signing images or comparing their chunks; default none. */
   digest?: "none" | "sha256";
+  /**
+   * Path of an image in the same directory: the new one has only what changed since, and needs it. It must be the last that was made
+   * of this machine, by a snapshot; or the one that it was resumed from.
+   */
+  base?: string;
   /** Cancels: the machine goes on, nothing is left behind. */
   signal?: AbortSignal;
   /**
@@ -46,6 +51,7 @@ const RULES: Readonly<Record<keyof SaveOptions, Rule>> = {
   approach: oneOf(...APPROACH_NAMES),
   compression: oneOf("lz4", "none"),
   name: text,
+  base: text,
   digest: oneOf("none", "sha256"),
   signal: abortSignal,
   onProgress: callback,

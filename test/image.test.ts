@@ -108,7 +108,14 @@ async function encodeChunk(id: number, offset: number, frames: Buffer): Promise<
 }
 
 const NOTHING_ELSE = { regions: [], references: [], objects: [], files: [], mounts: [] };
-const PLAIN_HEADER = { machineVersion: MACHINE_VERSION, compatible: 0, used: false, catalogueOffset: 0, writer: "a test" };
+const PLAIN_HEADER = {
+  parent: null,
+  machineVersion: MACHINE_VERSION,
+  compatible: 0,
+  used: false,
+  catalogueOffset: 0,
+  writer: "a test",
+};
 
 interface Changes {
   regions?: RegionRow[];
@@ -224,11 +231,12 @@ async function flipEach(
 // Header
 
 const words = fc.bigInt({ min: 0n, max: 2n ** 64n - 1n });
+const digests = fc.uint8Array({ minLength: 32, maxLength: 32 }).filter((bytes) => bytes.some(Boolean));
 const headers: fc.Arbitrary<ImageHeader> = fc
   .record({
     machineVersion: fc.nat(),
     id: fc.uuid(),
-    parent: fc.option(fc.record({ id: fc.uuid(), catalogueHash: words, catalogueDigest: digests })),
+    parent: fc.option(fc.record({ id: fc.uuid(), catalogueHash: words, catalogueDigest: fc.option(digests) })),
     compatible: fc.nat(),
     used: fc.boolean(),
     ramFrames: fc.nat(2 ** 20),
@@ -238,7 +246,7 @@ const headers: fc.Arbitrary<ImageHeader> = fc
     catalogueHash: words,
     catalogueHeadBytes: fc.nat(),
     catalogueHeadHash: words,
-    catalogueDigest: fc.option(fc.uint8Array({ minLength: 32, maxLength: 32 }).filter((bytes) => bytes.some(Boolean))),
+    catalogueDigest: fc.option(digests),
     frames: fc.nat(2 ** 20),
     time: fc.double({ noNaN: true, min: -8.64e15, max: 8.64e15 }),
     writer: fc.string({ maxLength: 64 }).map((text) => text.replaceAll("\0", "")),

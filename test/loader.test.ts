@@ -88,7 +88,7 @@ for (const [at, where] of STEPS.entries()) {
       writeFileSync(blob, "");
       try {
         const task = {
-          blob,
+          blobs: [blob],
           chunks: [],
           extents: table.columns,
           ...table.byChunk(0),

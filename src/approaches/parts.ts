@@ -22,7 +22,7 @@ import { randomUUID } from "node:crypto";
 import { guarded } from "../base/callback.js";
 import { bit } from "../base/control.js";
 import { failpoint } from "../base/failpoints.js";
-import { MACHINE_PROGRESS, MACHINE_THROTTLE, STOP_BITMAP } from "../base/layout.js";
+import { KEPT_BITMAP, MACHINE_PROGRESS, MACHINE_THROTTLE, STOP_BITMAP } from "../base/layout.js";
 import { StepTimes } from "../base/step-times.js";
 import type { CaptureProcess } from "../capture/capture-process.js";
 import { atomicCopy } from "../cow/atomic-copy.js";
@@ -31,8 +31,9 @@ import { resetFaultStatistics } from "../cow/fault-statistics.js";
 import { checkOracle, createOracle } from "../cow/oracle.js";
 import { planFrames, planNothing } from "../cow/plan.js";
 import { Reserve } from "../cow/reserve.js";
+import { baseIsGone, openBase } from "../base-image.js";
 import { loadChecksum } from "../image/checksum.js";
-import type { PartialImage } from "../image/directory.js";
+import type { Image, PartialImage } from "../image/directory.js";
 import type { Machine } from "../machine.js";
 import { publishImage } from "../publish.js";
 import { SaveProgressTeller } from "../reports/save-progress.js";
@@ -60,6 +61,8 @@ export class Save implements Disposable {
   readonly #files: SaveFiles;
   readonly #oracle: SharedArrayBuffer | undefined;
   readonly #counts: SaveCounts;
+  /** The image that this one has only the changes since. */
+  #base: Image | undefined;
   #stopped = false;
   /** It is known what belongs to the image. */
   #noted = false;
@@ -91,6 +94,7 @@ export class Save implements Disposable {
     const { control, devices, vcpus } = this.machine;
     failpoint("save.prepare");
     await loadChecksum();
+    if (this.settings.base !== undefined) this.#base = await openBase(this.machine, this.#image.path, this.settings.base);
     devices.saveState();
     await this.#files.prepare(this.settings.signal);
     this.#counts.estimated = reserve(this.#reserve);
@@ -103,7 +107,8 @@ export class Save implements Disposable {
 
   /** Write-protects every frame on every vCPU. Only then may it be planned what to read. */
   arm(): void {
-    this.machine.tracking.arm();
+    if (this.#base === undefined) this.machine.tracking.arm();
+    else this.machine.tracking.armSince();
     this.#times.ended("armed");
     failpoint("save.armed");
   }
@@ -232,7 +237,7 @@ export class Save implements Disposable {
     const residual = (this.#counts.residual ||= core.listResidual()); // unless it was listed for the atomic copy
     this.#progress.enter("residual", residual);
     await this.#writeList("tail", copied, residual);
-    tracking.disarm(); // and no handler is at work on a pre-image any more
+    tracking.endTail(); // no handler is at work on a pre-image any more
     const queue = control.locked(() => claims.queue); // no allocator is about to take a place back
     this.#counts.tail = queue;
     this.#progress.extend(queue.preimages);
@@ -267,10 +272,15 @@ export class Save implements Disposable {
     this.#progress.enter("publish", 0);
     const references = this.#files.references();
     const { locations } = this.#writer;
-    const { table, ...saved } = locations.extents((frame) => bit(this.machine.control.words, STOP_BITMAP, frame) === 1);
+    const { words } = this.machine.control;
+    const { table, ...saved } = locations.extents(
+      (frame) => bit(words, STOP_BITMAP, frame) === 1,
+      (frame) => bit(words, KEPT_BITMAP, frame) === 1,
+    );
     this.#counts.saved = { ...saved, byReference: references.reduce((sum, { frames }) => sum + frames, 0) };
     this.#counts.stored = locations.totals(table);
     failpoint("save.catalogue");
+    if (this.#base?.blob.isInPlace() === false) throw baseIsGone(this.#base.path);
     // A resume repeats the requests in flight: this host must have ended them by then.
     if (!this.settings.keepRunning) await this.machine.devices.settle();
     const { keepRunning, approach, compression, name, digest } = this.settings;
@@ -278,6 +288,7 @@ export class Save implements Disposable {
       facts: { id: this.#id, time: this.#time, keepRunning, approach, compression, at: this.#times.all(), counts: this.#counts },
       written: this.#writer,
       extents: table,
+      base: this.#base,
       files: await this.#files.rows(),
       references,
       name,
@@ -288,21 +299,22 @@ export class Save implements Disposable {
   /** After a failure: the machine goes on, unless it is lost and cannot. */
   abandon(): void {
     if (this.machine.isLost) return;
-    this.machine.tracking.disarm();
+    this.machine.tracking.end();
     this.#reserve.release(); // before anybody may want memory
     if (!this.#stopped) return;
     this.machine.quiesce.go();
     this.machine.devices.resume("stop");
   }
 
-  /** In any case: tracking is off, and the guest has its memory back. */
+  /** In any case: the guest has its memory back, and tracking is on only for an image since which it knows all stores. */
   [Symbol.dispose](): void {
     this.#cancellation[Symbol.dispose]();
     this.#progress[Symbol.dispose]();
     this.#files[Symbol.dispose]();
     this.throttle(0);
+    this.#base?.close();
     if (this.machine.isLost) return; // its threads do not answer
-    this.machine.tracking.disarm();
+    this.machine.tracking.end();
     this.machine.devices.freeState();
     this.#reserve.release();
   }

@@ -23,6 +23,7 @@
  *     0x0030_0000  frames of the kernel      KERNEL_BITMAP       1 bit a frame
  *     0x0032_0000  claimed by a handler      CLAIMED_BITMAP      1 bit a frame
  *     0x0034_0000  saved (tail)              SAVED_BITMAP        1 bit a frame
+ *     0x0036_0000  as the last image has it  KEPT_BITMAP         1 bit a frame
  *     0x0040_0000  list of frames            LIST_FRAMES         1 word a frame
  *     0x0080_0000  the queue's frames        QUEUE_FRAMES        1 word a frame
  *     0x00c0_0000  the queue's places        QUEUE_PLACES        1 word a frame
@@ -258,6 +259,8 @@ export const STEP_TIMELINE = 0x280000;
 export const CLAIMED_BITMAP = 0x320000;
 /** Snapshot's tail: frames of the residual set whose contents are safe, so that no pre-image is wanted. */
 export const SAVED_BITMAP = 0x340000;
+/** Frames that the last image has, and that nothing has stored to since: an incremental image need not have them. */
+export const KEPT_BITMAP = 0x360000;
 
 export const LIST_FRAMES = 0x400000;
 export const QUEUE_FRAMES = 0x800000;

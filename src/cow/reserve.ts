@@ -8,7 +8,7 @@
  * reserve is too small, the pool of the control area follows, which is there also when the guest has nothing free. What finds
  * no place is protected until it is written from where it is (a snapshot), or written while the machine stays stopped.
  */
-import { FRAME_SHIFT, POOL_BYTES, SAVEABLE_BITMAP } from "../base/layout.js";
+import { FRAME_SHIFT, KEPT_BITMAP, PLANNED_BITMAP, POOL_BYTES, SAVEABLE_BITMAP } from "../base/layout.js";
 import type { Pfn } from "../base/memory.js";
 import { KIND_RESERVE } from "../vm/memory/kernel-layout.js";
 import type { Kernel } from "../vm/kernel.js";
@@ -125,6 +125,8 @@ export class Reserve {
       const frame = 1 << order <= allowed ? buddy.allocateFree(order, 0, KIND_RESERVE) : undefined;
       if (frame === undefined) continue;
       this.#blocks.push({ frame, order });
+      // What is stored there from now on is no store of the machine's, and bears no mark.
+      for (const bitmap of [KEPT_BITMAP, PLANNED_BITMAP]) this.#kernel.core.clearBits(bitmap, frame, 1 << order);
       this.#claims.lend(placeOfFrame(frame), 1 << order);
       return { frame, order };
     }

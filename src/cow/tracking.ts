@@ -14,6 +14,7 @@ import {
   KEEP_FOR_RESTORE,
   KEEP_FOR_TAIL,
   KEEP_NONE,
+  KEPT_BITMAP,
   MACHINE_ARMED,
   MACHINE_FRAMES,
   MACHINE_GENERATION,
@@ -33,10 +34,19 @@ import type { Core } from "../vm/memory/core.js";
 
 const ANSWER_MS = 10_000;
 
+/** An image, as one that is saved after it names it as its parent. */
+export interface TrackedImage {
+  id: string;
+  catalogueHash: bigint;
+  catalogueDigest: Uint8Array | null;
+}
+
 export class WriteTracking {
   readonly #control: Control;
   readonly #core: Core;
   readonly #vcpus: number;
+  /** The image whose frames KEPT_BITMAP tells of. */
+  #since: TrackedImage | undefined;
 
   constructor(control: Control, core: Core, vcpus: number) {
     this.#control = control;
@@ -51,11 +61,27 @@ export class WriteTracking {
    * @throws HIB_INTERNAL if a vCPU does not answer
    */
   arm(): void {
+    this.#forget();
     this.#arm(KEEP_NONE);
+  }
+
+  /**
+   * As `arm`, for an image that has only what changed since another: from KEPT_BITMAP goes what has been stored to. Tracking has
+   * been on since that image's consistency point.
+   */
+  armSince(): void {
+    this.#core.takeMarks(KEPT_BITMAP, DIRTY_BITMAP); // what is marked from here on is in the residual set
+    this.#arm(KEEP_NONE);
+  }
+
+  /** The image since which all stores are known; undefined if tracking is not on for that. */
+  get since(): TrackedImage | undefined {
+    return this.#since;
   }
 
   /** As `arm`, for a resume: the handler also keeps the old contents of frames that were found equal (S1.7). */
   armForRestore(): void {
+    this.#forget();
     this.#arm(KEEP_FOR_RESTORE);
   }
 
@@ -72,7 +98,8 @@ export class WriteTracking {
   }
 
   #arm(keep: number): void {
-    for (const bitmap of [DIRTY_BITMAP, KEEP_BITMAP, CLAIMED_BITMAP, OPEN_BITMAP, SAVED_BITMAP]) this.#core.clearBitmap(bitmap);
+    if (this.#since === undefined) this.#core.clearBitmap(DIRTY_BITMAP); // else its marks were taken
+    for (const bitmap of [KEEP_BITMAP, CLAIMED_BITMAP, OPEN_BITMAP, SAVED_BITMAP]) this.#core.clearBitmap(bitmap);
     this.#control.store(MACHINE_STOP_SET, SAVEABLE_BITMAP);
     this.#control.store(MACHINE_KEEP_PREIMAGES, keep);
     this.#control.store(MACHINE_ARMED, 1);
@@ -103,10 +130,39 @@ export class WriteTracking {
    * or a pre-image into a place that has been given back.
    */
   disarm(): void {
+    this.#forget();
     if (this.#control.load(MACHINE_ARMED) === 0) return;
     this.#control.store(MACHINE_ARMED, 0);
     this.#control.store(MACHINE_KEEP_PREIMAGES, KEEP_NONE);
     this.#shootDown();
+  }
+
+  /**
+   * Ends a tail whose frames are all saved, and leaves tracking on: what was stored to since the stop bears a mark then, and
+   * KEPT_BITMAP has what was kept at the stop. When this returns, no handler is at work on a pre-image any more.
+   */
+  endTail(): void {
+    this.#core.takeMarks(KEPT_BITMAP, DIRTY_BITMAP); // of before the stop: handlers of a tail set no marks
+    this.#control.store(MACHINE_KEEP_PREIMAGES, KEEP_NONE);
+    this.#shootDown();
+    this.#core.mergeBits(DIRTY_BITMAP, CLAIMED_BITMAP);
+  }
+
+  /** After `endTail`: the image is there, and has the frames of STOP_BITMAP. What is stored to from its stop on is tracked. */
+  trackSince(image: TrackedImage): void {
+    this.#core.copyBitmap(KEPT_BITMAP, STOP_BITMAP);
+    this.#since = image;
+  }
+
+  #forget(): void {
+    this.#since = undefined;
+    this.#core.clearBitmap(KEPT_BITMAP);
+  }
+
+  /** Loosens, unless all stores since an image are known: then tracking goes on. In a tail they are not. */
+  end(): void {
+    const inTail = this.#control.load(MACHINE_KEEP_PREIMAGES) !== KEEP_NONE;
+    if (this.#since === undefined || inTail) this.disarm();
   }
 
   /** Publishes a new generation and waits until every vCPU has passed a safepoint and acknowledged it there. */

@@ -13,7 +13,7 @@ import { readdir } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { attemptTo, damaged, HibernaculumError } from "../base/errors.js";
 import { BlobReader } from "./blob.js";
-import { ExtentTable, OF_PARENT, REFERENCED, SAME_FILLED } from "./extents.js";
+import { ExtentTable, OF_PARENT, REFERENCED } from "./extents.js";
 import { BLOB_NAME, type Chunk, decodeHeader, HEADER_BYTES, type ImageHeader, type Parent } from "./format.js";
 
 /** Images of a chain. */
@@ -129,8 +129,4 @@ export function ownOffset({ chunks, extents }: Frames, pfn: number): number | nu
   const extent = extents.find(pfn);
   const chunk = extent < 0 ? undefined : chunks[extents.chunk[extent]!];
   return chunk === undefined || (chunk.generation ?? 0) > 0 ? null : chunk.offset;
-}
-
-export function hasBytes(chunk: number): boolean {
-  return chunk !== SAME_FILLED && chunk !== REFERENCED && chunk !== OF_PARENT;
 }

@@ -191,6 +191,11 @@ export function encodeHeader(header: ImageHeader, page: Uint8Array = new Uint8Ar
   return seal(page);
 }
 
+/** An image as its children name it. */
+export function asParent({ id, catalogueHash, catalogueDigest }: ImageHeader): Parent {
+  return { id, catalogueHash, catalogueDigest };
+}
+
 /** The first page of an object whose writer knows no more yet than what image it is. */
 export function encodeOpening(header: ImageHeader): Uint8Array {
   return seal(encodeHeader(header).fill(0, ...UNKNOWN_AT_FIRST));

@@ -11,7 +11,7 @@ import { FRAME_BYTES } from "../base/layout.js";
 import { giveTurn, STEPS_A_TURN } from "../base/turns.js";
 import type { BlobReader } from "./blob.js";
 import type { Catalogue } from "./catalogue.js";
-import { hasBytes, ownOffset } from "./chain.js";
+import { ownOffset } from "./chain.js";
 import { checksum } from "./checksum.js";
 import { checkDigest, unknownCodec } from "./codec.js";
 import { type ExtentTable, OF_PARENT, REFERENCED, SAME_FILLED } from "./extents.js";
@@ -101,7 +101,7 @@ function checkCounts({
     if (free > header.ramFrames) throw corrupt(`the extent at frame ${pfn} ends beyond RAM`);
     const chunk = extents.chunk[i]!;
     if (chunk === OF_PARENT && header.parent === null) throw corrupt(`frame ${pfn} is of a parent, and it has none`);
-    if (hasBytes(chunk) && !(extents.first[i]! + length <= (chunks[chunk]?.frames ?? 0))) {
+    if (chunk >= 0 && !(extents.first[i]! + length <= (chunks[chunk]?.frames ?? 0))) {
       throw corrupt(`the extent at frame ${pfn} is not within chunk ${chunk}`);
     }
     if (chunk === REFERENCED) {
@@ -195,7 +195,8 @@ export async function verifyChunks(
     reader.close();
   }
   const { sameFilledFrames } = catalogue.meta;
-  if (typeof sameFilledFrames === "number") same("same-filled frames", verified.sameFilledFrames, sameFilledFrames);
+  if (typeof sameFilledFrames === "number" && header.parent === null)
+    same("same-filled frames", verified.sameFilledFrames, sameFilledFrames);
 
   await verifyRows(image, signal);
   return verified;

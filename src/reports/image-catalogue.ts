@@ -8,10 +8,11 @@ import { Control } from "../base/control.js";
 import { failpoint } from "../base/failpoints.js";
 import type { SharedMemory } from "../base/wasm.js";
 import { BlobReader } from "../image/blob.js";
+import { joined, ownOffset } from "../image/chain.js";
 import { CatalogueWriter } from "../image/catalogue-writer.js";
 import { loadChecksum } from "../image/checksum.js";
 import { type ExtentColumns, ExtentTable } from "../image/extents.js";
-import type { SealedCatalogue } from "../image/format.js";
+import type { Chunk, SealedCatalogue } from "../image/format.js";
 import type { FileRow } from "../image/host-files.js";
 import type { Reference } from "../base/host-file.js";
 import { ImageMemory } from "../image/image-memory.js";
@@ -28,6 +29,8 @@ export interface CatalogueTask {
   /** Where the catalogue is to be. */
   path: string;
   blob: string;
+  /** What else the machine's memory is in: the image that this one has only the changes since. */
+  parent: ParentFrames | undefined;
   facts: SaveFacts;
   extents: ExtentColumns;
   files: FileRow[];
@@ -36,6 +39,15 @@ export interface CatalogueTask {
   /** Of the machine. */
   name: string | undefined;
   digest: "none" | "sha256";
+}
+
+export interface ParentFrames {
+  /** The name of its directory. */
+  name: string;
+  /** Its blob's and those of its ancestors. */
+  blobs: readonly string[];
+  chunks: readonly Chunk[];
+  extents: ExtentColumns;
 }
 
 /** What the header says of the catalogue, and the report. */
@@ -52,18 +64,17 @@ export interface CatalogueResult extends SealedCatalogue {
  */
 export async function writeCatalogue(
   machine: SharedMemory,
-  { path, blob, facts, extents: columns, files, references, name, digest }: CatalogueTask,
+  { path, blob, parent, facts, extents: columns, files, references, name, digest }: CatalogueTask,
 ): Promise<CatalogueResult> {
   await loadChecksum();
   const { frames, chunks, vcpus } = facts;
   const extents = ExtentTable.of(columns);
-  const reader = new BlobReader(blob);
+  const own = { chunks, extents };
+  const all = parent === undefined ? own : joined(own, { ...parent, extents: ExtentTable.of(parent.extents) }, facts.path);
+  const blobs: BlobReader[] = [];
   try {
-    const memory = new ImageMemory({ frames, chunks, extents, blob: reader, cachedChunks: CACHED_CHUNKS });
-    const blobOffset = (pfn: number): number | null => {
-      const extent = extents.find(pfn);
-      return extent < 0 ? null : (chunks[extents.chunk[extent]!]?.offset ?? null);
-    };
+    for (const path of [blob, ...(parent?.blobs ?? [])]) blobs.push(new BlobReader(path));
+    const memory = new ImageMemory({ frames, ...all, blobs, cachedChunks: CACHED_CHUNKS });
     const orders = new Uint8Array(frames);
     const blocks = countBlocks(memory, orders);
     const processes = listProcesses(memory);
@@ -71,7 +82,13 @@ export async function writeCatalogue(
     failpoint("save.catalogue");
     const writer = CatalogueWriter.create(path);
     writer.write({
-      meta: { ...(name === undefined ? {} : { name }), report, sameFilledFrames: facts.counts.saved.sameFilled, vcpus },
+      meta: {
+        ...(name === undefined ? {} : { name }),
+        ...(parent === undefined ? {} : { parent: parent.name }),
+        report,
+        sameFilledFrames: facts.counts.saved.sameFilled,
+        vcpus,
+      },
       regions: [{ pfn: 0, frames }],
       chunks,
       extents,
@@ -86,7 +103,7 @@ export async function writeCatalogue(
       mappings: (function* () {
         // Field by field: rest and spread leave a hidden class a row behind, tens of megabytes of them.
         for (const { pid, address, order, pfn, pages, flags } of describeMappings(memory, processes, orders))
-          yield { pid, vaddr: address, order, pfn, pages, flags, blobOffset: blobOffset(pfn) };
+          yield { pid, vaddr: address, order, pfn, pages, flags, blobOffset: ownOffset(all, pfn) };
       })(),
       objects: describeObjects(memory, processes),
       blocks,
@@ -100,7 +117,7 @@ export async function writeCatalogue(
     failpoint("save.catalogue");
     return { ...sealed, report, paths: outermost(named) };
   } finally {
-    reader.close();
+    for (const reader of blobs) reader.close();
   }
 }
 

@@ -23,6 +23,8 @@ export interface SaveReport {
     id: string;
     ending: "hibernate" | "keep-running";
     approach: ApproachName;
+    /** The image that this one has only the changes since, if there is one. */
+    parent: string | null;
     /** Whether the image is the machine as of the save's start or its end; and when that was, ISO 8601. */
     consistency_point: ConsistencyPoint;
     time: string;
@@ -43,6 +45,8 @@ export interface SaveReport {
     same_filled: number;
     /** In files of the host, and not in the image. */
     by_reference: number;
+    /** In the image's parent, or an ancestor of that. */
+    of_parent: number;
   };
   faults: Omit<FaultStatistics, "by_owner"> & {
     /** pid 0: what the coordinator stores, "kernel", and all processes that have ended, ENDED_PROCESSES. */
@@ -175,6 +179,8 @@ export interface SaveFacts {
   time: number;
   keepRunning: boolean;
   approach: ApproachName;
+  /** Path of the image that this one has only the changes since. */
+  parent: string | null;
   compression: "lz4" | "none";
   at: Readonly<Record<SaveStep, number>>;
   chunks: readonly Chunk[];
@@ -201,7 +207,7 @@ export interface SaveCounts {
   oracleFrames: number | null;
   changedFiles: string[];
   /** In the image: all frames, and those without data. */
-  saved: { frames: number; sameFilled: number; byReference: number };
+  saved: { frames: number; sameFilled: number; byReference: number; ofParent: number };
   /** The blob's chunks: their bytes, and decoded bytes in them that no extent needs. */
   stored: { bytes: number; staleBytes: number };
 }
@@ -220,7 +226,7 @@ export function emptyCounts(writers: number): SaveCounts {
     capture: null,
     oracleFrames: null,
     changedFiles: [],
-    saved: { frames: 0, sameFilled: 0, byReference: 0 },
+    saved: { frames: 0, sameFilled: 0, byReference: 0, ofParent: 0 },
     stored: { bytes: 0, staleBytes: 0 },
   };
 }
@@ -264,6 +270,7 @@ export function saveReport(
       id: facts.id,
       ending: facts.keepRunning ? "keep-running" : "hibernate",
       approach: facts.approach,
+      parent: facts.parent,
       consistency_point: CONSISTENCY_POINTS[facts.approach],
       time: new Date(facts.time).toISOString(),
     },
@@ -276,6 +283,7 @@ export function saveReport(
       skipped: sum(streaming, (result) => result.skipped),
       same_filled: saved.sameFilled,
       by_reference: saved.byReference,
+      of_parent: saved.ofParent,
     },
     faults: faultsByProcess(facts.faults, processes),
     residual_frames: residual,

@@ -5,12 +5,13 @@
 import { HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import type { Pfn } from "../base/memory.js";
-import { ExtentTable, SAME_FILLED } from "../image/extents.js";
+import { ExtentTable, OF_PARENT, SAME_FILLED } from "../image/extents.js";
 import { type Chunk, padded } from "../image/format.js";
 import type { WriteResult } from "./page-writer.js";
 
 const NOWHERE = -1;
 const FILLED = -2;
+const OUTSIDE = -3;
 /** A location is chunk * 256 + place in it. */
 const PLACES_SHIFT = 8;
 const PLACES: number = 1 << PLACES_SHIFT;
@@ -53,48 +54,61 @@ export class Locations {
   }
 
   /**
-   * The extents of the image: every frame for which `belongs` holds, each with the place of its last bytes.
+   * The extents of the image: every frame for which `belongs` holds, each with the place of its last bytes; or of the parent's, if
+   * none were written and it is `kept`.
    *
-   * @throws HIB_INTERNAL if a frame that belongs has no place
+   * @throws HIB_INTERNAL if a frame that belongs has no place and is not kept
    */
-  extents(belongs: (frame: Pfn) => boolean): { table: ExtentTable; frames: number; sameFilled: number } {
+  extents(
+    belongs: (frame: Pfn) => boolean,
+    kept: (frame: Pfn) => boolean = () => false,
+  ): { table: ExtentTable; frames: number; sameFilled: number; ofParent: number } {
     let count = 0;
-    this.#visitRuns(belongs, (begins) => {
+    this.#visitRuns(belongs, kept, (begins) => {
       if (begins) count++;
     });
     const table = new ExtentTable(count);
     let frames = 0;
     let sameFilled = 0;
+    let ofParent = 0;
     let i = -1;
-    this.#visitRuns(belongs, (begins, frame, at) => {
+    this.#visitRuns(belongs, kept, (begins, frame, at) => {
       frames++;
       if (at === FILLED) sameFilled++;
+      if (at === NOWHERE) ofParent++;
       if (begins) {
         i++;
         table.pfn[i] = frame;
-        table.chunk[i] = at === FILLED ? SAME_FILLED : at >>> PLACES_SHIFT;
+        table.chunk[i] = at === FILLED ? SAME_FILLED : at === NOWHERE ? OF_PARENT : at >>> PLACES_SHIFT;
         if (at === FILLED) table.fill[i] = this.#fill[frame]!;
-        else table.first[i] = at & (PLACES - 1);
+        else if (at !== NOWHERE) table.first[i] = at & (PLACES - 1);
       }
       table.frames[i]!++;
     });
-    return { table, frames, sameFilled };
+    return { table, frames, sameFilled, ofParent };
   }
 
   /** Visits every frame that belongs, and says whether an extent begins with it. */
-  #visitRuns(belongs: (frame: Pfn) => boolean, visit: (begins: boolean, frame: Pfn, at: number) => void): void {
-    let previous = NOWHERE;
+  #visitRuns(
+    belongs: (frame: Pfn) => boolean,
+    kept: (frame: Pfn) => boolean,
+    visit: (begins: boolean, frame: Pfn, at: number) => void,
+  ): void {
+    let previous = OUTSIDE;
     for (let frame = 0; frame < this.#at.length; frame++) {
       if (!belongs(frame)) {
-        previous = NOWHERE;
+        previous = OUTSIDE;
         continue;
       }
       const at = this.#at[frame]!;
-      if (at === NOWHERE) throw new HibernaculumError("HIB_INTERNAL", `frame ${frame} belongs to the image and was not written`);
+      if (at === NOWHERE && !kept(frame))
+        throw new HibernaculumError("HIB_INTERNAL", `frame ${frame} belongs to the image and was not written`);
       const continues =
         at === FILLED
           ? previous === FILLED && this.#fill[frame] === this.#fill[frame - 1]
-          : previous >= 0 && at === previous + 1 && (at & (PLACES - 1)) !== 0;
+          : at === NOWHERE
+            ? previous === NOWHERE
+            : previous >= 0 && at === previous + 1 && (at & (PLACES - 1)) !== 0;
       visit(!continues, frame, at);
       previous = at;
     }
@@ -109,7 +123,7 @@ export class Locations {
       decoded += chunk.frames;
     }
     let needed = 0;
-    for (let i = 0; i < table.length; i++) if (table.chunk[i] !== SAME_FILLED) needed += table.frames[i]!;
+    for (let i = 0; i < table.length; i++) if (table.chunk[i]! >= 0) needed += table.frames[i]!;
     return { bytes, staleBytes: (decoded - needed) * FRAME_BYTES };
   }
 }

@@ -37,6 +37,8 @@ export interface Core {
   clearBits(bitmap: number, frame: number, count: number): void;
   clearBitmap(bitmap: number): void;
   copyBitmap(to: number, from: number): void;
+  mergeBits(to: number, from: number): void;
+  takeMarks(bitmap: number, marks: number): void;
   countBits(bitmap: number): number;
   countResidual(): number;
   listMarked(frames: number): number;

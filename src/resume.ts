@@ -28,6 +28,7 @@ import { Cancellation } from "./cow/cancellation.js";
 import { Reserve } from "./cow/reserve.js";
 import { findImage, type FoundImage } from "./find-image.js";
 import type { Image } from "./image/directory.js";
+import { asParent } from "./image/format.js";
 import type { ComparedFiles } from "./image/host-files.js";
 import type { Machine } from "./machine.js";
 import { makeResumeReport, RESUME_TIMES, type ResumeReport, ResumeSteps, type ResumeTime } from "./reports/resume-report.js";
@@ -222,6 +223,7 @@ class Resume implements Disposable {
     this.#replaced = true;
     atomicRestore(claims, core, quiesce);
     for (const { frame, bytes } of this.#late) kernel.memory.loadFrame(frame, bytes);
+    tracking.trackRestored(asParent(this.#image.header), this.#image.extents.stored());
     this.#patched = this.#late.length;
     claims.visitQueued(() => this.#patched++);
     failpoint("resume.patched");

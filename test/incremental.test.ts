@@ -35,7 +35,10 @@ async function withImage<T>(path: string, look: (image: Image) => T | Promise<T>
 
 const wrongIn = (path: string) => withImage(path, (image) => findWrong(image.memory()));
 
-/** Frames of an image that are not what a machine, which is powered off, has in them. */
+/**
+ * Frames of an image that are not what a machine, which is powered off, has in them. By copy-on-write: other approaches give guest
+ * memory back after the stop.
+ */
 async function differing(path: string, machine: Machine): Promise<number[]> {
   return withImage(path, (image) => {
     const memory = image.memory();
@@ -53,9 +56,9 @@ test("a chain of ten, by every approach in turn, while processes write: each ima
   const whole = await save(machine, image(0), { keepRunning: true });
   t.is(whole.frames.of_parent, 0);
   for (let i = 1; i < 10; i++) {
-    const approach = APPROACH_NAMES[i % APPROACH_NAMES.length]!;
     const keepRunning = i < 9;
-    const report = await save(machine, image(i), { base: image(i - 1), keepRunning, approach });
+    const approach = keepRunning ? APPROACH_NAMES[i % APPROACH_NAMES.length]! : "copy-on-write";
+    const report = await save(machine, image(i), { base: image(i - 1), keepRunning, approach, oracle: true });
     t.is(report.image.parent, image(i - 1));
     t.true(report.frames.of_parent > 500, `${report.frames.of_parent} frames did not change`);
     t.deepEqual(await wrongIn(image(i)), [], `image ${i}, ${approach}`);
@@ -72,4 +75,77 @@ test("a chain of ten, by every approach in turn, while processes write: each ima
     whileStopped(resumed, () => findWrong(resumed.kernel.memory)),
     [],
   );
+  const report = await save(resumed, image(10), { base: image(9), oracle: true, approach: "copy-on-write" });
+  t.true(report.frames.of_parent > 500, `${report.frames.of_parent} frames did not change since the resume`);
+  t.deepEqual(await differing(image(10), resumed), []);
+});
+
+test("an incremental save that fails leaves tracking on; but one that fails in its tail wants a whole image next", async (t) => {
+  t.teardown(() => setFailpoints(undefined));
+  const machine = await busy(t);
+  const directory = scratch(t);
+  const image = (name: string): string => join(directory, name);
+  const again = (name: string, base: string) =>
+    save(machine, image(name), { base: image(base), keepRunning: true, oracle: true });
+  await save(machine, image("whole"), { keepRunning: true });
+  for (const point of ["save.prepare", "save.armed", "save.stopped", "save.copied", "save.catalogue", "save.seal"]) {
+    setFailpoints(`${point}=EIO`);
+    await t.throwsAsync(again("none", "whole"), { code: "HIB_IO" }, point);
+    setFailpoints(undefined);
+  }
+  const report = await again("first", "whole");
+  t.true(report.frames.of_parent > 500);
+  t.deepEqual(await wrongIn(image("first")), []);
+  setFailpoints("save.residual=EIO");
+  await t.throwsAsync(again("none", "first"), { code: "HIB_IO" });
+  setFailpoints(undefined);
+  const refused = await t.throwsAsync(again("second", "first"), { code: "HIB_PARENT" });
+  t.regex(refused!.message, /make a whole image/);
+  await save(machine, image("whole-2"), { keepRunning: true });
+  await again("third", "whole-2");
+  t.deepEqual(await wrongIn(image("third")), []);
+});
+
+test("a base that is not the last image of this machine is refused by name", async (t) => {
+  const machine = await busy(t);
+  const other = await bootMachine(t, { ramBytes: 16 * MIB });
+  const directory = scratch(t);
+  const image = (name: string): string => join(directory, name);
+  const refuses = async (base: string, code: string, message: RegExp, path = image("new")): Promise<void> => {
+    const error = await t.throwsAsync(save(machine, path, { base, keepRunning: true }), { code });
+    t.regex(error!.message, message);
+  };
+  await save(other, image("other"), { keepRunning: true });
+  await refuses(image("other"), "HIB_PARENT", /make a whole image/);
+  await save(machine, image("first"), { keepRunning: true });
+  await refuses(image("other"), "HIB_PARENT", /other is not the image/);
+  await refuses(image("nothing"), "HIB_NOT_AN_IMAGE", /nothing/);
+  await refuses(image("first"), "HIB_USAGE", /another directory/, join(scratch(t), "elsewhere"));
+  await save(machine, image("second"), { base: image("first"), keepRunning: true });
+  await refuses(image("first"), "HIB_PARENT", /first is not the image/);
+});
+
+test("a chain that is cut, exchanged, doubled or in a circle is refused by name; one that was renamed is not", async (t) => {
+  const machine = await busy(t);
+  const directory = scratch(t);
+  const image = (name: string): string => join(directory, name);
+  await save(machine, image("a"), { keepRunning: true });
+  await save(machine, image("b"), { base: image("a"), keepRunning: true });
+  await save(machine, image("c"), { base: image("b") });
+  const opens = () => withImage(image("c"), ({ blobs }) => blobs.length);
+  const refuses = async (code: string, message: RegExp): Promise<void> => {
+    const error = await t.throwsAsync(opens(), { code });
+    t.regex(error!.message, message);
+  };
+  t.is(await opens(), 3);
+  renameSync(image("a"), image("renamed"));
+  t.is(await opens(), 3, "the id counts");
+  renameSync(image("renamed"), join(scratch(t), "away"));
+  await refuses("HIB_PARENT", /b has only what changed since the image a .*put it there/);
+  cpSync(image("b"), image("a"), { recursive: true });
+  await refuses("HIB_PARENT", /a .*put it there/);
+  t.is(await withImage(image("a"), ({ path }) => basename(path)).catch(({ code }: { code: string }) => code), "HIB_PARENT");
+  rmSync(image("b"), { recursive: true });
+  rmSync(image("a"), { recursive: true });
+  await refuses("HIB_PARENT", /c has only what changed since the image b /);
 });

@@ -28,7 +28,7 @@ import type { CaptureProcess } from "../capture/capture-process.js";
 import { atomicCopy } from "../cow/atomic-copy.js";
 import { Cancellation } from "../cow/cancellation.js";
 import { resetFaultStatistics } from "../cow/fault-statistics.js";
-import { checkOracle, createOracle } from "../cow/oracle.js";
+import { checkKept, checkOracle, createOracle } from "../cow/oracle.js";
 import { planFrames, planNothing } from "../cow/plan.js";
 import { Reserve } from "../cow/reserve.js";
 import { baseIsGone, openBase } from "../base-image.js";
@@ -173,7 +173,7 @@ export class Save implements Disposable {
     this.#time = Date.now();
     this.#times.ended("quiesced");
     failpoint("save.stopped");
-    if (this.#oracle !== undefined) this.#counts.oracleFrames = checkOracle(control, core, this.#oracle);
+    if (this.#oracle !== undefined) this.#counts.oracleFrames = checkOracle(control, core, this.#oracle) + this.#checkKept();
   }
 
   /** Lists the residual set while everything is stopped; returns its size. */
@@ -333,6 +333,14 @@ export class Save implements Disposable {
     this.#reserve.growToResidual();
     this.learnFiles();
     this.#times.ended("streamed");
+  }
+
+  #checkKept(): number {
+    const { control, kernel } = this.machine;
+    const base = this.#base?.memory();
+    return base === undefined
+      ? 0
+      : checkKept(control, base.frames, (frame) => kernel.memory.equals(frame, base.readFrame(frame)));
   }
 
   async #writeList(source: StageSource, from: number, to: number): Promise<void> {

@@ -154,6 +154,14 @@ export class WriteTracking {
     this.#since = image;
   }
 
+  /** While everything is stopped and memory has just been put in place: all stores since are tracked. @param frames - of the image */
+  trackRestored(image: TrackedImage, frames: Iterable<{ pfn: number; frames: number }>): void {
+    this.#forget();
+    this.#arm(KEEP_NONE);
+    for (const run of frames) this.#core.setBits(KEPT_BITMAP, run.pfn, run.frames);
+    this.#since = image;
+  }
+
   #forget(): void {
     this.#since = undefined;
     this.#core.clearBitmap(KEPT_BITMAP);

@@ -154,6 +154,11 @@ export class ExtentTable implements Iterable<Extent> {
     return { order, start };
   }
 
+  /** Runs of frames that the image has itself, or an ancestor of it: all but pages of files. */
+  *stored(): Generator<{ pfn: Pfn; frames: number }> {
+    for (let i = 0; i < this.length; i++) if (this.chunk[i] !== REFERENCED) yield { pfn: this.pfn[i]!, frames: this.frames[i]! };
+  }
+
   /** The extents without data. */
   sameFilled(): Uint32Array {
     const found = sharedWords(this.chunk.reduce((count, chunk) => count + (chunk === SAME_FILLED ? 1 : 0), 0));

@@ -36,6 +36,8 @@ export type { Extent, ExtentTable } from "./image/extents.js";
 export type { Chunk, ImageHeader } from "./image/format.js";
 export type { FileRow } from "./image/host-files.js";
 export type { ImageMemory } from "./image/image-memory.js";
+export { type Merged, mergeImage } from "./image/merge.js";
+export { removeImage } from "./image/remove.js";
 export { type ExportOptions, exportImage, type Imported, type ImportOptions, importImage } from "./image/stream.js";
 export { type Verified, verifyChunks } from "./image/verify.js";
 export { type ChangedRange, diffImages, type DiffOptions, type ImageDiff, type ProcessDiff } from "./reports/image-diff.js";

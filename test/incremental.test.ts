@@ -1,11 +1,15 @@
 /** Incremental images: each has what changed since the last, the chain of them is one image, and it is exact. */
-import { cpSync, renameSync, rmSync } from "node:fs";
+import { cpSync, readdirSync, renameSync, rmSync } from "node:fs";
 import { basename, join } from "node:path";
 import ava, { type ExecutionContext } from "ava";
+import { asTree } from "../src/cli/images.js";
 import { setFailpoints } from "../src/base/failpoints.js";
 import { FRAME_BYTES } from "../src/base/layout.js";
 import { save } from "../src/hibernate.js";
 import { type Image, openImage } from "../src/image/directory.js";
+import { listImages } from "../src/image/list.js";
+import { mergeImage } from "../src/image/merge.js";
+import { removeImage } from "../src/image/remove.js";
 import { verifyChunks } from "../src/image/verify.js";
 import type { Machine } from "../src/machine.js";
 import { APPROACH_NAMES } from "../src/reports/approaches.js";
@@ -148,4 +152,61 @@ test("a chain that is cut, exchanged, doubled or in a circle is refused by name;
   rmSync(image("b"), { recursive: true });
   rmSync(image("a"), { recursive: true });
   await refuses("HIB_PARENT", /c has only what changed since the image b /);
+});
+
+test("a merged image has every frame of its chain, needs no other, and only what is needed of the chunks", async (t) => {
+  const machine = await busy(t);
+  const directory = scratch(t);
+  const image = (name: string): string => join(directory, name);
+  await save(machine, image("a"), { keepRunning: true, digest: "sha256" });
+  await save(machine, image("b"), { base: image("a"), keepRunning: true, compression: "none" });
+  await save(machine, image("c"), { base: image("b"), approach: "copy-on-write" });
+  const { header, images } = await mergeImage(image("c"), image("whole"));
+  t.deepEqual([header.parent, images], [null, 3]);
+  await withImage(image("whole"), async (whole) => {
+    await verifyChunks(whole);
+    await withImage(image("c"), (chain) => {
+      t.is(whole.header.frames, chain.header.frames);
+      t.true(whole.chunks.length < chain.chunks.length);
+      const [left, right] = [chain.memory(), whole.memory()];
+      for (let frame = 0; frame < left.frames; frame++) {
+        if (left.has(frame) !== right.has(frame) || Buffer.compare(left.readFrame(frame), right.readFrame(frame)) !== 0)
+          t.fail(`frame ${frame}`);
+      }
+      t.deepEqual([...whole.catalogue.objects()], [...chain.catalogue.objects()]);
+      t.deepEqual(whole.catalogue.processes(), chain.catalogue.processes());
+    });
+  });
+  t.deepEqual(await differing(image("whole"), machine), []);
+  await t.throwsAsync(mergeImage(image("a"), image("other")), { code: "HIB_USAGE" });
+  await t.throwsAsync(mergeImage(image("c"), image("b")), { code: "HIB_IMAGE_EXISTS" });
+  for (const name of ["a", "b", "c"]) rmSync(image(name), { recursive: true });
+  const resumed = await bootMachine(t);
+  await resume(resumed, image("whole"));
+  t.deepEqual(
+    whileStopped(resumed, () => findWrong(resumed.kernel.memory)),
+    [],
+  );
+  t.deepEqual(readdirSync(directory), ["whole"]);
+});
+
+test("an image that another needs is not removed; the list shows which needs which, and what lacks its parent", async (t) => {
+  const machine = await busy(t);
+  const directory = scratch(t);
+  const image = (name: string): string => join(directory, name);
+  await save(machine, image("z"), { keepRunning: true });
+  await save(machine, image("y"), { base: image("z"), keepRunning: true });
+  await save(machine, image("a"), { base: image("y"), keepRunning: true });
+  await save(machine, image("m"), { keepRunning: true });
+  const tree = async () => asTree(await listImages(directory)).map(({ image, depth }) => `${depth} ${image.name} ${image.state}`);
+  t.deepEqual(await tree(), ["0 m complete", "0 z complete", "1 y complete", "2 a complete"]);
+  const error = await t.throwsAsync(removeImage(image("z")), { code: "HIB_PARENT" });
+  t.regex(error!.message, /z is needed by y; .*hib merge/);
+  await t.throwsAsync(removeImage(image("none")), { code: "HIB_NOT_AN_IMAGE" });
+  await removeImage(image("m"));
+  renameSync(image("y"), join(scratch(t), "y"));
+  t.deepEqual(await tree(), ["0 a incomplete", "0 z complete"]);
+  t.true((await removeImage(image("a"))) > 0);
+  t.true((await removeImage(image("z"))) > 0);
+  t.deepEqual(readdirSync(directory), []);
 });

@@ -8,8 +8,10 @@ import { addExport } from "./export.js";
 import { addImport } from "./import.js";
 import { addImages } from "./images.js";
 import { addInspect } from "./inspect.js";
+import { addMerge } from "./merge.js";
 import { addPrograms } from "./programs.js";
 import { addPs } from "./ps.js";
+import { addRemove } from "./remove.js";
 import { addResume } from "./resume.js";
 import { addRun } from "./run.js";
 import { addSave } from "./save.js";
@@ -28,6 +30,8 @@ for (const add of [
   addDiff,
   addExport,
   addImport,
+  addMerge,
+  addRemove,
   addPrograms,
   addDemo,
   addCompare,

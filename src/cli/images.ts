@@ -13,7 +13,7 @@ import { print, printJson, stdoutView } from "./output.js";
 const INDENT = "    ";
 
 export function addImages(program: Command): void {
-  createCommand(program, "images", "list images: complete, being resumed, used, set aside and why, damaged")
+  createCommand(program, "images", "list images and which needs which: complete, being resumed, used, set aside and why, damaged")
     .argument("[directory]", "where they are, or one of them", ".")
     .option("--json", "for programs")
     .action(async (directory: string, { json }: { json?: boolean }) => {
@@ -23,9 +23,36 @@ export function addImages(program: Command): void {
       else {
         // In a pipe each fact has one line, for grep.
         const view = process.stdout.isTTY ? stdoutView() : { ...stdoutView(), columns: Infinity };
-        print(images.map((image) => renderImage(printableAll(image), view)).join("\n"));
+        print(
+          asTree(images)
+            .map(({ image, depth }) => renderBelow(printableAll(image), depth, view))
+            .join("\n"),
+        );
       }
     });
+}
+
+/** Each image after the one that it needs, if that is here, and how many of those it is below. */
+export function asTree(images: readonly ImageEntry[]): { image: ImageEntry; depth: number }[] {
+  const here = new Set(images.map(({ id }) => id));
+  const placed = new Set<ImageEntry>();
+  const below = (its: (image: ImageEntry) => boolean, depth: number): { image: ImageEntry; depth: number }[] =>
+    images.filter(its).flatMap((image) => {
+      if (placed.has(image)) return []; // of copies of an image, one has the children
+      placed.add(image);
+      return [{ image, depth }, ...(image.id === null ? [] : below(({ parent_id }) => parent_id === image.id, depth + 1))];
+    });
+  const roots = below(({ parent_id }) => parent_id === null || !here.has(parent_id), 0);
+  return [...roots, ...below((image) => !placed.has(image), 0)]; // those of a circle
+}
+
+const BRANCH = "└─ ";
+
+function renderBelow(image: ImageEntry, depth: number, view: View): string {
+  if (depth === 0) return renderImage(image, view);
+  const indent = " ".repeat(BRANCH.length * (depth - 1));
+  const lines = renderImage(image, { ...view, columns: Math.max(20, view.columns - BRANCH.length * depth) }).split("\n");
+  return lines.map((line, i) => indent + (i === 0 ? BRANCH : " ".repeat(BRANCH.length)) + line).join("\n");
 }
 
 /** A line on the image, and below it what there is to know besides. */
@@ -81,6 +108,6 @@ function isReadable({ time, pid, host }: Partial<Marker>): boolean {
 
 function colorOf(state: ImageState, colors: Colors): (text: string) => string {
   if (state === "complete") return colors.green;
-  if (state === "damaged" || state === "partial") return colors.red;
+  if (["damaged", "incomplete", "partial"].includes(state)) return colors.red;
   return ["set aside", "resuming", "foreign"].includes(state) ? colors.yellow : colors.dim;
 }

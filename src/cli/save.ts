@@ -23,6 +23,7 @@ interface SaveCommandOptions {
   pauseTarget?: number;
   maxPause?: number;
   throttle?: boolean;
+  base?: string;
   saveClean?: boolean;
   digest?: boolean;
   json?: boolean;
@@ -51,6 +52,10 @@ export function addSave(program: Command): void {
       ),
     )
     .option("--throttle", "of adaptive: make processes that write slower if rounds do not pay")
+    .option(
+      "--base <image>",
+      "save only what changed since that image, which the new one then needs: the last snapshot of this machine, or what it was resumed from",
+    )
     .option("--save-clean", "also store unchanged pages of files of the host; otherwise the image refers to the file")
     .option(
       "--digest",
@@ -72,6 +77,7 @@ async function saveMachine(name: string, image: string | undefined, options: Sav
       ...(options.pauseTarget === undefined ? {} : { pauseTarget_ms: options.pauseTarget }),
       ...(options.maxPause === undefined ? {} : { maxPause_ms: options.maxPause }),
       ...(options.throttle === undefined ? {} : { throttle: options.throttle }),
+      ...(options.base === undefined ? {} : { base: resolve(options.base) }),
       saveClean: options.saveClean === true,
       digest: options.digest === true ? "sha256" : "none",
     };

@@ -6,10 +6,12 @@ import { readdir } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
 import { attemptTo, type SerializedError, serializeError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
+import { headerOf } from "./chain.js";
+import { loadChecksum } from "./checksum.js";
 import { holdsImage, openImage, partialOf } from "./directory.js";
-import { statIfThere } from "./files.js";
-import { BLOB_NAME, CATALOGUE_NAME, MACHINE_VERSION } from "./format.js";
+import { MACHINE_VERSION } from "./format.js";
 import { type Attempt, type History, holderOf, readHistory, type SetAside, type Use } from "./markers.js";
+import { bytesOf } from "./remove.js";
 
 /**
  * The first of these that holds.
@@ -20,10 +22,20 @@ import { type Attempt, type History, holderOf, readHistory, type SetAside, type 
  * - `set aside`: a boot could not resume it
  * - `used`: it was resumed
  * - `resuming`: a live process is at it
+ * - `incomplete`: it needs an image that is not there
  * - `damaged`: it cannot be opened
  * - `complete`: it can be resumed
  */
-export type ImageState = "writing" | "partial" | "foreign" | "set aside" | "used" | "resuming" | "damaged" | "complete";
+export type ImageState =
+  | "writing"
+  | "partial"
+  | "foreign"
+  | "set aside"
+  | "used"
+  | "resuming"
+  | "incomplete"
+  | "damaged"
+  | "complete";
 
 export interface ImageEntry {
   name: string;
@@ -37,6 +49,10 @@ export interface ImageEntry {
   /** The consistency point, ISO 8601. */
   time: string | null;
   processes: number | null;
+  /** Null where it cannot be read. */
+  id: string | null;
+  /** The image that it needs. */
+  parent_id: string | null;
   used: Use | null;
   attempts: Attempt[];
   set_aside: SetAside | null;
@@ -44,6 +60,14 @@ export interface ImageEntry {
   error: SerializedError | null;
 }
 
+const NOTHING_KNOWN: Pick<ImageEntry, "ram_bytes" | "time" | "processes" | "id" | "parent_id" | "error"> = {
+  ram_bytes: null,
+  time: null,
+  processes: null,
+  id: null,
+  parent_id: null,
+  error: null,
+};
 const NO_HISTORY: History = { used: null, attempts: [], setAside: null };
 
 /**
@@ -52,6 +76,7 @@ const NO_HISTORY: History = { used: null, attempts: [], setAside: null };
  * @throws HIB_IO
  */
 export async function listImages(directory: string): Promise<ImageEntry[]> {
+  await loadChecksum();
   if (await holdsImage(directory)) return [await describe(resolve(directory))];
   const names = await attemptTo(`listing ${directory}`, () => readdir(resolve(directory)));
   const entries: ImageEntry[] = [];
@@ -64,7 +89,7 @@ export async function listImages(directory: string): Promise<ImageEntry[]> {
 
 async function describe(path: string): Promise<ImageEntry> {
   const name = basename(path);
-  const entry = { name, path, bytes: await sizeOf(path), ram_bytes: null, time: null, processes: null, error: null };
+  const entry = { name, path, bytes: await bytesOf(path), ...NOTHING_KNOWN };
   const writer = partialOf(name);
   if (writer !== undefined) {
     const state = ({ alive: "writing", gone: "partial", "of another host": "foreign" } as const)[writer.writer];
@@ -77,7 +102,8 @@ async function describe(path: string): Promise<ImageEntry> {
     if (isSetAside(name)) return "set aside";
     if (history.used !== null) return "used";
     if (holder !== undefined) return "resuming";
-    return opened.error === null ? "complete" : "damaged";
+    if (opened.error === null) return "complete";
+    return opened.error.code === "HIB_PARENT" ? "incomplete" : "damaged";
   };
   return { ...entry, ...opened, state: state(), by_pid: holder?.pid ?? null, ...fieldsOf(history) };
 }
@@ -91,24 +117,24 @@ function isSetAside(name: string): boolean {
   return /\.set-aside-[a-z0-9-]+$/.test(name);
 }
 
-async function look(path: string): Promise<Pick<ImageEntry, "ram_bytes" | "time" | "processes" | "error">> {
+async function look(path: string): Promise<Pick<ImageEntry, keyof typeof NOTHING_KNOWN>> {
   try {
     const image = await openImage(path, { machineVersion: MACHINE_VERSION });
     try {
       const { ramFrames, time } = image.header;
       const processes = image.catalogue.processes().length;
-      return { ram_bytes: ramFrames * FRAME_BYTES, time: new Date(time).toISOString(), processes, error: null };
+      const known = { ram_bytes: ramFrames * FRAME_BYTES, time: new Date(time).toISOString(), processes };
+      return { ...(await lineage(path)), ...known, error: null };
     } finally {
       image.close();
     }
   } catch (error) {
-    return { ram_bytes: null, time: null, processes: null, error: serializeError(error) };
+    return { ...NOTHING_KNOWN, ...(await lineage(path)), error: serializeError(error) };
   }
 }
 
-async function sizeOf(path: string): Promise<number> {
-  const found = await Promise.all(
-    [BLOB_NAME, CATALOGUE_NAME].map((name) => statIfThere(join(path, name)).catch(() => undefined)),
-  );
-  return found.reduce((sum, file) => sum + (file?.size ?? 0), 0);
+/** What the header says, though the rest be damaged. */
+async function lineage(path: string): Promise<Pick<ImageEntry, "id" | "parent_id">> {
+  const header = await headerOf(path);
+  return { id: header?.id ?? null, parent_id: header?.parent?.id ?? null };
 }

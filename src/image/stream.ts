@@ -44,7 +44,7 @@ export interface TransferOptions {
   onProgress?: (done: number, total: number) => void;
 }
 
-const TRANSFER_RULES: Readonly<Record<keyof TransferOptions, Rule>> = { signal: abortSignal, onProgress: callback };
+export const TRANSFER_RULES: Readonly<Record<keyof TransferOptions, Rule>> = { signal: abortSignal, onProgress: callback };
 
 export interface ExportOptions extends TransferOptions {
   /** Also an image that was resumed before. Its copy is marked as used. */
@@ -349,6 +349,6 @@ async function readPiece(file: BlobReader, offset: number, length: number): Prom
   return piece;
 }
 
-function checkCancelled(signal: AbortSignal | undefined): void {
+export function checkCancelled(signal: AbortSignal | undefined): void {
   if (signal?.aborted === true) throw new HibernaculumError("HIB_CANCELLED", "cancelled; nothing is left behind");
 }

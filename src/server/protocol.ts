@@ -68,6 +68,8 @@ export interface SaveRequest {
   keepRunning: boolean;
   /** Default write-fault. */
   approach?: ApproachName;
+  /** Absolute; the image that is to have all that has not changed since. */
+  base?: string;
   compression: "lz4" | "none";
   /** How long a snapshot's atomic copy may take. */
   pauseTarget_ms?: number;
@@ -196,7 +198,7 @@ export class RequestError extends HibernaculumError {
 /** All that may be asked for. What the library can do besides is not for clients. */
 const OPTION_NAMES: { [Name in CommandName]: readonly (keyof Commands[Name]["options"])[] } = {
   status: [],
-  save: ["path", "keepRunning", "approach", "compression", "pauseTarget_ms", "maxPause_ms", "throttle", "saveClean", "digest"],
+  save: ["path", "keepRunning", "approach", "base", "compression", "pauseTarget_ms", "maxPause_ms", "throttle", "saveClean", "digest"],
   check: [],
   report: [],
   cancel: ["request"],
@@ -211,8 +213,9 @@ function checkOptions(id: number, command: CommandName, options: Record<string, 
   for (const name of Object.keys(options)) need(names.includes(name), `no option ${JSON.stringify(name)}; ${there}`);
   if (command === "cancel") need(Number.isSafeInteger(options["request"]), "request must be the id of another request");
   if (command === "save") {
-    const { path, keepRunning, approach, compression, pauseTarget_ms, maxPause_ms, throttle, saveClean, digest } = options;
-    need(typeof path === "string" && path.startsWith("/") && !path.includes("\0"), "path must be an absolute path");
+    const { path, keepRunning, approach, base, compression, pauseTarget_ms, maxPause_ms, throttle, saveClean, digest } = options;
+    need(isAbsolutePath(path), "path must be an absolute path");
+    need(base === undefined || isAbsolutePath(base), "base must be an absolute path");
     need(typeof keepRunning === "boolean", "keepRunning must be true or false");
     need(
       approach === undefined || APPROACH_NAMES.includes(approach as ApproachName),
@@ -228,4 +231,8 @@ function checkOptions(id: number, command: CommandName, options: Record<string, 
     need(saveClean === undefined || typeof saveClean === "boolean", "saveClean must be true or false");
     need(digest === undefined || digest === "none" || digest === "sha256", "digest must be none or sha256");
   }
+}
+
+function isAbsolutePath(path: unknown): boolean {
+  return typeof path === "string" && path.startsWith("/") && !path.includes("\0");
 }

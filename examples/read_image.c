@@ -11,6 +11,7 @@
  *
  * IMAGE is the directory that hib save made, or the file that hib export wrote.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -130,14 +131,17 @@ struct region {
   u64 pfn, frames;
 };
 
-static struct {
-  int blob;
+/* An image, its parent, that one's parent, and so on; `image` is the one that is looked at. */
+enum { IMAGES = 64 };
+static struct image {
+  int blob, has_parent;
+  u8 id[16];
   sqlite3 *sql;
   u64 chunk_count, extent_count, region_count;
   struct chunk *chunks;
   struct extent *extents;
   struct region *regions;
-} image;
+} images[IMAGES], *image = images;
 
 static void read_at(int file, u8 *to, u64 length, u64 offset) {
   while (length > 0) {
@@ -161,13 +165,13 @@ static u64 size_of(int file) {
 
 static sqlite3_stmt *query(const char *text) {
   sqlite3_stmt *statement;
-  need(sqlite3_prepare_v2(image.sql, text, -1, &statement, NULL) == SQLITE_OK, "catalogue: %s", sqlite3_errmsg(image.sql));
+  need(sqlite3_prepare_v2(image->sql, text, -1, &statement, NULL) == SQLITE_OK, "catalogue: %s", sqlite3_errmsg(image->sql));
   return statement;
 }
 
 static int row(sqlite3_stmt *statement) {
   int result = sqlite3_step(statement);
-  need(result == SQLITE_ROW || result == SQLITE_DONE, "catalogue: %s", sqlite3_errmsg(image.sql));
+  need(result == SQLITE_ROW || result == SQLITE_DONE, "catalogue: %s", sqlite3_errmsg(image->sql));
   if (result == SQLITE_DONE) sqlite3_finalize(statement);
   return result == SQLITE_ROW;
 }
@@ -198,12 +202,12 @@ static void read_tables(u64 chunks, u64 frames, u64 ram) {
        "the catalogue is not one of an image");
   need(number_of("SELECT count(*) FROM sqlite_schema WHERE type <> 'table' AND sql IS NOT NULL OR sql LIKE 'CREATE VIRTUAL%'") == 0,
        "the catalogue has views or triggers");
-  image.chunk_count = number_of("SELECT count(*) FROM chunk");
-  need(image.chunk_count == chunks, "the catalogue does not agree with the header: chunks");
-  image.chunks = room(chunks * sizeof *image.chunks);
+  image->chunk_count = number_of("SELECT count(*) FROM chunk");
+  need(image->chunk_count == chunks, "the catalogue does not agree with the header: chunks");
+  image->chunks = room(chunks * sizeof *image->chunks);
   sqlite3_stmt *found = query("SELECT id, offset, stored, payload, frames, codec, hash, pieces FROM chunk ORDER BY id");
   for (u64 i = 0; row(found); i++) {
-    struct chunk *c = &image.chunks[i];
+    struct chunk *c = &image->chunks[i];
     need(i < chunks && column(found, 0) == i, "the ids of chunks are not 0 to %llu", (unsigned long long)chunks - 1);
     *c = (struct chunk){column(found, 1), column(found, 2), column(found, 3), column(found, 4), column(found, 5), column(found, 6), {0}, 0};
     need(c->codec <= 1, "chunk %llu has an unknown codec", (unsigned long long)i);
@@ -214,54 +218,59 @@ static void read_tables(u64 chunks, u64 frames, u64 ram) {
     memcpy(c->pieces, sqlite3_column_blob(found, 7), c->piece_bytes);
     need(xxh64(c->pieces, c->piece_bytes) == c->hash, "the hashes of chunk %llu are damaged", (unsigned long long)i);
   }
-  image.extent_count = number_of("SELECT count(*) FROM extent");
-  image.extents = room(image.extent_count * sizeof *image.extents);
+  image->extent_count = number_of("SELECT count(*) FROM extent");
+  image->extents = room(image->extent_count * sizeof *image->extents);
   u64 total = 0, free = 0;
   found = query("SELECT pfn, frames, kind, chunk, first, fill FROM extent ORDER BY pfn");
   for (u64 i = 0; row(found); i++) {
-    struct extent *e = &image.extents[i];
+    struct extent *e = &image->extents[i];
     *e = (struct extent){column(found, 0), column(found, 1), column(found, 2), column(found, 3), column(found, 4), column(found, 5)};
-    need(e->kind <= 2 || e->kind == 4, "the extent at frame %llu is of an unknown kind", (unsigned long long)e->pfn);
+    need(e->kind <= 2 || e->kind == 4 || (e->kind == 3 && image->has_parent), "the extent at frame %llu is of an unknown kind", (unsigned long long)e->pfn);
     need(e->pfn >= free && e->frames >= 1 && e->frames <= ram, "the extents overlap at frame %llu", (unsigned long long)e->pfn);
-    need(e->kind != 0 || (e->chunk < chunks && e->first < 256 && e->first + e->frames <= image.chunks[e->chunk].frames),
+    need(e->kind != 0 || (e->chunk < chunks && e->first < 256 && e->first + e->frames <= image->chunks[e->chunk].frames),
          "the extent at frame %llu is not within its chunk", (unsigned long long)e->pfn);
     free = e->pfn + e->frames;
     total += e->frames;
   }
   need(total == frames, "the catalogue does not agree with the header: frames");
-  image.region_count = number_of("SELECT count(*) FROM region");
-  image.regions = room(image.region_count * sizeof *image.regions);
+  image->region_count = number_of("SELECT count(*) FROM region");
+  image->regions = room(image->region_count * sizeof *image->regions);
   total = 0;
   found = query("SELECT pfn, frames FROM region ORDER BY pfn");
   for (u64 i = 0; row(found); i++) {
-    image.regions[i] = (struct region){column(found, 0), column(found, 1)};
-    total += image.regions[i].frames;
+    image->regions[i] = (struct region){column(found, 0), column(found, 1)};
+    total += image->regions[i].frames;
   }
   need(total == ram, "the catalogue does not agree with the header: RAM");
-  for (u64 i = 0, r = 0; i < image.extent_count; i++) {
-    struct extent *e = &image.extents[i];
-    while (r < image.region_count && image.regions[r].pfn + image.regions[r].frames < e->pfn + e->frames) r++;
-    need(r < image.region_count && image.regions[r].pfn <= e->pfn, "the extent at frame %llu is beyond RAM", (unsigned long long)e->pfn);
+  for (u64 i = 0, r = 0; i < image->extent_count; i++) {
+    struct extent *e = &image->extents[i];
+    while (r < image->region_count && image->regions[r].pfn + image->regions[r].frames < e->pfn + e->frames) r++;
+    need(r < image->region_count && image->regions[r].pfn <= e->pfn, "the extent at frame %llu is beyond RAM", (unsigned long long)e->pfn);
   }
 }
+
+static void open_parent(const char *path, const u8 *parent);
 
 static void open_image(const char *path) {
   struct stat found;
   int result = stat(path, &found);
   need(result == 0, "%s: %s", path, strerror(errno));
   int object = !S_ISDIR(found.st_mode); /* one object: its header is its last page */
-  image.blob = open_file(object ? path : joined(path, "blob"));
-  u64 size = size_of(image.blob);
+  image->blob = open_file(object ? path : joined(path, "blob"));
+  u64 size = size_of(image->blob);
   u8 page[FRAME];
   need(size >= FRAME, "not an image: the blob is too short");
-  read_at(image.blob, page, FRAME, object ? size - FRAME : 0);
+  read_at(image->blob, page, FRAME, object ? size - FRAME : 0);
   need(memcmp(page, "HBRN", 4) == 0, "not an image, or one that was never completed");
   need(u32_at(page + 4) == 2, "format version %u, and this program reads version 2", u32_at(page + 4));
   need(u32_at(page + 12) == FRAME && xxh64(page, 4088) == u64_at(page + 4088), "the header is damaged");
-  need(u32_at(page + 32) == 0, "the image has features that this program does not know (0x%x)", u32_at(page + 32));
+  need((u32_at(page + 32) & ~2u) == 0, "the image has features that this program does not know (0x%x)", u32_at(page + 32));
   need(u32_at(page + 40) == 1 && u32_at(page + 44) == 12 && u32_at(page + 48) == 1 && u32_at(page + 52) == 1,
        "the image has hashes, frames or page tables of another kind");
-  need(!any(page + 136, 24) && !any(page + 256, 4088 - 256) && u32_at(page + 56) <= (u32)object,
+  image->has_parent = u32_at(page + 32) == 2; /* its id, and the hashes of its catalogue */
+  memcpy(image->id, page + 16, 16);
+  u64 known = image->has_parent ? 320 : 256;
+  need(!any(page + 136, 24) && !any(page + 280, 8) && !any(page + known, 4088 - known) && u32_at(page + 56) <= (u32)object,
        "the image has something where nothing is known");
   u64 chunks = u32_at(page + 60), ram = u64_at(page + 64), frames = u64_at(page + 72), end = u64_at(page + 80);
   u64 where = u64_at(page + 88), length = u64_at(page + 96), hash = u64_at(page + 104);
@@ -271,19 +280,50 @@ static void open_image(const char *path) {
   need(fabs(time) <= 8.64e15 && where == (object ? end : 0) && end <= size && length <= (u64)1 << 40, "the header contradicts itself");
   need(size == (object ? end + (length + FRAME - 1) / FRAME * FRAME + FRAME : end), "the blob has another length than the header says");
 
-  int file = object ? image.blob : open_file(joined(path, "catalogue.sqlite"));
+  int file = object ? image->blob : open_file(joined(path, "catalogue.sqlite"));
   need(object || size_of(file) == length, "the catalogue has another length than the header says");
   u8 *catalogue = sqlite3_malloc64(length ? length : 1);
   need(catalogue != NULL, "there is no memory for the catalogue");
   read_at(file, catalogue, length, where);
   need(xxh64(catalogue, length) == hash, "the catalogue is damaged");
-  need(sqlite3_open(":memory:", &image.sql) == SQLITE_OK &&
-           sqlite3_deserialize(image.sql, "main", catalogue, (sqlite3_int64)length, (sqlite3_int64)length,
+  need(sqlite3_open(":memory:", &image->sql) == SQLITE_OK &&
+           sqlite3_deserialize(image->sql, "main", catalogue, (sqlite3_int64)length, (sqlite3_int64)length,
                                SQLITE_DESERIALIZE_READONLY | SQLITE_DESERIALIZE_FREEONCLOSE) == SQLITE_OK,
        "SQLite cannot open the catalogue");
-  sqlite3_db_config(image.sql, SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0, NULL);
-  sqlite3_db_config(image.sql, SQLITE_DBCONFIG_DEFENSIVE, 1, NULL);
+  sqlite3_db_config(image->sql, SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0, NULL);
+  sqlite3_db_config(image->sql, SQLITE_DBCONFIG_DEFENSIVE, 1, NULL);
   read_tables(chunks, frames, ram);
+  if (image->has_parent) open_parent(path, page + 256);
+}
+
+/* The image beside this one that has the frames which have not changed since. */
+static void open_parent(const char *path, const u8 *parent) {
+  need(image + 1 < images + IMAGES, "there are more than %d images in the chain", IMAGES);
+  for (struct image *child = images; child <= image; child++)
+    need(memcmp(child->id, parent, 16) != 0, "the images' parents go in a circle");
+  char *real = realpath(path, NULL);
+  need(real != NULL, "%s: %s", path, strerror(errno));
+  *strrchr(real, '/') = 0;
+  DIR *directory = opendir(*real ? real : "/");
+  need(directory != NULL, "%s: %s", real, strerror(errno));
+  for (struct dirent *entry; (entry = readdir(directory)) != NULL;) {
+    char *other = joined(real, entry->d_name), *blob = joined(other, "blob");
+    u8 header[FRAME];
+    int file = open(blob, O_RDONLY | O_NONBLOCK);
+    int found = file >= 0 && read(file, header, FRAME) == FRAME && memcmp(header + 16, parent, 16) == 0 &&
+                memcmp(header + 104, parent + 16, 8) == 0;
+    if (file >= 0) close(file);
+    if (found) {
+      image++;
+      open_image(other);
+      image = images;
+      closedir(directory);
+      return;
+    }
+    free(blob);
+    free(other);
+  }
+  need(0, "the parent is not in %s", real);
 }
 
 /* Frames */
@@ -293,16 +333,17 @@ enum { CACHED = 64 };
 /* The frames of a chunk, checked and decoded; good until CACHED others have been asked for. */
 static const u8 *decoded(u64 id) {
   static struct {
-    u64 id;
+    u64 key;
     u8 *data;
   } cache[CACHED];
   static u8 stored[CHUNK_MOST];
-  struct chunk *c = &image.chunks[id];
-  if (cache[id % CACHED].data != NULL && cache[id % CACHED].id == id) return cache[id % CACHED].data;
+  struct chunk *c = &image->chunks[id];
+  u64 key = id * IMAGES + (u64)(image - images);
+  if (cache[id % CACHED].data != NULL && cache[id % CACHED].key == key) return cache[id % CACHED].data;
   if (cache[id % CACHED].data == NULL) cache[id % CACHED].data = room(CHUNK_MOST);
   u8 *data = cache[id % CACHED].data;
-  cache[id % CACHED].id = id;
-  read_at(image.blob, stored, c->stored, c->offset);
+  cache[id % CACHED].key = key;
+  read_at(image->blob, stored, c->stored, c->offset);
   for (u64 at = 0; at < c->stored; at += PIECE) {
     u64 length = c->stored - at < PIECE ? c->stored - at : PIECE;
     need(xxh64(stored + at, length) == u64_at(c->pieces + at / PIECE * 8), "chunk %llu is damaged", (unsigned long long)id);
@@ -338,20 +379,24 @@ static void referenced(const struct extent *e, u64 pfn, u8 *to) {
 
 static void frame(u64 pfn, u8 *to) {
   u64 known = 0;
-  for (u64 i = 0; i < image.region_count; i++) known |= pfn - image.regions[i].pfn < image.regions[i].frames;
+  for (u64 i = 0; i < image->region_count; i++) known |= pfn - image->regions[i].pfn < image->regions[i].frames;
   need(known, "frame %llu is beyond RAM", (unsigned long long)pfn);
   memset(to, 0, FRAME);
-  u64 low = 0, high = image.extent_count; /* the last extent that begins at pfn or before */
+  u64 low = 0, high = image->extent_count; /* the last extent that begins at pfn or before */
   while (low < high) {
     u64 middle = (low + high) / 2;
-    if (image.extents[middle].pfn <= pfn) low = middle + 1;
+    if (image->extents[middle].pfn <= pfn) low = middle + 1;
     else high = middle;
   }
-  const struct extent *e = low == 0 ? NULL : &image.extents[low - 1];
+  const struct extent *e = low == 0 ? NULL : &image->extents[low - 1];
   if (e == NULL || pfn - e->pfn >= e->frames || e->kind == 4) return; /* it was free, or is a hole */
   if (e->kind == 0) memcpy(to, decoded(e->chunk) + (e->first + pfn - e->pfn) * FRAME, FRAME);
   else if (e->kind == 2) referenced(e, pfn, to);
-  else
+  else if (e->kind == 3) {
+    image++;
+    frame(pfn, to);
+    image--;
+  } else
     for (int i = 0; i < FRAME; i++) to[i] = (u8)(e->fill >> 8 * (i % 8));
 }
 
@@ -448,17 +493,22 @@ int main(int count, char **arguments) {
   }
   need(path != NULL, "which image? usage: read_image IMAGE");
   open_image(path);
-  for (u64 i = 0; check && i < image.chunk_count; i++) decoded(i);
-  if (check) printf("%llu of %llu chunks checked: ok\n", (unsigned long long)image.chunk_count, (unsigned long long)image.chunk_count);
+  u64 checked = 0;
+  for (; check; image++) {
+    for (u64 i = 0; i < image->chunk_count; i++, checked++) decoded(i);
+    if (!image->has_parent) break; /* else its parent's, too: all of its frames are */
+  }
+  image = images;
+  if (check) printf("%llu of %llu chunks checked: ok\n", (unsigned long long)checked, (unsigned long long)checked);
   u8 page[FRAME];
   if (number != NULL) {
     u64 pfn = strtoull(number, NULL, 0);
     frame(pfn, page);
     dump(page, 0, FRAME, pfn * FRAME);
   } else if (memory) {
-    for (u64 i = 0; i < image.region_count; i++)
-      for (u64 pfn = 0; pfn < image.regions[i].frames; pfn++) {
-        frame(image.regions[i].pfn + pfn, page);
+    for (u64 i = 0; i < image->region_count; i++)
+      for (u64 pfn = 0; pfn < image->regions[i].frames; pfn++) {
+        frame(image->regions[i].pfn + pfn, page);
         if (fwrite(page, FRAME, 1, stdout) != 1) need(0, "writing: %s", strerror(errno));
       }
   } else if (pid != NULL && read_count > 0) {

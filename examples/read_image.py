@@ -66,8 +66,8 @@ def lz4_block(source, length):
     return bytes(out)
 
 class Image:
-    def __init__(self, path):
-        path = pathlib.Path(path)
+    def __init__(self, path, children=()):
+        path = pathlib.Path(path).resolve()
         whole = path.is_file()  # one object: its header is its last page
         self.blob = open(path if whole else path / "blob", "rb")
         size = os.fstat(self.blob.fileno()).st_size
@@ -77,10 +77,11 @@ class Image:
         need(version == 2, f"format version {version}, and this program reads version 2")
         need(header_bytes == FRAME and struct.unpack_from("<Q", page, 4088)[0] == xxh64(page[:4088]), "the header is damaged")
         incompatible, _, *algorithms = struct.unpack_from("<6I", page, 32)
-        need(incompatible == 0, f"the image has features that this program does not know ({incompatible:#x})")
+        need(incompatible & ~2 == 0, f"the image has features that this program does not know ({incompatible:#x})")
         need(algorithms == [1, 12, 1, 1], "the image has hashes, frames or page tables of another kind")
         state, chunks, self.ram, frames, end, where, length, hash_, head, head_hash, time = struct.unpack_from("<IIQQQQQQQQd", page, 56)
-        need(not any(page[136:160]) and not any(page[256:4088]) and state <= whole, "the image has something where nothing is known")
+        known = 320 if incompatible & 2 else 256  # with a parent, that one's id and the hashes of its catalogue
+        need(not any(page[136:160]) and not any(page[280:288]) and not any(page[known:4088]) and state <= whole, "the image has something where nothing is known")
         need(abs(time) <= 8.64e15 and where == (end if whole else 0), "the header contradicts itself")
         need(size == (end + -(-length // FRAME) * FRAME + FRAME if whole else end), "the blob has another length than the header says")
         data = self.at(where, length) if whole else (path / "catalogue.sqlite").read_bytes()
@@ -101,10 +102,20 @@ class Image:
         total, = self.sql("SELECT total(frames) FROM extent").fetchone()
         ram = sum(count for _, count in self.regions)
         need(len(self.chunks) == chunks and total == frames and ram == self.ram, "the catalogue does not agree with the header")
-        need(self.sql("SELECT count(*) FROM extent WHERE kind NOT IN (0, 1, 2, 4)").fetchone() == (0,), "there are extents of an unknown kind")
+        need(self.sql("SELECT count(*) FROM extent WHERE kind NOT IN (0, 1, 2, 4) AND (kind <> 3 OR ?)", (not incompatible & 2,)).fetchone() == (0,), "there are extents of an unknown kind")
         within = "SELECT 1 FROM region WHERE region.pfn <= extent.pfn AND extent.pfn + extent.frames <= region.pfn + region.frames"
         need(self.sql(f"SELECT count(*) FROM extent WHERE NOT EXISTS ({within})").fetchone() == (0,), "there are extents beyond RAM")
         need(all(codec in (0, 1) for *_, codec, _, _ in self.chunks.values()), "there are chunks with an unknown codec")
+        need(page[16:32] not in children, "the images' parents go in a circle")
+        self.parent = self.find(path.parent, page[256:280], (*children, page[16:32])) if incompatible & 2 else None
+
+    def find(self, directory, parent, children):
+        """The image beside this one that has the frames which have not changed since."""
+        for other in sorted(directory.glob("*/blob")):
+            header = other.open("rb").read(FRAME)
+            if header[16:32] == parent[:16] and header[104:112] == parent[16:]:
+                return Image(other.parent, children)
+        need(False, f"the parent (id {parent[:16].hex()}) is not in {directory}")
 
     def at(self, offset, length):
         self.blob.seek(offset)
@@ -149,6 +160,8 @@ class Image:
         if row is None or pfn >= row[0] + row[1] or row[2] == 4:
             return bytes(FRAME)  # it was free, or is a hole
         start, _, kind, chunk, first, fill = row
+        if kind == 3:
+            return self.parent.frame(pfn)
         if kind == 0:
             need(chunk in self.chunks and first + pfn - start < self.chunks[chunk][3], f"frame {pfn} is in no chunk")
             return self.place(chunk, first + pfn - start)
@@ -225,7 +238,13 @@ def main():
     for number in checked:
         image.chunk(number)
     if checked:
-        print(f"{len(checked)} of {len(image.chunks)} chunks checked: ok")
+        count, total, parent = len(checked), len(image.chunks), image.parent
+        while parent:  # all of an image's frames are checked only with those of its ancestors
+            for number in parent.chunks if args.check == "all" else ():
+                parent.chunk(number)
+                count += 1
+            total, parent = total + len(parent.chunks), parent.parent
+        print(f"{count} of {total} chunks checked: ok")
     processes = {row[0]: row[1:] for row in image.sql("SELECT pid, name, state, steps, detail FROM process ORDER BY pid")}
     if args.frame is not None:
         dump(image.frame(args.frame), args.frame * FRAME)

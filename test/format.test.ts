@@ -259,7 +259,8 @@ function kindsOf(memory: ReadableMemory): Set<string> {
 }
 
 /** A machine with all that a process's memory can be made of, saved. */
-async function variedImage(t: ExecutionContext, compression: "lz4" | "none"): Promise<Image> {
+/** @param ancestors - that it is to need at the least */
+async function variedImage(t: ExecutionContext, compression: "lz4" | "none", ancestors = 0): Promise<Image> {
   const host = scratch(t);
   writeFileSync(join(host, "data"), randomBytes(30 * FRAME_BYTES + 123));
   const mounts = [{ path: "/host", host, readOnly: false }];
@@ -295,10 +296,11 @@ async function variedImage(t: ExecutionContext, compression: "lz4" | "none"): Pr
   await until(() => whileStopped(machine, () => kindsOf(machine.kernel.memory).has("parked leaf")), "a page is parked");
   // A stop comes at some step: one whose mapper has just made all of its pages accessible shows no parked one.
   for (let i = 0; ; i++) {
-    await save(machine, `${path}-${i}`, { keepRunning: true, compression, name: "varied", digest: "sha256" });
+    const base = ancestors === 0 || i === 0 ? {} : { base: `${path}-${i - 1}` };
+    await save(machine, `${path}-${i}`, { ...base, keepRunning: true, compression, name: "varied", digest: "sha256" });
     const image = await openImage(`${path}-${i}`);
     t.teardown(() => image.close());
-    if (kindsOf(image.memory()).has("parked leaf")) return image;
+    if (i >= ancestors && kindsOf(image.memory()).has("parked leaf")) return image;
   }
 }
 
@@ -334,6 +336,12 @@ for (const [name, read] of readers) {
       writeFileSync(object, await buffer(Readable.from(exportImage(image.path))));
       t.true((await read(object, "--memory")).stdout.equals((await read(image.path, "--memory")).stdout), "as one object");
     }
+  });
+
+  test(`${name}: sees in an image that needs two others what this program sees`, async (t) => {
+    const image = await variedImage(t, "lz4", 2);
+    t.true(image.ancestors.length >= 2);
+    await compare(t, read, image);
   });
 
   test(`${name}: refuses what is damaged, not known, of another version, or not there`, async (t) => {

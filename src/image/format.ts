@@ -154,6 +154,7 @@ const FIXED: readonly (readonly [at: number, value: number, what: string])[] = [
   [52, 1, "page tables of another kind"],
 ];
 const STATE_USED = 1;
+const NO_ID = "00000000-0000-0000-0000-000000000000";
 /** The last time that a Date can be, ms since 1970. */
 const TIME_MAX = 8.64e15;
 
@@ -316,7 +317,7 @@ function isZero(bytes: Uint8Array): boolean {
 
 /** @throws HIB_CORRUPT for what no program writes, HIB_RAM_TOO_LARGE */
 function checkRanges(header: ImageHeader, where: string): void {
-  const { ramFrames, frames, chunks, blobBytes, catalogueOffset, catalogueBytes, catalogueHeadBytes, time } = header;
+  const { ramFrames, frames, chunks, blobBytes, catalogueOffset, catalogueBytes, catalogueHeadBytes, time, parent } = header;
   if (ramFrames > MAX_FRAMES)
     throw new HibernaculumError(
       "HIB_RAM_TOO_LARGE",
@@ -329,7 +330,8 @@ function checkRanges(header: ImageHeader, where: string): void {
     blobBytes + catalogueBytes < Number.MAX_SAFE_INTEGER - HEADER_BYTES &&
     (catalogueOffset === 0 || catalogueOffset === blobBytes) &&
     catalogueHeadBytes <= catalogueBytes &&
-    Math.abs(time) <= TIME_MAX;
+    Math.abs(time) <= TIME_MAX &&
+    (parent === null || parent.id !== NO_ID);
   if (!sound) throw damaged("HIB_CORRUPT", `${where}: the header contradicts itself`);
 }
 

@@ -84,6 +84,11 @@ export function mergeBits(to: u32, from: u32): void {
   }
 }
 
+/** Takes the bits of `other` out of `bitmap`. */
+export function subtractBits(bitmap: u32, other: u32): void {
+  for (let at: u32 = 0; at < <u32>BITMAP_BYTES; at += 8) store<u64>(bitmap + at, load<u64>(bitmap + at) & ~load<u64>(other + at));
+}
+
 /** Takes the bits of `marks` out of `bitmap` and clears them there. A mark that a handler sets meanwhile is taken, or stays. */
 export function takeMarks(bitmap: u32, marks: u32): void {
   for (let at: u32 = 0; at < <u32>BITMAP_BYTES; at += 8) {

@@ -4,5 +4,5 @@ export { acknowledge, activate, attach, deactivate, dropContext, invalidate, loa
 export { claimQueueEntry, faultsTaken, setTimelineBin, takeBackHeldPlace, takeBackPlace } from "./tracking";
 export {
   beforeBulkStore, clearBitmap, clearBits, copyBitmap, countBits, countResidual, gather, isSameFilled, kernelStore32,
-  kernelStore8, kernelStoreFloat64, kernelZero, listMarked, listPlanned, listResidual, mergeBits, scatter, setBits, setFrameBit as setBit, stage, stagePreimage, stageWanted, takeMarks, touch,
+  kernelStore8, kernelStoreFloat64, kernelZero, listMarked, listPlanned, listResidual, mergeBits, scatter, setBits, setFrameBit as setBit, stage, stagePreimage, stageWanted, subtractBits, takeMarks, touch,
 } from "./frames";

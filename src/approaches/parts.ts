@@ -122,7 +122,8 @@ export class Save implements Disposable {
 
   /** Plans to stream nothing, so that the residual set is all of memory. */
   planNothing(): void {
-    const { core, kernel } = this.machine;
+    const { core, kernel, tracking } = this.machine;
+    if (this.#base === undefined) tracking.forget(); // who does not arm has not done so yet
     planNothing(core, kernel.memory);
     this.#times.ended("planned");
   }
@@ -213,9 +214,10 @@ export class Save implements Disposable {
 
   /** Processes run from here on. Who enters the kernel waits until all is noted as it was. A hibernation stays stopped. */
   go(): void {
-    const { control, devices, quiesce } = this.machine;
+    const { control, devices, quiesce, tracking } = this.machine;
     failpoint("save.copied");
     this.#times.ended("copied");
+    tracking.settle(this.settings.keepRunning ? "goes on" : "stays");
     if (!this.settings.keepRunning) {
       if (!this.#noted) this.#note();
       return this.#times.ended("stopped");

@@ -61,7 +61,7 @@ export class WriteTracking {
    * @throws HIB_INTERNAL if a vCPU does not answer
    */
   arm(): void {
-    this.#forget();
+    this.forget();
     this.#arm(KEEP_NONE);
   }
 
@@ -81,7 +81,7 @@ export class WriteTracking {
 
   /** As `arm`, for a resume: the handler also keeps the old contents of frames that were found equal (S1.7). */
   armForRestore(): void {
-    this.#forget();
+    this.forget();
     this.#arm(KEEP_FOR_RESTORE);
   }
 
@@ -130,7 +130,7 @@ export class WriteTracking {
    * or a pre-image into a place that has been given back.
    */
   disarm(): void {
-    this.#forget();
+    this.forget();
     if (this.#control.load(MACHINE_ARMED) === 0) return;
     this.#control.store(MACHINE_ARMED, 0);
     this.#control.store(MACHINE_KEEP_PREIMAGES, KEEP_NONE);
@@ -142,6 +142,7 @@ export class WriteTracking {
    * KEPT_BITMAP has what was kept at the stop. When this returns, no handler is at work on a pre-image any more.
    */
   endTail(): void {
+    if (!this.#inTail) return;
     this.#core.takeMarks(KEPT_BITMAP, DIRTY_BITMAP); // of before the stop: handlers of a tail set no marks
     this.#control.store(MACHINE_KEEP_PREIMAGES, KEEP_NONE);
     this.#shootDown();
@@ -156,21 +157,37 @@ export class WriteTracking {
 
   /** While everything is stopped and memory has just been put in place: all stores since are tracked. @param frames - of the image */
   trackRestored(image: TrackedImage, frames: Iterable<{ pfn: number; frames: number }>): void {
-    this.#forget();
+    this.forget();
     this.#arm(KEEP_NONE);
     for (const run of frames) this.#core.setBits(KEPT_BITMAP, run.pfn, run.frames);
     this.#since = image;
   }
 
-  #forget(): void {
+  /** What the machine has in common with an image is not known any more. */
+  forget(): void {
     this.#since = undefined;
     this.#core.clearBitmap(KEPT_BITMAP);
   }
 
   /** Loosens, unless all stores since an image are known: then tracking goes on. In a tail they are not. */
   end(): void {
-    const inTail = this.#control.load(MACHINE_KEEP_PREIMAGES) !== KEEP_NONE;
-    if (this.#since === undefined || inTail) this.disarm();
+    if (this.#since === undefined || this.#inTail) this.disarm();
+  }
+
+  get #inTail(): boolean {
+    return this.#control.load(MACHINE_KEEP_PREIMAGES) !== KEEP_NONE;
+  }
+
+  /**
+   * At a stop that no tail follows, because all that was to be copied or written is: KEPT_BITMAP has what was kept up to here, and if
+   * the machine goes on its stores are tracked from here on. Without effect if a tail is armed: `endTail` does the same for that.
+   */
+  settle(goesOn: "goes on" | "stays"): void {
+    if (this.#inTail) return;
+    if (goesOn === "stays") return this.#core.subtractBits(KEPT_BITMAP, DIRTY_BITMAP);
+    this.#core.takeMarks(KEPT_BITMAP, DIRTY_BITMAP);
+    this.#control.store(MACHINE_ARMED, 1);
+    this.#control.add(MACHINE_GENERATION, 1);
   }
 
   /** Publishes a new generation and waits until every vCPU has passed a safepoint and acknowledged it there. */

@@ -198,7 +198,18 @@ export class RequestError extends HibernaculumError {
 /** All that may be asked for. What the library can do besides is not for clients. */
 const OPTION_NAMES: { [Name in CommandName]: readonly (keyof Commands[Name]["options"])[] } = {
   status: [],
-  save: ["path", "keepRunning", "approach", "base", "compression", "pauseTarget_ms", "maxPause_ms", "throttle", "saveClean", "digest"],
+  save: [
+    "path",
+    "keepRunning",
+    "approach",
+    "base",
+    "compression",
+    "pauseTarget_ms",
+    "maxPause_ms",
+    "throttle",
+    "saveClean",
+    "digest",
+  ],
   check: [],
   report: [],
   cancel: ["request"],

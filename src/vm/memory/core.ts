@@ -38,6 +38,7 @@ export interface Core {
   clearBitmap(bitmap: number): void;
   copyBitmap(to: number, from: number): void;
   mergeBits(to: number, from: number): void;
+  subtractBits(bitmap: number, other: number): void;
   takeMarks(bitmap: number, marks: number): void;
   countBits(bitmap: number): number;
   countResidual(): number;

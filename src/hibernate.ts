@@ -28,6 +28,7 @@ import { checkOracle, createOracle } from "./cow/oracle.js";
 import { planFrames } from "./cow/plan.js";
 import { Reserve } from "./cow/reserve.js";
 import { loadChecksum } from "./image/checksum.js";
+import { NewEncryption } from "./image/encryption.js";
 import { createPartial, type PartialImage, removeStalePartials } from "./image/directory.js";
 import type { Machine } from "./machine.js";
 import { publishImage } from "./publish.js";
@@ -75,7 +76,8 @@ export async function save(machine: Machine, path: string, options: SaveOptions 
 
 async function saveTo(machine: Machine, image: PartialImage, options: SaveOptions): Promise<SaveReport> {
   machine.refuseOff(); // it may have been told to end meanwhile
-  using work = new Save(machine, image, withDefaults(options));
+  const encryption = options.keys === undefined ? undefined : await NewEncryption.begin(options.keys);
+  using work = new Save(machine, image, { ...withDefaults(options), encryption });
   try {
     await work.prepare();
     work.arm();
@@ -95,7 +97,7 @@ async function saveTo(machine: Machine, image: PartialImage, options: SaveOption
 class Save implements Disposable {
   readonly #machine: Machine;
   readonly #image: PartialImage;
-  readonly #options: SaveSettings;
+  readonly #options: SaveSettings & { encryption: NewEncryption | undefined };
   readonly #id = randomUUID();
   readonly #times = new StepTimes(SAVE_STEPS);
   readonly #progress: SaveProgressTeller;
@@ -111,16 +113,25 @@ class Save implements Disposable {
   /** The consistency point, ms since 1970. */
   #time = 0;
 
-  constructor(machine: Machine, image: PartialImage, options: SaveSettings) {
+  constructor(machine: Machine, image: PartialImage, options: SaveSettings & { encryption: NewEncryption | undefined }) {
     const { control, kernel, claims, writers, pool } = machine;
     const { compression, digest } = options;
+    const key = options.encryption?.keys.chunks;
     this.#machine = machine;
     this.#image = image;
     this.#options = options;
     this.#cancellation = new Cancellation(machine, options.signal, CANCEL_MESSAGES);
     this.#progress = new SaveProgressTeller(control, this.#cancellation.guard("onProgress", options.onProgress));
     this.#oracle = options.oracle === true ? createOracle(kernel.memory.frames) : undefined;
-    const toBlob = { blob: image.blobPath, frames: kernel.memory.frames, writers, compression, digest, oracle: this.#oracle };
+    const toBlob = {
+      blob: image.blobPath,
+      frames: kernel.memory.frames,
+      writers,
+      compression,
+      digest,
+      key,
+      oracle: this.#oracle,
+    };
     this.#writer = new ImageWriter(pool, control, { ...toBlob, onError: this.#cancellation.cancel });
     this.#reserve = new Reserve(kernel, claims, { poolOffset: writers * WRITER_BYTES, limit: options.reserveFrames });
     this.#files = new SaveFiles(machine, options.saveClean === true ? "all" : "changed");
@@ -214,7 +225,7 @@ class Save implements Disposable {
     failpoint("save.catalogue");
     // A resume repeats the requests in flight: this host must have ended them by then.
     if (!this.#options.keepRunning) await this.#machine.devices.settle();
-    const { keepRunning, compression, name, digest } = this.#options;
+    const { keepRunning, compression, name, digest, encryption } = this.#options;
     return publishImage(this.#machine, this.#image, this.#cancellation, {
       facts: { id: this.#id, time: this.#time, keepRunning, compression, at: this.#times.all(), counts: this.#counts },
       written: this.#writer,
@@ -223,6 +234,7 @@ class Save implements Disposable {
       references,
       name,
       digest,
+      encryption,
     });
   }
 

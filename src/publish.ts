@@ -9,6 +9,7 @@ import type { Cancellation } from "./cow/cancellation.js";
 import { readFaultStatistics } from "./cow/fault-statistics.js";
 import type { PartialImage } from "./image/directory.js";
 import type { ExtentTable } from "./image/extents.js";
+import type { NewEncryption } from "./image/encryption.js";
 import { type ImageHeader, MACHINE_VERSION } from "./image/format.js";
 import type { FileRow } from "./image/host-files.js";
 import { notePaths } from "./image/known-paths.js";
@@ -30,6 +31,7 @@ export interface ImageParts {
   /** Of the machine. */
   name: string | undefined;
   digest: "none" | "sha256";
+  encryption?: NewEncryption | undefined;
 }
 
 /** @throws HIB_NO_SPACE, HIB_IO, HIB_CANCELLED, HIB_WORKER_DIED: there is no image then */
@@ -37,12 +39,13 @@ export async function publishImage(
   machine: Machine,
   image: PartialImage,
   cancellation: Cancellation,
-  { facts: known, written, extents, files, references, name, digest }: ImageParts,
+  { facts: known, written, extents, files, references, name, digest, encryption }: ImageParts,
 ): Promise<SaveReport> {
   const { control, pool } = machine;
   const facts = factsOf(machine, image, known, written);
   const task: CatalogueTask = {
     path: image.cataloguePath,
+    keys: encryption?.keys,
     blob: image.blobPath,
     facts,
     extents: extents.columns,
@@ -55,7 +58,7 @@ export async function publishImage(
   const { report, paths, ...catalogue } = result!;
   cancellation.check();
   const { saved } = facts.counts;
-  const header: ImageHeader = {
+  const plainHeader: ImageHeader = {
     machineVersion: MACHINE_VERSION,
     id: facts.id,
     compatible: 0,
@@ -69,6 +72,7 @@ export async function publishImage(
     time: facts.time,
     writer: `hibernaculum ${PACKAGE_VERSION}`,
   };
+  const header = (await encryption?.finish(plainHeader)) ?? plainHeader;
   await sealBlob(image.blobPath, header);
   await notePaths(dirname(image.blobPath), header, paths); // harmless if the image is not published after all
   cancellation.checkLast();

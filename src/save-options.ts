@@ -1,4 +1,5 @@
 /** What a save can be told, and what it says when it is given up. */
+import { type Key, keys } from "./base/key.js";
 import { abortSignal, callback, checkCall, flag, oneOf, type Rule, text, zeroOrMore } from "./base/options.js";
 import type { CancelMessages } from "./cow/cancellation.js";
 import type { SaveProgress } from "./reports/save-progress.js";
@@ -12,6 +13,8 @@ export interface SaveOptions {
   name?: string;
   /** Also a SHA-256 of each chunk and of the catalogue, for signing images or comparing their chunks; default none. */
   digest?: "none" | "sha256";
+  /** Encrypts the image: each of these keys opens it. */
+  keys?: readonly Key[];
   /** Cancels: the machine goes on, nothing is left behind. */
   signal?: AbortSignal;
   /**
@@ -38,6 +41,7 @@ const RULES: Readonly<Record<keyof SaveOptions, Rule>> = {
   compression: oneOf("lz4", "none"),
   name: text,
   digest: oneOf("none", "sha256"),
+  keys,
   signal: abortSignal,
   onProgress: callback,
   saveClean: flag,

@@ -14,13 +14,16 @@ import { randomBytes } from "node:crypto";
 import { mkdir, readdir, rename, rm } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { isDeepStrictEqual } from "node:util";
+import type { KeyObject } from "node:crypto";
 import { realPath } from "../base/allowed-paths.js";
 import { attemptTo, damaged, HibernaculumError } from "../base/errors.js";
+import type { Key } from "../base/key.js";
 import { failpoint } from "../base/failpoints.js";
 import { fateOf, processTag } from "../base/host-process.js";
 import { BlobReader } from "./blob.js";
 import { Catalogue } from "./catalogue.js";
 import { hashFile, loadChecksum } from "./checksum.js";
+import { unlock } from "./encryption.js";
 import { refuseTaken, renameToFree, statIfThere, syncDirectory } from "./files.js";
 import type { ExtentTable } from "./extents.js";
 import { BLOB_NAME, CATALOGUE_NAME, type Chunk, decodeHeader, HEADER_BYTES, type ImageHeader, type OnCheck } from "./format.js";
@@ -55,6 +58,8 @@ export interface OpenOptions {
    * when it was saved may be, too.
    */
   allow?: readonly string[];
+  /** What opens it, if it is encrypted; tried one after another. With a key, an image that is not encrypted is refused. */
+  keys?: readonly Key[] | undefined;
   /** Cancels. */
   signal?: AbortSignal | undefined;
 }
@@ -68,11 +73,12 @@ export class Image implements ImageContents {
   readonly extents: ExtentTable;
   readonly references: ReferenceTable;
   readonly blob: BlobReader;
+  readonly key: KeyObject | undefined;
   /** Real paths of what may be opened for it. */
   readonly allowed: readonly string[];
   readonly #memories: ImageMemory[] = [];
 
-  constructor(path: string, { header, catalogue, chunks, extents, references, blob, allowed }: ImageContents) {
+  constructor(path: string, { header, catalogue, chunks, extents, references, blob, key, allowed }: ImageContents) {
     this.path = path;
     this.header = header;
     this.catalogue = catalogue;
@@ -80,6 +86,7 @@ export class Image implements ImageContents {
     this.extents = extents;
     this.references = references;
     this.blob = blob;
+    this.key = key;
     this.allowed = allowed;
   }
 
@@ -91,6 +98,7 @@ export class Image implements ImageContents {
       extents: this.extents,
       references: this.references,
       blob: this.blob,
+      key: this.key,
       allowed: this.allowed,
       ...options,
     });
@@ -149,12 +157,43 @@ export async function createPartial(path: string): Promise<PartialImage> {
 /**
  * Opens an image and checks all of it but the chunks.
  *
- * @throws HIB_NOT_AN_IMAGE, HIB_IO, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION, HIB_TRUNCATED, HIB_CORRUPT, HIB_CANCELLED
+ * @throws HIB_NOT_AN_IMAGE, HIB_IO, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION, HIB_TRUNCATED, HIB_CORRUPT, HIB_KEY_NEEDED, HIB_KEY_WRONG,
+ * HIB_CANCELLED
  */
-export async function openImage(
+export async function openImage(path: string, options: OpenOptions = {}): Promise<Image> {
+  const { onCheck = () => undefined, allow = [], keys = [], signal } = options;
+  const { directory, page, header, blob } = await openLocked(path, options);
+  let catalogue: Catalogue | undefined;
+  try {
+    const imageKeys = await unlock(page, header, keys, path);
+    onCheck("key", imageKeys === undefined ? "not encrypted" : "opens it, and the header is its writer's");
+    catalogue = Catalogue.open(directory, imageKeys?.catalogue);
+    const tables = await readTables(header, catalogue, signal);
+    onCheck("counts", `chunks: ${header.chunks}, extents: ${tables.extents.length}, frames: ${header.frames}`);
+    const allowed = [...allow.map(realPath), ...(await notedPaths(directory, header))];
+    return new Image(directory, { header, catalogue, ...tables, blob, key: imageKeys?.chunks, allowed });
+  } catch (error) {
+    catalogue?.close();
+    blob.close();
+    throw error;
+  }
+}
+
+/**
+ * The header of an image, once all is checked that needs no key: itself, the lengths, and the checksum of the catalogue's file.
+ *
+ * @throws as `openImage`
+ */
+export async function readHeader(path: string, options: Pick<OpenOptions, "machineVersion"> = {}): Promise<ImageHeader> {
+  const { header, blob } = await openLocked(path, options);
+  blob.close();
+  return header;
+}
+
+async function openLocked(
   path: string,
-  { machineVersion, onCheck = () => undefined, allow = [], signal }: OpenOptions = {},
-): Promise<Image> {
+  { machineVersion, onCheck = () => undefined }: Pick<OpenOptions, "machineVersion" | "onCheck">,
+): Promise<{ directory: string; page: Uint8Array; header: ImageHeader; blob: BlobReader }> {
   await loadChecksum();
   const directory = resolve(path);
   if (!(await statIfThere(directory))?.isDirectory()) {
@@ -163,7 +202,6 @@ export async function openImage(
   const blobBytes = await sizeOf(directory, BLOB_NAME);
   onCheck("image", path);
   const blob = new BlobReader(join(directory, BLOB_NAME));
-  let catalogue: Catalogue | undefined;
   try {
     const page = new Uint8Array(Math.min(blobBytes, HEADER_BYTES));
     await blob.read(page, 0, page.length);
@@ -174,13 +212,8 @@ export async function openImage(
     onCheck("complete", `blob of ${header.blobBytes} bytes, catalogue of ${header.catalogueBytes}`);
     await checkCatalogue(join(directory, CATALOGUE_NAME), path, header);
     onCheck("catalogue checksum", "agrees");
-    catalogue = Catalogue.open(directory);
-    const tables = await readTables(header, catalogue, signal);
-    onCheck("counts", `chunks: ${header.chunks}, extents: ${tables.extents.length}, frames: ${header.frames}`);
-    const allowed = [...allow.map(realPath), ...(await notedPaths(directory, header))];
-    return new Image(directory, { header, catalogue, ...tables, blob, allowed });
+    return { directory, page, header, blob };
   } catch (error) {
-    catalogue?.close();
     blob.close();
     throw error;
   }

@@ -13,6 +13,7 @@
 import { damaged, HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES, MAX_FRAMES } from "../base/layout.js";
 import { checksum } from "./checksum.js";
+import { decodeEncryption, encodeEncryption, type Encryption, FEATURE_ENCRYPTED, TAG_RANGE } from "./encryption-header.js";
 
 /** Names inside an image's directory. */
 export const BLOB_NAME = "blob";
@@ -47,6 +48,7 @@ export type ImageCheck =
   | "machine version"
   | "complete"
   | "catalogue checksum"
+  | "key"
   | "counts";
 /** Is told of each check that passed, and of what was found. */
 export type OnCheck = (check: ImageCheck, found: string) => void;
@@ -85,6 +87,8 @@ export interface ImageHeader extends SealedCatalogue {
   time: number;
   /** Program and version that wrote it. */
   writer: string;
+  /** Of an encrypted image. */
+  encryption?: Encryption;
 }
 
 /** A chunk: up to 256 frames that are compressed and checked together. */
@@ -102,7 +106,7 @@ export interface Chunk {
   codec: number;
   /** XXH64 of `pieces`. */
   hash: bigint;
-  /** XXH64 of each 64 KiB of the stored bytes, 8 bytes each; the last piece may be shorter. */
+  /** XXH64 of each 64 KiB of the stored bytes, 8 bytes each; the last piece may be shorter. Of an encrypted image, 16 bytes of tag each. */
   pieces: Uint8Array;
   /** SHA-256 of all the stored bytes; null where none was made. */
   digest: Uint8Array | null;
@@ -126,7 +130,6 @@ const UNKNOWN_AT_FIRST = [56, WRITER_AT] as const;
 
 /** Words that have one value in this version, and what a reader that knows no other says. */
 const FIXED: readonly (readonly [at: number, value: number, what: string])[] = [
-  [32, 0, "features that this program does not know"],
   [40, 1, "a hash algorithm that this program does not know"],
   [44, Math.log2(FRAME_BYTES), "frames of another size"],
   [48, 1, "a machine of another architecture"],
@@ -160,13 +163,18 @@ export function encodeHeader(header: ImageHeader, page: Uint8Array = new Uint8Ar
   view.setBigUint64(120, header.catalogueHeadHash, true);
   view.setFloat64(128, header.time, true);
   if (header.catalogueDigest !== null) page.set(header.catalogueDigest, DIGEST_AT);
+  if (header.encryption !== undefined) encodeEncryption(header.encryption, page, view);
   new TextEncoder().encodeInto(header.writer, page.subarray(WRITER_AT, WRITER_AT + WRITER_BYTES));
   return seal(page);
 }
 
 /** The first page of an object whose writer knows no more yet than what image it is. */
 export function encodeOpening(header: ImageHeader): Uint8Array {
-  return seal(encodeHeader(header).fill(0, ...UNKNOWN_AT_FIRST));
+  return seal(
+    encodeHeader(header)
+      .fill(0, ...UNKNOWN_AT_FIRST)
+      .fill(0, ...TAG_RANGE),
+  );
 }
 
 /** Whether a header is an opening whose writer did not know the rest. */
@@ -218,7 +226,14 @@ export function decodeHeader(
   onCheck("header checksum", "agrees");
   for (const [at, value, what] of FIXED)
     if (view.getUint32(at, true) !== value) throw unknown(where, `${what} (0x${view.getUint32(at, true).toString(16)})`);
-  if (RESERVED.some(([from, to]) => page.subarray(from, to).some((byte) => byte !== 0)) || view.getUint32(56, true) > STATE_USED)
+  const features = view.getUint32(32, true);
+  if ((features & ~FEATURE_ENCRYPTED) !== 0)
+    throw unknown(where, `features that this program does not know (0x${features.toString(16)})`);
+  const encrypted = features === 0 ? undefined : decodeEncryption(page, view);
+  if (typeof encrypted === "string") throw unknown(where, encrypted);
+  const rest = page.slice();
+  for (const [from, to] of encrypted?.ranges ?? []) rest.fill(0, from, to);
+  if (RESERVED.some(([from, to]) => rest.subarray(from, to).some((byte) => byte !== 0)) || view.getUint32(56, true) > STATE_USED)
     throw unknown(where, "data where this program knows of none");
   const machineVersion = view.getUint32(8, true);
   if (expectedMachineVersion !== undefined && machineVersion !== expectedMachineVersion) {
@@ -249,6 +264,7 @@ export function decodeHeader(
     time: view.getFloat64(128, true),
     catalogueDigest: digest.some((byte) => byte !== 0) ? digest : null,
     writer: new TextDecoder().decode(writer).replace(/\0+$/, ""),
+    ...(encrypted === undefined ? {} : { encryption: encrypted.encryption }),
   };
   checkRanges(header, where);
   return header;

@@ -20,11 +20,11 @@ export interface FrameChecksums {
  * @throws HIB_CORRUPT, HIB_TRUNCATED, HIB_IO
  */
 export async function frameChecksums(image: ImageContents, onProgress?: (bytes: number) => void): Promise<FrameChecksums> {
-  const { header, chunks, extents, references, blob } = image;
+  const { header, chunks, extents, references, blob, key } = image;
   const { ramFrames } = header;
   const present = new Uint8Array(ramFrames);
   const hash = new BigUint64Array(ramFrames);
-  const memory = new ImageMemory({ frames: ramFrames, chunks, extents, references, blob });
+  const memory = new ImageMemory({ frames: ramFrames, chunks, extents, references, blob, key });
   for (let i = 0; i < extents.length; i++) {
     const pfn = extents.pfn[i]!;
     const end = pfn + extents.frames[i]!;

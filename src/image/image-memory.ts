@@ -5,6 +5,7 @@
  * What must hold: only chunks whose checksum agreed are looked into, and nothing that is handed out is a way to write
  * into the image. Frames that are not in the image (free ones, most of all) read as zeros.
  */
+import type { KeyObject } from "node:crypto";
 import { assert } from "../base/errors.js";
 import { FRAME_BYTES, FRAME_SHIFT } from "../base/layout.js";
 import { type Pfn, type PhysicalAddress, type ReadableMemory, requireInRam } from "../base/memory.js";
@@ -31,6 +32,8 @@ export interface ImageMemoryOptions {
   /** Paths of files of the host of which is taken what they hold now. */
   acceptedFiles?: ReadonlySet<string>;
   blob: BlobReader;
+  /** Of an encrypted image. */
+  key?: KeyObject | undefined;
   /** Decoded chunks to keep, 1 MiB each. */
   cachedChunks?: number;
 }
@@ -40,6 +43,7 @@ export class ImageMemory implements ReadableMemory {
   readonly #chunks: readonly Chunk[];
   readonly #extents: ExtentTable;
   readonly #blob: BlobReader;
+  readonly #key: KeyObject | undefined;
   readonly #cachedChunks: number;
   readonly #references: ReferenceReader;
   /** Decoded chunks by id, the least recently used first. */
@@ -57,6 +61,7 @@ export class ImageMemory implements ReadableMemory {
     allowed = [],
     acceptedFiles,
     blob,
+    key,
     cachedChunks = 64,
   }: ImageMemoryOptions) {
     this.#references = new ReferenceReader(references, allowed, acceptedFiles);
@@ -64,6 +69,7 @@ export class ImageMemory implements ReadableMemory {
     this.#chunks = chunks;
     this.#extents = extents;
     this.#blob = blob;
+    this.#key = key;
     this.#cachedChunks = cachedChunks;
   }
 
@@ -140,7 +146,7 @@ export class ImageMemory implements ReadableMemory {
       for (const [i, chunk] of order.entries()) {
         const stored = await reading!;
         reading = i + 1 < order.length ? begin(i + 1) : undefined;
-        yield { chunk, stored, data: decodeChunk(chunk, stored) };
+        yield { chunk, stored, data: decodeChunk(chunk, stored, this.#key) };
       }
     } finally {
       // The blob may be closed as soon as this returns, and its descriptor's number be given to another file.
@@ -166,7 +172,7 @@ export class ImageMemory implements ReadableMemory {
       // Compressed bytes are looked at once, so their buffer serves all; a raw chunk is its own data.
       const stored = chunk.codec === CODEC_RAW ? new Uint8Array(chunk.stored) : this.#stored.subarray(0, chunk.stored);
       this.#blob.readSync(stored, chunk.offset, chunk.stored);
-      data = decodeChunk(chunk, stored);
+      data = decodeChunk(chunk, stored, this.#key);
       if (this.#cache.size >= this.#cachedChunks) this.#cache.delete(this.#cache.keys().next().value!);
     } else {
       this.#cache.delete(id); // and in again, as the most recent

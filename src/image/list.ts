@@ -6,9 +6,11 @@ import { readdir } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
 import { attemptTo, type SerializedError, serializeError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
-import { holdsImage, openImage, partialOf } from "./directory.js";
+import { holdsImage, openImage, partialOf, readHeader } from "./directory.js";
+import { isEncrypted } from "./encryption-header.js";
 import { statIfThere } from "./files.js";
-import { BLOB_NAME, CATALOGUE_NAME, MACHINE_VERSION } from "./format.js";
+import { BLOB_NAME, CATALOGUE_NAME, type ImageHeader, MACHINE_VERSION } from "./format.js";
+import { describeSlots } from "./key-slots.js";
 import { type Attempt, type History, holderOf, readHistory, type SetAside, type Use } from "./markers.js";
 
 /**
@@ -34,8 +36,11 @@ export interface ImageEntry {
   /** On the disk. */
   bytes: number;
   ram_bytes: number | null;
+  /** What opens it, key slot by key slot; null if it is not encrypted. */
+  keys: string[] | null;
   /** The consistency point, ISO 8601. */
   time: string | null;
+  /** Null, too, if the image is encrypted. */
   processes: number | null;
   used: Use | null;
   attempts: Attempt[];
@@ -44,6 +49,7 @@ export interface ImageEntry {
   error: SerializedError | null;
 }
 
+const NOTHING_KNOWN = { ram_bytes: null, keys: null, time: null, processes: null, error: null };
 const NO_HISTORY: History = { used: null, attempts: [], setAside: null };
 
 /**
@@ -64,7 +70,7 @@ export async function listImages(directory: string): Promise<ImageEntry[]> {
 
 async function describe(path: string): Promise<ImageEntry> {
   const name = basename(path);
-  const entry = { name, path, bytes: await sizeOf(path), ram_bytes: null, time: null, processes: null, error: null };
+  const entry = { name, path, bytes: await sizeOf(path), ...NOTHING_KNOWN };
   const writer = partialOf(name);
   if (writer !== undefined) {
     const state = ({ alive: "writing", gone: "partial", "of another host": "foreign" } as const)[writer.writer];
@@ -91,19 +97,26 @@ function isSetAside(name: string): boolean {
   return /\.set-aside-[a-z0-9-]+$/.test(name);
 }
 
-async function look(path: string): Promise<Pick<ImageEntry, "ram_bytes" | "time" | "processes" | "error">> {
+async function look(path: string): Promise<Pick<ImageEntry, keyof typeof NOTHING_KNOWN>> {
   try {
+    if (await isEncrypted(path)) {
+      const header = await readHeader(path, { machineVersion: MACHINE_VERSION });
+      return { ...NOTHING_KNOWN, ...factsOf(header) };
+    }
     const image = await openImage(path, { machineVersion: MACHINE_VERSION });
     try {
-      const { ramFrames, time } = image.header;
-      const processes = image.catalogue.processes().length;
-      return { ram_bytes: ramFrames * FRAME_BYTES, time: new Date(time).toISOString(), processes, error: null };
+      return { ...NOTHING_KNOWN, ...factsOf(image.header), processes: image.catalogue.processes().length };
     } finally {
       image.close();
     }
   } catch (error) {
-    return { ram_bytes: null, time: null, processes: null, error: serializeError(error) };
+    return { ...NOTHING_KNOWN, error: serializeError(error) };
   }
+}
+
+function factsOf({ ramFrames, time, encryption }: ImageHeader): Pick<ImageEntry, "ram_bytes" | "time" | "keys"> {
+  const keys = encryption === undefined ? null : describeSlots(encryption.slots);
+  return { ram_bytes: ramFrames * FRAME_BYTES, time: new Date(time).toISOString(), keys };
 }
 
 async function sizeOf(path: string): Promise<number> {

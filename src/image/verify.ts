@@ -4,6 +4,7 @@
  * Whether the *machine* inside is consistent (buddy allocator, page tables) is for those who know machines.
  */
 
+import type { KeyObject } from "node:crypto";
 import { type NamedPath, notAllowed, outside } from "../base/allowed-paths.js";
 import { damaged, HibernaculumError } from "../base/errors.js";
 import { hex } from "../base/hex.js";
@@ -11,10 +12,11 @@ import { FRAME_BYTES } from "../base/layout.js";
 import { giveTurn, STEPS_A_TURN } from "../base/turns.js";
 import type { BlobReader } from "./blob.js";
 import type { Catalogue } from "./catalogue.js";
-import { checksum } from "./checksum.js";
+import { CHECKSUM_BYTES, checksum } from "./checksum.js";
+import { TAG_BYTES } from "./cipher.js";
 import { checkDigest, unknownCodec } from "./codec.js";
 import { type ExtentTable, REFERENCED, SAME_FILLED } from "./extents.js";
-import { CHUNK_FRAMES, type Chunk, CODEC_LZ4, CODEC_RAW, HEADER_BYTES, type ImageHeader, padded } from "./format.js";
+import { CHUNK_FRAMES, type Chunk, CODEC_LZ4, CODEC_RAW, HEADER_BYTES, type ImageHeader, padded, PIECE_BYTES } from "./format.js";
 import { ImageMemory } from "./image-memory.js";
 import type { ReferenceTable } from "./reference-table.js";
 import { ReferenceReader } from "./references.js";
@@ -28,6 +30,8 @@ export interface ImageContents {
   readonly extents: ExtentTable;
   readonly references: ReferenceTable;
   readonly blob: BlobReader;
+  /** Of its chunks, if they are encrypted. */
+  readonly key: KeyObject | undefined;
   /** Real paths of what may be opened for it. */
   readonly allowed: readonly string[];
 }
@@ -80,7 +84,8 @@ function checkCounts({
   references,
 }: Pick<ImageContents, "header" | "chunks" | "extents" | "references">): void {
   same("chunks", chunks.length, header.chunks);
-  for (const [i, chunk] of chunks.entries()) checkChunk(chunk, i);
+  const sumBytes = header.encryption === undefined ? CHECKSUM_BYTES : TAG_BYTES;
+  for (const [i, chunk] of chunks.entries()) checkChunk(chunk, i, sumBytes);
   let end = HEADER_BYTES;
   for (const chunk of [...chunks].sort((a, b) => a.offset - b.offset)) {
     if (chunk.offset !== end) throw corrupt(`chunk ${chunk.id} begins at ${chunk.offset} of the blob and not at ${end}`);
@@ -112,7 +117,8 @@ function checkCounts({
   same("references", references.length, referred);
 }
 
-function checkChunk(chunk: Chunk, expectedId: number): void {
+/** @param sumBytes - what `pieces` has of each piece */
+function checkChunk(chunk: Chunk, expectedId: number, sumBytes: number): void {
   const { id, stored, payload, frames, codec, hash, pieces } = chunk;
   if (codec !== CODEC_RAW && codec !== CODEC_LZ4) throw unknownCodec(chunk);
   const bytes = frames * FRAME_BYTES;
@@ -123,6 +129,7 @@ function checkChunk(chunk: Chunk, expectedId: number): void {
     stored === padded(payload) &&
     stored <= bytes &&
     (codec === CODEC_RAW ? payload === bytes : payload > 0) &&
+    pieces.length === Math.ceil(stored / PIECE_BYTES) * sumBytes &&
     checksum(pieces) === hash;
   if (!sound)
     throw corrupt(`the row of chunk ${id} (codec ${codec}, ${frames} frames, ${payload} of ${stored} bytes) contradicts itself`);
@@ -157,7 +164,7 @@ export async function verifyChunks(
   onProgress?: (bytes: number, total: number) => void,
   signal?: AbortSignal,
 ): Promise<Verified> {
-  const { header, catalogue, chunks, extents, references, blob } = image;
+  const { header, catalogue, chunks, extents, references, blob, key } = image;
   const total = header.blobBytes - HEADER_BYTES;
   const verified: Verified = {
     chunks: 0,
@@ -167,7 +174,7 @@ export async function verifyChunks(
     sameFilledFrames: 0,
     referencedFrames: 0,
   };
-  const memory = new ImageMemory({ frames: header.ramFrames, chunks, extents, references, blob });
+  const memory = new ImageMemory({ frames: header.ramFrames, chunks, extents, references, blob, key });
   for await (const { chunk, stored, data } of memory.chunksInOrder()) {
     checkDigest(chunk, stored);
     if (signal?.aborted === true) await giveTurn(signal, "checking chunks");

@@ -8,6 +8,7 @@ import { Control } from "../base/control.js";
 import { failpoint } from "../base/failpoints.js";
 import type { SharedMemory } from "../base/wasm.js";
 import { BlobReader } from "../image/blob.js";
+import type { ImageKeys } from "../image/cipher.js";
 import { CatalogueWriter } from "../image/catalogue-writer.js";
 import { loadChecksum } from "../image/checksum.js";
 import { type ExtentColumns, ExtentTable } from "../image/extents.js";
@@ -27,6 +28,8 @@ const CACHED_CHUNKS = 8;
 export interface CatalogueTask {
   /** Where the catalogue is to be. */
   path: string;
+  /** Encrypts it, and opened the blob's chunks. */
+  keys?: ImageKeys | undefined;
   blob: string;
   facts: SaveFacts;
   extents: ExtentColumns;
@@ -52,14 +55,14 @@ export interface CatalogueResult extends SealedCatalogue {
  */
 export async function writeCatalogue(
   machine: SharedMemory,
-  { path, blob, facts, extents: columns, files, references, name, digest }: CatalogueTask,
+  { path, keys, blob, facts, extents: columns, files, references, name, digest }: CatalogueTask,
 ): Promise<CatalogueResult> {
   await loadChecksum();
   const { frames, chunks, vcpus } = facts;
   const extents = ExtentTable.of(columns);
   const reader = new BlobReader(blob);
   try {
-    const memory = new ImageMemory({ frames, chunks, extents, blob: reader, cachedChunks: CACHED_CHUNKS });
+    const memory = new ImageMemory({ frames, chunks, extents, blob: reader, cachedChunks: CACHED_CHUNKS, key: keys?.chunks });
     const blobOffset = (pfn: number): number | null => {
       const extent = extents.find(pfn);
       return extent < 0 ? null : (chunks[extents.chunk[extent]!]?.offset ?? null);
@@ -69,7 +72,7 @@ export async function writeCatalogue(
     const processes = listProcesses(memory);
     const report = saveReport(facts, new Control(machine), blocks, processes);
     failpoint("save.catalogue");
-    const writer = CatalogueWriter.create(path);
+    const writer = CatalogueWriter.create(path, keys?.catalogue);
     writer.write({
       meta: { ...(name === undefined ? {} : { name }), report, sameFilledFrames: facts.counts.saved.sameFilled, vcpus },
       regions: [{ pfn: 0, frames }],

@@ -12,6 +12,7 @@
  * Loader and handler may meet at a frame: the loader says "equal", then looks for a claim; the handler claims, then
  * looks for "equal". At least one of them sees the other.
  */
+import type { KeyObject } from "node:crypto";
 import { join } from "node:path";
 import { bit, Control } from "../base/control.js";
 import { failpoint } from "../base/failpoints.js";
@@ -44,6 +45,8 @@ import { PhysicalMemory } from "../vm/memory/physical.js";
 export interface LoadTask {
   blob: string;
   chunks: readonly Chunk[];
+  /** Of an encrypted image. */
+  key?: KeyObject | undefined;
   extents: ExtentColumns;
   /** Extents of chunk c: `order[start[c]]` to `order[start[c + 1] - 1]`. */
   order: Uint32Array;
@@ -60,10 +63,11 @@ export interface LoadTask {
 
 /** The task of loading an image, for each of the loaders. */
 export function loadTask(image: Image, acceptedFiles: ReadonlySet<string>): LoadTask {
-  const { allowed, chunks, extents, path, references } = image;
+  const { allowed, chunks, extents, key, path, references } = image;
   return {
     blob: join(path, BLOB_NAME),
     chunks: [...chunks],
+    key,
     extents: extents.columns,
     ...extents.byChunk(chunks.length),
     filled: extents.sameFilled(),
@@ -185,7 +189,7 @@ class PageLoader {
 
   #loadChunk(chunk: Chunk, stored: Uint8Array): void {
     const began = performance.now();
-    const data = decodeChunk(chunk, stored);
+    const data = decodeChunk(chunk, stored, this.#task.key);
     const decoded = performance.now();
     const { extents, order, start } = this.#task;
     let loaded = 0;

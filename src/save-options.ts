@@ -1,5 +1,5 @@
 /** What a save can be told, and what it says when it is given up. */
-import { type Key, keys } from "./base/key.js";
+import { type Key, keyList } from "./base/key.js";
 import { abortSignal, callback, checkCall, flag, oneOf, type Rule, text, zeroOrMore } from "./base/options.js";
 import type { CancelMessages } from "./cow/cancellation.js";
 import type { SaveProgress } from "./reports/save-progress.js";
@@ -41,7 +41,7 @@ const RULES: Readonly<Record<keyof SaveOptions, Rule>> = {
   compression: oneOf("lz4", "none"),
   name: text,
   digest: oneOf("none", "sha256"),
-  keys,
+  keys: keyList,
   signal: abortSignal,
   onProgress: callback,
   saveClean: flag,

@@ -28,6 +28,7 @@ import {
   withFittingHint,
   wholeNumber,
 } from "./command.js";
+import { KEY_FILE, type KeyOptions, keysFrom, PASSPHRASE_FILE } from "./keys.js";
 import { note, print, printJson, stdoutView } from "./output.js";
 import { printable, printableAll } from "../stats/printable.js";
 import { createProgress, type ProgressDisplay, showBytes } from "./progress.js";
@@ -61,7 +62,7 @@ interface VerifyOptions {
 /** A replay goes this many steps, then it is looked whether somebody has pressed Ctrl-C. */
 const REPLAY_STEPS = 1 << 20;
 
-interface VerifyCommandOptions {
+interface VerifyCommandOptions extends KeyOptions {
   replay?: boolean;
   replayLimit: number;
   allow?: string[];
@@ -74,6 +75,8 @@ export function addVerify(program: Command): void {
     .option("--replay", "also recompute the processes from their beginning, all that can be, and compare every page and register")
     .option("--replay-limit <seconds>", "stop recomputing after so long", wholeNumber(1, 10 ** 6), 300)
     .option(...ALLOW)
+    .option(...KEY_FILE)
+    .option(...PASSPHRASE_FILE)
     .option("--json", "for programs")
     .addHelpText(
       "after",
@@ -84,11 +87,14 @@ export function addVerify(program: Command): void {
     .action(verify);
 }
 
-async function verify(path: string, { replay, replayLimit, allow = [], json }: VerifyCommandOptions): Promise<void> {
+async function verify(
+  path: string,
+  { replay, replayLimit, allow = [], json, ...keyOptions }: VerifyCommandOptions,
+): Promise<void> {
   const progress = createProgress();
   try {
     const result = await interruptible(async (signal) => {
-      const image = await openImage(path, { allow });
+      const image = await openImage(path, { allow, keys: await keysFrom(keyOptions) });
       try {
         return await verifyImage(image, { replay: replay === true, replayLimit_s: replayLimit, progress, signal });
       } finally {

@@ -17,7 +17,7 @@ import { isDeepStrictEqual } from "node:util";
 import type { KeyObject } from "node:crypto";
 import { realPath } from "../base/allowed-paths.js";
 import { attemptTo, damaged, HibernaculumError } from "../base/errors.js";
-import type { Key } from "../base/key.js";
+import type { Keys } from "../base/key.js";
 import { failpoint } from "../base/failpoints.js";
 import { fateOf, processTag } from "../base/host-process.js";
 import { BlobReader } from "./blob.js";
@@ -58,8 +58,8 @@ export interface OpenOptions {
    * when it was saved may be, too.
    */
   allow?: readonly string[];
-  /** What opens it, if it is encrypted; tried one after another. With a key, an image that is not encrypted is refused. */
-  keys?: readonly Key[] | undefined;
+  /** What opens it, if it is encrypted; tried one after another. With a list of keys, an image that is not encrypted is refused. */
+  keys?: Keys | undefined;
   /** Cancels. */
   signal?: AbortSignal | undefined;
 }

@@ -1,8 +1,7 @@
 /** How an image comes to be encrypted, and how it is opened: between keys that a user gives and those that the cipher takes. */
-import { randomBytes } from "node:crypto";
-import { timingSafeEqual } from "node:crypto";
+import { randomBytes, timingSafeEqual } from "node:crypto";
 import { damaged, HibernaculumError } from "../base/errors.js";
-import { type Key, type Secret, secretOf } from "../base/key.js";
+import { type Key, type Keys, type Secret, secretOf } from "../base/key.js";
 import { deriveKeys, HEADER_TAG_BYTES, headerTag, type ImageKeys, KEY_BYTES } from "./cipher.js";
 import { taggedBytes } from "./encryption-header.js";
 import { encodeHeader, type ImageHeader } from "./format.js";
@@ -53,6 +52,7 @@ async function makeSlots(secrets: readonly Secret[], dataKey: Buffer): Promise<B
  * The keys of an image, or undefined of one that is not encrypted. Once it returns, all that the header says is its writer's word.
  *
  * @param page - its header as it is stored
+ * @param keys - a list that is not empty is for an encrypted image; a function is called for one
  * @param where - names the image
  * @throws HIB_KEY_NEEDED, HIB_KEY_WRONG (also if there is a key and the image is not encrypted), HIB_CORRUPT if the header was changed,
  * HIB_NO_MEMORY, HIB_IO, HIB_USAGE
@@ -60,22 +60,23 @@ async function makeSlots(secrets: readonly Secret[], dataKey: Buffer): Promise<B
 export async function unlock(
   page: Uint8Array,
   { encryption }: ImageHeader,
-  keys: readonly Key[],
+  keys: Keys,
   where: string,
 ): Promise<ImageKeys | undefined> {
   if (encryption === undefined) {
-    if (keys.length === 0) return undefined;
+    if (keys.length === 0 || typeof keys === "function") return undefined;
     throw new HibernaculumError(
       "HIB_KEY_WRONG",
       `${where} is not encrypted, so it is not an image that this key is for; if it is the right one, leave the key out`,
     );
   }
-  if (keys.length === 0)
+  const given = typeof keys === "function" ? await keys(where) : keys;
+  if (given.length === 0)
     throw new HibernaculumError(
       "HIB_KEY_NEEDED",
       `${where} is encrypted: give its key by --key-file or --passphrase-file, or type its passphrase on a terminal`,
     );
-  const secrets = await secretsOf(keys);
+  const secrets = await secretsOf(given);
   let dataKey: Buffer | undefined;
   try {
     dataKey = await openSlots(encryption.slots, secrets);

@@ -11,7 +11,7 @@
 import { truncate } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import { fromSystemError, HibernaculumError, isSystemError, naming } from "../base/errors.js";
-import { type Key, keys as keyList } from "../base/key.js";
+import { type Keys, keysToOpen } from "../base/key.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import { abortSignal, callback, checkCall, flag, type Rule, text } from "../base/options.js";
 import { BlobReader, BlobWriter } from "./blob.js";
@@ -42,7 +42,7 @@ const PIECE_BYTES = CHUNK_BYTES;
 
 export interface TransferOptions {
   /** What opens the image, if it is encrypted: nothing leaves or comes in unchecked. */
-  keys?: readonly Key[];
+  keys?: Keys;
   /** Cancels; nothing is left behind. */
   signal?: AbortSignal | undefined;
   /** Bytes of the object that are done, and all of them, as far as that is known. */
@@ -50,7 +50,7 @@ export interface TransferOptions {
 }
 
 const TRANSFER_RULES: Readonly<Record<keyof TransferOptions, Rule>> = {
-  keys: keyList,
+  keys: keysToOpen,
   signal: abortSignal,
   onProgress: callback,
 };

@@ -14,17 +14,15 @@ export interface KeyOptions {
 /** A key that was read: files are no more needed. */
 type HeldKey = { passphrase: string } | { keyFile: Uint8Array };
 
-const collect = (path: string, earlier: string[] = []): string[] => [...earlier, path];
-
 export const KEY_FILE = [
   "--key-file <path>",
   "a file of random bytes that is a key of an encrypted image; may be given again",
-  collect,
+  (path: string, earlier: string[] = []): string[] => [...earlier, path],
 ] as const;
 export const PASSPHRASE_FILE = [
   "--passphrase-file <path>",
   "a file with the passphrase of an encrypted image; may be given again (default: $HIB_PASSPHRASE_FILE, or the terminal)",
-  collect,
+  (path: string, earlier: string[] = []): string[] => [...earlier, path],
 ] as const;
 
 /**

@@ -58,7 +58,7 @@ export function decodeEncryption(
   const [tagAt, tagEnd] = TAG_RANGE;
   const slotsEnd = SLOTS_AT + count * SLOT_BYTES;
   return {
-    encryption: { slots: page.slice(SLOTS_AT, slotsEnd), tag: page.slice(tagAt, tagEnd) },
+    encryption: { slots: new Uint8Array(page.subarray(SLOTS_AT, slotsEnd)), tag: new Uint8Array(page.subarray(tagAt, tagEnd)) },
     ranges: [
       [CIPHER_AT, tagEnd],
       [SLOTS_AT, slotsEnd],
@@ -68,7 +68,7 @@ export function decodeEncryption(
 
 /** What the tag is made of: the header as it is, but for what may change. */
 export function taggedBytes(page: Uint8Array): Uint8Array {
-  const bytes = page.slice(0, HASH_AT);
+  const bytes = new Uint8Array(page.subarray(0, HASH_AT)); // a copy, also of a Buffer
   for (const [from, to] of NOT_TAGGED) bytes.fill(0, from, to);
   return bytes;
 }

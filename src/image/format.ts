@@ -231,7 +231,7 @@ export function decodeHeader(
     throw unknown(where, `features that this program does not know (0x${features.toString(16)})`);
   const encrypted = features === 0 ? undefined : decodeEncryption(page, view);
   if (typeof encrypted === "string") throw unknown(where, encrypted);
-  const rest = page.slice();
+  const rest = new Uint8Array(page); // a copy, also of a Buffer
   for (const [from, to] of encrypted?.ranges ?? []) rest.fill(0, from, to);
   if (RESERVED.some(([from, to]) => rest.subarray(from, to).some((byte) => byte !== 0)) || view.getUint32(56, true) > STATE_USED)
     throw unknown(where, "data where this program knows of none");

@@ -436,7 +436,7 @@ test("catalogue: says of a machine what a reader needs who does not know the ker
 
 test("openImage: a feature, a codec and a kind of extent that this program does not know have one code", async (t) => {
   const changes = [
-    headerWord(32, 1),
+    headerWord(32, 2),
     headerWord(256, 1),
     recatalogue("UPDATE extent SET kind = 3 WHERE kind = 1"),
     recatalogue("UPDATE chunk SET codec = 2"),

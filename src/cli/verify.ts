@@ -108,11 +108,19 @@ async function verify(
       note(`hib: HIB_INCONSISTENT: ${printable(path)} is not what it must be (above); do not resume it`);
       process.exitCode = EXIT_MISMATCH;
     }
-  } catch (error) {
+  } catch (thrown) {
     progress.stop();
+    const error = sayWhatAgrees(thrown);
     const code = reportError(withFittingHint(error));
     process.exitCode = (await isDamage(error, path)) ? EXIT_MISMATCH : code;
   }
+}
+
+/** Without a key not much can be checked, but that much is known by then. */
+function sayWhatAgrees(error: unknown): unknown {
+  if (!(error instanceof HibernaculumError) || error.code !== "HIB_KEY_NEEDED") return error;
+  const message = `${error.message}; header, lengths and the catalogue's checksum agree, and the rest needs the key`;
+  return new HibernaculumError(error.code, message, { cause: error });
 }
 
 /** Whether an error says that an image is damaged: also one that has all its files, and no header that tells what it is. */

@@ -1,6 +1,6 @@
 /**
  * XXH64 with seed 0, the checksum of everything in an image. It finds damage, not forgery: an image from somebody who
- * is not trusted needs more (encryption with authentication).
+ * is not trusted needs more: encryption.ts.
  */
 import { createHash } from "node:crypto";
 import { open } from "node:fs/promises";

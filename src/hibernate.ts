@@ -75,9 +75,9 @@ export async function save(machine: Machine, path: string, options: SaveOptions 
 }
 
 async function saveTo(machine: Machine, image: PartialImage, options: SaveOptions): Promise<SaveReport> {
+  const encryption = await NewEncryption.begin(options.keys);
   machine.refuseOff(); // it may have been told to end meanwhile
-  const encryption = options.keys === undefined ? undefined : await NewEncryption.begin(options.keys);
-  using work = new Save(machine, image, { ...withDefaults(options), encryption });
+  using work = new Save(machine, image, withDefaults(options), encryption);
   try {
     await work.prepare();
     work.arm();
@@ -97,7 +97,8 @@ async function saveTo(machine: Machine, image: PartialImage, options: SaveOption
 class Save implements Disposable {
   readonly #machine: Machine;
   readonly #image: PartialImage;
-  readonly #options: SaveSettings & { encryption: NewEncryption | undefined };
+  readonly #options: SaveSettings;
+  readonly #encryption: NewEncryption | undefined;
   readonly #id = randomUUID();
   readonly #times = new StepTimes(SAVE_STEPS);
   readonly #progress: SaveProgressTeller;
@@ -113,26 +114,22 @@ class Save implements Disposable {
   /** The consistency point, ms since 1970. */
   #time = 0;
 
-  constructor(machine: Machine, image: PartialImage, options: SaveSettings & { encryption: NewEncryption | undefined }) {
+  constructor(machine: Machine, image: PartialImage, options: SaveSettings, encryption: NewEncryption | undefined) {
     const { control, kernel, claims, writers, pool } = machine;
     const { compression, digest } = options;
-    const key = options.encryption?.keys.chunks;
     this.#machine = machine;
     this.#image = image;
     this.#options = options;
+    this.#encryption = encryption;
     this.#cancellation = new Cancellation(machine, options.signal, CANCEL_MESSAGES);
     this.#progress = new SaveProgressTeller(control, this.#cancellation.guard("onProgress", options.onProgress));
     this.#oracle = options.oracle === true ? createOracle(kernel.memory.frames) : undefined;
-    const toBlob = {
-      blob: image.blobPath,
-      frames: kernel.memory.frames,
-      writers,
-      compression,
-      digest,
-      key,
-      oracle: this.#oracle,
-    };
-    this.#writer = new ImageWriter(pool, control, { ...toBlob, onError: this.#cancellation.cancel });
+    const toBlob = { blob: image.blobPath, frames: kernel.memory.frames, writers, compression, digest, oracle: this.#oracle };
+    this.#writer = new ImageWriter(pool, control, {
+      ...toBlob,
+      key: encryption?.keys.chunks,
+      onError: this.#cancellation.cancel,
+    });
     this.#reserve = new Reserve(kernel, claims, { poolOffset: writers * WRITER_BYTES, limit: options.reserveFrames });
     this.#files = new SaveFiles(machine, options.saveClean === true ? "all" : "changed");
     this.#counts = emptyCounts(writers);
@@ -225,7 +222,7 @@ class Save implements Disposable {
     failpoint("save.catalogue");
     // A resume repeats the requests in flight: this host must have ended them by then.
     if (!this.#options.keepRunning) await this.#machine.devices.settle();
-    const { keepRunning, compression, name, digest, encryption } = this.#options;
+    const { keepRunning, compression, name, digest } = this.#options;
     return publishImage(this.#machine, this.#image, this.#cancellation, {
       facts: { id: this.#id, time: this.#time, keepRunning, compression, at: this.#times.all(), counts: this.#counts },
       written: this.#writer,
@@ -234,7 +231,7 @@ class Save implements Disposable {
       references,
       name,
       digest,
-      encryption,
+      encryption: this.#encryption,
     });
   }
 

@@ -336,58 +336,46 @@ test("a catalogue, a header or slots of another image, and what was cut off, are
   const from = (name: string) => readFileSync(join(OLDER, name));
   const path = copyOf(t, NEWER);
   const [blob, catalogue] = [BLOB_NAME, CATALOGUE_NAME].map((name) => readFileSync(join(path, name))) as [Buffer, Buffer];
-  const attempt = async (change: () => void): Promise<string> => {
-    writeFileSync(join(path, BLOB_NAME), blob);
-    writeFileSync(join(path, CATALOGUE_NAME), catalogue);
-    change();
-    return judged(path);
-  };
-  const slots = headerOf(OLDER).encryption!.slots;
   const { encryption } = headerOf(path);
-  const changes: [what: string, change: () => void, code: RegExp][] = [
-    ["the older catalogue", () => (writeFileSync(join(path, CATALOGUE_NAME), from(CATALOGUE_NAME)), fixUp(path)), /CORRUPT/],
+  const slots = (bytes: Uint8Array) => reheader({ encryption: { ...encryption!, slots: bytes } });
+  const others = headerOf(OLDER).encryption!.slots;
+  const olderCatalogue = (): void => writeFileSync(join(path, CATALOGUE_NAME), from(CATALOGUE_NAME));
+  const olderHeader = (): void =>
+    edit(path, BLOB_NAME, (bytes) => Buffer.concat([from(BLOB_NAME).subarray(0, HEADER_BYTES), bytes.subarray(HEADER_BYTES)]));
+  const cut = (name: string, length: number) => (): void => edit(path, name, (bytes) => bytes.subarray(0, length));
+  const segment = PIECE_BYTES + 16;
+  type Change = (path: string) => void;
+  const changes: [what: string, code: RegExp, ...changes: Change[]][] = [
+    ["the older catalogue", /CORRUPT/, olderCatalogue, fixUp],
+    ["the older catalogue and header", /CORRUPT|TRUNCATED/, olderCatalogue, olderHeader],
+    ["the older image's slots", /CORRUPT/, slots(others)],
+    ["one slot more", /CORRUPT/, slots(Buffer.concat([encryption!.slots, others]))],
+    ["another id", /CORRUPT/, reheader({ id: headerOf(OLDER).id })],
+    ["another time", /CORRUPT/, reheader({ time: 1e12 })],
+    ["a catalogue that is cut", /CORRUPT/, cut(CATALOGUE_NAME, catalogue.length - 16), fixUp],
     [
-      "the older catalogue and header",
-      () => (
-        writeFileSync(join(path, CATALOGUE_NAME), from(CATALOGUE_NAME)),
-        edit(path, BLOB_NAME, (bytes) => (from(BLOB_NAME).copy(bytes, 0, 0, HEADER_BYTES), bytes))
-      ),
-      /CORRUPT|TRUNCATED/,
-    ],
-    ["the older image's slots", () => reheader({ encryption: { ...encryption!, slots } })(path), /CORRUPT/],
-    [
-      "one slot more",
-      () => reheader({ encryption: { ...encryption!, slots: Buffer.concat([encryption!.slots, slots]) } })(path),
+      "a catalogue of whole segments",
       /CORRUPT/,
-    ],
-    ["another id", () => reheader({ id: headerOf(OLDER).id })(path), /CORRUPT/],
-    ["another time", () => reheader({ time: 1e12 })(path), /CORRUPT/],
-    ["a catalogue that is cut", () => (edit(path, CATALOGUE_NAME, (bytes) => bytes.subarray(0, -16)), fixUp(path)), /CORRUPT/],
-    [
-      "a catalogue without its last segment",
-      () => (
-        edit(path, CATALOGUE_NAME, (bytes) =>
-          bytes.subarray(0, Math.floor((bytes.length - 1) / (PIECE_BYTES + 16)) * (PIECE_BYTES + 16)),
-        ),
-        fixUp(path)
-      ),
-      /CORRUPT/,
+      cut(CATALOGUE_NAME, Math.floor((catalogue.length - 1) / segment) * segment),
+      fixUp,
     ],
     [
       "a blob that is cut",
-      () => (
-        edit(path, BLOB_NAME, (bytes) => bytes.subarray(0, -FRAME_BYTES)),
-        reheader({ blobBytes: blob.length - FRAME_BYTES })(path)
-      ),
       /CORRUPT/,
+      cut(BLOB_NAME, blob.length - FRAME_BYTES),
+      reheader({ blobBytes: blob.length - FRAME_BYTES }),
     ],
-    ["no encryption", () => (reheader({})(path), headerWord(32, 0)(path)), /FORMAT_VERSION/],
-    ["another cipher", () => headerWord(320, 2)(path), /FORMAT_VERSION/],
-    ["no slot", () => headerWord(324, 0)(path), /FORMAT_VERSION/],
-    ["nine slots", () => headerWord(324, 9)(path), /FORMAT_VERSION/],
+    ["no encryption", /FORMAT_VERSION/, headerWord(32, 0)],
+    ["another cipher", /FORMAT_VERSION/, headerWord(320, 2)],
+    ["no slot", /FORMAT_VERSION/, headerWord(324, 0)],
+    ["nine slots", /FORMAT_VERSION/, headerWord(324, 9)],
   ];
-  for (const [what, change, code] of changes) t.regex(await attempt(change), code, what);
-  t.is(await attempt(() => undefined), "whole");
+  for (const [what, code, ...inflict] of [...changes, ["nothing", /^whole$/] as const]) {
+    writeFileSync(join(path, BLOB_NAME), blob);
+    writeFileSync(join(path, CATALOGUE_NAME), catalogue);
+    for (const change of inflict) change(path);
+    t.regex(await judged(path), code, what);
+  }
 });
 
 test("segments of a file are found if they are changed, exchanged or cut off", async (t) => {
@@ -458,8 +446,7 @@ test("a slot that asks for more memory or time than any writer does is refused b
     [0, 8, 1],
     [17, 8, 3],
   ] as const) {
-    edit(path, BLOB_NAME, (blob) => ([log2n, r, p].forEach((word, i) => blob.writeUInt32LE(word, slot + 4 + 4 * i)), blob));
-    headerWord(slot, 1)(path);
+    for (const [i, word] of [log2n, r, p].entries()) headerWord(slot + 4 + 4 * i, word)(path);
     const before = process.cpuUsage();
     await t.throwsAsync(openImage(path, { keys: [PASSPHRASE] }), {
       code: "HIB_CORRUPT",
@@ -501,7 +488,14 @@ test("what is no key is refused, and leaves nothing behind", async (t) => {
   writeFileSync(short, randomBytes(31));
   const refused = (keys: unknown, expected: { code: string; message?: RegExp }): Promise<unknown> =>
     t.throwsAsync(save(machine, join(directory, "image"), { keepRunning: true, keys: keys as Key[] }), expected);
-  for (const keys of [[], [{}], [{ passphrase: "" }], [{ passphrase: "x", keyFile: "y" }], "x", Array(9).fill(KEY)])
+  for (const keys of [
+    [],
+    [{}],
+    [{ passphrase: "" }],
+    [{ passphrase: "x", keyFile: "y" }],
+    "x",
+    Array.from({ length: 9 }, () => KEY),
+  ])
     await refused(keys, { code: "HIB_USAGE", message: /keys must be a list/ });
   await refused([{ keyFile: short }], { code: "HIB_USAGE", message: /short: a key file has 32 to/ });
   await refused([{ keyFile: "/dev/zero" }], { code: "HIB_USAGE", message: /32 to 4096/ });

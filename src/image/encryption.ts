@@ -21,9 +21,11 @@ export class NewEncryption {
   /**
    * Draws a data key. Slots are made meanwhile: a passphrase takes a third of a second.
    *
+   * @param keys - each is to open the image; undefined: it is not to be encrypted
    * @throws HIB_IO, HIB_USAGE if a file is no key file
    */
-  static async begin(keys: readonly Key[]): Promise<NewEncryption> {
+  static async begin(keys: readonly Key[] | undefined): Promise<NewEncryption | undefined> {
+    if (keys === undefined) return undefined;
     const secrets = await secretsOf(keys);
     const dataKey = randomBytes(KEY_BYTES);
     return new NewEncryption(deriveKeys(dataKey), makeSlots(secrets, dataKey));

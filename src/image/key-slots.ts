@@ -38,8 +38,11 @@ const SCRYPT_BYTES_MAX = 2 ** 28;
 export async function makeSlot({ kind, bytes }: Secret, dataKey: Uint8Array): Promise<Buffer> {
   const slot = Buffer.alloc(SLOT_BYTES);
   slot.writeUInt32LE(kind === "passphrase" ? KIND_PASSPHRASE : KIND_KEY_FILE, 0);
-  if (kind === "passphrase")
-    [SCRYPT_COST.log2n, SCRYPT_COST.r, SCRYPT_COST.p].forEach((n, i) => slot.writeUInt32LE(n, 4 + 4 * i));
+  if (kind === "passphrase") {
+    slot.writeUInt32LE(SCRYPT_COST.log2n, 4);
+    slot.writeUInt32LE(SCRYPT_COST.r, 8);
+    slot.writeUInt32LE(SCRYPT_COST.p, 12);
+  }
   randomBytes(WRAPPED_AT - SALT_AT).copy(slot, SALT_AT);
   const cipher = createCipheriv("aes-256-gcm", await slotKey(slot, bytes), NONCE, { authTagLength: TAG_BYTES });
   cipher.setAAD(slot.subarray(0, WRAPPED_AT));

@@ -4,7 +4,7 @@
  */
 import type { KeyObject } from "node:crypto";
 import { damaged } from "../base/errors.js";
-import { BlobReader, BlobWriter } from "./blob.js";
+import { type BlobReader, BlobWriter } from "./blob.js";
 import { seal, TAG_BYTES, unseal } from "./cipher.js";
 
 const SEGMENT_BYTES = 65536;

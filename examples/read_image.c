@@ -264,6 +264,7 @@ static void open_image(const char *path) {
   need(memcmp(page, "HBRN", 4) == 0, "not an image, or one that was never completed");
   need(u32_at(page + 4) == 2, "format version %u, and this program reads version 2", u32_at(page + 4));
   need(u32_at(page + 12) == FRAME && xxh64(page, 4088) == u64_at(page + 4088), "the header is damaged");
+  need((u32_at(page + 32) & 1) == 0, "the image is encrypted, and this program has no cipher: read it with hib, which takes the key");
   need((u32_at(page + 32) & ~2u) == 0, "the image has features that this program does not know (0x%x)", u32_at(page + 32));
   need(u32_at(page + 40) == 1 && u32_at(page + 44) == 12 && u32_at(page + 48) == 1 && u32_at(page + 52) == 1,
        "the image has hashes, frames or page tables of another kind");

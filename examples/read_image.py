@@ -77,6 +77,7 @@ class Image:
         need(version == 2, f"format version {version}, and this program reads version 2")
         need(header_bytes == FRAME and struct.unpack_from("<Q", page, 4088)[0] == xxh64(page[:4088]), "the header is damaged")
         incompatible, _, *algorithms = struct.unpack_from("<6I", page, 32)
+        need(incompatible & 1 == 0, "the image is encrypted, and Python has no AES in its library: read it with hib, which takes the key")
         need(incompatible & ~2 == 0, f"the image has features that this program does not know ({incompatible:#x})")
         need(algorithms == [1, 12, 1, 1], "the image has hashes, frames or page tables of another kind")
         state, chunks, self.ram, frames, end, where, length, hash_, head, head_hash, time = struct.unpack_from("<IIQQQQQQQQd", page, 56)

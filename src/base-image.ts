@@ -1,7 +1,9 @@
 /** The image that a save is to have only the changes since. */
 import { dirname, resolve } from "node:path";
 import { HibernaculumError } from "./base/errors.js";
+import type { Key } from "./base/key.js";
 import { type Image, openImage } from "./image/directory.js";
+import { isEncrypted } from "./image/encryption-header.js";
 import { MACHINE_VERSION } from "./image/format.js";
 import type { Machine } from "./machine.js";
 
@@ -9,10 +11,16 @@ import type { Machine } from "./machine.js";
  * Opens it, with its own ancestors.
  *
  * @param path - where the new image is to be
+ * @param keys - that the new image will have, if it is encrypted; one of them opens the base
  * @throws HIB_USAGE if it is in another directory; HIB_PARENT if it is not the image since which the machine tracks its stores; and
  * what opening an image throws
  */
-export async function openBase({ tracking }: Machine, path: string, base: string): Promise<Image> {
+export async function openBase(
+  { tracking }: Machine,
+  path: string,
+  base: string,
+  keys: readonly Key[] | undefined,
+): Promise<Image> {
   if (dirname(resolve(base)) !== dirname(resolve(path)))
     throw new HibernaculumError(
       "HIB_USAGE",
@@ -24,7 +32,12 @@ export async function openBase({ tracking }: Machine, path: string, base: string
       "HIB_PARENT",
       "what changes in the machine has not been tracked since any image: make a whole image of it first, with --keep-running",
     );
-  const image = await openImage(base, { machineVersion: MACHINE_VERSION });
+  if ((await isEncrypted(base)) !== (keys !== undefined))
+    throw new HibernaculumError(
+      "HIB_USAGE",
+      `an image and its base ${base} are both encrypted, or neither: ${keys === undefined ? "give its key" : "take a base that is"}`,
+    );
+  const image = await openImage(base, { machineVersion: MACHINE_VERSION, ...(keys && { keys }) });
   const { id, catalogueHash } = image.header;
   if (id === since.id && catalogueHash === since.catalogueHash) return image;
   image.close();

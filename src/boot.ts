@@ -22,7 +22,7 @@ import type { ResumeReport } from "./reports/resume-report.js";
 
 export type BootOptions = Pick<
   ResumeOptions,
-  "signal" | "allow" | "acceptChangedFiles" | "onProgress" | "onStep" | "onLoaded" | "queueFrames"
+  "signal" | "allow" | "keys" | "acceptChangedFiles" | "onProgress" | "onStep" | "onLoaded" | "queueFrames"
 >;
 
 /** What became of the image. */
@@ -51,6 +51,8 @@ const NOT_THE_IMAGE: readonly ErrorCode[] = [
   "HIB_DEPENDENCY",
   "HIB_DISK_IN_USE",
   "HIB_IMAGE_USED",
+  "HIB_KEY_NEEDED",
+  "HIB_KEY_WRONG",
   "HIB_USAGE",
 ];
 

@@ -29,6 +29,7 @@ export async function findImage(machine: Machine, path: string, options: ResumeO
     machineVersion: MACHINE_VERSION,
     allow: agreed(machine, options),
     signal: options.signal,
+    keys: options.keys,
     onCheck: (check, found) => steps.passed(check, found),
   });
   try {

@@ -21,6 +21,7 @@ import { OTHER_APPROACHES } from "./approaches/index.js";
 import { type Approach, Save } from "./approaches/parts.js";
 import { fromSystemError, isSystemError } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
+import { NewEncryption } from "./image/encryption.js";
 import { createPartial, type PartialImage, removeStalePartials } from "./image/directory.js";
 import type { Machine } from "./machine.js";
 import type { ApproachName } from "./reports/approaches.js";
@@ -55,9 +56,10 @@ export async function save(machine: Machine, path: string, options: SaveOptions 
 }
 
 async function saveTo(machine: Machine, image: PartialImage, options: SaveOptions): Promise<SaveReport> {
+  const encryption = await NewEncryption.begin(options.keys);
   machine.refuseOff(); // it may have been told to end meanwhile
   const settings = withDefaults(options);
-  using work = new Save(machine, image, settings);
+  using work = new Save(machine, image, settings, encryption);
   try {
     await APPROACHES[settings.approach](work);
     return await work.publish();

@@ -15,6 +15,7 @@
  */
 export { bootOrResume, type BootOptions, type BootResult } from "./boot.js";
 export { type ErrorCode, HibernaculumError, type SerializedError } from "./base/errors.js";
+export type { Key, Keys } from "./base/key.js";
 export type { ReadableMemory } from "./base/memory.js";
 export type { FaultCounts, FaultOwner, FaultStatistics } from "./cow/fault-statistics.js";
 export { save } from "./hibernate.js";

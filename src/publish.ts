@@ -9,6 +9,7 @@ import type { Cancellation } from "./cow/cancellation.js";
 import { readFaultStatistics } from "./cow/fault-statistics.js";
 import type { Image, PartialImage } from "./image/directory.js";
 import type { ExtentTable } from "./image/extents.js";
+import type { NewEncryption } from "./image/encryption.js";
 import { asParent, type ImageHeader, MACHINE_VERSION } from "./image/format.js";
 import type { FileRow } from "./image/host-files.js";
 import { notePaths } from "./image/known-paths.js";
@@ -32,6 +33,7 @@ export interface ImageParts {
   /** Of the machine. */
   name: string | undefined;
   digest: "none" | "sha256";
+  encryption?: NewEncryption | undefined;
 }
 
 /** @throws HIB_NO_SPACE, HIB_IO, HIB_CANCELLED, HIB_WORKER_DIED: there is no image then */
@@ -39,16 +41,17 @@ export async function publishImage(
   machine: Machine,
   image: PartialImage,
   cancellation: Cancellation,
-  { facts: known, written, extents, base, files, references, name, digest }: ImageParts,
+  { facts: known, written, extents, base, files, references, name, digest, encryption }: ImageParts,
 ): Promise<SaveReport> {
   const { control, pool } = machine;
   const facts = factsOf(machine, image, known, written, base);
   const task: CatalogueTask = {
     path: image.cataloguePath,
+    keys: encryption?.keys,
     blob: image.blobPath,
     parent: base && {
       name: basename(base.path),
-      blobs: base.blobs.map(({ path }) => path),
+      blobs: base.blobs.map(({ path, key }) => ({ path, key })),
       chunks: base.chunks,
       extents: base.extents.columns,
     },
@@ -63,7 +66,7 @@ export async function publishImage(
   const { report, paths, ...catalogue } = result!;
   cancellation.check();
   const { saved } = facts.counts;
-  const header: ImageHeader = {
+  const plainHeader: ImageHeader = {
     machineVersion: MACHINE_VERSION,
     id: facts.id,
     parent: base === undefined ? null : asParent(base.header),
@@ -78,6 +81,7 @@ export async function publishImage(
     time: facts.time,
     writer: `hibernaculum ${PACKAGE_VERSION}`,
   };
+  const header = (await encryption?.finish(plainHeader)) ?? plainHeader;
   await sealBlob(image.blobPath, header);
   await notePaths(dirname(image.blobPath), header, paths); // harmless if the image is not published after all
   cancellation.checkLast();

@@ -1,4 +1,5 @@
 /** What a resume can be told, and what it says when it is given up. */
+import { type Keys, keysToOpen } from "./base/key.js";
 import { abortSignal, callback, checkCall, flag, path as pathRule, paths, type Rule, zeroOrMore } from "./base/options.js";
 import type { CancelMessages } from "./cow/cancellation.js";
 import type { ResumeStep } from "./reports/resume-report.js";
@@ -28,6 +29,8 @@ export interface ResumeOptions {
    * has as disk and mounts, and what the image's machine had when this user saved it.
    */
   allow?: readonly string[];
+  /** What opens it, if it is encrypted. */
+  keys?: Keys;
   /** Leave the image as it is: neither an attempt is recorded nor the image consumed (tests, benchmarks). */
   keepImage?: boolean;
   signal?: AbortSignal;
@@ -49,6 +52,7 @@ const RULES: Readonly<Record<keyof ResumeOptions, Rule>> = {
   acceptChangedFiles: flag,
   disk: pathRule,
   allow: paths,
+  keys: keysToOpen,
   keepImage: flag,
   signal: abortSignal,
   onProgress: callback,

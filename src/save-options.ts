@@ -1,6 +1,7 @@
 /** What a save can be told, and what it says when it is given up. */
 import { abortSignal, callback, checkCall, flag, moreThanZero, oneOf, type Rule, text, zeroOrMore } from "./base/options.js";
 import { HibernaculumError } from "./base/errors.js";
+import { type Key, keyList } from "./base/key.js";
 import type { CancelMessages } from "./cow/cancellation.js";
 import { APPROACH_NAMES, type ApproachName, DEFAULT_APPROACH } from "./reports/approaches.js";
 import type { SaveProgress } from "./reports/save-progress.js";
@@ -21,6 +22,8 @@ export interface SaveOptions {
    * of this machine, by a snapshot; or the one that it was resumed from.
    */
   base?: string;
+  /** Encrypts the image: each of these keys opens it. */
+  keys?: readonly Key[];
   /** Cancels: the machine goes on, nothing is left behind. */
   signal?: AbortSignal;
   /**
@@ -53,6 +56,7 @@ const RULES: Readonly<Record<keyof SaveOptions, Rule>> = {
   name: text,
   base: text,
   digest: oneOf("none", "sha256"),
+  keys: keyList,
   signal: abortSignal,
   onProgress: callback,
   saveClean: flag,

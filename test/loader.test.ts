@@ -88,7 +88,7 @@ for (const [at, where] of STEPS.entries()) {
       writeFileSync(blob, "");
       try {
         const task = {
-          blobs: [blob],
+          blobs: [{ path: blob, key: undefined }],
           chunks: [],
           extents: table.columns,
           ...table.byChunk(0),

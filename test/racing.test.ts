@@ -5,6 +5,7 @@
  *
  * HIB_SEED repeats a run's choices (not its interleaving). HIB_RACE_ROUNDS or HIB_RACE_MINUTES make it longer.
  */
+import { randomBytes } from "node:crypto";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import process from "node:process";
@@ -42,11 +43,14 @@ function drawProgram(draws: Draws): string {
   ]);
 }
 
+const KEY = { keyFile: randomBytes(32) };
+
 function drawOptions(draws: Draws): SaveOptions {
   return {
     keepRunning: true,
     oracle: true,
     compression: draws.of(["lz4", "none"]),
+    ...(draws.below(3) === 0 ? { keys: [KEY] } : {}),
     ...drawApproach(draws),
   };
 }
@@ -74,7 +78,7 @@ async function churn(machine: Machine, draws: Draws, going: () => boolean): Prom
 }
 
 /** What the rounds met, to see that they met what they are for. */
-const met = { rounds: 0, steps: 0, marked: 0, oracle: 0, copied: 0, tail: 0, preimages: 0, waits: 0, again: 0 };
+const met = { rounds: 0, encrypted: 0, steps: 0, marked: 0, oracle: 0, copied: 0, tail: 0, preimages: 0, waits: 0, again: 0 };
 
 async function round(t: ExecutionContext, machine: Machine, image: string, replays: Replays, draws: Draws): Promise<void> {
   const options = drawOptions(draws);
@@ -90,9 +94,10 @@ async function round(t: ExecutionContext, machine: Machine, image: string, repla
     await churning;
   }
   machine.quiesce.stop();
-  const opened = await openImage(image);
+  const opened = await openImage(image, { keys: options.keys });
   try {
     met.rounds++;
+    if (options.keys !== undefined) met.encrypted++;
     met.marked += report.faults.total;
     met.oracle += report.oracle_frames ?? 0;
     met.copied += report.atomic_copy.frames;

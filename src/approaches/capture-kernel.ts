@@ -13,7 +13,12 @@ import type { Save } from "./parts.js";
 export async function captureKernel(save: Save): Promise<void> {
   await save.prepare(() => 0);
   using memory = openHostMemory(save.machine.memory);
-  using writer = await CaptureProcess.start({ descriptor: memory.descriptor, base: memory.base, task: save.writeTask });
+  using writer = await CaptureProcess.start({
+    descriptor: memory.descriptor,
+    base: memory.base,
+    task: save.writeTask,
+    key: save.key,
+  });
   save.planNothing();
   save.stop();
   save.list();

@@ -33,6 +33,7 @@ import { planFrames, planNothing } from "../cow/plan.js";
 import { Reserve } from "../cow/reserve.js";
 import { baseIsGone, openBase } from "../base-image.js";
 import { loadChecksum } from "../image/checksum.js";
+import type { NewEncryption } from "../image/encryption.js";
 import type { Image, PartialImage } from "../image/directory.js";
 import type { Machine } from "../machine.js";
 import { publishImage } from "../publish.js";
@@ -52,6 +53,7 @@ export class Save implements Disposable {
   readonly machine: Machine;
   readonly settings: SaveSettings;
   readonly #image: PartialImage;
+  readonly #encryption: NewEncryption | undefined;
   readonly #id = randomUUID();
   readonly #times = new StepTimes(SAVE_STEPS);
   readonly #progress: SaveProgressTeller;
@@ -69,7 +71,7 @@ export class Save implements Disposable {
   /** The consistency point, ms since 1970. */
   #time = 0;
 
-  constructor(machine: Machine, image: PartialImage, settings: SaveSettings) {
+  constructor(machine: Machine, image: PartialImage, settings: SaveSettings, encryption?: NewEncryption) {
     const { control, kernel, claims, writers, pool } = machine;
     const { compression, digest } = settings;
     this.settings = settings;
@@ -79,7 +81,12 @@ export class Save implements Disposable {
     this.#progress = new SaveProgressTeller(control, this.#cancellation.guard("onProgress", settings.onProgress));
     this.#oracle = settings.oracle === true ? createOracle(kernel.memory.frames) : undefined;
     const toBlob = { blob: image.blobPath, frames: kernel.memory.frames, writers, compression, digest, oracle: this.#oracle };
-    this.#writer = new ImageWriter(pool, control, { ...toBlob, onError: this.#cancellation.cancel });
+    this.#encryption = encryption;
+    this.#writer = new ImageWriter(pool, control, {
+      ...toBlob,
+      key: encryption?.keys.chunks,
+      onError: this.#cancellation.cancel,
+    });
     this.#reserve = new Reserve(kernel, claims, { poolOffset: writers * WRITER_BYTES, limit: settings.reserveFrames });
     this.#files = new SaveFiles(machine, settings.saveClean === true ? "all" : "changed");
     this.#counts = emptyCounts(writers);
@@ -94,7 +101,8 @@ export class Save implements Disposable {
     const { control, devices, vcpus } = this.machine;
     failpoint("save.prepare");
     await loadChecksum();
-    if (this.settings.base !== undefined) this.#base = await openBase(this.machine, this.#image.path, this.settings.base);
+    if (this.settings.base !== undefined)
+      this.#base = await openBase(this.machine, this.#image.path, this.settings.base, this.settings.keys);
     devices.saveState();
     await this.#files.prepare(this.settings.signal);
     this.#counts.estimated = reserve(this.#reserve);
@@ -254,6 +262,11 @@ export class Save implements Disposable {
     return { blob: this.#image.blobPath, compress: compression === "lz4", digest };
   }
 
+  /** What chunks are encrypted with. */
+  get key(): Buffer | undefined {
+    return this.#encryption?.keys.chunks.export();
+  }
+
   /** Has another process write all that is listed, from where it is. Everything is stopped still. */
   async capture(process: CaptureProcess): Promise<void> {
     failpoint("save.residual");
@@ -295,6 +308,7 @@ export class Save implements Disposable {
       references,
       name,
       digest,
+      encryption: this.#encryption,
     });
   }
 

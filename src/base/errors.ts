@@ -17,6 +17,8 @@ export type ErrorCode =
   | "HIB_IMAGE_USED" // resumed before
   | "HIB_RESUMES_DIED" // resumes of it died with their process, and a boot tries it no more
   | "HIB_DISK_IN_USE" // another machine has the disk
+  | "HIB_KEY_NEEDED" // the image is encrypted, and no key was given
+  | "HIB_KEY_WRONG" // the image is of another key, or of none
   | "HIB_FILES_CHANGED" // files of the host that the machine has open are not what they were
   | "HIB_NOT_ALLOWED" // an image names files of the host that the user has not named
   | "HIB_IMAGE_EXISTS" // the path to write to is taken

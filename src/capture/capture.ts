@@ -4,6 +4,7 @@
  *
  * What must hold: the machine cannot be altered from here. All that this process has of it is a descriptor that is open for reading.
  */
+import { createSecretKey, type KeyObject } from "node:crypto";
 import { readSync } from "node:fs";
 import process from "node:process";
 import { Control } from "../base/control.js";
@@ -30,7 +31,9 @@ import { writePages, type WriteResult, type WriteTask, WRITER_BYTES } from "../w
 export interface CapturePlan {
   descriptor: number;
   base: number;
-  task: Omit<WriteTask, "writer" | "source">;
+  task: Omit<WriteTask, "writer" | "source" | "key">;
+  /** That chunks are encrypted with. */
+  key: Buffer | undefined;
 }
 
 /** What was written of some frames, or of all. */
@@ -45,6 +48,7 @@ const WINDOW = POOL_BASE + WRITER_BYTES;
 
 export class Capture {
   readonly #plan: CapturePlan;
+  readonly #key: KeyObject | undefined;
   readonly #memory = createMemory(RAM_BYTES_MIN);
   readonly #core = instantiateCore(this.#memory);
   readonly #control = new Control(this.#memory);
@@ -53,6 +57,8 @@ export class Capture {
 
   constructor(plan: CapturePlan) {
     this.#plan = plan;
+    this.#key = plan.key && createSecretKey(plan.key);
+    plan.key?.fill(0);
     this.#control.store(MACHINE_BLOB_CURSOR, HEADER_BYTES / FRAME_BYTES);
   }
 
@@ -63,7 +69,12 @@ export class Capture {
       if (new Int32Array(this.#read(MACHINE_CANCEL, 4).buffer)[0] !== 0) break;
       const frames = list.subarray(from, from + WINDOW_FRAMES);
       this.#fill(frames);
-      const result = await writePages(this.#memory, this.#core, { ...this.#plan.task, writer: 0, source: "queue" }, collect);
+      const result = await writePages(
+        this.#memory,
+        this.#core,
+        { ...this.#plan.task, key: this.#key, writer: 0, source: "queue" },
+        collect,
+      );
       tell({ frames: frames.length, result });
     }
     const [chunks, blobFrames] = [this.#control.load(MACHINE_CHUNK_CURSOR), this.#control.load(MACHINE_BLOB_CURSOR)];

@@ -11,6 +11,7 @@ import { printable, printableAll } from "../stats/printable.js";
 import { ACCEPT_CHANGED_FILES, ALLOW, closing, describeError } from "./command.js";
 import { type Host, hostMachine, introduce } from "./host.js";
 import { type KernelCommandLine, parseKernelCommandLine } from "./kernel-command-line.js";
+import { KEY_FILE, type KeyOptions, keysFrom, PASSPHRASE_FILE } from "./keys.js";
 import {
   BOOT_PROCESSES,
   checkWorkloads,
@@ -21,7 +22,7 @@ import {
 } from "./machine-options.js";
 import { print, stdoutView } from "./output.js";
 
-interface BootOptions extends MachineCommandOptions {
+interface BootOptions extends MachineCommandOptions, KeyOptions {
   cmdline: string;
   allow?: string[];
   acceptChangedFiles?: boolean;
@@ -37,6 +38,8 @@ export function addBoot(program: Command): void {
   createMachineCommand(program, "boot", "boot a machine: resume its image if there is one, else start the workloads")
     .option("--cmdline <words>", 'kernel command line, such as "hibernate=m1.hib console=ttyS0"', "")
     .option(...ALLOW)
+    .option(...KEY_FILE)
+    .option(...PASSPHRASE_FILE)
     .option(...ACCEPT_CHANGED_FILES)
     .addHelpText("after", HELP)
     .addHelpText(
@@ -80,6 +83,7 @@ async function lookForImage(host: Host, path: string, noresume: boolean, options
   const result = await bootOrResume(host.machine, path, {
     signal: host.signal,
     allow: options.allow ?? [],
+    keys: await keysFrom(options),
     acceptChangedFiles: options.acceptChangedFiles === true,
     onStep: (step) => host.print(`kernel: resume: ${printable(describeStep(step))}`),
   });

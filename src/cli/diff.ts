@@ -1,5 +1,6 @@
 /** `hib diff`: what changed between two images. */
 import type { Command } from "commander";
+import type { Keys } from "../base/key.js";
 import { ADDRESS_DIGITS, hex } from "../base/hex.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import { type Image, openImage } from "../image/directory.js";
@@ -9,6 +10,7 @@ import { formatCount } from "../stats/format.js";
 import { field, section, table, type View } from "../stats/layout.js";
 import { printableAll } from "../stats/printable.js";
 import { ALLOW, checkInterrupted, createCommand, interruptible, withFittingHint } from "./command.js";
+import { KEY_FILE, type KeyOptions, keysFrom, PASSPHRASE_FILE } from "./keys.js";
 import { print, printJson, stdoutView } from "./output.js";
 import { createProgress, type ProgressDisplay, showBytes } from "./progress.js";
 
@@ -20,14 +22,22 @@ export function addDiff(program: Command): void {
     .argument("<a>", "an image")
     .argument("<b>", "another image of the same machine, usually a later one")
     .option(...ALLOW)
+    .option(...KEY_FILE)
+    .option(...PASSPHRASE_FILE)
     .option("--json", "for programs; lists every range of pages")
     .action(diff);
 }
 
-async function diff(pathA: string, pathB: string, { allow = [], json }: { allow?: string[]; json?: boolean }): Promise<void> {
+interface DiffCommandOptions extends KeyOptions {
+  allow?: string[];
+  json?: boolean;
+}
+
+async function diff(pathA: string, pathB: string, { allow = [], json, ...keyOptions }: DiffCommandOptions): Promise<void> {
   const progress = createProgress();
   try {
-    const result = await interruptible((signal) => compare([pathA, pathB], allow, progress, signal));
+    const opening = { allow, keys: await keysFrom(keyOptions) };
+    const result = await interruptible((signal) => compare([pathA, pathB], opening, progress, signal));
     progress.stop();
     if (json === true) printJson(result);
     else print(renderDiff(printableAll(result), stdoutView()).trimEnd());
@@ -40,7 +50,7 @@ async function diff(pathA: string, pathB: string, { allow = [], json }: { allow?
 
 async function compare(
   paths: readonly [string, string],
-  allow: readonly string[],
+  opening: { allow: readonly string[]; keys: Keys },
   progress: ProgressDisplay,
   signal: AbortSignal,
 ): Promise<ImageDiff> {
@@ -51,7 +61,7 @@ async function compare(
     show(done, total);
   };
   try {
-    for (const path of paths) images.push(await openImage(path, { machineVersion: MACHINE_VERSION, allow }));
+    for (const path of paths) images.push(await openImage(path, { machineVersion: MACHINE_VERSION, ...opening }));
     return await diffImages(images[0]!, images[1]!, { onProgress });
   } finally {
     for (const image of images) image.close();

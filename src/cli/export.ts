@@ -11,6 +11,7 @@ import { exportImage } from "../image/stream.js";
 import { formatBytes } from "../stats/format.js";
 import { printable } from "../stats/printable.js";
 import { createCommand, interruptible } from "./command.js";
+import { KEY_FILE, type KeyOptions, keysFrom, PASSPHRASE_FILE } from "./keys.js";
 import { isClosed, outliveOutput, print } from "./output.js";
 import { createProgress, showBytes } from "./progress.js";
 
@@ -19,10 +20,16 @@ export function addExport(program: Command): void {
     .argument("<image>", "where the machine was saved")
     .argument("<file>", "what to write, which must not exist; - for standard output")
     .option("--again", "also an image that was resumed before; its copy is marked as used")
+    .option(...KEY_FILE)
+    .option(...PASSPHRASE_FILE)
     .action(exportTo);
 }
 
-async function exportTo(path: string, file: string, { again = false }: { again?: boolean }): Promise<void> {
+async function exportTo(
+  path: string,
+  file: string,
+  { again = false, ...keyOptions }: KeyOptions & { again?: boolean },
+): Promise<void> {
   if (file === "-" && process.stdout.isTTY) {
     throw new HibernaculumError("HIB_USAGE", "an image is not for a terminal: redirect standard output, or give a file");
   }
@@ -32,9 +39,10 @@ async function exportTo(path: string, file: string, { again = false }: { again?:
       "standard output is closed, so there is nowhere to write the image; redirect it, or give a file",
     );
   }
+  const keys = await keysFrom(keyOptions);
   const progress = createProgress();
   const stream = (signal?: AbortSignal): AsyncGenerator<Uint8Array> =>
-    exportImage(path, { again, signal, onProgress: showBytes(progress, "exporting") });
+    exportImage(path, { again, keys, signal, onProgress: showBytes(progress, "exporting") });
   try {
     if (file === "-") {
       outliveOutput(() => undefined); // the pipeline below tells

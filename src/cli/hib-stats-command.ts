@@ -1,5 +1,6 @@
 /** `hib-stats`: the fault and atomic-copy report of an image, or of a running machine. */
 import { existsSync } from "node:fs";
+import type { Keys } from "../base/key.js";
 import { HibernaculumError } from "../base/errors.js";
 import { openImage } from "../image/directory.js";
 import type { SaveReport } from "../reports/save-report.js";
@@ -8,6 +9,7 @@ import { renderSaveReport } from "../stats/save-report.js";
 import { printableAll } from "../stats/printable.js";
 import { createProgram, main } from "./command.js";
 import { connect } from "./connect.js";
+import { KEY_FILE, type KeyOptions, keysFrom, PASSPHRASE_FILE } from "./keys.js";
 import { print, printJson, stdoutView } from "./output.js";
 
 const program = createProgram(
@@ -15,16 +17,18 @@ const program = createProgram(
   "The report of a save: faults, atomic copy, pause, throughput, and what the workload felt.",
 )
   .argument("<image|machine>", "an image's path, or the name of a machine that runs")
+  .option(...KEY_FILE)
+  .option(...PASSPHRASE_FILE)
   .option("--json", "for programs")
-  .action(async (what: string, { json }: { json?: boolean }) => {
+  .action(async (what: string, { json, ...keyOptions }: KeyOptions & { json?: boolean }) => {
     // A machine's name has no slash; one that is also a path here is taken for the path.
-    if (what.includes("/") || existsSync(what)) await showImage(what, json === true);
+    if (what.includes("/") || existsSync(what)) await showImage(what, await keysFrom(keyOptions), json === true);
     else await showMachine(what, json === true);
   });
 await main(program);
 
-async function showImage(path: string, json: boolean): Promise<void> {
-  const image = await openImage(path);
+async function showImage(path: string, keys: Keys, json: boolean): Promise<void> {
+  const image = await openImage(path, { keys });
   try {
     const report = image.catalogue.meta["report"] as SaveReport | null | undefined;
     // Nobody but people needs it, so it is looked at when it is shown: somebody else may have written anything there.

@@ -57,11 +57,12 @@ function renderBelow(image: ImageEntry, depth: number, view: View): string {
 
 /** A line on the image, and below it what there is to know besides. */
 export function renderImage(image: ImageEntry, view: View): string {
-  const { name, state, bytes, ram_bytes, time, processes, by_pid } = image;
+  const { name, state, bytes, ram_bytes, keys, time, processes, by_pid } = image;
   const what = by_pid === null ? state : `${state} (process ${by_pid})`;
   const facts = [
     formatBytes(bytes),
     ...(ram_bytes === null ? [] : [`RAM ${formatBytes(ram_bytes)}`]),
+    ...(keys === null ? [] : [`encrypted, opened by: ${keys.join(" or ")}`]),
     ...(processes === null ? [] : [`processes: ${processes}`]),
     ...(time === null ? [] : [`saved ${time}`]),
   ];

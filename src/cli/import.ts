@@ -8,6 +8,7 @@ import { importImage } from "../image/stream.js";
 import { formatBytes } from "../stats/format.js";
 import { printable } from "../stats/printable.js";
 import { createCommand, interruptible } from "./command.js";
+import { KEY_FILE, type KeyOptions, keysFrom, PASSPHRASE_FILE } from "./keys.js";
 import { isClosed, print, printJson } from "./output.js";
 import { createProgress, showBytes } from "./progress.js";
 import { atNewImage, defaultImage } from "./save.js";
@@ -16,18 +17,25 @@ export function addImport(program: Command): void {
   createCommand(program, "import", "make an image of a stream that hib export wrote; every byte is checked")
     .argument("<file>", "what to read; - for standard input")
     .argument("[image]", "where to put it; must not exist (default: ./imported-PID-TIME.hib)")
+    .option(...KEY_FILE)
+    .option(...PASSPHRASE_FILE)
     .option("--json", "for programs")
     .addHelpText("after", "\nA stream that is damaged or not whole leaves nothing behind.")
     .action(importFrom);
 }
 
-async function importFrom(file: string, given: string | undefined, { json }: { json?: boolean }): Promise<void> {
+async function importFrom(
+  file: string,
+  given: string | undefined,
+  { json, ...keyOptions }: KeyOptions & { json?: boolean },
+): Promise<void> {
   if (file === "-" && process.stdin.isTTY) {
     throw new HibernaculumError("HIB_USAGE", "standard input is a terminal: pipe a stream of hib export into it, or give a file");
   }
   if (file === "-" && isClosed(0)) {
     throw new HibernaculumError("HIB_IO", "standard input is closed; pipe a stream of hib export into it, or give a file");
   }
+  const keys = await keysFrom(keyOptions);
   const progress = createProgress();
   try {
     // Another name could only be tried by reading all of it again, so none that two imports could both take.
@@ -38,7 +46,7 @@ async function importFrom(file: string, given: string | undefined, { json }: { j
         const source = file === "-" ? process.stdin : createReadStream(file);
         source.on("error", () => undefined); // the reader gets the error; until there is one, it must not end the process
         const name = file === "-" ? "standard input" : file;
-        const options = { name, signal, onProgress: showBytes(progress, "importing") };
+        const options = { name, keys, signal, onProgress: showBytes(progress, "importing") };
         return { image: path, ...(await importImage(addAbortSignal(signal, source), path, options)) };
       }),
     );

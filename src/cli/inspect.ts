@@ -6,6 +6,7 @@ import { FRAME_BYTES } from "../base/layout.js";
 import { type Image, openImage } from "../image/directory.js";
 import { type Extent, SAME_FILLED } from "../image/extents.js";
 import { CODEC_LZ4, FORMAT_VERSION, MACHINE_VERSION } from "../image/format.js";
+import { describeSlots } from "../image/key-slots.js";
 import { namedPaths } from "../named-paths.js";
 import { isUsed } from "../image/markers.js";
 import { formatBytes, formatCount } from "../stats/format.js";
@@ -21,6 +22,7 @@ import {
   renderHoldings,
   renderMemory,
 } from "./inspect-process.js";
+import { KEY_FILE, type KeyOptions, keysFrom, PASSPHRASE_FILE } from "./keys.js";
 import { print, printJson, stdoutView } from "./output.js";
 
 interface Description {
@@ -38,6 +40,8 @@ interface Description {
     vcpus: number | null;
     blob_bytes: number;
     catalogue_bytes: number;
+    /** What opens it, key slot by key slot; null if it is not encrypted. */
+    keys: string[] | null;
   };
   chunks: { count: number; lz4: number; raw: number; stored_bytes: number; decoded_bytes: number };
   extents: { count: number; same_filled: number; same_filled_frames: number };
@@ -58,7 +62,7 @@ interface Description {
   paths: NamedPath[] | null;
 }
 
-interface InspectOptions {
+interface InspectOptions extends KeyOptions {
   extents?: boolean;
   pid?: number;
   read?: Range;
@@ -73,16 +77,19 @@ export function addInspect(program: Command): void {
     .option("--pid <pid>", "one process: its areas, mappings, registers", wholeNumber(1, 2 ** 31 - 1))
     .option("--read <address:length>", "memory of that process, such as 0x10000:64", parseRange)
     .option(...ALLOW)
+    .option(...KEY_FILE)
+    .option(...PASSPHRASE_FILE)
     .option("--json", "for programs")
     .action(inspect);
 }
 
-async function inspect(path: string, { extents, pid, read, allow = [], json }: InspectOptions): Promise<void> {
+async function inspect(path: string, { extents, pid, read, allow = [], json, ...keyOptions }: InspectOptions): Promise<void> {
   if (read !== undefined && pid === undefined)
     throw new HibernaculumError("HIB_USAGE", "--read needs to know whose memory: give --pid");
   if (extents === true && pid !== undefined) throw new HibernaculumError("HIB_USAGE", "give --extents or --pid");
   // The catalogue can be read for any machine; what is in memory only by a kernel that knows its layout.
-  const image = await openImage(path, pid === undefined ? { allow } : { allow, machineVersion: MACHINE_VERSION });
+  const options = { allow, keys: await keysFrom(keyOptions) };
+  const image = await openImage(path, pid === undefined ? options : { ...options, machineVersion: MACHINE_VERSION });
   try {
     const show = <T extends { schema: number }>(what: T, render: (what: T) => string): void =>
       json === true ? printJson(what) : print(render(printableAll(what)).trimEnd());
@@ -171,6 +178,7 @@ async function describeImage(image: Image): Promise<Description> {
       vcpus: typeof vcpus === "number" ? vcpus : null,
       blob_bytes: header.blobBytes,
       catalogue_bytes: header.catalogueBytes,
+      keys: header.encryption === undefined ? null : describeSlots(header.encryption.slots),
     },
     chunks: {
       count: chunks.length,
@@ -212,6 +220,7 @@ function renderDescription(description: Description, view: View): string {
       field(view, "id", header.id),
       field(view, "consistency point", header.time),
       field(view, "used", used ? view.colors.yellow("yes: it was resumed") : "no"),
+      ...(header.keys === null ? [] : [field(view, "encrypted", `opened by: ${header.keys.join(" or ")}`)]),
       field(view, "versions", `format ${header.format_version}, machine ${header.machine_version}`),
       field(view, "machine", `${formatBytes(header.ram_frames * FRAME_BYTES)} of RAM, vCPUs: ${header.vcpus ?? "?"}`),
       field(view, "saved", `${formatCount(header.frames)} frames (${formatBytes(header.frames * FRAME_BYTES)})`),

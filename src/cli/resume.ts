@@ -1,5 +1,6 @@
 /** `hib resume`: boots a machine for an image, resumes it there, and goes on as `hib run` does. */
 import type { Command } from "commander";
+import type { Keys } from "../base/key.js";
 import { HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES, MAX_VCPUS } from "../base/layout.js";
 import { openImage } from "../image/directory.js";
@@ -13,9 +14,10 @@ import { printableAll } from "../stats/printable.js";
 import { ACCEPT_CHANGED_FILES, ALLOW, closing, createCommand, ramOption, wholeNumber } from "./command.js";
 import { defaultName, hostMachine, introduce } from "./host.js";
 import { BOOT_PROCESSES } from "./machine-options.js";
+import { KEY_FILE, type KeyOptions, keysFrom, PASSPHRASE_FILE } from "./keys.js";
 import { note, print, printJson, stdoutView } from "./output.js";
 
-interface ResumeCommandOptions {
+interface ResumeCommandOptions extends KeyOptions {
   name?: string;
   ram?: number;
   cpus?: number;
@@ -40,6 +42,8 @@ export function addResume(program: Command): void {
     )
     .option("--disk <file>", "where the machine's disk is now, if it was moved; its contents must be what they were")
     .option(...ALLOW)
+    .option(...KEY_FILE)
+    .option(...PASSPHRASE_FILE)
     .option(...ACCEPT_CHANGED_FILES)
     .option("--json", "print the report for programs; the console goes to stderr")
     .addHelpText(
@@ -53,7 +57,8 @@ export function addResume(program: Command): void {
 }
 
 async function resumeImage(path: string, options: ResumeCommandOptions): Promise<void> {
-  const saved = await savedMachine(path);
+  const keys = await keysFrom(options);
+  const saved = await savedMachine(path, keys);
   const {
     name = await freeName(saved.name),
     ram = saved.ramBytes,
@@ -77,6 +82,7 @@ async function resumeImage(path: string, options: ResumeCommandOptions): Promise
         again,
         acceptChangedFiles,
         allow,
+        keys,
         signal: host.signal,
         ...(disk === undefined ? {} : { disk }),
       });
@@ -95,8 +101,8 @@ async function freeName(saved: string | undefined): Promise<string> {
 }
 
 /** What the machine had. */
-async function savedMachine(path: string): Promise<{ ramBytes: number; vcpus: number; name: string | undefined }> {
-  const image = await openImage(path, { machineVersion: MACHINE_VERSION });
+async function savedMachine(path: string, keys: Keys): Promise<{ ramBytes: number; vcpus: number; name: string | undefined }> {
+  const image = await openImage(path, { machineVersion: MACHINE_VERSION, keys });
   try {
     const { vcpus, name } = image.catalogue.meta;
     return {

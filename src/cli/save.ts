@@ -8,15 +8,16 @@ import { APPROACH_NAMES, type ApproachName, DEFAULT_APPROACH } from "../reports/
 import type { SaveProgress } from "../reports/save-progress.js";
 import { holdsImage } from "../image/directory.js";
 import { statIfThere } from "../image/files.js";
-import type { SaveRequest } from "../server/protocol.js";
+import { type SaveRequest, sendKey } from "../server/protocol.js";
 import { renderSaveSummary } from "../stats/save-report.js";
 import { printableAll } from "../stats/printable.js";
 import { createCommand, interruptible, wholeNumber } from "./command.js";
 import { connect } from "./connect.js";
+import { KEY_FILE, type KeyOptions, keysToSave, PASSPHRASE_FILE } from "./keys.js";
 import { print, printJson, stdoutView } from "./output.js";
 import { createProgress, type ProgressStep } from "./progress.js";
 
-interface SaveCommandOptions {
+interface SaveCommandOptions extends KeyOptions {
   keepRunning?: boolean;
   approach: ApproachName;
   compression: "lz4" | "none";
@@ -26,6 +27,7 @@ interface SaveCommandOptions {
   base?: string;
   saveClean?: boolean;
   digest?: boolean;
+  encrypt?: boolean;
   json?: boolean;
 }
 
@@ -61,12 +63,16 @@ export function addSave(program: Command): void {
       "--digest",
       "also a SHA-256 of each chunk and of the catalogue, for signing or comparing images; costs processor time",
     )
+    .option("--encrypt", "encrypt the image, names and paths too; asks for a passphrase unless a key is given")
+    .option(...KEY_FILE)
+    .option(...PASSPHRASE_FILE)
     .option("--json", "print the report for programs")
     .addHelpText("after", "\nCtrl-C cancels: the machine goes on, and nothing is left behind.")
     .action(saveMachine);
 }
 
 async function saveMachine(name: string, image: string | undefined, options: SaveCommandOptions): Promise<void> {
+  const keys = await keysToSave(options);
   const progress = createProgress();
   const client = await connect(name, "Ctrl-C cancels the save, a second one ends this command", () => progress.stop());
   try {
@@ -80,6 +86,7 @@ async function saveMachine(name: string, image: string | undefined, options: Sav
       ...(options.base === undefined ? {} : { base: resolve(options.base) }),
       saveClean: options.saveClean === true,
       digest: options.digest === true ? "sha256" : "none",
+      ...(keys === undefined ? {} : { keys: keys.map(sendKey) }),
     };
     const report = await interruptible((signal) =>
       atNewImage(image, name, (path) => {

@@ -28,6 +28,7 @@ import {
   withFittingHint,
   wholeNumber,
 } from "./command.js";
+import { KEY_FILE, type KeyOptions, keysFrom, PASSPHRASE_FILE } from "./keys.js";
 import { note, print, printJson, stdoutView } from "./output.js";
 import { printable, printableAll } from "../stats/printable.js";
 import { createProgress, type ProgressDisplay, showBytes } from "./progress.js";
@@ -61,7 +62,7 @@ interface VerifyOptions {
 /** A replay goes this many steps, then it is looked whether somebody has pressed Ctrl-C. */
 const REPLAY_STEPS = 1 << 20;
 
-interface VerifyCommandOptions {
+interface VerifyCommandOptions extends KeyOptions {
   replay?: boolean;
   replayLimit: number;
   allow?: string[];
@@ -74,6 +75,8 @@ export function addVerify(program: Command): void {
     .option("--replay", "also recompute the processes from their beginning, all that can be, and compare every page and register")
     .option("--replay-limit <seconds>", "stop recomputing after so long", wholeNumber(1, 10 ** 6), 300)
     .option(...ALLOW)
+    .option(...KEY_FILE)
+    .option(...PASSPHRASE_FILE)
     .option("--json", "for programs")
     .addHelpText(
       "after",
@@ -84,11 +87,14 @@ export function addVerify(program: Command): void {
     .action(verify);
 }
 
-async function verify(path: string, { replay, replayLimit, allow = [], json }: VerifyCommandOptions): Promise<void> {
+async function verify(
+  path: string,
+  { replay, replayLimit, allow = [], json, ...keyOptions }: VerifyCommandOptions,
+): Promise<void> {
   const progress = createProgress();
   try {
     const result = await interruptible(async (signal) => {
-      const image = await openImage(path, { allow });
+      const image = await openImage(path, { allow, keys: await keysFrom(keyOptions) });
       try {
         return await verifyImage(image, { replay: replay === true, replayLimit_s: replayLimit, progress, signal });
       } finally {
@@ -102,11 +108,19 @@ async function verify(path: string, { replay, replayLimit, allow = [], json }: V
       note(`hib: HIB_INCONSISTENT: ${printable(path)} is not what it must be (above); do not resume it`);
       process.exitCode = EXIT_MISMATCH;
     }
-  } catch (error) {
+  } catch (thrown) {
     progress.stop();
+    const error = sayWhatAgrees(thrown);
     const code = reportError(withFittingHint(error));
     process.exitCode = (await isDamage(error, path)) ? EXIT_MISMATCH : code;
   }
+}
+
+/** Without a key not much can be checked, but that much is known by then. */
+function sayWhatAgrees(error: unknown): unknown {
+  if (!(error instanceof HibernaculumError) || error.code !== "HIB_KEY_NEEDED") return error;
+  const message = `${error.message}; header, lengths and the catalogue's checksum agree, and the rest needs the key`;
+  return new HibernaculumError(error.code, message, { cause: error });
 }
 
 /** Whether an error says that an image is damaged: also one that has all its files, and no header that tells what it is. */

@@ -7,6 +7,7 @@
  * and length at multiples of 4096; a WebAssembly.Memory has it, a Buffer has not. Where it is refused (EINVAL), the
  * writer goes on through the cache.
  */
+import type { KeyObject } from "node:crypto";
 import { closeSync, constants, fstatSync, openSync, read as readCallback, readSync, statSync } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import { promisify } from "node:util";
@@ -120,11 +121,14 @@ const readAsync = promisify(readCallback);
 
 export class BlobReader {
   readonly path: string;
+  /** Of its chunks, if they are encrypted. */
+  key: KeyObject | undefined;
   #descriptor: number | undefined;
 
   /** @throws HIB_IO */
-  constructor(path: string) {
+  constructor(path: string, key?: KeyObject) {
     this.path = path;
+    this.key = key;
     try {
       this.#descriptor = openSync(path, "r");
     } catch (error) {

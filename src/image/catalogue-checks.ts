@@ -1,5 +1,7 @@
 /** What holds of the rows of a catalogue, whoever wrote it: how many there can be, and each value's type and range. */
 import { FRAME_BYTES, MAX_FRAMES, MAX_PROCESSES } from "../base/layout.js";
+import { CHECKSUM_BYTES } from "./checksum.js";
+import { TAG_BYTES } from "./cipher.js";
 import type { TableName } from "./catalogue-schema.js";
 import { CHUNK_BYTES, CHUNK_FRAMES, HEADER_BYTES, PIECE_BYTES } from "./format.js";
 import type { SqliteRow } from "./sqlite-row.js";
@@ -39,6 +41,8 @@ const SAFE = Number.MAX_SAFE_INTEGER;
 const PID = whole(0, 2 ** 31 - 1);
 const JSON_BYTES = 2 ** 24;
 const META_BYTES = 2 ** 22;
+/** Bytes of a piece's checksum, and of its tag; which of them is for whoever knows the header. */
+const PIECE_SUMS: readonly number[] = [CHECKSUM_BYTES, TAG_BYTES];
 const DIGEST: Check = optional(blob(() => 32));
 /** Files of the host: 512 processes with 256 each, and as many that are only mapped. */
 export const FILES_MAX: number = 2 ** 18;
@@ -78,7 +82,7 @@ export const TABLES: Readonly<Record<TableName, TableChecks>> = {
       ["frames", whole(1, CHUNK_FRAMES)],
       ["codec", whole(0, WORD)],
       ["hash", word],
-      ["pieces", blob((row) => Math.ceil(row.integer(2) / PIECE_BYTES) * 8)],
+      ["pieces", (row, column) => PIECE_SUMS.includes(row.blobBytes(column) / Math.ceil(row.integer(2) / PIECE_BYTES))],
       ["digest", DIGEST],
     ],
   },

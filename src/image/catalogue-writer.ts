@@ -1,7 +1,9 @@
 /**
  * Writes a catalogue: one file when it is finished, no journal beside it, everything in one transaction. What makes it safe is
- * not SQLite's journal but the image's header, which carries its checksum and is written after it.
+ * not SQLite's journal but the image's header, which carries its checksum and is written after it. One that is to be encrypted is made in
+ * memory: nothing that can be read gets to the disk, not even of a save that dies.
  */
+import type { KeyObject } from "node:crypto";
 import { closeSync, openSync } from "node:fs";
 import { open } from "node:fs/promises";
 import Database from "better-sqlite3";
@@ -11,30 +13,34 @@ import { APPLICATION_ID, SCHEMA } from "./catalogue-schema.js";
 import { hashFile } from "./checksum.js";
 import { KIND_CHUNK, KIND_FILL, KIND_PARENT, KIND_REFERENCE } from "./extents.js";
 import { FORMAT_VERSION, type SealedCatalogue } from "./format.js";
+import { sealedHeadBytes, writeSealed } from "./sealed-file.js";
 import { fromSqlite, openDatabase } from "./sqlite-errors.js";
 
 export class CatalogueWriter {
   readonly path: string;
   readonly #database: Database.Database;
+  readonly #key: KeyObject | undefined;
   #headBytes = 0;
 
-  private constructor(path: string) {
+  private constructor(path: string, key: KeyObject | undefined) {
     this.path = path;
-    this.#database = openDatabase(path, {});
+    this.#key = key;
+    this.#database = openDatabase(key === undefined ? path : ":memory:", {});
   }
 
   /**
    * Creates an empty catalogue at `path`.
    *
+   * @param key - encrypts it
    * @throws HIB_DEPENDENCY if better-sqlite3 was not built, HIB_NO_SPACE, HIB_IO
    */
-  static create(path: string): CatalogueWriter {
+  static create(path: string, key?: KeyObject): CatalogueWriter {
     try {
       closeSync(openSync(path, "wx", 0o600)); // names, fills and registers are in it; SQLite would let others read them
     } catch (error) {
       throw fromSystemError(error, `creating ${path}`);
     }
-    const writer = new CatalogueWriter(path);
+    const writer = new CatalogueWriter(path, key);
     writer.#attempt(() => {
       // Nobody else reads it yet and a crash throws it away, so neither a journal nor SQLite's own syncs are needed.
       for (const pragma of ["journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE", "cache_size = -2000"])
@@ -127,7 +133,8 @@ export class CatalogueWriter {
    * @throws HIB_NO_SPACE, HIB_IO
    */
   async close({ digest = "none" }: { digest?: "none" | "sha256" } = {}): Promise<SealedCatalogue> {
-    this.#attempt(() => this.#database.close());
+    if (this.#key === undefined) this.#attempt(() => this.#database.close());
+    else await this.#encrypt(this.#key);
     try {
       const file = await open(this.path, "r+");
       try {
@@ -146,6 +153,15 @@ export class CatalogueWriter {
       catalogueHeadHash: found.headHash,
       catalogueDigest: found.digest,
     };
+  }
+
+  /** Writes what is in memory; then memory has nothing of it any more that can be read. */
+  async #encrypt(key: KeyObject): Promise<void> {
+    let bytes: Buffer = Buffer.alloc(0);
+    this.#attempt(() => (bytes = this.#database.serialize()));
+    this.#database.close();
+    this.#headBytes = sealedHeadBytes(this.#headBytes, bytes.length);
+    await writeSealed(this.path, bytes, key);
   }
 
   #attempt(operation: () => void): void {

@@ -6,6 +6,7 @@
  * - A catalogue is data from somebody else: no value of it is used before its type and its range were looked at (catalogue-checks.ts).
  * - Tables that can have a million rows and are read whole are read in slices, and others have their turn between them.
  */
+import type { KeyObject } from "node:crypto";
 import { existsSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { damaged, HibernaculumError } from "../base/errors.js";
@@ -30,6 +31,7 @@ import { CATALOGUE_NAME, type Chunk, FORMAT_VERSION } from "./format.js";
 import type { FileRow } from "./host-files.js";
 import { ReferenceTable } from "./reference-table.js";
 import { parseJson } from "./json.js";
+import { SealedReader } from "./sealed-file.js";
 import { SqliteFile } from "./sqlite-file.js";
 import type { SqliteRow } from "./sqlite-row.js";
 
@@ -48,11 +50,13 @@ export class Catalogue {
   readonly #file: SqliteFile;
   readonly #roots: ReadonlyMap<TableName, number>;
 
-  private constructor(path: string) {
+  private constructor(path: string, key: KeyObject | undefined) {
     this.path = path;
     this.#blob = new BlobReader(path);
     try {
-      this.#file = new SqliteFile(this.#blob, statSync(path).size);
+      const { size } = statSync(path);
+      const sealed = key === undefined ? undefined : new SealedReader(this.#blob, size, key);
+      this.#file = new SqliteFile(sealed ?? this.#blob, sealed?.bytes ?? size);
       this.#refuseLogs();
       const { applicationId, userVersion } = this.#file;
       const roots = tableRoots(this.#file.schema());
@@ -72,10 +76,11 @@ export class Catalogue {
    * Opens the catalogue of an image for reading.
    *
    * @param directory the image
+   * @param key - if it is encrypted
    * @throws HIB_IO, HIB_CORRUPT if it is no catalogue; so do the methods
    */
-  static open(directory: string): Catalogue {
-    return new Catalogue(join(directory, CATALOGUE_NAME));
+  static open(directory: string, key?: KeyObject): Catalogue {
+    return new Catalogue(join(directory, CATALOGUE_NAME), key);
   }
 
   /** Other tools would read a log beside it, too, and see another catalogue than the one that the header has the checksum of. */

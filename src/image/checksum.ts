@@ -1,11 +1,13 @@
 /**
  * XXH64 with seed 0, the checksum of everything in an image. It finds damage, not forgery: an image from somebody who
- * is not trusted needs more (encryption with authentication).
+ * is not trusted needs more: encryption.ts.
  */
 import { createHash } from "node:crypto";
 import { open } from "node:fs/promises";
 import xxhash, { type XXHash, type XXHashAPI } from "xxhash-wasm";
 import { assert, fromSystemError } from "../base/errors.js";
+
+export const CHECKSUM_BYTES = 8;
 
 let xxh: XXHashAPI | undefined;
 
@@ -48,7 +50,7 @@ export class Checksum {
  * @param hash - of a part of the data, from a position on
  */
 export function hashParts(length: number, bytes: number, hash: (at: number, length: number) => bigint): Uint8Array {
-  const parts = new DataView(new ArrayBuffer(Math.ceil(length / bytes) * 8));
+  const parts = new DataView(new ArrayBuffer(Math.ceil(length / bytes) * CHECKSUM_BYTES));
   for (let at = 0, i = 0; at < length; at += bytes, i += 8) parts.setBigUint64(i, hash(at, Math.min(bytes, length - at)), true);
   return new Uint8Array(parts.buffer);
 }

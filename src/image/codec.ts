@@ -8,11 +8,12 @@
  * Never give `compressChunk` memory that may change meanwhile: an LZ4 match refers to bytes that were emitted before,
  * and if they change in between, frames that nobody wrote decode wrongly and without an error.
  */
-import { createHash } from "node:crypto";
+import { createHash, type KeyObject } from "node:crypto";
 import { compressSync, uncompressSync } from "lz4-napi";
 import { damaged, HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import { checksum, hashParts } from "./checksum.js";
+import { seal, TAG_BYTES, unseal } from "./cipher.js";
 import { type Chunk, CODEC_LZ4, CODEC_RAW, PIECE_BYTES, padded } from "./format.js";
 
 /** Above this ratio of stored to plain bytes a chunk stays raw: decoding would cost more than it saves. */
@@ -49,6 +50,44 @@ export function checkStored(chunk: Chunk, stored: Uint8Array): void {
     throw corrupt(chunk, "does not agree with its checksum");
 }
 
+/** Encrypts a chunk's stored bytes in pieces, where they are. @returns their tags, one after another */
+export function sealChunk(key: KeyObject, id: number, stored: Uint8Array): Uint8Array {
+  const tags = new Uint8Array(Math.ceil(stored.length / PIECE_BYTES) * TAG_BYTES);
+  for (let at = 0, piece = 0; at < stored.length; at += PIECE_BYTES, piece++)
+    tags.set(seal(key, id, piece, stored.subarray(at, at + PIECE_BYTES)), piece * TAG_BYTES);
+  return tags;
+}
+
+/**
+ * A chunk's bytes as they were before they were encrypted, padding included.
+ *
+ * @param key - without one they are what is stored
+ * @throws HIB_CORRUPT
+ */
+export function openStored(chunk: Chunk, stored: Uint8Array, key: KeyObject | undefined): Uint8Array {
+  if (key === undefined) {
+    checkStored(chunk, stored);
+    return stored;
+  }
+  if (stored.length !== chunk.stored) throw corrupt(chunk, "is not as long as it was");
+  const plain = Buffer.allocUnsafeSlow(stored.length); // it may be kept for long
+  for (let at = 0, piece = 0; at < stored.length; at += PIECE_BYTES, piece++)
+    plain.set(openPiece(chunk, piece, stored.subarray(at, at + PIECE_BYTES), key), at);
+  return plain;
+}
+
+/**
+ * The same for one of its pieces, which was read without the others.
+ *
+ * @throws HIB_CORRUPT
+ */
+export function openPiece(chunk: Chunk, piece: number, bytes: Uint8Array, key: KeyObject): Uint8Array {
+  const tag = chunk.pieces.subarray(piece * TAG_BYTES, (piece + 1) * TAG_BYTES);
+  const plain = tag.length === TAG_BYTES ? unseal(key, chunk.id, piece, { bytes, tag }) : undefined;
+  if (plain === undefined) throw corrupt(chunk, `is not what was encrypted: piece ${piece} does not agree with its tag`);
+  return plain;
+}
+
 /** `pieces` of a chunk's stored bytes. @param hash - XXH64 of a part of them */
 export function hashPieces(stored: number, hash: (at: number, length: number) => bigint): Uint8Array {
   return hashParts(stored, PIECE_BYTES, hash);
@@ -67,13 +106,14 @@ export function digestOf(bytes: Uint8Array): Buffer {
 /**
  * Checks and decodes a chunk.
  *
- * @param stored the chunk's bytes in the blob, padding included
- * @returns frames * 4096 bytes; for a raw chunk a view of `stored`
+ * @param encoded the chunk's bytes in the blob, padding included
+ * @param key - of an encrypted image
+ * @returns frames * 4096 bytes; for a raw chunk that is not encrypted a view of `encoded`
  * @throws HIB_CORRUPT
  */
-export function decodeChunk(chunk: Chunk, stored: Uint8Array): Uint8Array {
+export function decodeChunk(chunk: Chunk, encoded: Uint8Array, key?: KeyObject): Uint8Array {
   const bytes = chunk.frames * FRAME_BYTES;
-  checkStored(chunk, stored);
+  const stored = openStored(chunk, encoded, key);
   if (chunk.codec === CODEC_RAW) {
     if (chunk.payload !== bytes || stored.length < bytes) throw corrupt(chunk, `is not ${chunk.frames} frames long`);
     return stored.subarray(0, bytes);

@@ -16,12 +16,14 @@ import { basename, dirname, join, resolve } from "node:path";
 import { isDeepStrictEqual } from "node:util";
 import { realPath } from "../base/allowed-paths.js";
 import { attemptTo, damaged, HibernaculumError } from "../base/errors.js";
+import type { Keys } from "../base/key.js";
 import { failpoint } from "../base/failpoints.js";
 import { fateOf, processTag } from "../base/host-process.js";
 import { BlobReader } from "./blob.js";
 import { Catalogue } from "./catalogue.js";
 import { findParent, joined, refuseCircle } from "./chain.js";
 import { hashFile, loadChecksum } from "./checksum.js";
+import { unlock } from "./encryption.js";
 import { refuseTaken, renameToFree, statIfThere, syncDirectory } from "./files.js";
 import type { ExtentTable } from "./extents.js";
 import { BLOB_NAME, CATALOGUE_NAME, type Chunk, decodeHeader, HEADER_BYTES, type ImageHeader, type OnCheck } from "./format.js";
@@ -56,6 +58,8 @@ export interface OpenOptions {
    * when it was saved may be, too.
    */
   allow?: readonly string[];
+  /** What opens it, if it is encrypted; tried one after another. With a list of keys, an image that is not encrypted is refused. */
+  keys?: Keys | undefined;
   /** Cancels. */
   signal?: AbortSignal | undefined;
 }
@@ -159,44 +163,30 @@ export async function createPartial(path: string): Promise<PartialImage> {
 /**
  * Opens an image and checks all of it but the chunks.
  *
- * @throws HIB_NOT_AN_IMAGE, HIB_IO, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION, HIB_TRUNCATED, HIB_CORRUPT, HIB_PARENT, HIB_CANCELLED
+ * @throws HIB_NOT_AN_IMAGE, HIB_IO, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION, HIB_TRUNCATED, HIB_CORRUPT, HIB_PARENT, HIB_KEY_NEEDED,
+ * HIB_KEY_WRONG, HIB_CANCELLED
  */
 export async function openImage(path: string, options: OpenOptions = {}): Promise<Image> {
   return openDescended(path, options, []);
 }
 
 /** @param descendants - ids of the images that led here */
-async function openDescended(
-  path: string,
-  { machineVersion, onCheck = () => undefined, allow = [], signal }: OpenOptions,
-  descendants: readonly string[],
-): Promise<Image> {
-  await loadChecksum();
-  const directory = resolve(path);
-  if (!(await statIfThere(directory))?.isDirectory()) {
-    throw new HibernaculumError("HIB_NOT_AN_IMAGE", `no image at ${path}; give the directory that hib save made`);
-  }
-  const blobBytes = await sizeOf(directory, BLOB_NAME);
-  onCheck("image", path);
-  const blob = new BlobReader(join(directory, BLOB_NAME));
+async function openDescended(path: string, options: OpenOptions, descendants: readonly string[]): Promise<Image> {
+  const { machineVersion, onCheck = () => undefined, allow = [], keys = [], signal } = options;
+  const { directory, page, header, blob } = await openLocked(path, options);
   let catalogue: Catalogue | undefined;
   let parent: Image | undefined;
   try {
-    const page = new Uint8Array(Math.min(blobBytes, HEADER_BYTES));
-    await blob.read(page, 0, page.length);
-    const header = decodeHeader(page, path, { expectedMachineVersion: machineVersion, onCheck });
-    if (header.catalogueOffset !== 0 || header.used) throw damaged("HIB_CORRUPT", `${path}: its header is that of a stream`);
     refuseCircle(path, header, descendants);
-    checkSize(path, BLOB_NAME, blobBytes, header.blobBytes);
-    checkSize(path, CATALOGUE_NAME, await sizeOf(directory, CATALOGUE_NAME), header.catalogueBytes);
-    onCheck("complete", `blob of ${header.blobBytes} bytes, catalogue of ${header.catalogueBytes}`);
-    await checkCatalogue(join(directory, CATALOGUE_NAME), path, header);
-    onCheck("catalogue checksum", "agrees");
-    catalogue = Catalogue.open(directory);
+    const imageKeys = await unlock(page, header, keys, path);
+    blob.key = imageKeys?.chunks;
+    onCheck("key", imageKeys === undefined ? "not encrypted" : "opens it, and the header is its writer's");
+    catalogue = Catalogue.open(directory, imageKeys?.catalogue);
     const own = await readTables(header, catalogue, signal);
     if (header.parent !== null) {
       const at = await findParent(directory, header.parent, catalogue.meta["parent"]);
-      parent = await openDescended(at, machineVersion === undefined ? {} : { machineVersion }, [...descendants, header.id]);
+      const how = { keys, ...(machineVersion === undefined ? {} : { machineVersion }) };
+      parent = await openDescended(at, how, [...descendants, header.id]);
       parent.catalogue.close();
       if (parent.header.ramFrames !== header.ramFrames)
         throw damaged("HIB_CORRUPT", `${path}: its parent ${at} is of a machine with other RAM`);
@@ -211,6 +201,46 @@ async function openDescended(
   } catch (error) {
     parent?.close();
     catalogue?.close();
+    blob.close();
+    throw error;
+  }
+}
+
+/**
+ * The header of an image, once all is checked that needs no key: itself, the lengths, and the checksum of the catalogue's file.
+ *
+ * @throws as `openImage`
+ */
+export async function readHeader(path: string, options: Pick<OpenOptions, "machineVersion"> = {}): Promise<ImageHeader> {
+  const { header, blob } = await openLocked(path, options);
+  blob.close();
+  return header;
+}
+
+async function openLocked(
+  path: string,
+  { machineVersion, onCheck = () => undefined }: Pick<OpenOptions, "machineVersion" | "onCheck">,
+): Promise<{ directory: string; page: Uint8Array; header: ImageHeader; blob: BlobReader }> {
+  await loadChecksum();
+  const directory = resolve(path);
+  if (!(await statIfThere(directory))?.isDirectory()) {
+    throw new HibernaculumError("HIB_NOT_AN_IMAGE", `no image at ${path}; give the directory that hib save made`);
+  }
+  const blobBytes = await sizeOf(directory, BLOB_NAME);
+  onCheck("image", path);
+  const blob = new BlobReader(join(directory, BLOB_NAME));
+  try {
+    const page = new Uint8Array(Math.min(blobBytes, HEADER_BYTES));
+    await blob.read(page, 0, page.length);
+    const header = decodeHeader(page, path, { expectedMachineVersion: machineVersion, onCheck });
+    if (header.catalogueOffset !== 0 || header.used) throw damaged("HIB_CORRUPT", `${path}: its header is that of a stream`);
+    checkSize(path, BLOB_NAME, blobBytes, header.blobBytes);
+    checkSize(path, CATALOGUE_NAME, await sizeOf(directory, CATALOGUE_NAME), header.catalogueBytes);
+    onCheck("complete", `blob of ${header.blobBytes} bytes, catalogue of ${header.catalogueBytes}`);
+    await checkCatalogue(join(directory, CATALOGUE_NAME), path, header);
+    onCheck("catalogue checksum", "agrees");
+    return { directory, page, header, blob };
+  } catch (error) {
     blob.close();
     throw error;
   }

@@ -13,6 +13,7 @@
 import { damaged, HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES, MAX_FRAMES } from "../base/layout.js";
 import { checksum } from "./checksum.js";
+import { decodeEncryption, encodeEncryption, type Encryption, FEATURE_ENCRYPTED, TAG_RANGE } from "./encryption-header.js";
 
 /** Names inside an image's directory. */
 export const BLOB_NAME = "blob";
@@ -47,6 +48,7 @@ export type ImageCheck =
   | "machine version"
   | "complete"
   | "catalogue checksum"
+  | "key"
   | "counts";
 /** Is told of each check that passed, and of what was found. */
 export type OnCheck = (check: ImageCheck, found: string) => void;
@@ -96,6 +98,8 @@ export interface ImageHeader extends SealedCatalogue {
   time: number;
   /** Program and version that wrote it. */
   writer: string;
+  /** Of an encrypted image. */
+  encryption?: Encryption;
 }
 
 /** A chunk: up to 256 frames that are compressed and checked together. */
@@ -115,7 +119,7 @@ export interface Chunk {
   codec: number;
   /** XXH64 of `pieces`. */
   hash: bigint;
-  /** XXH64 of each 64 KiB of the stored bytes, 8 bytes each; the last piece may be shorter. */
+  /** XXH64 of each 64 KiB of the stored bytes, 8 bytes each; the last piece may be shorter. Of an encrypted image, 16 bytes of tag each. */
   pieces: Uint8Array;
   /** SHA-256 of all the stored bytes; null where none was made. */
   digest: Uint8Array | null;
@@ -132,17 +136,20 @@ const WRITER_BYTES = 64;
 const PARENT_AT = 256;
 const PARENT_HASH_AT = 272;
 const PARENT_DIGEST_AT = 288;
-const PARENT_END = PARENT_DIGEST_AT + DIGEST_BYTES;
-/** Kept for later, and zero: [from, to). */
+/** [from, to). */
+const PARENT_RANGES: readonly (readonly [number, number])[] = [
+  [PARENT_AT, PARENT_HASH_AT + 8],
+  [PARENT_DIGEST_AT, PARENT_DIGEST_AT + DIGEST_BYTES],
+];
+/** Kept for later, and zero where no feature says otherwise: [from, to). */
 const RESERVED: readonly (readonly [number, number])[] = [
   [136, DIGEST_AT],
-  [280, PARENT_DIGEST_AT],
-  [PARENT_END, HASH_AT],
+  [256, HASH_AT],
 ];
 /** Incompatible features, by bit. */
 const FEATURES_AT = 32;
 const FEATURE_PARENT = 2;
-const FEATURES_KNOWN: number = FEATURE_PARENT;
+const FEATURES_KNOWN: number = FEATURE_ENCRYPTED | FEATURE_PARENT;
 /** Of an opening, what is not known before all has been written: [from, to). */
 const UNKNOWN_AT_FIRST = [56, WRITER_AT] as const;
 
@@ -188,6 +195,7 @@ export function encodeHeader(header: ImageHeader, page: Uint8Array = new Uint8Ar
     view.setBigUint64(PARENT_HASH_AT, header.parent.catalogueHash, true);
     if (header.parent.catalogueDigest !== null) page.set(header.parent.catalogueDigest, PARENT_DIGEST_AT);
   }
+  if (header.encryption !== undefined) encodeEncryption(header.encryption, page, view);
   new TextEncoder().encodeInto(header.writer, page.subarray(WRITER_AT, WRITER_AT + WRITER_BYTES));
   return seal(page);
 }
@@ -199,7 +207,11 @@ export function asParent({ id, catalogueHash, catalogueDigest }: ImageHeader): P
 
 /** The first page of an object whose writer knows no more yet than what image it is. */
 export function encodeOpening(header: ImageHeader): Uint8Array {
-  return seal(encodeHeader(header).fill(0, ...UNKNOWN_AT_FIRST));
+  return seal(
+    encodeHeader(header)
+      .fill(0, ...UNKNOWN_AT_FIRST)
+      .fill(0, ...TAG_RANGE),
+  );
 }
 
 /** Whether a header is an opening whose writer did not know the rest. */
@@ -249,14 +261,17 @@ export function decodeHeader(
     throw damaged("HIB_CORRUPT", `${where}: the header does not agree with its checksum`);
   }
   onCheck("header checksum", "agrees");
+  for (const [at, value, what] of FIXED)
+    if (view.getUint32(at, true) !== value) throw unknown(where, `${what} (0x${view.getUint32(at, true).toString(16)})`);
   const features = view.getUint32(FEATURES_AT, true);
   if ((features & ~FEATURES_KNOWN) !== 0)
     throw unknown(where, `features that this program does not know (0x${features.toString(16)})`);
-  for (const [at, value, what] of FIXED)
-    if (view.getUint32(at, true) !== value) throw unknown(where, `${what} (0x${view.getUint32(at, true).toString(16)})`);
+  const encrypted = (features & FEATURE_ENCRYPTED) === 0 ? undefined : decodeEncryption(page, view);
+  if (typeof encrypted === "string") throw unknown(where, encrypted);
   const hasParent = (features & FEATURE_PARENT) !== 0;
-  const reserved = hasParent ? RESERVED : [...RESERVED, [PARENT_AT, PARENT_END] as const];
-  if (reserved.some(([from, to]) => !isZero(page.subarray(from, to))) || view.getUint32(56, true) > STATE_USED)
+  const rest = new Uint8Array(page); // a copy, also of a Buffer
+  for (const [from, to] of [...(encrypted?.ranges ?? []), ...(hasParent ? PARENT_RANGES : [])]) rest.fill(0, from, to);
+  if (RESERVED.some(([from, to]) => !isZero(rest.subarray(from, to))) || view.getUint32(56, true) > STATE_USED)
     throw unknown(where, "data where this program knows of none");
   const machineVersion = view.getUint32(8, true);
   if (expectedMachineVersion !== undefined && machineVersion !== expectedMachineVersion) {
@@ -296,6 +311,7 @@ export function decodeHeader(
     time: view.getFloat64(128, true),
     catalogueDigest: digest(DIGEST_AT),
     writer: new TextDecoder().decode(writer).replace(/\0+$/, ""),
+    ...(encrypted === undefined ? {} : { encryption: encrypted.encryption }),
   };
   checkRanges(header, where);
   return header;

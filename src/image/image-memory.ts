@@ -142,7 +142,7 @@ export class ImageMemory implements ReadableMemory {
         const chunk = this.#chunks[index]!;
         const stored = await reading!;
         reading = i + 1 < order.length ? begin(i + 1) : undefined;
-        yield { index, chunk, stored, data: decodeChunk(chunk, stored) };
+        yield { index, chunk, stored, data: decodeChunk(chunk, stored, this.#blobs[chunk.generation ?? 0]!.key) };
       }
     } finally {
       // The blob may be closed as soon as this returns, and its descriptor's number be given to another file.
@@ -168,7 +168,7 @@ export class ImageMemory implements ReadableMemory {
       // Compressed bytes are looked at once, so their buffer serves all; a raw chunk is its own data.
       const stored = chunk.codec === CODEC_RAW ? new Uint8Array(chunk.stored) : this.#stored.subarray(0, chunk.stored);
       this.#blobs[chunk.generation ?? 0]!.readSync(stored, chunk.offset, chunk.stored);
-      data = decodeChunk(chunk, stored);
+      data = decodeChunk(chunk, stored, this.#blobs[chunk.generation ?? 0]!.key);
       if (this.#cache.size >= this.#cachedChunks) this.#cache.delete(this.#cache.keys().next().value!);
     } else {
       this.#cache.delete(index); // and in again, as the most recent

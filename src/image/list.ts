@@ -8,8 +8,10 @@ import { attemptTo, type SerializedError, serializeError } from "../base/errors.
 import { FRAME_BYTES } from "../base/layout.js";
 import { headerOf } from "./chain.js";
 import { loadChecksum } from "./checksum.js";
-import { holdsImage, openImage, partialOf } from "./directory.js";
-import { MACHINE_VERSION } from "./format.js";
+import { holdsImage, openImage, partialOf, readHeader } from "./directory.js";
+import { isEncrypted } from "./encryption-header.js";
+import { type ImageHeader, MACHINE_VERSION } from "./format.js";
+import { describeSlots } from "./key-slots.js";
 import { type Attempt, type History, holderOf, readHistory, type SetAside, type Use } from "./markers.js";
 import { bytesOf } from "./remove.js";
 
@@ -46,8 +48,11 @@ export interface ImageEntry {
   /** On the disk. */
   bytes: number;
   ram_bytes: number | null;
+  /** What opens it, key slot by key slot; null if it is not encrypted. */
+  keys: string[] | null;
   /** The consistency point, ISO 8601. */
   time: string | null;
+  /** Null, too, if the image is encrypted. */
   processes: number | null;
   /** Null where it cannot be read. */
   id: string | null;
@@ -60,8 +65,9 @@ export interface ImageEntry {
   error: SerializedError | null;
 }
 
-const NOTHING_KNOWN: Pick<ImageEntry, "ram_bytes" | "time" | "processes" | "id" | "parent_id" | "error"> = {
+const NOTHING_KNOWN: Pick<ImageEntry, "ram_bytes" | "keys" | "time" | "processes" | "id" | "parent_id" | "error"> = {
   ram_bytes: null,
+  keys: null,
   time: null,
   processes: null,
   id: null,
@@ -119,12 +125,13 @@ function isSetAside(name: string): boolean {
 
 async function look(path: string): Promise<Pick<ImageEntry, keyof typeof NOTHING_KNOWN>> {
   try {
+    if (await isEncrypted(path)) {
+      const header = await readHeader(path, { machineVersion: MACHINE_VERSION });
+      return { ...NOTHING_KNOWN, ...factsOf(header) };
+    }
     const image = await openImage(path, { machineVersion: MACHINE_VERSION });
     try {
-      const { ramFrames, time } = image.header;
-      const processes = image.catalogue.processes().length;
-      const known = { ram_bytes: ramFrames * FRAME_BYTES, time: new Date(time).toISOString(), processes };
-      return { ...(await lineage(path)), ...known, error: null };
+      return { ...NOTHING_KNOWN, ...factsOf(image.header), processes: image.catalogue.processes().length };
     } finally {
       image.close();
     }
@@ -137,4 +144,10 @@ async function look(path: string): Promise<Pick<ImageEntry, keyof typeof NOTHING
 async function lineage(path: string): Promise<Pick<ImageEntry, "id" | "parent_id">> {
   const header = await headerOf(path);
   return { id: header?.id ?? null, parent_id: header?.parent?.id ?? null };
+}
+
+function factsOf(header: ImageHeader): Pick<ImageEntry, "ram_bytes" | "time" | "keys" | "id" | "parent_id"> {
+  const { ramFrames, time, encryption, id, parent } = header;
+  const keys = encryption === undefined ? null : describeSlots(encryption.slots);
+  return { ram_bytes: ramFrames * FRAME_BYTES, time: new Date(time).toISOString(), keys, id, parent_id: parent?.id ?? null };
 }

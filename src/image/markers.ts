@@ -16,6 +16,7 @@ import { basename, dirname, join, resolve } from "node:path";
 import process from "node:process";
 import { attemptTo, HibernaculumError, naming } from "../base/errors.js";
 import { type HostProcess, isAlive, thisProcess } from "../base/host-process.js";
+import { isEncrypted } from "./encryption-header.js";
 import { readSmall, renameToFree, statIfThere, syncDirectory } from "./files.js";
 
 const MARKER_BYTES_MAX = 65_536;
@@ -112,7 +113,7 @@ export function cannotBeMarked(error: unknown): boolean {
 
 /** Notes how an attempt ended. Never throws: what cannot be noted counts as a death once this process is gone. */
 export async function recordOutcome(path: string, attempt: number, code: string, message: string): Promise<void> {
-  await createMarker(path, `outcome-${attempt}`, { code, message }).catch(() => undefined);
+  await createMarker(path, `outcome-${attempt}`, { code, message: await fitting(path, message) }).catch(() => undefined);
 }
 
 /** @throws HIB_IO */
@@ -171,6 +172,7 @@ export function deaths({ attempts, setAside }: History): number {
  */
 export async function setAside(path: string, reason: string, message = ""): Promise<string> {
   const from = resolve(path);
+  const why = await fitting(path, message);
   const attempt = await recordAttempt(path).catch(() => undefined); // where nothing can be noted, nobody else can
   return attemptTo(`setting aside ${path}`, async () => {
     let to = from;
@@ -181,7 +183,12 @@ export async function setAside(path: string, reason: string, message = ""): Prom
       await rm(join(to, "set-aside"), { force: true })
         .then(() => readHistory(to))
         .then(({ attempts }) =>
-          createMarker(to, "set-aside", { from: basename(from), code: reason, message, attempts: attempts.at(-1)?.number ?? 0 }),
+          createMarker(to, "set-aside", {
+            from: basename(from),
+            code: reason,
+            message: why,
+            attempts: attempts.at(-1)?.number ?? 0,
+          }),
         )
         .catch(() => undefined);
       return to;
@@ -190,6 +197,11 @@ export async function setAside(path: string, reason: string, message = ""): Prom
       if (attempt !== undefined) await rm(join(to, `attempt-${attempt}`), { force: true }).catch(() => undefined);
     }
   });
+}
+
+/** What an error says may be noted beside an image: it may name paths, which are encrypted in one that is. */
+async function fitting(path: string, message: string): Promise<string> {
+  return (await isEncrypted(resolve(path))) ? "not noted beside an encrypted image, since it may name paths" : message;
 }
 
 async function refuseOthers(path: string, attempt: number): Promise<void> {

@@ -1,20 +1,23 @@
 /**
  * Merging: a whole image of one that needs others (`hib merge`). Chunks are taken as they are stored, from whichever image has them;
- * those that no frame needs any more are left out.
+ * those that no frame needs any more are left out. Encrypted ones are encrypted anew: each image has a data key of its own.
  *
  * What must hold: as for every image (directory.ts). The machine in it is the same, so an image that was used cannot become one that
  * was not.
  */
-import { randomUUID } from "node:crypto";
+import { type KeyObject, randomUUID } from "node:crypto";
 import { dirname, resolve } from "node:path";
 import { HibernaculumError } from "../base/errors.js";
+import type { Key, Keys } from "../base/key.js";
 import { checkCall } from "../base/options.js";
 import { PACKAGE_VERSION } from "../base/version.js";
 import { BlobWriter } from "./blob.js";
 import { CatalogueWriter } from "./catalogue-writer.js";
 import { ownOffset } from "./chain.js";
-import { checkDigest, checkStored } from "./codec.js";
+import { checksum } from "./checksum.js";
+import { checkDigest, digestOf, openStored, sealChunk } from "./codec.js";
 import { createPartial, type Image, openImage, removeStalePartials } from "./directory.js";
+import { NewEncryption } from "./encryption.js";
 import { ExtentTable, SAME_FILLED } from "./extents.js";
 import { CHUNK_BYTES, type Chunk, HEADER_BYTES, type ImageHeader } from "./format.js";
 import { notedPaths, notePaths } from "./known-paths.js";
@@ -38,8 +41,8 @@ export interface Merged {
  */
 export async function mergeImage(path: string, target: string, options: TransferOptions = {}): Promise<Merged> {
   checkCall("mergeImage", path, options, TRANSFER_RULES);
-  const { signal, onProgress } = options;
-  const image = await openImage(path, { signal });
+  const { keys = [], signal, onProgress } = options;
+  const image = await openImage(path, { keys, signal });
   try {
     if (image.header.parent === null)
       throw new HibernaculumError("HIB_USAGE", `${path} needs no other image, so there is nothing to merge`);
@@ -47,9 +50,13 @@ export async function mergeImage(path: string, target: string, options: Transfer
     await removeStalePartials(dirname(resolve(target)));
     const partial = await createPartial(target);
     try {
+      const encryption = await NewEncryption.begin(image.header.encryption && (await listed(keys, path)));
       const { chunks, numbers } = neededChunks(image);
-      await copyChunks(image, chunks, partial.blobPath, { signal, ...(onProgress && { onProgress }) });
-      const header = await writeCatalogue(image, { chunks: chunks.map(({ merged }) => merged), numbers }, partial.cataloguePath);
+      const to = { path: partial.blobPath, key: encryption?.keys.chunks };
+      await copyChunks(image, chunks, to, { signal, ...(onProgress && { onProgress }) });
+      const catalogue = { path: partial.cataloguePath, key: encryption?.keys.catalogue };
+      const plain = await writeCatalogue(image, { chunks: chunks.map(({ merged }) => merged), numbers }, catalogue);
+      const header = (await encryption?.finish(plain)) ?? plain;
       await sealBlob(partial.blobPath, header);
       await notePaths(dirname(partial.blobPath), header, await notedPaths(image.path, image.header));
       checkCancelled(signal);
@@ -62,6 +69,11 @@ export async function mergeImage(path: string, target: string, options: Transfer
   } finally {
     image.close();
   }
+}
+
+/** The merged image is opened by the keys that opened the chain. */
+function listed(keys: Keys, path: string): readonly Key[] | Promise<readonly Key[]> {
+  return typeof keys === "function" ? keys(path) : keys;
 }
 
 async function refuseUsed(path: string): Promise<void> {
@@ -93,7 +105,7 @@ function neededChunks({ chunks, extents }: Image): { chunks: Taken[]; numbers: I
 async function copyChunks(
   image: Image,
   chunks: readonly Taken[],
-  path: string,
+  { path, key }: { path: string; key: KeyObject | undefined },
   { signal, onProgress }: TransferOptions,
 ): Promise<void> {
   const total = chunks.reduce((sum, { stored }) => sum + stored.stored, 0);
@@ -104,10 +116,16 @@ async function copyChunks(
     for (const { stored, merged } of chunks) {
       checkCancelled(signal);
       const bytes = buffer.subarray(0, stored.stored);
-      await image.blobs[stored.generation ?? 0]!.read(bytes, stored.offset, stored.stored);
-      checkStored(stored, bytes);
+      const source = image.blobs[stored.generation ?? 0]!;
+      await source.read(bytes, stored.offset, stored.stored);
       checkDigest(stored, bytes);
-      await blob.write(bytes, merged.offset);
+      const plain = openStored(stored, bytes, source.key);
+      if (key !== undefined) {
+        merged.pieces = sealChunk(key, merged.id, plain);
+        merged.hash = checksum(merged.pieces);
+        if (merged.digest !== null) merged.digest = digestOf(plain);
+      }
+      await blob.write(plain, merged.offset);
       onProgress?.((done += bytes.length), total);
     }
   } finally {
@@ -118,14 +136,14 @@ async function copyChunks(
 async function writeCatalogue(
   image: Image,
   { chunks, numbers }: { chunks: Chunk[]; numbers: Int32Array },
-  path: string,
+  { path, key }: { path: string; key: KeyObject | undefined },
 ): Promise<ImageHeader> {
   const { catalogue, header, references } = image;
   const extents = renumbered(image.extents, numbers);
   const { parent: _, ...meta } = catalogue.meta;
   let sameFilledFrames = 0;
   for (let i = 0; i < extents.length; i++) if (extents.chunk[i] === SAME_FILLED) sameFilledFrames += extents.frames[i]!;
-  const writer = CatalogueWriter.create(path);
+  const writer = CatalogueWriter.create(path, key);
   writer.write({
     meta: { ...meta, sameFilledFrames },
     regions: catalogue.regions(),

@@ -9,7 +9,7 @@
  * - Nothing is read outside of a page's own bytes, whatever stands in it.
  */
 import { damaged, type HibernaculumError } from "../base/errors.js";
-import type { BlobReader } from "./blob.js";
+import type { ByteSource } from "./sealed-file.js";
 import { SqliteRow } from "./sqlite-row.js";
 
 /** Of the file's first bytes, which are those of page 1. */
@@ -40,7 +40,7 @@ export class SqliteFile {
   readonly bytes: number;
   readonly applicationId: number;
   readonly userVersion: number;
-  readonly #file: BlobReader;
+  readonly #file: ByteSource;
   readonly #pageBytes: number;
   /** Bytes of a page that hold something. */
   readonly #usable: number;
@@ -51,7 +51,7 @@ export class SqliteFile {
    * @param bytes - the file's length
    * @throws HIB_CORRUPT if it is no SQLite file, HIB_IO; so do the methods
    */
-  constructor(file: BlobReader, bytes: number) {
+  constructor(file: ByteSource, bytes: number) {
     this.#file = file;
     this.bytes = bytes;
     const header = Buffer.alloc(Math.min(HEADER_BYTES, bytes));

@@ -11,13 +11,16 @@
 import { truncate } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import { fromSystemError, HibernaculumError, isSystemError, naming } from "../base/errors.js";
+import { type Keys, keysToOpen } from "../base/key.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import { abortSignal, callback, checkCall, flag, type Rule, text } from "../base/options.js";
 import { BlobReader, BlobWriter } from "./blob.js";
 import { Catalogue } from "./catalogue.js";
 import { loadChecksum } from "./checksum.js";
-import { checkDigest, checkStored } from "./codec.js";
+import type { ImageKeys } from "./cipher.js";
+import { checkDigest, openStored } from "./codec.js";
 import { checkCatalogue, createPartial, openImage, type PartialImage, removeStalePartials } from "./directory.js";
+import { unlock } from "./encryption.js";
 import { claimUse, isUsed } from "./markers.js";
 import {
   CATALOGUE_NAME,
@@ -38,13 +41,19 @@ import { readTables } from "./verify.js";
 const PIECE_BYTES = CHUNK_BYTES;
 
 export interface TransferOptions {
+  /** What opens the image, if it is encrypted: nothing leaves or comes in unchecked. */
+  keys?: Keys;
   /** Cancels; nothing is left behind. */
   signal?: AbortSignal | undefined;
   /** Bytes of the object that are done, and all of them, as far as that is known. */
   onProgress?: (done: number, total: number) => void;
 }
 
-export const TRANSFER_RULES: Readonly<Record<keyof TransferOptions, Rule>> = { signal: abortSignal, onProgress: callback };
+export const TRANSFER_RULES: Readonly<Record<keyof TransferOptions, Rule>> = {
+  keys: keysToOpen,
+  signal: abortSignal,
+  onProgress: callback,
+};
 
 export interface ExportOptions extends TransferOptions {
   /** Also an image that was resumed before. Its copy is marked as used. */
@@ -58,8 +67,8 @@ export interface ExportOptions extends TransferOptions {
  */
 export async function* exportImage(path: string, options: ExportOptions = {}): AsyncGenerator<Uint8Array, void, undefined> {
   checkCall("exportImage", path, options, { again: flag, ...TRANSFER_RULES });
-  const { again = false, signal, onProgress } = options;
-  const image = await openImage(path, { signal });
+  const { again = false, keys, signal, onProgress } = options;
+  const image = await openImage(path, { keys, signal });
   try {
     const { header } = image;
     const trailer = { ...header, catalogueOffset: header.blobBytes };
@@ -87,7 +96,7 @@ export async function* exportImage(path: string, options: ExportOptions = {}): A
     for (const chunk of inOrder(image.chunks.slice(0, header.chunks))) {
       checkCancelled(signal);
       const stored = await readPiece(image.blob, chunk.offset, chunk.stored);
-      checkStored(chunk, stored);
+      openStored(chunk, stored, image.blob.key);
       yield send(stored);
     }
     const catalogue = new BlobReader(join(image.path, CATALOGUE_NAME));
@@ -125,7 +134,7 @@ export interface Imported {
  *
  * @param path - where the image is to be; must not exist
  * @throws HIB_IMAGE_EXISTS, HIB_NOT_AN_IMAGE, HIB_FORMAT_VERSION, HIB_TRUNCATED, HIB_CORRUPT, HIB_NO_SPACE, HIB_IO,
- * HIB_CANCELLED: nothing is left behind
+ * HIB_KEY_NEEDED, HIB_KEY_WRONG, HIB_CANCELLED: nothing is left behind
  */
 export async function importImage(
   source: AsyncIterable<Uint8Array>,
@@ -133,18 +142,22 @@ export async function importImage(
   options: ImportOptions = {},
 ): Promise<Imported> {
   checkCall("importImage", path, options, { name: text, ...TRANSFER_RULES });
-  const { signal, onProgress, name = "the stream" } = options;
+  const { keys = [], signal, onProgress, name = "the stream" } = options;
   await loadChecksum();
   await removeStalePartials(dirname(resolve(path))); // what a killed host left there
   const partial = await createPartial(path);
   const input = new Input(source, name, signal);
   try {
-    const opening = await takeOpening(input);
+    const { page: first, header: opening } = await takeOpening(input);
+    // A wrong key is told before all has come, unless the opening does not have the tag yet.
+    const known = isOpening(opening) ? undefined : await unlock(first, opening, keys, name);
     const bytes = await receive(input, opening, partial.blobPath, onProgress);
-    const { used, ...trailer } = await readTrailer(partial.blobPath, opening, bytes, name);
+    const { page, header: whole } = await readTrailer(partial.blobPath, opening, bytes, name);
+    const { used, ...trailer } = whole;
+    const imageKeys = known ?? (await unlock(page, whole, keys, name));
     await takeOutCatalogue(partial, trailer, name);
     const header = { ...trailer, used: false, catalogueOffset: 0 };
-    await checkChunks(header, partial, signal);
+    await checkChunks(header, partial, imageKeys, signal);
     await sealBlob(partial.blobPath, header);
     if (used) await claimUse(dirname(partial.blobPath), "the machine it was exported from");
     checkCancelled(signal);
@@ -152,22 +165,28 @@ export async function importImage(
     return { path: partial.path, header, bytes, used };
   } catch (error) {
     await partial.discard();
-    const known = isSystemError(error) ? fromSystemError(error, `importing ${path}`) : error;
+    const failure = isSystemError(error) ? fromSystemError(error, `importing ${path}`) : error;
     // Catalogue and chunks are checked as an image's are, which do not know where they came from.
-    const damaged = known instanceof HibernaculumError && ["HIB_CORRUPT", "HIB_TRUNCATED"].includes(known.code);
-    throw damaged ? naming(known, name) : known;
+    const damaged = failure instanceof HibernaculumError && ["HIB_CORRUPT", "HIB_TRUNCATED"].includes(failure.code);
+    throw damaged ? naming(failure, name) : failure;
   } finally {
     await input.close();
   }
 }
 
-async function takeOpening(input: Input): Promise<ImageHeader> {
+/** A header, and the page that it was read from. */
+interface HeaderPage {
+  page: Uint8Array;
+  header: ImageHeader;
+}
+
+async function takeOpening(input: Input): Promise<HeaderPage> {
   const page = await input.take(HEADER_BYTES, { orLess: true });
   const begins = Buffer.from(page.subarray(0, MAGIC_TEXT.length)).toString("latin1");
   if (!MAGIC_TEXT.startsWith(begins))
     throw new HibernaculumError("HIB_NOT_AN_IMAGE", `${input.name}: not a stream of hib export, it begins with other bytes`);
   if (page.length < HEADER_BYTES) throw broken(input.name, "HIB_TRUNCATED", `it ends after ${page.length} bytes, before its end`);
-  return decodeHeader(page, input.name);
+  return { page: page.slice(), header: decodeHeader(page, input.name) };
 }
 
 /** Writes all that comes after the opening where it is in the object; returns the object's length. */
@@ -196,7 +215,7 @@ async function receive(
 }
 
 /** The header at the end of an object that is in a file. */
-async function readTrailer(path: string, opening: ImageHeader, bytes: number, name: string): Promise<ImageHeader> {
+async function readTrailer(path: string, opening: ImageHeader, bytes: number, name: string): Promise<HeaderPage> {
   if (bytes < 2 * HEADER_BYTES) throw broken(name, "HIB_TRUNCATED", "it ends after its first bytes");
   const page = await withReader(path, (file) => readPiece(file, bytes - HEADER_BYTES, HEADER_BYTES));
   if (page.every((byte) => byte === 0)) throw broken(name, "HIB_CORRUPT", "it has no trailer");
@@ -211,7 +230,7 @@ async function readTrailer(path: string, opening: ImageHeader, bytes: number, na
   if (!Buffer.from(encodeHeader(opening)).equals(expected)) throw broken(name, "HIB_CORRUPT", "its two ends are of two images");
   if (trailer.catalogueOffset === 0 || objectBytes(trailer) !== bytes)
     throw broken(name, "HIB_CORRUPT", `it is ${bytes} bytes long, and its header says otherwise`);
-  return trailer;
+  return { page, header: trailer };
 }
 
 /** Gives the catalogue of an object a file of its own, and leaves a blob. */
@@ -242,16 +261,17 @@ async function takeOutCatalogue(
 async function checkChunks(
   header: ImageHeader,
   { blobPath, cataloguePath }: PartialImage,
+  keys: ImageKeys | undefined,
   signal: AbortSignal | undefined,
 ): Promise<void> {
-  const catalogue = Catalogue.open(dirname(cataloguePath));
+  const catalogue = Catalogue.open(dirname(cataloguePath), keys?.catalogue);
   try {
     const { chunks } = await readTables(header, catalogue, signal);
     await withReader(blobPath, async (blob) => {
       for (const chunk of inOrder(chunks)) {
         checkCancelled(signal);
         const stored = await readPiece(blob, chunk.offset, chunk.stored);
-        checkStored(chunk, stored);
+        openStored(chunk, stored, keys?.chunks);
         checkDigest(chunk, stored);
       }
     });

@@ -12,10 +12,11 @@ import { giveTurn, STEPS_A_TURN } from "../base/turns.js";
 import type { BlobReader } from "./blob.js";
 import type { Catalogue } from "./catalogue.js";
 import { ownOffset } from "./chain.js";
-import { checksum } from "./checksum.js";
+import { CHECKSUM_BYTES, checksum } from "./checksum.js";
+import { TAG_BYTES } from "./cipher.js";
 import { checkDigest, unknownCodec } from "./codec.js";
 import { type ExtentTable, OF_PARENT, REFERENCED, SAME_FILLED } from "./extents.js";
-import { CHUNK_FRAMES, type Chunk, CODEC_LZ4, CODEC_RAW, HEADER_BYTES, type ImageHeader, padded } from "./format.js";
+import { CHUNK_FRAMES, type Chunk, CODEC_LZ4, CODEC_RAW, HEADER_BYTES, type ImageHeader, padded, PIECE_BYTES } from "./format.js";
 import { ImageMemory } from "./image-memory.js";
 import type { ReferenceTable } from "./reference-table.js";
 import { ReferenceReader } from "./references.js";
@@ -82,7 +83,8 @@ function checkCounts({
   references,
 }: Pick<ImageContents, "header" | "chunks" | "extents" | "references">): void {
   same("chunks", chunks.length, header.chunks);
-  for (const [i, chunk] of chunks.entries()) checkChunk(chunk, i);
+  const sumBytes = header.encryption === undefined ? CHECKSUM_BYTES : TAG_BYTES;
+  for (const [i, chunk] of chunks.entries()) checkChunk(chunk, i, sumBytes);
   let end = HEADER_BYTES;
   for (const chunk of [...chunks].sort((a, b) => a.offset - b.offset)) {
     if (chunk.offset !== end) throw corrupt(`chunk ${chunk.id} begins at ${chunk.offset} of the blob and not at ${end}`);
@@ -115,7 +117,8 @@ function checkCounts({
   same("references", references.length, referred);
 }
 
-function checkChunk(chunk: Chunk, expectedId: number): void {
+/** @param sumBytes - what `pieces` has of each piece */
+function checkChunk(chunk: Chunk, expectedId: number, sumBytes: number): void {
   const { id, stored, payload, frames, codec, hash, pieces } = chunk;
   if (codec !== CODEC_RAW && codec !== CODEC_LZ4) throw unknownCodec(chunk);
   const bytes = frames * FRAME_BYTES;
@@ -126,6 +129,7 @@ function checkChunk(chunk: Chunk, expectedId: number): void {
     stored === padded(payload) &&
     stored <= bytes &&
     (codec === CODEC_RAW ? payload === bytes : payload > 0) &&
+    pieces.length === Math.ceil(stored / PIECE_BYTES) * sumBytes &&
     checksum(pieces) === hash;
   if (!sound)
     throw corrupt(`the row of chunk ${id} (codec ${codec}, ${frames} frames, ${payload} of ${stored} bytes) contradicts itself`);

@@ -4,11 +4,13 @@
  * task of the pool, so that clients of the machine are answered meanwhile.
  */
 import { isWithin, realPath } from "../base/allowed-paths.js";
+import type { KeyObject } from "node:crypto";
 import { Control } from "../base/control.js";
 import { failpoint } from "../base/failpoints.js";
 import type { SharedMemory } from "../base/wasm.js";
 import { BlobReader } from "../image/blob.js";
 import { joined, ownOffset } from "../image/chain.js";
+import type { ImageKeys } from "../image/cipher.js";
 import { CatalogueWriter } from "../image/catalogue-writer.js";
 import { loadChecksum } from "../image/checksum.js";
 import { type ExtentColumns, ExtentTable } from "../image/extents.js";
@@ -28,6 +30,8 @@ const CACHED_CHUNKS = 8;
 export interface CatalogueTask {
   /** Where the catalogue is to be. */
   path: string;
+  /** Encrypts it, and opened the blob's chunks. */
+  keys?: ImageKeys | undefined;
   blob: string;
   /** What else the machine's memory is in: the image that this one has only the changes since. */
   parent: ParentFrames | undefined;
@@ -45,7 +49,7 @@ export interface ParentFrames {
   /** The name of its directory. */
   name: string;
   /** Its blob's and those of its ancestors. */
-  blobs: readonly string[];
+  blobs: readonly { path: string; key: KeyObject | undefined }[];
   chunks: readonly Chunk[];
   extents: ExtentColumns;
 }
@@ -64,7 +68,7 @@ export interface CatalogueResult extends SealedCatalogue {
  */
 export async function writeCatalogue(
   machine: SharedMemory,
-  { path, blob, parent, facts, extents: columns, files, references, name, digest }: CatalogueTask,
+  { path, keys, blob, parent, facts, extents: columns, files, references, name, digest }: CatalogueTask,
 ): Promise<CatalogueResult> {
   await loadChecksum();
   const { frames, chunks, vcpus } = facts;
@@ -73,14 +77,15 @@ export async function writeCatalogue(
   const all = parent === undefined ? own : joined(own, { ...parent, extents: ExtentTable.of(parent.extents) }, facts.path);
   const blobs: BlobReader[] = [];
   try {
-    for (const path of [blob, ...(parent?.blobs ?? [])]) blobs.push(new BlobReader(path));
+    blobs.push(new BlobReader(blob, keys?.chunks));
+    for (const { path, key } of parent?.blobs ?? []) blobs.push(new BlobReader(path, key));
     const memory = new ImageMemory({ frames, ...all, blobs, cachedChunks: CACHED_CHUNKS });
     const orders = new Uint8Array(frames);
     const blocks = countBlocks(memory, orders);
     const processes = listProcesses(memory);
     const report = saveReport(facts, new Control(machine), blocks, processes);
     failpoint("save.catalogue");
-    const writer = CatalogueWriter.create(path);
+    const writer = CatalogueWriter.create(path, keys?.catalogue);
     writer.write({
       meta: {
         ...(name === undefined ? {} : { name }),

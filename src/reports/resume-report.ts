@@ -12,6 +12,7 @@ export const RESUME_STEPS = [
   "machine version",
   "complete",
   "catalogue checksum",
+  "key",
   "counts",
   "RAM size",
   "not used before",

@@ -1,3 +1,18 @@
+/**
+ * A page loader: one task of the pool. It claims chunks, reads them, checks and decodes them, and puts each frame that
+ * the image needs of them where it may go now:
+ *
+ *     allocated for it           -> loaded directly                                              S1.6
+ *     in use here, equal         -> the loaded version is discarded; should the frame be written
+ *                                   later, the fault handler keeps the unmodified version        S1.7
+ *     in use here, different     -> queued for the atomic restore; its protection is lifted      S1.7
+ *
+ * What must hold: for a frame in use here, either nobody has claimed it and it is equal when the machine stops, or its bytes of the
+ * image are in the queue (put there by this loader or by the fault handler), or the queue's overflow is counted.
+ * Loader and handler may meet at a frame: the loader says "equal", then looks for a claim; the handler claims, then
+ * looks for "equal". At least one of them sees the other.
+ */
+import type { KeyObject } from "node:crypto";
 import { bit, Control } from "../base/control.js";
 import { failpoint } from "../base/failpoints.js";
 import {
@@ -28,7 +43,7 @@ import { PhysicalMemory } from "../vm/memory/physical.js";
 /** Chunks and extents of an image, as columns that threads share. */
 export interface LoadTask {
   /** Of the image, its parent, ... */
-  blobs: readonly string[];
+  blobs: readonly { path: string; key: KeyObject | undefined }[];
   chunks: readonly Chunk[];
   extents: ExtentColumns;
   /** Extents of chunk c: `order[start[c]]` to `order[start[c + 1] - 1]`. */
@@ -48,7 +63,7 @@ export interface LoadTask {
 export function loadTask(image: Image, acceptedFiles: ReadonlySet<string>): LoadTask {
   const { allowed, blobs, chunks, extents, references } = image;
   return {
-    blobs: blobs.map(({ path }) => path),
+    blobs: blobs.map(({ path, key }) => ({ path, key })),
     chunks: [...chunks],
     extents: extents.columns,
     ...extents.byChunk(chunks.length),
@@ -98,7 +113,7 @@ export async function loadPages(memory: SharedMemory, core: Core, task: LoadTask
   await loadChecksum();
   const blobs: BlobReader[] = [];
   try {
-    for (const path of task.blobs) blobs.push(new BlobReader(path));
+    for (const { path, key } of task.blobs) blobs.push(new BlobReader(path, key));
     return await new PageLoader(memory, core, task, blobs).run(collect);
   } finally {
     for (const blob of blobs) blob.close();
@@ -178,7 +193,7 @@ class PageLoader {
   #loadChunk(index: number, stored: Uint8Array): void {
     const chunk = this.#task.chunks[index]!;
     const began = performance.now();
-    const data = decodeChunk(chunk, stored);
+    const data = decodeChunk(chunk, stored, this.#blobs[chunk.generation ?? 0]!.key);
     const decoded = performance.now();
     const { extents, order, start } = this.#task;
     let loaded = 0;

@@ -13,6 +13,7 @@
  * cancels what it asked for. Whatever a client sends, the machine goes on. One that is idle for long, or one too many, is told so
  * by an error without an id, and its connection ends.
  */
+import type { Key } from "../base/key.js";
 import { HibernaculumError, type SerializedError } from "../base/errors.js";
 import { APPROACH_NAMES, type ApproachName } from "../reports/approaches.js";
 import type { SaveProgress } from "../reports/save-progress.js";
@@ -81,6 +82,26 @@ export interface SaveRequest {
   saveClean?: boolean;
   /** Also of each chunk and of the catalogue. */
   digest?: "none" | "sha256";
+  /** Encrypt it for these. */
+  keys?: SentKey[];
+}
+
+/** A key as JSON has it: the bytes of a key file in base64. */
+export type SentKey = { passphrase: string } | { keyFile: string };
+
+export function sendKey(key: { passphrase: string } | { keyFile: Uint8Array }): SentKey {
+  return "passphrase" in key ? key : { keyFile: Buffer.from(key.keyFile).toString("base64") };
+}
+
+/** What a client sent; what is wrong with it, the save says. */
+export function receiveKey(sent: SentKey): Key {
+  return "passphrase" in sent ? sent : { keyFile: Buffer.from(sent.keyFile, "base64") };
+}
+
+function isSentKey(value: unknown): value is SentKey {
+  if (typeof value !== "object" || value === null) return false;
+  const [name, ...others] = Object.keys(value);
+  return (name === "passphrase" || name === "keyFile") && others.length === 0 && typeof Object.values(value)[0] === "string";
 }
 
 export interface CheckProgress {
@@ -209,6 +230,7 @@ const OPTION_NAMES: { [Name in CommandName]: readonly (keyof Commands[Name]["opt
     "throttle",
     "saveClean",
     "digest",
+    "keys",
   ],
   check: [],
   report: [],
@@ -224,7 +246,8 @@ function checkOptions(id: number, command: CommandName, options: Record<string, 
   for (const name of Object.keys(options)) need(names.includes(name), `no option ${JSON.stringify(name)}; ${there}`);
   if (command === "cancel") need(Number.isSafeInteger(options["request"]), "request must be the id of another request");
   if (command === "save") {
-    const { path, keepRunning, approach, base, compression, pauseTarget_ms, maxPause_ms, throttle, saveClean, digest } = options;
+    const { path, keepRunning, approach, base, compression, pauseTarget_ms, maxPause_ms, throttle, saveClean, digest, keys } =
+      options;
     need(isAbsolutePath(path), "path must be an absolute path");
     need(base === undefined || isAbsolutePath(base), "base must be an absolute path");
     need(typeof keepRunning === "boolean", "keepRunning must be true or false");
@@ -241,6 +264,10 @@ function checkOptions(id: number, command: CommandName, options: Record<string, 
     need(throttle === undefined || typeof throttle === "boolean", "throttle must be true or false");
     need(saveClean === undefined || typeof saveClean === "boolean", "saveClean must be true or false");
     need(digest === undefined || digest === "none" || digest === "sha256", "digest must be none or sha256");
+    need(
+      keys === undefined || (Array.isArray(keys) && keys.every(isSentKey)),
+      "keys must be a list of passphrases and key files",
+    );
   }
 }
 

@@ -20,7 +20,7 @@ import { KERNEL_FREE_FRAMES, KERNEL_RESUMES } from "../vm/memory/kernel-layout.j
 import type { Process } from "../vm/tasks/process.js";
 import { checkProcess, type ProcessCheck } from "../vm/personality/step/programs/check.js";
 import { createReplay } from "../vm/personality/step/programs/replay.js";
-import type { CheckResult, Commands, LiveReport, MachineStatus } from "./protocol.js";
+import { type CheckResult, type Commands, type LiveReport, type MachineStatus, receiveKey } from "./protocol.js";
 import type { Handlers, RequestContext } from "./server.js";
 
 /** A replay goes this many steps, then others of this thread have their turn. */
@@ -151,9 +151,10 @@ export class MachineService {
   async #save(options: Commands["save"]["options"], { signal, progress }: RequestContext<"save">): Promise<SaveReport> {
     if (!this.ready) throw new HibernaculumError("HIB_BUSY", `machine ${this.name} is still booting; try again in a moment`);
     const abort = new AbortController();
-    const { path, ...how } = options;
+    const { path, keys, ...how } = options;
     const saving = save(this.machine, path, {
       ...how,
+      ...(keys === undefined ? {} : { keys: keys.map(receiveKey) }),
       name: this.name,
       signal: AbortSignal.any([signal, abort.signal]),
       onProgress: progress,

@@ -1,4 +1,5 @@
 /** Has the page writers write what can be claimed from the lists, and keeps what the image must know of it. */
+import type { KeyObject } from "node:crypto";
 import type { Control } from "../base/control.js";
 import { FRAME_BYTES, MACHINE_BLOB_CURSOR, MACHINE_CHUNK_CURSOR } from "../base/layout.js";
 import { HEADER_BYTES } from "../image/format.js";
@@ -15,6 +16,8 @@ export interface ImageWriterOptions {
   compression: "lz4" | "none";
   /** Of each chunk, beside its checksum. */
   digest: "none" | "sha256";
+  /** Encrypts chunks. */
+  key?: KeyObject | undefined;
   oracle: SharedArrayBuffer | undefined;
   /** Is called as soon as one of the writers fails: the others are to stop. */
   onError: () => void;
@@ -52,13 +55,14 @@ export class ImageWriter {
 
   /** What is written later supersedes what was written before of the same frame. */
   async write(source: StageSource): Promise<void> {
-    const { blob, writers, compression, digest, oracle, onError } = this.#options;
+    const { blob, writers, compression, digest, key, oracle, onError } = this.#options;
     const task = (writer: number): WriteTask => ({
       blob,
       writer,
       source,
       compress: compression === "lz4",
       digest,
+      key,
       oracle: source === "live" ? oracle : undefined,
     });
     for (const result of await this.#pool.runOn<WriteTask, WriteResult>(writers, "write", task, onError)) this.add(result);

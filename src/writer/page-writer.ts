@@ -8,6 +8,7 @@
  *   that changed after they were emitted decodes wrongly without an error.
  * - A frame that is marked already is not read: its bytes would be superseded anyway.
  */
+import type { KeyObject } from "node:crypto";
 import { Control, hostNow } from "../base/control.js";
 import { failpoint } from "../base/failpoints.js";
 import {
@@ -34,7 +35,7 @@ import {
 import type { SharedMemory } from "../base/wasm.js";
 import { BlobWriter } from "../image/blob.js";
 import { checksum, loadChecksum } from "../image/checksum.js";
-import { COLLECT_CHUNKS, compressChunk, digestOf, hashPieces } from "../image/codec.js";
+import { COLLECT_CHUNKS, compressChunk, digestOf, hashPieces, sealChunk } from "../image/codec.js";
 import { type Chunk, CHUNK_BYTES, CHUNK_FRAMES, CODEC_LZ4, CODEC_RAW, padded } from "../image/format.js";
 import type { Core } from "../vm/memory/core.js";
 
@@ -64,6 +65,8 @@ export interface WriteTask {
   compress: boolean;
   /** Of each chunk, beside its checksum. */
   digest: "none" | "sha256";
+  /** Encrypts chunks. */
+  key?: KeyObject | undefined;
   /** Test runs: hashes of all frames staged, by frame (53 bits), for the oracle. */
   oracle?: SharedArrayBuffer | undefined;
 }
@@ -94,6 +97,7 @@ export interface WriteTotals {
   /** Time in each stage, ms; writes overlap with them. */
   stage_ms: number;
   compress_ms: number;
+  /** Checksums, or encryption. */
   hash_ms: number;
   /** Time spent waiting until staging memory was written and could be used again. */
   write_wait_ms: number;
@@ -184,7 +188,7 @@ class PageWriter {
           batch.push(chunk);
           to += padded(chunk.payload);
         }
-        if (compress && ++chunks % COLLECT_CHUNKS === 0) {
+        if ((compress || this.#task.key !== undefined) && ++chunks % COLLECT_CHUNKS === 0) {
           this.#collect();
           await new Promise(setImmediate); // finalizers run on a turn of the event loop
         }
@@ -297,7 +301,7 @@ class PageWriter {
     }
   }
 
-  /** Puts staged frames where they are to be written, compressed if that pays, and takes the checksum. */
+  /** Puts staged frames where they are to be written, compressed if that pays. */
   #encode(plainAt: number, to: number, frames: number): StoredChunk {
     const plain = this.#bytes.subarray(plainAt, plainAt + frames * FRAME_BYTES);
     const chunk: StoredChunk = {
@@ -321,13 +325,21 @@ class PageWriter {
         this.#bytes.fill(0, to + packed.length, to + padded(packed.length));
       }
     }
-    const began = hostNow();
-    const stored = padded(chunk.payload);
-    chunk.pieces = hashPieces(stored, (at, length) => BigInt.asUintN(64, this.#core.checksum(to + at, length)));
-    chunk.hash = checksum(chunk.pieces);
-    if (this.#task.digest === "sha256") chunk.digest = digestOf(this.#bytes.subarray(to, to + stored));
-    this.#time.hash_ms += hostNow() - began;
     return chunk;
+  }
+
+  /** Encrypts a chunk where it lies, now that it has its id, or takes its checksums. */
+  #seal(chunk: StoredChunk, at: number): void {
+    const began = hostNow();
+    const stored = this.#bytes.subarray(at, at + padded(chunk.payload));
+    const { digest, key } = this.#task;
+    chunk.pieces =
+      key === undefined
+        ? hashPieces(stored.length, (from, length) => BigInt.asUintN(64, this.#core.checksum(at + from, length)))
+        : sealChunk(key, chunk.id, stored);
+    chunk.hash = checksum(chunk.pieces);
+    if (digest === "sha256") chunk.digest = digestOf(stored);
+    this.#time.hash_ms += hostNow() - began;
   }
 
   /** Writes chunks that lie one after another, and fills in where they went. */
@@ -339,6 +351,7 @@ class PageWriter {
     chunks.forEach((chunk, i) => {
       chunk.id = firstId + i;
       chunk.offset = offset;
+      this.#seal(chunk, from + offset - start);
       offset += padded(chunk.payload);
     });
     await this.#blob.write(this.#bytes.subarray(from, to), start);

@@ -192,10 +192,60 @@ export const MUTANTS: readonly Mutant[] = [
   },
   {
     file: "src/image/codec.ts",
-    find: "  checkStored(chunk, stored);\n  if (chunk.codec",
-    replace: "  if (chunk.codec !== CODEC_RAW) checkStored(chunk, stored);\n  if (chunk.codec",
+    find: "    checkStored(chunk, stored);\n    return stored;",
+    replace: "    if (chunk.codec !== CODEC_RAW) checkStored(chunk, stored);\n    return stored;",
     tests: [{ file: "image", match: "codec*" }],
     breaks: "D7: the checksum of raw chunks is not compared",
+  },
+  // ---- encryption ----
+  {
+    file: "src/image/cipher.ts",
+    find: "  nonce.writeUInt32LE(piece, 8);\n",
+    replace: "",
+    tests: [{ file: "encryption", match: "chunks and pieces*" }],
+    breaks: "pieces of a chunk have one nonce, and can be exchanged",
+  },
+  {
+    file: "src/image/cipher.ts",
+    find: "    plain.fill(0);\n    return undefined;",
+    replace: "    return plain;",
+    tests: [{ file: "encryption", match: "segments*" }],
+    breaks: "what was decrypted is handed out though its tag does not agree",
+  },
+  {
+    file: "src/image/encryption.ts",
+    find: "if (!timingSafeEqual(headerTag(imageKeys, taggedBytes(page)), encryption.tag))",
+    replace: "if (headerTag(imageKeys, taggedBytes(page)).length !== encryption.tag.length)",
+    tests: [{ file: "encryption", match: "a catalogue, a header*" }],
+    breaks: "a header that somebody without a key has changed is believed",
+  },
+  {
+    file: "src/image/encryption.ts",
+    find: 'if (keys.length === 0 || typeof keys === "function") return undefined;',
+    replace: "return undefined;",
+    tests: [{ file: "encryption", match: "no key*" }],
+    breaks: "a plain image passes where an encrypted one was meant",
+  },
+  {
+    file: "src/image/catalogue-writer.ts",
+    find: 'openDatabase(key === undefined ? path : ":memory:", {})',
+    replace: "openDatabase(path, {})",
+    tests: [{ file: "encryption", match: "a catalogue that is to be*" }],
+    breaks: "names are on the disk until they are encrypted",
+  },
+  {
+    file: "src/image/key-slots.ts",
+    find: "cost <= SCRYPT_BYTES_MAX))",
+    replace: "cost <= 1024 * SCRYPT_BYTES_MAX))",
+    tests: [{ file: "encryption", match: "a slot that asks*" }],
+    breaks: "a forged slot makes scrypt take gigabytes",
+  },
+  {
+    file: "src/image/markers.ts",
+    find: "(await isEncrypted(resolve(path))) ? ",
+    replace: '(await isEncrypted("")) ? ',
+    tests: [{ file: "encryption", match: "markers*" }],
+    breaks: "paths stand in the markers of an encrypted image",
   },
   // ---- what surrounds memory: devices, clock, entropy, files of the host ----
   {
@@ -280,8 +330,8 @@ export const MUTANTS: readonly Mutant[] = [
   },
   {
     file: "src/image/codec.ts",
-    find: "  checkStored(chunk, stored);\n  if (chunk.codec",
-    replace: "  if (chunk.codec !== CODEC_RAW) checkStored(chunk, stored);\n  if (chunk.codec",
+    find: "    checkStored(chunk, stored);\n    return stored;",
+    replace: "    if (chunk.codec !== CODEC_RAW) checkStored(chunk, stored);\n    return stored;",
     tests: [{ file: "raw-image" }],
     breaks: "D7: a flipped bit of an image without compression is not found",
   },

@@ -39,5 +39,5 @@ test("compare: who does not save the machine is named with the reason, and the o
   t.regex(stdout, /^ {2}copy-on-write +start /m);
   t.notRegex(stdout, /^ {2}swsusp/m);
   t.regex(stderr, /^hib: HIB_NO_MEMORY: swsusp copies all that is in use, \d+ frames[^\n]*$/m);
-  for (const line of stdout.split("\n")) t.true(line.length <= 100, line);
+  for (const line of stdout.split("\n")) t.true(line.length <= 80, line);
 });

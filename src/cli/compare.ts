@@ -21,7 +21,7 @@ import { APPROACH_NAMES, type ApproachName, type ConsistencyPoint } from "../rep
 import type { SaveProgress } from "../reports/save-progress.js";
 import type { SaveReport } from "../reports/save-report.js";
 import { formatBytes, formatCount, formatMs, formatPercent } from "../stats/format.js";
-import { table, type View } from "../stats/layout.js";
+import { field, table, type View } from "../stats/layout.js";
 import { stepsPerBin } from "../vm/tasks/activity.js";
 import { WRITER_BYTES } from "../writer/page-writer.js";
 import { checkInterrupted, createCommand, describeError, EXIT_FAILED, interruptible, ramOption, wholeNumber } from "./command.js";
@@ -196,18 +196,19 @@ function renderTable(rows: readonly Row[], { ram, cpus, rate, seed, fill }: Comp
     formatMs(row.total_ms),
     formatBytes(row.image_bytes),
     formatBytes(row.copies_bytes),
-    formatBytes(row.largest_image_bytes),
+    formatPercent(row.largest_image_bytes, ram),
   ]);
   return [
-    `${view.colors.bold("Snapshots")} of ${formatBytes(ram)}, ${fill} % filled; vCPUs: ${cpus}, ${formatCount(rate)} stores a second, seed ${seed}. Each is exact.`,
+    view.colors.bold(`Snapshots of ${formatBytes(ram)}, ${fill} % filled; each is exact`),
+    field(view, "workload", `vCPUs: ${cpus}, ${formatCount(rate)} stores a second, seed ${seed}`),
     "",
-    table(view, ["approach", "point", "pause", "gap", "speed", "total", "image", "copies", "largest"], cells),
+    table(view, ["approach", "point", "pause", "gap", "speed", "total", "image", "copies", "fits"], cells),
     "",
-    "point    whether the image is the machine at the save's start or its end",
-    "pause    how long all of the machine stood still; gap: the longest that its workload felt",
-    "speed    of the workload from the save's start to its end, of what it was before",
-    "copies   memory in use for copies and pre-images at most; of capture-kernel, its process",
-    "largest  what a machine of this RAM may have in use at most",
+    field(view, "point", "whether the image is the machine at the save's start or its end"),
+    field(view, "pause, gap", "how long all of the machine stood still; the longest that a busy vCPU did"),
+    field(view, "speed", "of the workload from the save's start to its end, of what it was before"),
+    field(view, "copies", "most memory in use for copies and pre-images; of capture-kernel, its process"),
+    field(view, "fits", "how much of this RAM a machine may have in use to be saved"),
   ].join("\n");
 }
 

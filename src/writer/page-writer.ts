@@ -103,6 +103,9 @@ export interface WriteTotals {
   write_wait_ms: number;
 }
 
+/** After a store had to wait for room, so many chunks are not compressed. */
+const HURRIED_CHUNKS = 16;
+
 type StoredChunk = Omit<Chunk, "stored">;
 
 /** A vector of numbers that grows. */
@@ -157,6 +160,9 @@ class PageWriter {
   readonly #fills: bigint[] = [];
   readonly #time = { stage_ms: 0, compress_ms: 0, hash_ms: 0, write_wait_ms: 0 };
   #skipped = 0;
+  /** Claims of the queue that had been refused when a chunk was begun, and how many chunks more are not compressed. */
+  #refused = 0;
+  #hurried = 0;
 
   constructor(memory: SharedMemory, core: Core, task: WriteTask, blob: BlobWriter, collect: () => void) {
     this.#control = new Control(memory);
@@ -215,10 +221,13 @@ class PageWriter {
     this.#time.write_wait_ms += hostNow() - began;
   }
 
-  /** A store that waits for room waits for this task: then storing is faster than compressing. */
+  /** A store that waits for room waits for this task: then storing is faster than compressing, until none has waited for a while. */
   #compressNext(): boolean {
-    const hurried = this.#task.source === "tail" && this.#control.load(MACHINE_QUEUE_OVERFLOW) > 0;
-    return this.#task.compress && !hurried;
+    if (this.#task.source !== "tail") return this.#task.compress;
+    const refused = this.#control.load(MACHINE_QUEUE_OVERFLOW);
+    this.#hurried = refused !== this.#refused ? HURRIED_CHUNKS : Math.max(0, this.#hurried - 1);
+    this.#refused = refused;
+    return this.#task.compress && this.#hurried === 0;
   }
 
   /** Stages claims at an address until a chunk is full or the list ends; false at the end. */

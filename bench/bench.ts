@@ -9,7 +9,11 @@ import { cpus } from "node:os";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import Table from "cli-table3";
+<<<<<<< HEAD
 import { encryptionFigures } from "./encryption.js";
+=======
+import { predictionFigures } from "./approaches.js";
+>>>>>>> ceed637 (Test: write tags of a process that never leaves its vCPU, in a round)
 import { type FeltRow, type GrowthRow, inOwnProcess, type PauseRow } from "./growth.js";
 import type { Figure } from "./measure.js";
 import { resumeFigures } from "./resume.js";
@@ -40,6 +44,8 @@ say("encryption ...");
 figures.push(...(await encryptionFigures(megabytes, rounds)));
 say("resume ...");
 figures.push(...(await resumeFigures(megabytes, rounds)));
+say("predictions of the pause ...");
+figures.push(...(await predictionFigures(256, options.quick ? 10 : 100)));
 say("cost growth ...");
 const sizes = options.quick ? [256 * 2 ** 20, 512 * 2 ** 20] : [256 * 2 ** 20, 2 ** 30, 4e9];
 const growth: GrowthRow[] = sizes.map((ramBytes) => inOwnProcess("growth", ramBytes));

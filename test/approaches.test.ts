@@ -301,6 +301,15 @@ test("adaptive: rounds go on while they pay, and stop before the pause that is w
   t.is(long.atomic_copy.frames + long.tail.frames, long.residual_frames);
 });
 
+test("adaptive: no store goes by a write tag from before a round", async (t) => {
+  const machine = await bootMachine(t, { vcpus: 1 });
+  machine.spawn("random:pages=2000"); // stores to every page all the time, and never leaves its vCPU
+  await until(() => machine.processes()[0]!.steps > 100_000, "all its pages are there");
+  const options: SaveOptions = { approach: "adaptive", keepRunning: true, maxPause_ms: 0.001, oracle: true };
+  const { adaptive, oracle_frames } = await save(machine, join(scratch(t), "image"), options);
+  t.true(adaptive!.rounds.length > 1 && oracle_frames! > 0);
+});
+
 test("adaptive: a frame that a round finds marked and free is in the residual set once it is used again", (t) => {
   const { kernel, tracking } = new HandMachine();
   const { core, control } = kernel;

@@ -36,11 +36,8 @@ interface Result {
 function shell(cwd: string, line: string, env: Record<string, string> = {}): Promise<Result> {
   const script = `set -o pipefail; hib() { "${process.execPath}" "${HIB}" "$@"; }; ${line}`;
   return new Promise((resolve) => {
-    const child = execFile(
-      "setsid",
-      ["--wait", "bash", "-c", script],
-      { cwd, env: { ...process.env, ...env } },
-      (_, stdout, stderr) => resolve({ code: child.exitCode, stdout, stderr: stderr.replaceAll(/^[a-z ]+: \d+ %.*\n/gm, "") }),
+    const child = execFile("bash", ["-c", script], { cwd, env: { ...process.env, ...env } }, (_, stdout, stderr) =>
+      resolve({ code: child.exitCode, stdout, stderr: stderr.replaceAll(/^[a-z ]+: \d+ %.*\n/gm, "") }),
     );
   });
 }

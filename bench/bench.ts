@@ -9,11 +9,8 @@ import { cpus } from "node:os";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import Table from "cli-table3";
-<<<<<<< HEAD
 import { encryptionFigures } from "./encryption.js";
-=======
 import { predictionFigures } from "./approaches.js";
->>>>>>> ceed637 (Test: write tags of a process that never leaves its vCPU, in a round)
 import { type FeltRow, type GrowthRow, inOwnProcess, type PauseRow } from "./growth.js";
 import type { Figure } from "./measure.js";
 import { resumeFigures } from "./resume.js";

@@ -3,7 +3,7 @@
  *
  * What must hold: the blocks of an arena tile it; a free block's buddy of the same order is not free (else they would
  * have merged); the saveable bitmap of the control area has a frame's bit set exactly if the frame lies in a used
- * block whose kind belongs to an image. Callers hold the kernel lock.
+ * block whose kind belongs to an image; a free frame is never missing (assembly/missing.ts). Callers hold the kernel lock.
  */
 import { MAX_FRAMES, SAVEABLE_BITMAP } from "../../base/layout.js";
 import type { Pfn } from "../../base/memory.js";
@@ -156,6 +156,7 @@ export class BuddyAllocator {
   /** Frees a used block, merging it with free buddies. */
   free(frame: Pfn): void {
     let order = this.orderOf(frame);
+    this.#memory.core.forgetMissing(frame, 1 << order);
     if (isSaved(this.kindOf(frame))) this.#memory.core.clearBits(SAVEABLE_BITMAP, frame, 1 << order);
     let first = frame;
     this.#setHeader(first, BLOCK_TAIL, 0, 0);

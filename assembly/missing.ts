@@ -28,6 +28,10 @@ export function bringIn(frame: u32, count: u32): void {
   }
 }
 
+export function isMissing(frame: u32): bool {
+  return testBitAtomically(MISSING_BITMAP, frame);
+}
+
 /** Claims a missing frame: true if it is the caller's to place, and then to `settle`. */
 export function claimMissing(frame: u32): bool {
   return testBitAtomically(MISSING_BITMAP, frame) && setBit(CLAIMED_BITMAP, frame);

@@ -57,6 +57,7 @@ import { type StageSource, WRITER_BYTES } from "./writer/page-writer.js";
 export async function save(machine: Machine, path: string, options: SaveOptions = {}): Promise<SaveReport> {
   checkSave(path, options);
   using _busy = machine.begin("save");
+  await machine.resident(options.signal);
   await removeStalePartials(dirname(resolve(path))); // what a killed host left there
   const image = await createPartial(path);
   let report: SaveReport;

@@ -30,6 +30,11 @@ export interface ResumeOptions {
   allow?: readonly string[];
   /** Leave the image as it is: neither an attempt is recorded nor the image consumed (tests, benchmarks). */
   keepImage?: boolean;
+  /**
+   * Let the machine go as soon as the kernel's own frames are there; what its processes have comes when it is used, or in the background.
+   * `machine.resident()` says when all is there. Damage that is found then ends the machine.
+   */
+  lazy?: boolean;
   signal?: AbortSignal;
   /**
    * Is told how far the load is. If this or `onStep` throws, or gives a promise that rejects, the resume ends with HIB_CANCELLED and that
@@ -50,6 +55,7 @@ const RULES: Readonly<Record<keyof ResumeOptions, Rule>> = {
   disk: pathRule,
   allow: paths,
   keepImage: flag,
+  lazy: flag,
   signal: abortSignal,
   onProgress: callback,
   onStep: callback,

@@ -21,22 +21,25 @@ import { setImmediate } from "node:timers/promises";
 import { hostNow } from "./base/control.js";
 import { fromSystemError, isSystemError, naming } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
-import { MACHINE_LOAD_CURSOR, MACHINE_LOAD_PERCENT, MACHINE_PROGRESS, QUEUE_SPARE } from "./base/layout.js";
+import { MACHINE_LOAD_CURSOR, MACHINE_LOAD_PERCENT, MACHINE_PROGRESS, MISSING_BITMAP, QUEUE_SPARE } from "./base/layout.js";
 import { StepTimes } from "./base/step-times.js";
 import { atomicRestore } from "./cow/atomic-copy.js";
 import { Cancellation } from "./cow/cancellation.js";
 import { Reserve } from "./cow/reserve.js";
 import { findImage, type FoundImage } from "./find-image.js";
 import type { Image } from "./image/directory.js";
+import type { ImageMemory } from "./image/image-memory.js";
 import type { ComparedFiles } from "./image/host-files.js";
 import type { Machine } from "./machine.js";
 import { makeResumeReport, RESUME_TIMES, type ResumeReport, ResumeSteps, type ResumeTime } from "./reports/resume-report.js";
 import { classify, declassify } from "./restore/classify.js";
 import { ComingMemory, countRunnable, type Examined, examine } from "./restore/examine.js";
+import { leaveOut, withoutLeftOut } from "./restore/first-frames.js";
 import { type LateFrame, readLateFrames } from "./restore/late-frames.js";
 import { type LoadResult, type LoadTask, loadTask } from "./restore/page-loader.js";
 import { rebuild, tellRestored } from "./restore/rebuild.js";
 import { ResumeMarks } from "./restore/resume-marks.js";
+import { Residency } from "./residency.js";
 import { CANCEL_MESSAGES, checkResume, type ResumeOptions, type ResumeProgress } from "./resume-options.js";
 
 const WATCH_MS = 20;
@@ -53,6 +56,7 @@ const WATCH_MS = 20;
 export async function resume(machine: Machine, path: string, options: ResumeOptions = {}): Promise<ResumeReport> {
   checkResume("resume", path, options);
   using _busy = machine.begin("resume");
+  await machine.resident(options.signal);
   using cancellation = new Cancellation(machine, options.signal, CANCEL_MESSAGES);
   const steps = new ResumeSteps(cancellation.guard("onStep", options.onStep));
   const times = new StepTimes(RESUME_TIMES);
@@ -114,6 +118,12 @@ class Resume implements Disposable {
   #preimages = 0;
   #late: LateFrame[] = [];
   #examined: Examined | undefined;
+  #fromImage: ImageMemory | undefined;
+  /** Frames that a lazy resume loads once the machine runs. */
+  #leftOut = 0;
+  #residency: Residency | undefined;
+  /** The machine runs, and has the image. */
+  #handedOver = false;
 
   constructor(
     machine: Machine,
@@ -141,7 +151,9 @@ class Resume implements Disposable {
 
   /** S1.6: allocate what is free here and used there; reserve a place for every other frame of the image. */
   classify(): void {
-    const { control, kernel } = this.#machine;
+    const { control, core, kernel } = this.#machine;
+    if (this.#options.lazy === true) this.#leftOut = leaveOut(core, this.#memory(), this.#image.extents);
+    else core.clearBitmap(MISSING_BITMAP);
     const { direct, conflicts } = classify(kernel, this.#image.extents, (conflicts) => {
       const wanted = Math.min(this.#options.queueFrames ?? Infinity, conflicts + 64) + QUEUE_SPARE;
       this.#reserve.growLocked(wanted);
@@ -150,7 +162,8 @@ class Resume implements Disposable {
     failpoint("resume.allocate");
     for (const word of [MACHINE_LOAD_CURSOR, MACHINE_PROGRESS]) control.store(word, 0);
     this.#cancellation.check();
-    this.#steps.passed("frames", `free here: ${direct}, in use here: ${conflicts}`);
+    const later = this.#leftOut === 0 ? "" : `, to come later: ${this.#leftOut}`;
+    this.#steps.passed("frames", `free here: ${direct}, in use here: ${conflicts}${later}`);
     this.#times.ended("classified");
   }
 
@@ -163,7 +176,9 @@ class Resume implements Disposable {
   async load(): Promise<void> {
     const { control, pageThreads, pool } = this.#machine;
     failpoint("resume.verify");
-    const task = loadTask(this.#image, this.#acceptedFiles());
+    const all = loadTask(this.#image, this.#acceptedFiles());
+    const task = this.#leftOut === 0 ? all : withoutLeftOut(all, control);
+    if (this.#leftOut > 0) this.#residency = new Residency(this.#machine, this.#image, all);
     const watch = setInterval(() => this.#reportProgress(), WATCH_MS);
     try {
       this.#reportProgress();
@@ -175,7 +190,7 @@ class Resume implements Disposable {
       control.store(MACHINE_LOAD_PERCENT, 0);
     }
     this.#times.ended("loaded");
-    this.#steps.passed("chunk checksums", `${this.#image.chunks.length} chunks agree`);
+    this.#steps.passed("chunk checksums", `${task.chunks.length} chunks agree${this.#leftOut === 0 ? "" : `, of ${this.#image.chunks.length}`}`);
     this.#cancellation.guard("onLoaded", this.#options.onLoaded)();
   }
 
@@ -192,7 +207,7 @@ class Resume implements Disposable {
     this.#cancellation.check(); // from here on nothing asks for memory
     failpoint("resume.stopped");
     this.#late = this.#readLate();
-    this.#examined = examine(new ComingMemory(kernel.control, claims, kernel.memory, this.#late));
+    this.#examined = examine(new ComingMemory(kernel.control, claims, kernel.memory, this.#late, () => this.#memory()));
     this.#steps.passed("consistency", "allocator, page tables and processes agree");
     this.#times.ended("examined");
   }
@@ -224,6 +239,7 @@ class Resume implements Disposable {
     for (const { frame, bytes } of this.#late) kernel.memory.loadFrame(frame, bytes);
     this.#patched = this.#late.length;
     claims.visitQueued(() => this.#patched++);
+    this.#residency?.open();
     failpoint("resume.patched");
     this.#times.ended("patched");
     const frames = { image: this.#image.header.frames, patched: this.#patched };
@@ -240,6 +256,8 @@ class Resume implements Disposable {
     this.#machine.quiesce.restart();
     this.#stopped = false;
     this.#times.ended("running");
+    this.#handedOver = this.#residency !== undefined;
+    this.#residency?.begin(this.#times.at("began"), (error) => this.#marks.failed(error));
     this.#steps.passed("scheduler", `goes on, vCPUs: ${this.#machine.vcpus}`);
   }
 
@@ -264,7 +282,7 @@ class Resume implements Disposable {
 
   [Symbol.dispose](): void {
     if (!this.#machine.isLost) this.#machine.devices.freeState();
-    this.#image.close();
+    if (!this.#handedOver) this.#image.close(); // else the rest of it is still to be brought in
   }
 
   report(): ResumeReport {
@@ -273,6 +291,7 @@ class Resume implements Disposable {
       patched: this.#patched,
       overflow: this.#late.length,
       preimages: this.#preimages,
+      later: this.#leftOut,
       at: this.#times.all(),
     });
   }
@@ -289,7 +308,12 @@ class Resume implements Disposable {
 
   #readLate(): LateFrame[] {
     const { claims, control } = this.#machine;
-    return readLateFrames(control, claims, () => this.#image.memory({ acceptedFiles: this.#acceptedFiles() }));
+    return readLateFrames(control, claims, () => this.#memory());
+  }
+
+  /** The image's memory, for what is not loaded now. */
+  #memory(): ImageMemory {
+    return (this.#fromImage ??= this.#image.memory({ acceptedFiles: this.#acceptedFiles() }));
   }
 
   /** Files that had changed when they were compared. One that changes later is refused. */

@@ -33,6 +33,7 @@ export const FAILPOINTS = [
   "resume.consume",
   "resume.patched",
   "resume.running",
+  "resume.fill",
   "boot.set-aside",
   "vcpu.locked",
 ] as const;

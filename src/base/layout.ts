@@ -130,7 +130,7 @@ export const MACHINE_TOUCHING = 0x90;
 /** Number + 1 of a vCPU whose thread died: the machine cannot go on. */
 export const MACHINE_LOST = 0x94;
 
-/** 1 while a lazy resume has frames to bring in (MISSING_BITMAP); 0 when none is missing. */
+/** Not 0: frames may be missing (MISSING_BITMAP), after a lazy resume. LAZY_*. */
 export const MACHINE_LAZY = 0x98;
 
 export const LOCK_WAITED = 0x100;
@@ -162,6 +162,11 @@ export const QUEUE_SPARE = 64;
 export const CANCEL_ASKED = 1;
 export const CANCEL_NO_ROOM = 2;
 export const CANCEL_NO_MEMORY = 3;
+
+/** MACHINE_LAZY: none is missing; all are being brought in; nobody does so any more, for the machine has ended. */
+export const LAZY_NONE = 0;
+export const LAZY_FILLING = 1;
+export const LAZY_ENDED = 2;
 
 export const COMMAND_RUN = 0;
 /** Copy frames to their places (atomic copy). */

@@ -96,6 +96,11 @@ export class WriteTracking {
     this.#shootDown();
   }
 
+  /** Returns once every vCPU has passed a safepoint, or is stopped. */
+  handshake(): void {
+    this.#shootDown();
+  }
+
   /** Publishes a new generation and waits until every vCPU has passed a safepoint and acknowledged it there. */
   #shootDown(): void {
     const generation = this.#control.add(MACHINE_GENERATION, 1) + 1;

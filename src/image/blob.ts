@@ -122,11 +122,14 @@ export class BlobReader {
   readonly path: string;
   #descriptor: number | undefined;
 
-  /** @throws HIB_IO */
-  constructor(path: string) {
+  /**
+   * @param descriptor - of the file, if it is open already: it is its opener's to close
+   * @throws HIB_IO
+   */
+  constructor(path: string, descriptor?: number) {
     this.path = path;
     try {
-      this.#descriptor = openSync(path, "r");
+      this.#descriptor = descriptor ?? openSync(path, "r");
     } catch (error) {
       throw fromSystemError(error, `opening ${path}`);
     }
@@ -164,6 +167,11 @@ export class BlobReader {
     const there = statSync(this.path, { throwIfNoEntry: false });
     const { dev, ino } = fstatSync(this.#open());
     return there?.dev === dev && there.ino === ino;
+  }
+
+  /** For other threads of this process, as long as it is not closed. */
+  get descriptor(): number {
+    return this.#open();
   }
 
   #open(): number {

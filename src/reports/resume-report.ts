@@ -71,6 +71,8 @@ export interface ResumeReport {
     different: number;
     /** Without data in the image. */
     same_filled: number;
+    /** Of a lazy resume: not there yet when the machine went on. None of the others counts them. */
+    later: number;
     /** Patched while everything was stopped. */
     patched: number;
     /** Of these, found no room in the reserve and were read once more. */
@@ -80,6 +82,18 @@ export interface ResumeReport {
   loaders: { threads: number; read_bytes: number; read_wait_ms: number; decode_ms: number; place_ms: number };
   phases_ms: { open: number; classify: number; load: number; stop: number; total: number };
   gb_per_s: number;
+}
+
+/** The rest of a lazy resume. */
+export interface ResidentReport {
+  /** From when the resume began until every frame was there. */
+  resident_ms: number;
+  /** Brought in by loaders; the others were met missing, or freed before. */
+  loaded_frames: number;
+  /** Read by loaders, decoded. */
+  read_bytes: number;
+  /** Frames that were met missing, and how long the thread that met one waited. */
+  faults: { count: number; p50_ms: number; p99_ms: number };
 }
 
 /** What a resume notes the time of, in this order; `stopping` is when the stop was asked for. */
@@ -105,11 +119,13 @@ export interface ResumeMeasured {
   overflow: number;
   /** Pre-images that the fault handler kept. */
   preimages: number;
+  /** Left out for later. */
+  later: number;
   at: Readonly<Record<ResumeTime, number>>;
 }
 
 export function makeResumeReport(path: string, header: ImageHeader, measured: ResumeMeasured): ResumeReport {
-  const { results, patched, overflow, preimages, at } = measured;
+  const { results, patched, overflow, preimages, later, at } = measured;
   const sum = (pick: (result: LoadResult) => number) => results.reduce((all, result) => all + pick(result), 0);
   return {
     schema: 1,
@@ -121,6 +137,7 @@ export function makeResumeReport(path: string, header: ImageHeader, measured: Re
       equal_written: preimages + sum((result) => result.equal_marked),
       different: sum((result) => result.different),
       same_filled: sum((result) => result.same_filled),
+      later,
       patched,
       overflow,
     },
@@ -146,6 +163,6 @@ export function makeResumeReport(path: string, header: ImageHeader, measured: Re
       stop: at.running - at.loaded,
       total: at.running - at.began,
     },
-    gb_per_s: (header.frames * FRAME_BYTES) / (at.running - at.began) / 1e6,
+    gb_per_s: ((header.frames - later) * FRAME_BYTES) / (at.running - at.began) / 1e6,
   };
 }

@@ -19,6 +19,7 @@ import {
   DIRECT_BITMAP,
   CLAIMED_BITMAP,
   KEEP_BITMAP,
+  MISSING_BITMAP,
   FRAME_BYTES,
   QUEUE_FRAMES,
   QUEUE_PLACES,
@@ -211,6 +212,10 @@ class PageLoader {
     const { words } = this.#control;
     for (let i = 0; i < frames; ) {
       let run = 0;
+      if (bit(words, MISSING_BITMAP, first + i) === 1) {
+        i++; // comes later (first-frames.ts)
+        continue;
+      }
       while (i + run < frames && bit(words, DIRECT_BITMAP, first + i + run) === 1) run++;
       if (run > 0) {
         this.#memory.loadFrame(first + i, data.subarray(at + i * FRAME_BYTES, at + (i + run) * FRAME_BYTES));
@@ -274,13 +279,14 @@ class PageLoader {
       const page = new Uint8Array(new BigUint64Array(FRAME_BYTES / 8).fill(fill).buffer);
       const end = extents.pfn[extent]! + extents.frames[extent]!;
       for (let frame = extents.pfn[extent]!; frame < end; frame++) {
+        if (bit(words, MISSING_BITMAP, frame) === 1) continue;
+        loaded++;
         if (bit(words, DIRECT_BITMAP, frame) === 1) {
           // A fresh machine's free frames are zeros that the host has not had to provide; leave it so.
           if (!this.#memory.isFilledWith(frame, low, high)) this.#memory.loadFrame(frame, page);
           this.#result.direct++;
         } else this.#placeUsed(frame, page);
       }
-      loaded += extents.frames[extent]!;
     }
     this.#result.same_filled += loaded;
     this.#control.add(MACHINE_PROGRESS, loaded);

@@ -52,6 +52,7 @@ export interface Core {
   claimQueueEntry(): number;
   /** Returns once these frames are there (lazy resume). */
   bringIn(frame: number, count: number): void;
+  isMissing(frame: number): number;
   /** 1 if a missing frame is the caller's to place, and then to settle. */
   claimMissing(frame: number): number;
   settle(frame: number): void;

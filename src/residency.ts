@@ -33,6 +33,13 @@ import type { LoadTask } from "./restore/page-loader.js";
 /** A loader has claimed what a vCPU still copies: that is over in a moment. */
 const SETTLE_MS = 1;
 
+export interface ResidencyEvents {
+  /** Awaited before loaders begin, for tests. */
+  onRunning?: (() => Promise<void> | void) | undefined;
+  /** Is told why the machine has ended, once no thread of it runs. */
+  onFailure: (error: unknown) => Promise<void>;
+}
+
 export class Residency implements Arriving {
   readonly #machine: Machine;
   readonly #image: Image;
@@ -65,11 +72,10 @@ export class Residency implements Arriving {
    * The machine runs: loaders bring in the rest.
    *
    * @param began - when the resume did, host ms
-   * @param onFailure - is told why the machine has ended, once no thread of it runs
    */
-  begin(began: number, onFailure: (error: unknown) => Promise<void>): void {
+  begin(began: number, { onRunning, onFailure }: ResidencyEvents): void {
     this.#machine.control.store(MACHINE_LOAD_CURSOR, 0);
-    this.#done = this.#fill(began).catch(async (error: unknown) => {
+    this.#done = this.#fill(began, onRunning).catch(async (error: unknown) => {
       await onFailure(error);
       throw error;
     });
@@ -98,9 +104,10 @@ export class Residency implements Arriving {
     this.#faults.bringIn(frame);
   }
 
-  async #fill(began: number): Promise<ResidentReport | undefined> {
+  async #fill(began: number, onRunning: ResidencyEvents["onRunning"]): Promise<ResidentReport | undefined> {
     const { control, core, pageThreads, pool, tracking } = this.#machine;
     try {
+      await onRunning?.();
       const giveUpFor = (): void => control.store(MACHINE_LAZY, LAZY_ENDED);
       const results = await pool.runOn<FillTask, Filled>(pageThreads, "fill", () => this.#task, giveUpFor);
       while (control.load(MACHINE_LAZY) === LAZY_FILLING && core.countBits(MISSING_BITMAP) > 0) await sleep(SETTLE_MS);

@@ -47,6 +47,8 @@ export interface ResumeOptions {
   queueFrames?: number;
   /** Called once everything is loaded and before the machine stops, for tests. */
   onLoaded?: () => void;
+  /** Called once a lazy resume has let the machine go, and awaited before loaders begin, for tests. */
+  onRunning?: () => Promise<void> | void;
 }
 
 const RULES: Readonly<Record<keyof ResumeOptions, Rule>> = {
@@ -61,6 +63,7 @@ const RULES: Readonly<Record<keyof ResumeOptions, Rule>> = {
   onStep: callback,
   queueFrames: zeroOrMore,
   onLoaded: callback,
+  onRunning: callback,
 };
 
 /** @throws HIB_USAGE */

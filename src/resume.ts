@@ -257,7 +257,10 @@ class Resume implements Disposable {
     this.#stopped = false;
     this.#times.ended("running");
     this.#handedOver = this.#residency !== undefined;
-    this.#residency?.begin(this.#times.at("began"), (error) => this.#marks.failed(error));
+    this.#residency?.begin(this.#times.at("began"), {
+      onRunning: this.#options.onRunning,
+      onFailure: (error) => this.#marks.failed(error),
+    });
     this.#steps.passed("scheduler", `goes on, vCPUs: ${this.#machine.vcpus}`);
   }
 

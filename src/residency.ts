@@ -36,17 +36,19 @@ const SETTLE_MS = 1;
 export interface ResidencyEvents {
   /** Awaited before loaders begin, for tests. */
   onRunning?: (() => Promise<void> | void) | undefined;
+  onResident: (report: ResidentReport) => void;
   /** Is told why the machine has ended, once no thread of it runs. */
   onFailure: (error: unknown) => Promise<void>;
 }
 
 export class Residency implements Arriving {
+  /** Settles once it is over. @throws why a frame could not be brought in */
+  done: Promise<void> = Promise.resolve();
   readonly #machine: Machine;
   readonly #image: Image;
   readonly #task: FillTask;
   readonly #record = new FaultRecord();
   readonly #faults: FrameFaults;
-  #done: Promise<ResidentReport | undefined> = Promise.resolve(undefined);
 
   /** Hands the task to all who may meet a missing frame. None does yet. */
   constructor(machine: Machine, image: Image, task: LoadTask) {
@@ -73,18 +75,16 @@ export class Residency implements Arriving {
    *
    * @param began - when the resume did, host ms
    */
-  begin(began: number, { onRunning, onFailure }: ResidencyEvents): void {
+  begin(began: number, { onRunning, onResident, onFailure }: ResidencyEvents): void {
     this.#machine.control.store(MACHINE_LOAD_CURSOR, 0);
-    this.#done = this.#fill(began, onRunning).catch(async (error: unknown) => {
-      await onFailure(error);
-      throw error;
-    });
-    this.#done.catch(() => undefined); // whoever asks for it is told
-  }
-
-  /** All is there; undefined if the machine was powered off before. @throws why a frame could not be brought in */
-  get done(): Promise<ResidentReport | undefined> {
-    return this.#done;
+    this.done = this.#fill(onRunning).then(
+      (filled) => void (filled === undefined || onResident(this.#report(filled, hostNow() - began))),
+      async (error: unknown) => {
+        await onFailure(error);
+        throw error;
+      },
+    );
+    this.done.catch(() => undefined); // whoever asks for it is told
   }
 
   /** Why the machine has ended, if it has. */
@@ -104,7 +104,8 @@ export class Residency implements Arriving {
     this.#faults.bringIn(frame);
   }
 
-  async #fill(began: number, onRunning: ResidencyEvents["onRunning"]): Promise<ResidentReport | undefined> {
+  /** Returns what each loader did; undefined if the machine was powered off before all was there. */
+  async #fill(onRunning: ResidencyEvents["onRunning"]): Promise<readonly Filled[] | undefined> {
     const { control, core, pageThreads, pool, tracking } = this.#machine;
     try {
       await onRunning?.();
@@ -116,7 +117,7 @@ export class Residency implements Arriving {
       tracking.handshake(); // who met a frame that a loader was quicker with may be at the blob still
       control.store(MACHINE_LAZY, LAZY_NONE);
       this.#machine.arriving = undefined;
-      return this.#report(results, hostNow() - began);
+      return results;
     } catch (error) {
       if (control.load(MACHINE_POWER_OFF) !== 0) return undefined;
       giveUp(control, this.#record, error);

@@ -124,6 +124,7 @@ class Resume implements Disposable {
   #residency: Residency | undefined;
   /** The machine runs, and has the image. */
   #handedOver = false;
+  #report: ResumeReport | undefined;
 
   constructor(
     machine: Machine,
@@ -190,7 +191,10 @@ class Resume implements Disposable {
       control.store(MACHINE_LOAD_PERCENT, 0);
     }
     this.#times.ended("loaded");
-    this.#steps.passed("chunk checksums", `${task.chunks.length} chunks agree${this.#leftOut === 0 ? "" : `, of ${this.#image.chunks.length}`}`);
+    this.#steps.passed(
+      "chunk checksums",
+      `${task.chunks.length} chunks agree${this.#leftOut === 0 ? "" : `, of ${this.#image.chunks.length}`}`,
+    );
     this.#cancellation.guard("onLoaded", this.#options.onLoaded)();
   }
 
@@ -259,6 +263,7 @@ class Resume implements Disposable {
     this.#handedOver = this.#residency !== undefined;
     this.#residency?.begin(this.#times.at("began"), {
       onRunning: this.#options.onRunning,
+      onResident: (report) => (this.#report!.resident = report),
       onFailure: (error) => this.#marks.failed(error),
     });
     this.#steps.passed("scheduler", `goes on, vCPUs: ${this.#machine.vcpus}`);
@@ -289,7 +294,7 @@ class Resume implements Disposable {
   }
 
   report(): ResumeReport {
-    return makeResumeReport(this.#image.path, this.#image.header, {
+    this.#report = makeResumeReport(this.#image.path, this.#image.header, {
       results: this.#results,
       patched: this.#patched,
       overflow: this.#late.length,
@@ -297,6 +302,7 @@ class Resume implements Disposable {
       later: this.#leftOut,
       at: this.#times.all(),
     });
+    return this.#report;
   }
 
   // ---- parts ----

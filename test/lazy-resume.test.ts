@@ -79,8 +79,10 @@ for (const compression of ["lz4", "none"] as const) {
     t.true(missing(machine) > 300, "but for what it is called, nobody has used what a process that sleeps has");
     const { direct, equal, equal_written, different, later, image: all } = report.frames;
     t.is(direct + equal + equal_written + different + later, all);
+    t.is(report.resident, null);
     letGo();
     await machine.resident();
+    t.true(report.resident!.resident_ms > report.phases_ms.total && report.resident!.loaded_frames > 0);
     t.is(missing(machine), 0);
     const image = await openImage(path);
     t.teardown(() => image.close());
@@ -157,7 +159,9 @@ test("a machine that is powered off before all is there ends, and its image stay
 
 for (const who of ["a loader", "a process", "the kernel"] as const) {
   test(`damage that ${who} finds ends the machine by the chunk's name, and the image is as it was`, async (t) => {
-    const path = await hibernate(t, [who === "a process" ? "incrementer:pages=900,rate=20000" : SLEEPER], { compression: "none" });
+    const path = await hibernate(t, [who === "a process" ? "incrementer:pages=900,rate=20000" : SLEEPER], {
+      compression: "none",
+    });
     const { machine, letGo } = await resumeHeld(t, path);
     const { words } = machine.control;
     const isMissing = (frame: number) => bit(words, MISSING_BITMAP, frame) === 1;

@@ -23,7 +23,6 @@ function bringIn(frame: number, core: Core): void {
   faults!.bringIn(frame);
 }
 
-
 createStepVcpu({
   memory,
   number,

@@ -7,7 +7,7 @@ import { MACHINE_VERSION } from "../image/format.js";
 import { resume } from "../resume.js";
 import { isName, probe, socketPath } from "../server/runtime-directory.js";
 import { formatBytes } from "../stats/format.js";
-import { renderResumeSummary } from "../stats/resume-report.js";
+import { renderResumeSummary, residentLines } from "../stats/resume-report.js";
 import { PAGE_THREADS_MAX } from "../base/limits.js";
 import { printableAll } from "../stats/printable.js";
 import { ACCEPT_CHANGED_FILES, ALLOW, closing, createCommand, ramOption, wholeNumber } from "./command.js";
@@ -24,6 +24,7 @@ interface ResumeCommandOptions {
   acceptChangedFiles?: boolean;
   disk?: string;
   allow?: string[];
+  lazy?: boolean;
   json?: boolean;
 }
 
@@ -41,6 +42,10 @@ export function addResume(program: Command): void {
     .option("--disk <file>", "where the machine's disk is now, if it was moved; its contents must be what they were")
     .option(...ALLOW)
     .option(...ACCEPT_CHANGED_FILES)
+    .option(
+      "--lazy",
+      "run as soon as the kernel's own memory is there; the rest comes when it is used, or in the background. Damage that is found then ends the machine; the image can be resumed again",
+    )
     .option("--json", "print the report for programs; the console goes to stderr")
     .addHelpText(
       "after",
@@ -60,6 +65,7 @@ async function resumeImage(path: string, options: ResumeCommandOptions): Promise
     cpus = saved.vcpus,
     pageThreads,
     again = false,
+    lazy = false,
     json = false,
   } = options;
   if (ram !== saved.ramBytes) {
@@ -78,12 +84,22 @@ async function resumeImage(path: string, options: ResumeCommandOptions): Promise
         acceptChangedFiles,
         allow,
         signal: host.signal,
+        lazy,
         ...(disk === undefined ? {} : { disk }),
       });
       host.service.resumed = report;
-      if (json) printJson({ ...report, machine: { name, pid: process.pid, socket: host.socket } } as { schema: number });
-      else print(renderResumeSummary(printableAll(report), stdoutView()));
+      const tell = (): void =>
+        printJson({ ...report, machine: { name, pid: process.pid, socket: host.socket } } as { schema: number });
+      const later = report.frames.later > 0; // for programs, there is one report, with both times
+      if (!json) print(renderResumeSummary(printableAll(report), stdoutView()));
+      else if (!later) tell();
       (json ? note : print)(introduce(host));
+      if (!later) return;
+      // If it cannot be brought in, the machine's watch says so.
+      host.machine.resident().then(
+        () => (json ? tell() : print(residentLines(report, stdoutView()).join("\n"))),
+        () => undefined,
+      );
     },
   );
 }

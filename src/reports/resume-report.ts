@@ -81,7 +81,10 @@ export interface ResumeReport {
   pause: { safepoint_ms: number; examine_ms: number; consume_ms: number; patch_ms: number; rebuild_ms: number; total_ms: number };
   loaders: { threads: number; read_bytes: number; read_wait_ms: number; decode_ms: number; place_ms: number };
   phases_ms: { open: number; classify: number; load: number; stop: number; total: number };
+  /** Of what was loaded before the machine went on. */
   gb_per_s: number;
+  /** Of a lazy resume, once every frame is there; until then, and of any other, null. */
+  resident: ResidentReport | null;
 }
 
 /** The rest of a lazy resume. */
@@ -164,5 +167,6 @@ export function makeResumeReport(path: string, header: ImageHeader, measured: Re
       total: at.running - at.began,
     },
     gb_per_s: ((header.frames - later) * FRAME_BYTES) / (at.running - at.began) / 1e6,
+    resident: null,
   };
 }

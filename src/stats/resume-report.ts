@@ -18,6 +18,7 @@ export function renderResumeReport(report: ResumeReport, view: View): string {
       "  patched",
       `${formatCount(f.patched)} while all was stopped${f.overflow > 0 ? `, ${formatCount(f.overflow)} of them read once more` : ""}`,
     ),
+    ...(f.later === 0 ? [] : [field(view, "  later", `${formatCount(f.later)} brought in while the machine runs`)]),
     field(view, "pause", pauseParts(report)),
     field(view, "read", `${formatBytes(l.read_bytes)} by page threads: ${l.threads}`),
     field(
@@ -25,6 +26,7 @@ export function renderResumeReport(report: ResumeReport, view: View): string {
       "time",
       `${formatMs(p.total)} (${formatGbPerS(report.gb_per_s)}): open ${formatMs(p.open)}, classify ${formatMs(p.classify)}, load ${formatMs(p.load)}, stop ${formatMs(p.stop)}`,
     ),
+    ...residentLines(report, view),
   ]);
 }
 
@@ -39,8 +41,26 @@ export function renderResumeSummary(report: ResumeReport, view: View): string {
       `${formatCount(f.image)}: ${formatCount(f.direct)} direct, ${formatCount(f.equal)} equal, ${formatCount(f.equal_written)} equal and written, ${formatCount(f.different)} different`,
     ),
     field(view, "pause", pauseParts(report)),
-    field(view, "time", `${formatMs(report.phases_ms.total)} (${formatGbPerS(report.gb_per_s)})`),
+    f.later === 0
+      ? field(view, "time", `${formatMs(report.phases_ms.total)} (${formatGbPerS(report.gb_per_s)})`)
+      : field(
+          view,
+          "first instruction",
+          `after ${formatMs(report.phases_ms.total)}; frames that come later: ${formatCount(f.later)}`,
+        ),
   ].join("\n");
+}
+
+/** When all of a machine that was resumed lazily was there, and what processes waited for meanwhile. */
+export function residentLines({ frames, resident }: ResumeReport, view: View): string[] {
+  if (frames.later === 0) return [];
+  if (resident === null) return [field(view, "all resident", "not yet")];
+  const { count, p50_ms, p99_ms } = resident.faults;
+  const faults =
+    count === 0
+      ? "no read faults"
+      : `read faults: ${formatCount(count)}, half of them within ${formatMs(p50_ms)}, 99 of 100 within ${formatMs(p99_ms)}`;
+  return [field(view, "all resident", `after ${formatMs(resident.resident_ms)}; ${faults}`)];
 }
 
 function pauseParts({ pause: p }: ResumeReport): string {

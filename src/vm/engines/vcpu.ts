@@ -73,7 +73,10 @@ export class Vcpu<T extends Task> {
   #faultAddress = 0;
 
   /** @param compose - what runs the processes of this vCPU's kernel, and what their calls mean */
-  constructor({ memory, number, bringIn }: VcpuOptions, compose: (kernel: Kernel) => { engine: Engine<T>; personality: Personality<T> }) {
+  constructor(
+    { memory, number, bringIn }: VcpuOptions,
+    compose: (kernel: Kernel) => { engine: Engine<T>; personality: Personality<T> },
+  ) {
     this.#number = number;
     this.#core = instantiateCore(memory, {
       pageFault: (address, access) => {

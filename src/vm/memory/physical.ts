@@ -7,7 +7,16 @@
  * Words are read one by one of the kernel's own frames only, which are always there; a user's frame may be missing (assembly/missing.ts).
  */
 import { HibernaculumError } from "../../base/errors.js";
-import { FAULT_DEVICE, FAULT_KERNEL, FRAME_BYTES, FRAME_SHIFT, MACHINE_FRAMES, MACHINE_LAZY, POOL_BASE, RAM_BASE } from "../../base/layout.js";
+import {
+  FAULT_DEVICE,
+  FAULT_KERNEL,
+  FRAME_BYTES,
+  FRAME_SHIFT,
+  MACHINE_FRAMES,
+  MACHINE_LAZY,
+  POOL_BASE,
+  RAM_BASE,
+} from "../../base/layout.js";
 import { RAM_BYTES_MAX, RAM_BYTES_MIN } from "../../base/limits.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 import { type SharedMemory, wasm } from "../../base/wasm.js";

@@ -35,6 +35,11 @@ export interface ResumeOptions {
    * `machine.resident()` says when all is there. Damage that is found then ends the machine.
    */
   lazy?: boolean;
+  /**
+   * All that the resume needs for itself lies in so many bytes, outside of the machine's memory, and is at hand before anything is loaded; it
+   * is refused (HIB_NO_MEMORY) below what it needs.
+   */
+  reservedBytes?: number;
   signal?: AbortSignal;
   /**
    * Is told how far the load is. If this or `onStep` throws, or gives a promise that rejects, the resume ends with HIB_CANCELLED and that
@@ -58,6 +63,7 @@ const RULES: Readonly<Record<keyof ResumeOptions, Rule>> = {
   allow: paths,
   keepImage: flag,
   lazy: flag,
+  reservedBytes: zeroOrMore,
   signal: abortSignal,
   onProgress: callback,
   onStep: callback,

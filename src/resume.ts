@@ -36,6 +36,7 @@ import { classify, declassify } from "./restore/classify.js";
 import { ComingMemory, countRunnable, type Examined, examine } from "./restore/examine.js";
 import { leaveOut, withoutLeftOut } from "./restore/first-frames.js";
 import { type LateFrame, readLateFrames } from "./restore/late-frames.js";
+import { type OwnMemory, ownMemory, requireReserved } from "./restore/own-memory.js";
 import { type LoadResult, type LoadTask, loadTask } from "./restore/page-loader.js";
 import { rebuild, tellRestored } from "./restore/rebuild.js";
 import { ResumeMarks } from "./restore/resume-marks.js";
@@ -121,6 +122,7 @@ class Resume implements Disposable {
   #fromImage: ImageMemory | undefined;
   /** Frames that a lazy resume loads once the machine runs. */
   #leftOut = 0;
+  #own: OwnMemory | undefined;
   #residency: Residency | undefined;
   /** The machine runs, and has the image. */
   #handedOver = false;
@@ -141,7 +143,7 @@ class Resume implements Disposable {
     this.#times = times;
     this.#cancellation = cancellation;
     this.#onProgress = cancellation.guard("onProgress", options.onProgress);
-    this.#reserve = new Reserve(machine.kernel, machine.claims);
+    this.#reserve = new Reserve(machine.kernel, machine.claims, { from: options.reservedBytes === undefined ? "guest" : "pool" });
   }
 
   /** S2.5: a resume that dies leaves a trace of having been tried; of two at once, the first goes on. */
@@ -157,6 +159,8 @@ class Resume implements Disposable {
     else core.clearBitmap(MISSING_BITMAP);
     const { direct, conflicts } = classify(kernel, this.#image.extents, (conflicts) => {
       const wanted = Math.min(this.#options.queueFrames ?? Infinity, conflicts + 64) + QUEUE_SPARE;
+      this.#own = ownMemory(this.#image, { places: wanted, loaders: this.#machine.pageThreads });
+      if (this.#options.reservedBytes !== undefined) requireReserved(this.#own, this.#options.reservedBytes);
       this.#reserve.growLocked(wanted);
       this.#reserve.openQueue(this.#options.queueFrames === undefined ? Infinity : wanted);
     });
@@ -300,6 +304,7 @@ class Resume implements Disposable {
       overflow: this.#late.length,
       preimages: this.#preimages,
       later: this.#leftOut,
+      own: this.#own!,
       at: this.#times.all(),
     });
     return this.#report;

@@ -1,5 +1,5 @@
 /** `hib resume`: boots a machine for an image, resumes it there, and goes on as `hib run` does. */
-import type { Command } from "commander";
+import { type Command, Option } from "commander";
 import { HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES, MAX_VCPUS } from "../base/layout.js";
 import { openImage } from "../image/directory.js";
@@ -13,6 +13,7 @@ import { printableAll } from "../stats/printable.js";
 import { ACCEPT_CHANGED_FILES, ALLOW, closing, createCommand, ramOption, wholeNumber } from "./command.js";
 import { defaultName, hostMachine, introduce } from "./host.js";
 import { BOOT_PROCESSES } from "./machine-options.js";
+import { parseSize, SIZE_HELP } from "./size.js";
 import { note, print, printJson, stdoutView } from "./output.js";
 
 interface ResumeCommandOptions {
@@ -25,6 +26,7 @@ interface ResumeCommandOptions {
   disk?: string;
   allow?: string[];
   lazy?: boolean;
+  reserved?: number;
   json?: boolean;
 }
 
@@ -45,6 +47,12 @@ export function addResume(program: Command): void {
     .option(
       "--lazy",
       "run as soon as the kernel's own memory is there; the rest comes when it is used, or in the background. Damage that is found then ends the machine; the image can be resumed again",
+    )
+    .addOption(
+      new Option(
+        "--reserved <size>",
+        `the resume uses so much memory for itself and none of the machine's, and is refused if it needs more; ${SIZE_HELP}`,
+      ).argParser(parseSize),
     )
     .option("--json", "print the report for programs; the console goes to stderr")
     .addHelpText(
@@ -74,7 +82,7 @@ async function resumeImage(path: string, options: ResumeCommandOptions): Promise
       `${path} is of a machine with ${formatBytes(saved.ramBytes)} of RAM, and --ram says ${formatBytes(ram)}; leave --ram out`,
     );
   }
-  const { acceptChangedFiles = false, allow = [], disk } = options;
+  const { acceptChangedFiles = false, allow = [], disk, reserved } = options;
   process.exitCode = await hostMachine(
     { name, ramBytes: ram, vcpus: cpus, quiet: json, ...(pageThreads === undefined ? {} : { pageThreads }) },
     async (host) => {
@@ -86,6 +94,7 @@ async function resumeImage(path: string, options: ResumeCommandOptions): Promise
         signal: host.signal,
         lazy,
         ...(disk === undefined ? {} : { disk }),
+        ...(reserved === undefined ? {} : { reservedBytes: reserved }),
       });
       host.service.resumed = report;
       const tell = (): void =>

@@ -1,6 +1,7 @@
 /** The report of a resume. Data with definitions; units are in the names. And its steps, as they are told while it runs. */
 import { FRAME_BYTES } from "../base/layout.js";
 import type { ImageHeader } from "../image/format.js";
+import type { OwnMemory } from "../restore/own-memory.js";
 import type { LoadResult } from "../restore/page-loader.js";
 
 /** In this order: what is checked (S2.1), then what is loaded, then what is restored (S2.2). */
@@ -79,6 +80,8 @@ export interface ResumeReport {
     overflow: number;
   };
   pause: { safepoint_ms: number; examine_ms: number; consume_ms: number; patch_ms: number; rebuild_ms: number; total_ms: number };
+  /** What the resume needed for itself, bytes (S3.5). */
+  own_bytes: OwnMemory;
   loaders: { threads: number; read_bytes: number; read_wait_ms: number; decode_ms: number; place_ms: number };
   phases_ms: { open: number; classify: number; load: number; stop: number; total: number };
   /** Of what was loaded before the machine went on. */
@@ -124,11 +127,12 @@ export interface ResumeMeasured {
   preimages: number;
   /** Left out for later. */
   later: number;
+  own: OwnMemory;
   at: Readonly<Record<ResumeTime, number>>;
 }
 
 export function makeResumeReport(path: string, header: ImageHeader, measured: ResumeMeasured): ResumeReport {
-  const { results, patched, overflow, preimages, later, at } = measured;
+  const { results, patched, overflow, preimages, later, own, at } = measured;
   const sum = (pick: (result: LoadResult) => number) => results.reduce((all, result) => all + pick(result), 0);
   return {
     schema: 1,
@@ -152,6 +156,7 @@ export function makeResumeReport(path: string, header: ImageHeader, measured: Re
       rebuild_ms: at.rebuilt - at.patched,
       total_ms: at.rebuilt - at.stopping,
     },
+    own_bytes: own,
     loaders: {
       threads: results.length,
       read_bytes: sum((result) => result.read_bytes),

@@ -4,7 +4,7 @@ import { formatBytes, formatCount, formatGbPerS, formatMs } from "./format.js";
 import { field, section, type View } from "./layout.js";
 
 export function renderResumeReport(report: ResumeReport, view: View): string {
-  const { frames: f, loaders: l, phases_ms: p } = report;
+  const { frames: f, loaders: l, own_bytes: o, phases_ms: p } = report;
   return section(view, "Resume", [
     field(view, "image", report.image.path),
     field(view, "consistency point", report.image.time),
@@ -20,6 +20,11 @@ export function renderResumeReport(report: ResumeReport, view: View): string {
     ),
     ...(f.later === 0 ? [] : [field(view, "  later", `${formatCount(f.later)} brought in while the machine runs`)]),
     field(view, "pause", pauseParts(report)),
+    field(
+      view,
+      "for itself",
+      `${formatBytes(o.places + o.buffers + o.tables)}: places ${formatBytes(o.places)}, buffers ${formatBytes(o.buffers)}, tables ${formatBytes(o.tables)}`,
+    ),
     field(view, "read", `${formatBytes(l.read_bytes)} by page threads: ${l.threads}`),
     field(
       view,

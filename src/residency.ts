@@ -54,7 +54,7 @@ export class Residency implements Arriving {
   constructor(machine: Machine, image: Image, task: LoadTask) {
     this.#machine = machine;
     this.#image = image;
-    this.#task = { ...task, descriptor: image.blob.descriptor, record: this.#record.buffer };
+    this.#task = { ...task, descriptor: image.blob.descriptor, record: this.#record.shared };
     this.#faults = new FrameFaults(machine.memory, machine.core, this.#task);
     machine.tellVcpus(this.#task);
   }

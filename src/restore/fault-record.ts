@@ -11,16 +11,16 @@ const FAILING = 1;
 const FAILURE = 2;
 
 export class FaultRecord {
-  readonly buffer: SharedArrayBuffer;
+  readonly shared: SharedArrayBuffer;
   readonly #words: Int32Array;
   readonly #latencies: Float32Array;
   readonly #failure: Uint8Array;
 
-  constructor(buffer: SharedArrayBuffer = new SharedArrayBuffer(16 + FAILURE_BYTES + 4 * LATENCIES)) {
-    this.buffer = buffer;
-    this.#words = new Int32Array(buffer, 0, 4);
-    this.#failure = new Uint8Array(buffer, 16, FAILURE_BYTES);
-    this.#latencies = new Float32Array(buffer, 16 + FAILURE_BYTES, LATENCIES);
+  constructor(shared: SharedArrayBuffer = new SharedArrayBuffer(16 + FAILURE_BYTES + 4 * LATENCIES)) {
+    this.shared = shared;
+    this.#words = new Int32Array(shared, 0, 4);
+    this.#failure = new Uint8Array(shared, 16, FAILURE_BYTES);
+    this.#latencies = new Float32Array(shared, 16 + FAILURE_BYTES, LATENCIES);
   }
 
   fault(ms: number): void {

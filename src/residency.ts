@@ -22,6 +22,7 @@ import {
   MISSING_BITMAP,
 } from "./base/layout.js";
 import type { Pfn } from "./base/memory.js";
+import { packChunks } from "./image/chunk-table.js";
 import type { Image } from "./image/directory.js";
 import type { Arriving, Machine } from "./machine.js";
 import type { ResidentReport } from "./reports/resume-report.js";
@@ -54,7 +55,9 @@ export class Residency implements Arriving {
   constructor(machine: Machine, image: Image, task: LoadTask) {
     this.#machine = machine;
     this.#image = image;
-    this.#task = { ...task, descriptor: image.blob.descriptor, record: this.#record.shared };
+    const { blob, extents, order, start, filled } = task;
+    const chunks = packChunks(image.chunks);
+    this.#task = { blob, chunks, extents, order, start, filled, descriptor: image.blob.descriptor, record: this.#record.shared };
     this.#faults = new FrameFaults(machine.memory, machine.core, this.#task);
     machine.tellVcpus(this.#task);
   }

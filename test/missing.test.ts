@@ -3,7 +3,15 @@
  * loader places a frame over what was stored to it since. The compiled core itself runs here (core-steps.ts).
  */
 import test from "ava";
-import { BITMAP_BYTES, CLAIMED_BITMAP, FRAME_BYTES, LAZY_FILLING, MACHINE_LAZY, MISSING_BITMAP, RAM_BASE } from "../src/base/layout.js";
+import {
+  BITMAP_BYTES,
+  CLAIMED_BITMAP,
+  FRAME_BYTES,
+  LAZY_FILLING,
+  MACHINE_LAZY,
+  MISSING_BITMAP,
+  RAM_BASE,
+} from "../src/base/layout.js";
 import type { Act } from "./core-steps.js";
 import { explore } from "./explore.js";
 import type { Overlay } from "./overlay.js";

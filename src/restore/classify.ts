@@ -4,7 +4,7 @@
  * Frames that are free now and used in the image are allocated, so that nothing of the booting machine gets them, and
  * loaded where they belong. All other frames of the image hold something of the booting machine.
  */
-import { bit } from "../base/control.js";
+import { countBits } from "../base/control.js";
 import { DIRECT_BITMAP, IMAGE_BITMAP, MISSING_BITMAP } from "../base/layout.js";
 import type { Pfn } from "../base/memory.js";
 import type { ExtentTable } from "../image/extents.js";
@@ -31,10 +31,8 @@ export function classify(kernel: Kernel, extents: ExtentTable, reserve: (conflic
   core.clearBitmap(IMAGE_BITMAP);
   core.clearBitmap(DIRECT_BITMAP);
   for (let i = 0; i < extents.length; i++) core.setBits(IMAGE_BITMAP, extents.pfn[i]!, extents.frames[i]!);
-  const wanted = (frame: Pfn): number => bit(control.words, IMAGE_BITMAP, frame) & ~bit(control.words, MISSING_BITMAP, frame);
   const inImage = (frame: Pfn, order: number): "all" | "none" | "part" => {
-    let found = 0;
-    for (let i = 0; i < 1 << order; i++) found += wanted(frame + i);
+    const found = countBits(control.words, IMAGE_BITMAP, frame, 1 << order, MISSING_BITMAP);
     if (found === 0) return "none";
     if (found < 1 << order) return "part";
     core.setBits(DIRECT_BITMAP, frame, 1 << order);

@@ -3,7 +3,7 @@
  * the atomic restore will copy lies in the queue's places. Whatever is inconsistent is found while it costs nothing,
  * for the image is not consumed yet and the boot can go on.
  */
-import { bit, type Control } from "../base/control.js";
+import { bit, type Control, countBits } from "../base/control.js";
 import { Contradiction } from "../base/errors.js";
 import { FRAME_BYTES, FRAME_SHIFT, IMAGE_BITMAP, MISSING_BITMAP } from "../base/layout.js";
 import type { Claims } from "../cow/claims.js";
@@ -62,7 +62,10 @@ export class ComingMemory implements ReadableMemory {
     claims.visitQueued((frame, place) => {
       this.#sources[frame] = place;
     });
-    for (let frame = 0; frame < memory.frames; frame++) if (bit(words, MISSING_BITMAP, frame) === 1) this.#sources[frame] = LATE;
+    for (let frame = 0; frame < memory.frames; frame += 32) {
+      const missing = countBits(words, MISSING_BITMAP, frame, Math.min(32, memory.frames - frame));
+      for (let i = frame; missing > 0 && i < frame + 32; i++) if (bit(words, MISSING_BITMAP, i) === 1) this.#sources[i] = LATE;
+    }
     for (const { frame, bytes } of late) {
       this.#sources[frame] = LATE;
       this.#late.set(frame, new DataView(bytes.buffer, bytes.byteOffset, FRAME_BYTES));

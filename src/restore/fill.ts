@@ -8,6 +8,7 @@ import { failpoint } from "../base/failpoints.js";
 import { LAZY_FILLING, MACHINE_LAZY, MACHINE_LOAD_CURSOR } from "../base/layout.js";
 import type { SharedMemory } from "../base/wasm.js";
 import { loadChecksum } from "../image/checksum.js";
+import { newestFirst } from "../image/chunk-table.js";
 import type { Core } from "../vm/memory/core.js";
 import { FaultRecord } from "./fault-record.js";
 import { giveUp } from "./frame-faults.js";
@@ -28,7 +29,7 @@ export async function fillPages(memory: SharedMemory, core: Core, task: FillTask
 }
 
 async function fill(control: Control, source: FrameSource, task: FillTask): Promise<void> {
-  const chunks = [...task.chunks].sort((a, b) => b.offset - a.offset);
+  const chunks = newestFirst(task.chunks);
   for (;;) {
     const index = control.add(MACHINE_LOAD_CURSOR, 1);
     if (index >= chunks.length + task.filled.length || control.load(MACHINE_LAZY) !== LAZY_FILLING) return;

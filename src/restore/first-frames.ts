@@ -3,7 +3,7 @@
  * directly, and they are what is examined (S2.2). Pages that are in files of the host come with them: a file may be renamed or changed
  * once the machine runs.
  */
-import { bit, type Control } from "../base/control.js";
+import { type Control, countBits } from "../base/control.js";
 import { MISSING_BITMAP } from "../base/layout.js";
 import type { ReadableMemory } from "../base/memory.js";
 import { type ExtentTable, REFERENCED } from "../image/extents.js";
@@ -44,11 +44,8 @@ function keepOnly(core: Core, extents: ExtentTable): void {
 /** The part of a task that is left: chunks and extents that have a frame that is not left out. */
 export function withoutLeftOut(task: LoadTask, { words }: Control): LoadTask {
   const { chunks, extents, filled, order, start } = task;
-  const isWanted = (i: number): boolean => {
-    for (let frame = extents.pfn[i]!; frame < extents.pfn[i]! + extents.frames[i]!; frame++)
-      if (bit(words, MISSING_BITMAP, frame) === 0) return true;
-    return false;
-  };
+  const isWanted = (i: number): boolean =>
+    countBits(words, MISSING_BITMAP, extents.pfn[i]!, extents.frames[i]!) < extents.frames[i]!;
   return {
     ...task,
     chunks: chunks.filter(({ id }) => order.subarray(start[id]!, start[id + 1]!).some(isWanted)),

@@ -10,6 +10,7 @@ import { FRAME_BYTES } from "../base/layout.js";
 import type { Pfn } from "../base/memory.js";
 import type { SharedMemory } from "../base/wasm.js";
 import { BlobReader } from "../image/blob.js";
+import { type ChunkColumns, chunkAt } from "../image/chunk-table.js";
 import { type ChunkPart, ChunkReader } from "../image/chunk-reader.js";
 import { ExtentTable, SAME_FILLED } from "../image/extents.js";
 import type { Chunk } from "../image/format.js";
@@ -21,7 +22,8 @@ import type { LoadTask } from "./page-loader.js";
 const FILL_FRAMES = 16;
 
 /** An image that frames are brought in from, as threads share it. */
-export interface FillTask extends LoadTask {
+export interface FillTask extends Pick<LoadTask, "blob" | "extents" | "order" | "start" | "filled"> {
+  chunks: ChunkColumns;
   /** Of the blob: open as long as frames are missing, whatever becomes of its name. */
   descriptor: number;
   /** Memory of a FaultRecord. */
@@ -62,14 +64,16 @@ export class FrameSource {
     const id = this.#extents.chunk[i]!;
     if (id === SAME_FILLED) this.#placeFill(i, within - (within % FILL_FRAMES), FILL_FRAMES);
     else {
-      const chunk = this.#chunk(id);
+      const chunk = chunkAt(this.#task.chunks, id);
       this.#placePart(chunk, this.#chunks.readAround(chunk, this.#extents.first[i]! + within));
     }
   }
 
   /** Brings in what is missing of a chunk. */
-  bringInChunk(chunk: Chunk): void {
-    if (this.#extentsOf(chunk).some((i) => this.#isMissing(i))) this.#placePart(chunk, this.#chunks.readAll(chunk));
+  bringInChunk(id: number): void {
+    if (!this.#extentsOf(id).some((i) => this.#isMissing(i))) return;
+    const chunk = chunkAt(this.#task.chunks, id);
+    this.#placePart(chunk, this.#chunks.readAll(chunk));
   }
 
   /** Brings in what is missing of an extent without data. */
@@ -77,13 +81,7 @@ export class FrameSource {
     this.#placeFill(i, 0, this.#extents.frames[i]!);
   }
 
-  #chunk(id: number): Chunk {
-    const chunk = this.#task.chunks[id];
-    assert(chunk?.id === id, `there is no chunk ${id}`);
-    return chunk;
-  }
-
-  #extentsOf({ id }: Chunk): Uint32Array {
+  #extentsOf(id: number): Uint32Array {
     const { order, start } = this.#task;
     return order.subarray(start[id]!, start[id + 1]!);
   }
@@ -95,10 +93,10 @@ export class FrameSource {
   }
 
   /** Places what the image has of a part of a chunk; a slot may be of no frame, if a later copy took its place. */
-  #placePart(chunk: Chunk, { first, data }: ChunkPart): void {
+  #placePart({ id }: Chunk, { first, data }: ChunkPart): void {
     const slots = data.length / FRAME_BYTES;
     this.filled.bytes += data.length;
-    for (const i of this.#extentsOf(chunk)) {
+    for (const i of this.#extentsOf(id)) {
       const begin = this.#extents.first[i]!;
       const from = Math.max(begin, first);
       const to = Math.min(begin + this.#extents.frames[i]!, first + slots);

@@ -12,6 +12,9 @@ import {
   MISSING_BITMAP,
   RAM_BASE,
 } from "../src/base/layout.js";
+import type { Core } from "../src/vm/memory/core.js";
+import type { PhysicalMemory } from "../src/vm/memory/physical.js";
+import { DATA_BASE } from "../src/vm/personality/step/program.js";
 import type { Act } from "./core-steps.js";
 import { explore } from "./explore.js";
 import type { Overlay } from "./overlay.js";
@@ -113,4 +116,63 @@ test("missing: nobody calls for a frame while none is missing, whatever the bitm
   t.throws(() => machine.kernel.core.bringIn(FRAME, 1), { code: "HIB_INTERNAL" });
   machine.control.store(MACHINE_LAZY, 0);
   t.notThrows(() => machine.kernel.core.bringIn(FRAME, 1));
+});
+
+/** A process of two pages, of which the first is missing. */
+function withProcess() {
+  const machine = new HandMachine();
+  const { control, core } = machine.kernel;
+  const process = machine.spawn(2, 7);
+  const frame = machine.frameOf(process, DATA_BASE);
+  core.clearBitmap(CLAIMED_BITMAP);
+  core.clearBitmap(MISSING_BITMAP);
+  core.setBit(MISSING_BITMAP, frame);
+  control.store(MACHINE_LAZY, LAZY_FILLING);
+  return { machine, process, frame, wants: { message: new RegExp(`^frame ${frame} is missing,`) } };
+}
+
+const ACCESSES: Record<string, (core: Core) => unknown> = {
+  load8: (core) => core.load8(DATA_BASE + 5),
+  load32: (core) => core.load32(DATA_BASE + 8),
+  store8: (core) => core.store8(DATA_BASE + 5, 1),
+  store32: (core) => core.store32(DATA_BASE + 8, 1),
+  store64: (core) => core.store64(DATA_BASE + 8, 1, 2),
+  "store32 that ends on the next page": (core) => core.store32(DATA_BASE + FRAME_BYTES - 2, 1),
+  prepareStore: (core) => core.prepareStore(DATA_BASE),
+};
+for (const [name, access] of Object.entries(ACCESSES)) {
+  test(`missing: ${name} of a process waits for the frame, and nothing of it was stored`, (t) => {
+    const { machine, process, frame, wants } = withProcess();
+    const core = machine.run(process);
+    const before = machine.kernel.core.hashFrame(RAM_BASE + frame * FRAME_BYTES);
+    const next = machine.kernel.core.hashFrame(RAM_BASE + machine.frameOf(process, DATA_BASE + FRAME_BYTES) * FRAME_BYTES);
+    t.throws(() => access(core), wants);
+    t.throws(() => access(core), wants, "no tag is left of the first attempt");
+    t.is(machine.kernel.core.hashFrame(RAM_BASE + frame * FRAME_BYTES), before);
+    t.is(machine.kernel.core.hashFrame(RAM_BASE + machine.frameOf(process, DATA_BASE + FRAME_BYTES) * FRAME_BYTES), next);
+    machine.kernel.core.settle(frame);
+    t.notThrows(() => access(core));
+  });
+}
+
+const KERNEL: Record<string, (memory: PhysicalMemory, frame: number) => unknown> = {
+  "reads its last byte": (memory, frame) => memory.read((frame + 1) * FRAME_BYTES - 1, 1),
+  "reads on from the one before": (memory, frame) => memory.read(frame * FRAME_BYTES - 8, 16),
+  "stores a part of it": (memory, frame) => memory.write(frame * FRAME_BYTES + 8, new Uint8Array(8)),
+  "copies it": (memory, frame) => memory.copy(frame + 1, frame),
+};
+for (const [what, act] of Object.entries(KERNEL)) {
+  test(`missing: the kernel ${what}, and waits for the frame`, (t) => {
+    const { machine, frame, wants } = withProcess();
+    t.throws(() => act(machine.kernel.memory, frame), wants);
+    machine.kernel.core.settle(frame);
+    t.notThrows(() => act(machine.kernel.memory, frame));
+  });
+}
+
+test("missing: a frame that its process gives back is missing no more, and is placed by nobody", (t) => {
+  const { machine, process, frame } = withProcess();
+  machine.kernel.lifecycle.exit(process.slot, 9);
+  t.is(machine.kernel.core.isMissing(frame), 0);
+  t.is(machine.kernel.core.claimMissing(frame), 0);
 });

@@ -42,7 +42,7 @@ export function load(task: LoadTask): Promise<Answer<LoadResult>> {
 }
 
 export function fill(task: FillTask): Promise<Answer<Filled>> {
-  return answer(() => fillPages(memory, core, task));
+  return answer(() => fillPages(memory, core, task, collect));
 }
 
 export function catalogue(task: CatalogueTask): Promise<Answer<CatalogueResult>> {

@@ -9,18 +9,23 @@ import { LAZY_FILLING, MACHINE_LAZY, MACHINE_LOAD_CURSOR } from "../base/layout.
 import type { SharedMemory } from "../base/wasm.js";
 import { loadChecksum } from "../image/checksum.js";
 import { newestFirst } from "../image/chunk-table.js";
+import { COLLECT_CHUNKS } from "../image/codec.js";
 import type { Core } from "../vm/memory/core.js";
 import { FaultRecord } from "./fault-record.js";
 import { giveUp } from "./frame-faults.js";
 import { type Filled, type FillTask, FrameSource } from "./frame-source.js";
 
-/** Runs one task until no frame is left that nobody has claimed, or the load is given up. */
-export async function fillPages(memory: SharedMemory, core: Core, task: FillTask): Promise<Filled> {
+/**
+ * Runs one task until no frame is left that nobody has claimed, or the load is given up.
+ *
+ * @param collect - has the runtime free what this thread holds outside its heap and does not use any more
+ */
+export async function fillPages(memory: SharedMemory, core: Core, task: FillTask, collect: () => void): Promise<Filled> {
   await loadChecksum();
   const control = new Control(memory);
   const source = new FrameSource(memory, core, task);
   try {
-    await fill(control, source, task);
+    await fill(control, source, task, collect);
   } catch (error) {
     giveUp(control, new FaultRecord(task.record), error);
     throw error;
@@ -28,15 +33,16 @@ export async function fillPages(memory: SharedMemory, core: Core, task: FillTask
   return source.filled;
 }
 
-async function fill(control: Control, source: FrameSource, task: FillTask): Promise<void> {
+async function fill(control: Control, source: FrameSource, task: FillTask, collect: () => void): Promise<void> {
   const chunks = newestFirst(task.chunks);
-  for (;;) {
+  for (let done = 1; ; done++) {
     const index = control.add(MACHINE_LOAD_CURSOR, 1);
     if (index >= chunks.length + task.filled.length || control.load(MACHINE_LAZY) !== LAZY_FILLING) return;
     failpoint("resume.fill");
     const chunk = chunks[index];
     if (chunk === undefined) source.bringInFill(task.filled[index - chunks.length]!);
     else source.bringInChunk(chunk);
-    await setImmediate(); // what was decoded is freed, and the thread can be told to end
+    await setImmediate(); // what was decoded can be freed, and the thread be told to end
+    if (done % COLLECT_CHUNKS === 0) collect();
   }
 }

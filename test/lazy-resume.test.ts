@@ -2,17 +2,23 @@
  * A lazy resume: the machine goes on before its memory is there, and is exactly the machine that was saved all the same. What cannot be
  * brought in ends it before anything has used it, and the image is as it was.
  */
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { closeSync, openSync, readSync, writeSync } from "node:fs";
 import { join } from "node:path";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
 import ava, { type ExecutionContext } from "ava";
 import { bit } from "../src/base/control.js";
 import { HibernaculumError } from "../src/base/errors.js";
+import { setFailpoints } from "../src/base/failpoints.js";
 import { LAZY_NONE, MACHINE_LAZY, MISSING_BITMAP } from "../src/base/layout.js";
 import { save } from "../src/hibernate.js";
 import { openImage } from "../src/image/directory.js";
 import { BLOB_NAME, type Chunk } from "../src/image/format.js";
 import { readHistory } from "../src/image/markers.js";
 import type { Machine } from "../src/machine.js";
+import type { ResumeReport } from "../src/reports/resume-report.js";
 import { resume } from "../src/resume.js";
 import type { ResumeOptions } from "../src/resume-options.js";
 import type { SaveOptions } from "../src/save-options.js";
@@ -21,6 +27,8 @@ import { bootMachine, findWrong, scratch, sleep, until, whileStopped } from "./s
 
 /** One at a time: a live machine wants both cores. */
 const test = ava.serial;
+
+const HIB = fileURLToPath(new URL("../src/cli/hib.js", import.meta.url));
 
 const WRITERS = ["zipf:pages=800", "incrementer:pages=300", "stack:pages=60", "heap:slots=20", "chaos:workers=3"];
 /** Sleeps for an hour: a machine of nothing else is the same memory for as long as a test wants. */
@@ -191,3 +199,84 @@ for (const who of ["a loader", "a process", "the kernel"] as const) {
     t.deepEqual(wrongIn(again), []);
   });
 }
+
+// ---- what fails ----
+
+for (const point of ["attempt", "allocate", "verify", "stopped", "consume"]) {
+  test(`a lazy resume that fails at resume.${point} costs nothing`, async (t) => {
+    const path = await hibernate(t, [SLEEPER]);
+    const machine = await bootMachine(t);
+    machine.spawn("zipf:pages=300,content=random"); // all of its pages are there: it allocates no more
+    const free = machine.kernel.buddy.freeFrames;
+    setFailpoints(`resume.${point}=EIO`);
+    t.teardown(() => setFailpoints(undefined));
+    await t.throwsAsync(resume(machine, path, { lazy: true }), { code: "HIB_IO" });
+    t.is(machine.kernel.buddy.freeFrames, free);
+    t.is(machine.arriving, undefined);
+    t.is((await readHistory(path)).used, null);
+    t.deepEqual(wrongIn(machine), []);
+    await resume(machine, path, { lazy: true });
+    await machine.resident();
+    t.deepEqual(wrongIn(machine), []);
+  });
+}
+
+for (const [action, code] of [
+  ["EIO", "HIB_IO"],
+  ["exit", "HIB_WORKER_DIED"],
+]) {
+  test(`a loader that fails (${action}) ends the machine, and the image can be resumed again`, async (t) => {
+    const path = await hibernate(t, [SLEEPER]);
+    process.env["HIB_FAILPOINTS"] = `lazy.fill=${action}@2`; // threads that start now have it
+    const { machine, letGo } = await resumeHeld(t, path).finally(() => delete process.env["HIB_FAILPOINTS"]);
+    const { done } = machine.arriving!;
+    letGo();
+    await t.throwsAsync(done, { code: code! });
+    t.true(machine.isOff);
+    t.is((await readHistory(path)).used, null);
+    const again = await bootMachine(t);
+    await resume(again, path, { lazy: true });
+    await again.resident();
+    t.deepEqual(wrongIn(again), []);
+  });
+}
+
+test("a process that dies while memory comes leaves a whole image, which is marked as used", async (t) => {
+  const path = await hibernate(t, [SLEEPER]);
+  const env = { ...process.env, HIB_RUNTIME_DIR: scratch(t), HIB_FAILPOINTS: "lazy.fill=kill@2" };
+  const child = spawn(process.execPath, [HIB, "resume", path, "--lazy"], { env, stdio: "ignore" });
+  const [, signal] = (await once(child, "exit")) as [number | null, string | null];
+  t.is(signal, "SIGKILL");
+  const machine = await bootMachine(t);
+  await t.throwsAsync(resume(machine, path), { code: "HIB_IMAGE_USED" });
+  await resume(machine, path, { again: true });
+  t.deepEqual(wrongIn(machine), []);
+});
+
+test("hib resume --lazy tells both times; damage that is found late is told in one line", async (t) => {
+  const path = await hibernate(t, ["incrementer:pages=900,rate=20000"], { compression: "none" });
+  const image = await openImage(path);
+  const last = image.chunks.toSorted((a, b) => b.offset - a.offset)[0]!;
+  image.close();
+  const run = (...more: string[]) => {
+    const env = { ...process.env, HIB_RUNTIME_DIR: scratch(t) };
+    const child = spawn(process.execPath, [HIB, "resume", path, "--lazy", "--json", ...more], { env });
+    const out: string[] = [];
+    const errors: string[] = [];
+    child.stdout.setEncoding("utf8").on("data", (text: string) => out.push(text));
+    child.stderr.setEncoding("utf8").on("data", (text: string) => errors.push(text));
+    return { child, ended: once(child, "exit") as Promise<[number]>, out: () => out.join(""), errors: () => errors.join("") };
+  };
+  flip(path, last);
+  const damaged = run();
+  t.deepEqual((await damaged.ended)[0], 1);
+  t.regex(damaged.errors(), new RegExp(`^hib: HIB_CORRUPT: .*: chunk ${last.id} at offset ${last.offset} [^\n]*\n$`, "m"));
+  flip(path, last);
+  const whole = run();
+  await until(() => whole.out().includes("\n"), "all is resident, and the report is there");
+  whole.child.kill("SIGTERM");
+  await whole.ended;
+  const { frames, phases_ms, resident } = JSON.parse(whole.out()) as ResumeReport;
+  t.true(frames.later > 500);
+  t.true(resident!.resident_ms > phases_ms.total);
+});

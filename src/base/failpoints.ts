@@ -33,7 +33,7 @@ export const FAILPOINTS = [
   "resume.consume",
   "resume.patched",
   "resume.running",
-  "resume.fill",
+  "lazy.fill",
   "boot.set-aside",
   "vcpu.locked",
 ] as const;

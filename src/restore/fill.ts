@@ -38,7 +38,7 @@ async function fill(control: Control, source: FrameSource, task: FillTask, colle
   for (let done = 1; ; done++) {
     const index = control.add(MACHINE_LOAD_CURSOR, 1);
     if (index >= chunks.length + task.filled.length || control.load(MACHINE_LAZY) !== LAZY_FILLING) return;
-    failpoint("resume.fill");
+    failpoint("lazy.fill");
     const chunk = chunks[index];
     if (chunk === undefined) source.bringInFill(task.filled[index - chunks.length]!);
     else source.bringInChunk(chunk);

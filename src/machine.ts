@@ -15,7 +15,15 @@ import { Worker } from "node:worker_threads";
 import { guarded, warnOf } from "./base/callback.js";
 import { type Control, hostNow, RESUME_AGAIN } from "./base/control.js";
 import { fromSystemError, HibernaculumError, isSystemError } from "./base/errors.js";
-import { MACHINE_POWER_OFF, MACHINE_TIMELINE_BASE, MAX_VCPUS, VCPU_BUSY, VCPU_STATE, VCPU_STATE_OFF } from "./base/layout.js";
+import {
+  MACHINE_POWER_OFF,
+  MACHINE_TIMELINE_BASE,
+  MAX_VCPUS,
+  MISSING_BITMAP,
+  VCPU_BUSY,
+  VCPU_STATE,
+  VCPU_STATE_OFF,
+} from "./base/layout.js";
 import { PAGE_THREADS_MAX } from "./base/limits.js";
 import { loadDatabase } from "./base/sqlite.js";
 import type { Pfn } from "./base/memory.js";
@@ -319,6 +327,11 @@ export class Machine {
     }
     this.busy = what;
     return { [Symbol.dispose]: () => (this.busy = undefined) };
+  }
+
+  /** Frames of a lazy resume that are not there yet. */
+  get missingFrames(): number {
+    return this.arriving === undefined ? 0 : this.core.countBits(MISSING_BITMAP);
   }
 
   /** Has the vCPUs know what a missing frame is brought in from, from the next one on. */

@@ -114,7 +114,10 @@ export class Residency implements Arriving {
       await onRunning?.();
       const giveUpFor = (): void => control.store(MACHINE_LAZY, LAZY_ENDED);
       const results = await pool.runOn<FillTask, Filled>(pageThreads, "fill", () => this.#task, giveUpFor);
-      while (control.load(MACHINE_LAZY) === LAZY_FILLING && core.countBits(MISSING_BITMAP) > 0) await sleep(SETTLE_MS);
+      while (control.load(MACHINE_LAZY) === LAZY_FILLING && core.countBits(MISSING_BITMAP) > 0) {
+        this.#machine.check();
+        await sleep(SETTLE_MS);
+      }
       if (this.#record.failure !== undefined) throw this.#record.failure;
       if (control.load(MACHINE_POWER_OFF) !== 0) return undefined;
       tracking.handshake(); // who met a frame that a loader was quicker with may be at the blob still

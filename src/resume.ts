@@ -275,9 +275,10 @@ class Resume implements Disposable {
 
   /** After a failure: the boot goes on with all of its memory; or, if that is gone already, nothing goes on. */
   async abandon(error: unknown): Promise<void> {
-    if (this.#replaced) return this.#machine.powerOff();
-    if (!this.#machine.isLost) this.#goOn();
-    await this.#marks.failed(error);
+    if (this.#replaced) await this.#machine.powerOff();
+    else if (!this.#machine.isLost) this.#goOn();
+    // An image that has been put in place is used, unless it turned out that it cannot be.
+    if (!this.#replaced || this.#residency?.failure !== undefined) await this.#marks.failed(error);
   }
 
   #goOn(): void {
@@ -314,7 +315,7 @@ class Resume implements Disposable {
 
   #reportProgress(): void {
     const { control } = this.#machine;
-    const total = this.#image.header.frames;
+    const total = this.#image.header.frames - this.#leftOut;
     const done = control.load(MACHINE_PROGRESS);
     control.store(MACHINE_LOAD_PERCENT, 1 + Math.floor((100 * done) / Math.max(1, total)));
     this.#onProgress({ done, total, elapsed_ms: hostNow() - this.#times.at("began") });

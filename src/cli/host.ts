@@ -204,12 +204,13 @@ class Watch {
 
   /** What a status line says, the most important first. */
   #describe(): string[] {
-    const { name, state, uptime_ms, free_bytes, processes } = this.#service.status();
+    const { name, state, uptime_ms, free_bytes, missing_bytes, processes } = this.#service.status();
     const rate = processes.reduce((sum, { steps_per_s }) => sum + (steps_per_s ?? 0), 0);
     return [
       `${name}: ${state} ${formatMs(uptime_ms)}`,
       `${formatShort(rate)} steps/s`,
       `${formatBytes(free_bytes)} free`,
+      ...(missing_bytes === 0 ? [] : [`${formatBytes(missing_bytes)} to come`]),
       "Ctrl-C: power off",
     ];
   }

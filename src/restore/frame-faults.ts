@@ -30,7 +30,8 @@ export class FrameFaults {
   /** @throws why it cannot be brought in */
   bringIn(frame: Pfn): void {
     const began = performance.now();
-    if (this.#control.load(MACHINE_LAZY) !== LAZY_FILLING) throw this.#record.failure ?? new Error("the machine is powered off");
+    if (this.#control.load(MACHINE_LAZY) !== LAZY_FILLING)
+      throw this.#record.failure ?? new Error("nobody brings frames in any more");
     try {
       this.#source.bringIn(frame);
     } catch (error) {

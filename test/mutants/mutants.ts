@@ -27,6 +27,7 @@ const truncation = [{ file: "truncation", match: "!live*" }];
 const hostIo = [{ file: "host-io" }];
 const hostNames = [{ file: "host-names" }];
 const missing = [{ file: "missing" }];
+const frameSource = [{ file: "frame-source" }];
 const lazy = (match: string) => [{ file: "lazy-resume", match }];
 const hostRaces = [{ file: "host-races" }];
 
@@ -1000,14 +1001,14 @@ export const MUTANTS: readonly Mutant[] = [
     file: "src/restore/frame-source.ts",
     find: "const pfn = this.#extents.pfn[i]! - begin;",
     replace: "const pfn = this.#extents.pfn[i]! - from;",
-    tests: lazy("every frame*"),
+    tests: frameSource,
     breaks: "missing frames of an extent that goes on in the next piece get those of another",
   },
   {
     file: "src/restore/frame-source.ts",
     find: "if (!this.#memory.isFilledWith(frame, low, high)) this.#memory.loadFrame(frame, page);",
     replace: "",
-    tests: lazy("every frame*"),
+    tests: frameSource,
     breaks: "a missing frame without data stays what it was",
   },
   {

@@ -8,6 +8,8 @@
  *     protect   everything that is there is write-protected                              S1.7
  *     load      all of the image is read and verified; each frame goes directly to its
  *               place, or is equal, or is queued                                         S1.6, S1.7
+ *               (lazy: all but what processes have, which comes once the machine runs:
+ *               residency.ts)
  *     stop      devices quiesce; examine the machine that is about to be put in place    S2.2
  *     consume   it is on the disk that the image is used                                 S2.9
  *     patch     atomic restore; what came back is counted, devices begin                 S1.8, S2.2

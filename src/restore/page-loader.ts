@@ -198,8 +198,7 @@ class PageLoader {
     for (let i = start[chunk.id]!; i < start[chunk.id + 1]!; i++) {
       const extent = order[i]!;
       const frames = extents.frames[extent]!;
-      this.#placeRun(extents.pfn[extent]!, frames, data, extents.first[extent]! * FRAME_BYTES);
-      loaded += frames;
+      loaded += this.#placeRun(extents.pfn[extent]!, frames, data, extents.first[extent]! * FRAME_BYTES);
     }
     this.#control.add(MACHINE_PROGRESS, loaded);
     this.#result.read_bytes += chunk.stored;
@@ -207,25 +206,29 @@ class PageLoader {
     this.#result.place_ms += performance.now() - decoded;
   }
 
-  /** Places consecutive frames; stretches that are loaded directly go in one copy. */
-  #placeRun(first: Pfn, frames: number, data: Uint8Array, at: number): void {
+  /**
+   * Places consecutive frames, but for those that come later (first-frames.ts); stretches that are loaded directly go in one copy.
+   * Returns how many.
+   */
+  #placeRun(first: Pfn, frames: number, data: Uint8Array, at: number): number {
     const { words } = this.#control;
+    let placed = frames;
     for (let i = 0; i < frames; ) {
       let run = 0;
-      if (bit(words, MISSING_BITMAP, first + i) === 1) {
-        i++; // comes later (first-frames.ts)
-        continue;
-      }
       while (i + run < frames && bit(words, DIRECT_BITMAP, first + i + run) === 1) run++;
       if (run > 0) {
         this.#memory.loadFrame(first + i, data.subarray(at + i * FRAME_BYTES, at + (i + run) * FRAME_BYTES));
         this.#result.direct += run;
         i += run;
+      } else if (bit(words, MISSING_BITMAP, first + i) === 1) {
+        placed--;
+        i++;
       } else {
         this.#placeUsed(first + i, data.subarray(at + i * FRAME_BYTES, at + (i + 1) * FRAME_BYTES));
         i++;
       }
     }
+    return placed;
   }
 
   /** A frame that holds something of the booting machine, which goes on writing. */
@@ -264,8 +267,7 @@ class PageLoader {
     const frames = Math.min(RUN_FRAMES, references.frames[reference]! - frame);
     const data = buffer.subarray(0, frames * FRAME_BYTES);
     files.read(reference, frame, data);
-    this.#placeRun(references.pfn[reference]! + frame, frames, data, 0);
-    this.#control.add(MACHINE_PROGRESS, frames);
+    this.#control.add(MACHINE_PROGRESS, this.#placeRun(references.pfn[reference]! + frame, frames, data, 0));
   }
 
   #loadFills(from: number): void {

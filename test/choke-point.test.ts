@@ -42,6 +42,7 @@ const BUFFERS: Record<string, [times: number, what: string]> = {
   "src/image/host-files.ts": [1, "the sums of a file's blocks"],
   "src/image/image-memory.ts": [2, "a frame that was read from a file"],
   "src/restore/examine.ts": [3, "copies of frames"],
+  "src/restore/first-frames.ts": [1, "a copy of a frame table"],
   "src/restore/frame-source.ts": [1, "a same-filled page"],
   "src/restore/page-loader.ts": [1, "a same-filled page"],
   "src/vm/memory/physical.ts": [4, "RAM: the choke point"],

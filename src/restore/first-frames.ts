@@ -5,10 +5,10 @@
  */
 import { type Control, countBits } from "../base/control.js";
 import { MISSING_BITMAP } from "../base/layout.js";
-import type { ReadableMemory } from "../base/memory.js";
+import type { PhysicalAddress, ReadableMemory } from "../base/memory.js";
 import { type ExtentTable, REFERENCED } from "../image/extents.js";
 import type { Core } from "../vm/memory/core.js";
-import { isUserKind, kernelLayout } from "../vm/memory/kernel-layout.js";
+import { FRAME_ENTRY_BYTES, isUserKind, kernelLayout } from "../vm/memory/kernel-layout.js";
 import { visitBlocks } from "../vm/views/walker.js";
 import type { LoadTask } from "./page-loader.js";
 
@@ -19,12 +19,21 @@ import type { LoadTask } from "./page-loader.js";
  * @throws HIB_CORRUPT and others of who reads an image
  */
 export function leaveOut(core: Core, image: ReadableMemory, extents: ExtentTable): number {
-  const { staticFrames } = kernelLayout(image.frames);
+  const { frameTable, staticFrames } = kernelLayout(image.frames);
   core.clearBitmap(MISSING_BITMAP);
-  visitBlocks(image, (frame, order, use, _owner, kind) => {
-    if (use === "used" && isUserKind(kind) && frame >= staticFrames)
-      core.setBits(MISSING_BITMAP, frame, Math.min(1 << order, image.frames - frame));
+  let from = staticFrames; // where a run of users' blocks begins that ends at `end`
+  let end = from;
+  const table = new Int32Array(image.read(frameTable, image.frames * FRAME_ENTRY_BYTES).buffer);
+  const load32 = (address: PhysicalAddress): number => table[(address - frameTable) >>> 2]!;
+  visitBlocks({ frames: image.frames, load32 }, (frame, order, use, _owner, kind) => {
+    if (use !== "used" || !isUserKind(kind) || frame < staticFrames) return;
+    if (frame !== end) {
+      core.setBits(MISSING_BITMAP, from, end - from);
+      from = frame;
+    }
+    end = Math.min(frame + (1 << order), image.frames);
   });
+  core.setBits(MISSING_BITMAP, from, end - from);
   keepOnly(core, extents);
   return core.countBits(MISSING_BITMAP);
 }

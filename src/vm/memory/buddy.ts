@@ -236,15 +236,20 @@ export class BuddyAllocator {
 
   /** Makes the saveable bitmap agree with the frame table (after a restore). */
   rebuildSaveable(): void {
-    this.#memory.core.clearBitmap(SAVEABLE_BITMAP);
-    let frame = 0;
-    while (frame < Math.min(this.#layout.frames, MAX_FRAMES)) {
-      const order = this.orderOf(frame);
-      if ((this.#header(frame) & 0xff) === BLOCK_USED && isSaved(this.kindOf(frame))) {
-        this.#memory.core.setBits(SAVEABLE_BITMAP, frame, 1 << order);
+    const { core } = this.#memory;
+    core.clearBitmap(SAVEABLE_BITMAP);
+    const end = Math.min(this.#layout.frames, MAX_FRAMES);
+    let from = 0; // where a run of saved blocks begins that ends at `frame`
+    for (let frame = 0; frame < end; ) {
+      const next = frame + (1 << this.orderOf(frame));
+      const saved = (this.#header(frame) & 0xff) === BLOCK_USED && isSaved(this.kindOf(frame));
+      if (!saved) {
+        core.setBits(SAVEABLE_BITMAP, from, frame - from);
+        from = next;
       }
-      frame += 1 << order;
+      frame = next;
     }
+    core.setBits(SAVEABLE_BITMAP, from, end - from);
   }
 
   #splitTo(frame: Pfn, from: number, to: number): void {

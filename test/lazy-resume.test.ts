@@ -12,7 +12,7 @@ import ava, { type ExecutionContext } from "ava";
 import { bit } from "../src/base/control.js";
 import { HibernaculumError } from "../src/base/errors.js";
 import { setFailpoints } from "../src/base/failpoints.js";
-import { LAZY_NONE, MACHINE_LAZY, MISSING_BITMAP } from "../src/base/layout.js";
+import { LAZY_NONE, MACHINE_GENERATION, MACHINE_LAZY, MISSING_BITMAP } from "../src/base/layout.js";
 import { save } from "../src/hibernate.js";
 import { openImage } from "../src/image/directory.js";
 import { BLOB_NAME, type Chunk } from "../src/image/format.js";
@@ -133,6 +133,9 @@ test("a save waits until all is there, and is exact; nobody else saves meanwhile
   const next = join(scratch(t), "next");
   const saving = save(machine, next, { oracle: true });
   await t.throwsAsync(save(machine, `${next}-2`), { code: "HIB_BUSY" });
+  const generation = machine.control.load(MACHINE_GENERATION);
+  t.is(await Promise.race([saving, sleep(300)]), undefined);
+  t.is(machine.control.load(MACHINE_GENERATION), generation, "nothing was armed");
   t.true(missing(machine) > 0);
   letGo();
   await saving;

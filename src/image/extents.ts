@@ -81,6 +81,14 @@ export class ExtentTable implements Iterable<Extent> {
     return table;
   }
 
+  /** The same, with room for more. */
+  grown(length: number): ExtentTable {
+    const table = new ExtentTable(length);
+    for (const column of ["pfn", "frames", "chunk", "first"] as const) table[column].set(this[column]);
+    table.fill.set(this.fill);
+    return table;
+  }
+
   /** Its first so many extents, in the same memory. */
   begin(length: number): ExtentTable {
     return ExtentTable.of({

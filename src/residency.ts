@@ -31,7 +31,7 @@ import { FrameFaults, giveUp } from "./restore/frame-faults.js";
 import type { Filled, FillTask } from "./restore/frame-source.js";
 import type { LoadTask } from "./restore/page-loader.js";
 
-/** A loader has claimed what a vCPU still copies: that is over in a moment. */
+/** How long a vCPU is waited for that still copies what it has claimed, until it is looked at again. */
 const SETTLE_MS = 1;
 
 export interface ResidencyEvents {
@@ -114,13 +114,9 @@ export class Residency implements Arriving {
       await onRunning?.();
       const giveUpFor = (): void => control.store(MACHINE_LAZY, LAZY_ENDED);
       const results = await pool.runOn<FillTask, Filled>(pageThreads, "fill", () => this.#task, giveUpFor);
-      while (control.load(MACHINE_LAZY) === LAZY_FILLING && core.countBits(MISSING_BITMAP) > 0) {
-        this.#machine.check();
-        await sleep(SETTLE_MS);
-      }
-      if (this.#record.failure !== undefined) throw this.#record.failure;
+      await this.#until(() => core.countBits(MISSING_BITMAP) === 0);
+      await this.#until(tracking.askForSafepoints()); // who met a frame that a loader was quicker with may be at the blob still
       if (control.load(MACHINE_POWER_OFF) !== 0) return undefined;
-      tracking.handshake(); // who met a frame that a loader was quicker with may be at the blob still
       control.store(MACHINE_LAZY, LAZY_NONE);
       this.#machine.arriving = undefined;
       return results;
@@ -132,6 +128,16 @@ export class Residency implements Arriving {
       throw this.failure!;
     } finally {
       this.#image.close();
+    }
+  }
+
+  /** @throws why it never will be: the load has failed, or the machine */
+  async #until(done: () => boolean): Promise<void> {
+    const { control } = this.#machine;
+    while (control.load(MACHINE_POWER_OFF) === 0) {
+      this.#machine.check();
+      if (done()) return;
+      await sleep(SETTLE_MS);
     }
   }
 

@@ -95,7 +95,7 @@ export async function hostMachine(
       );
     return watch.exitCode;
   } catch (error) {
-    throw unexpected ?? error; // what `start` throws then is that it was cancelled
+    throw unexpected ?? machine.reasonFor(error); // what `start` throws then is that it was cancelled
   } finally {
     watch.end();
     stopListening();
@@ -193,7 +193,8 @@ class Watch {
         this.#terminal.line(`hib: ${code}: process ${pid} (${text}) failed: ${printable(failure)}`, process.stderr);
       }
       if (process.stderr.isTTY) this.#terminal.status(this.#describe());
-    } catch (error) {
+    } catch (thrown) {
+      const error = this.#service.machine.reasonFor(thrown); // a vCPU may have died since it was checked
       this.#onError(
         error instanceof HibernaculumError
           ? error

@@ -34,12 +34,12 @@ export function leaveOut(core: Core, image: ReadableMemory, extents: ExtentTable
     end = Math.min(frame + (1 << order), image.frames);
   });
   core.setBits(MISSING_BITMAP, from, end - from);
-  keepOnly(core, extents);
+  keepOnly(core, extents, image.frames);
   return core.countBits(MISSING_BITMAP);
 }
 
 /** What is not in the image, or in a file of the host, is not left out. */
-function keepOnly(core: Core, extents: ExtentTable): void {
+function keepOnly(core: Core, extents: ExtentTable, frames: number): void {
   let end = 0;
   for (let i = 0; i < extents.length; i++) {
     const first = extents.pfn[i]!;
@@ -48,6 +48,7 @@ function keepOnly(core: Core, extents: ExtentTable): void {
     if (extents.chunk[i] === REFERENCED) core.clearBits(MISSING_BITMAP, first, next - first);
     end = next;
   }
+  core.clearBits(MISSING_BITMAP, end, frames - end);
 }
 
 /** The part of a task that is left: chunks and extents that have a frame that is not left out. */

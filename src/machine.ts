@@ -339,8 +339,14 @@ export class Machine {
     for (const worker of this.#workers) worker.postMessage(task);
   }
 
-  /** Stops the vCPUs for good and lets go of all threads. */
-  powerOff(): Promise<void> {
+  /** Stops the vCPUs for good and lets go of all threads. A lazy resume that was under way has noted by then how it ended. */
+  async powerOff(): Promise<void> {
+    await this.endThreads();
+    await this.arriving?.done.catch(() => undefined);
+  }
+
+  /** As `powerOff`, for the lazy resume itself. */
+  endThreads(): Promise<void> {
     return (this.#ending ??= this.#end());
   }
 

@@ -124,7 +124,7 @@ export class Residency implements Arriving {
       if (control.load(MACHINE_POWER_OFF) !== 0) return undefined;
       giveUp(control, this.#record, error);
       this.#machine.fail(this.failure!);
-      await this.#machine.powerOff();
+      await this.#machine.endThreads();
       throw this.failure!;
     } finally {
       this.#image.close();

@@ -4,7 +4,7 @@
  */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, openSync, readSync, writeSync } from "node:fs";
+import { closeSync, openSync, readdirSync, readlinkSync, readSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
@@ -54,6 +54,7 @@ async function resumeHeld(t: ExecutionContext, path: string, options: ResumeOpti
   machine.spawn("boot-housekeeping:400");
   let letGo: () => void = () => undefined;
   const held = new Promise<void>((resolve) => (letGo = resolve));
+  t.teardown(() => letGo());
   const report = await resume(machine, path, { lazy: true, onRunning: () => held, ...options });
   return { machine, report, letGo };
 }
@@ -201,6 +202,27 @@ for (const who of ["a loader", "a process", "the kernel"] as const) {
     await resume(again, path, { lazy: true });
     t.deepEqual(wrongIn(again), []);
   });
+}
+
+test("nothing of an image stays open once all is there, or the machine is off", async (t) => {
+  const path = await hibernate(t, [SLEEPER]);
+  const open = () => readdirSync("/proc/self/fd").filter((fd) => linkOf(fd).startsWith(path)).length;
+  for (const ending of ["resident", "off"]) {
+    const { machine, letGo } = await resumeHeld(t, path, { keepImage: true });
+    t.true(open() > 0);
+    if (ending === "resident") letGo();
+    else setImmediate(letGo);
+    await (ending === "resident" ? machine.resident() : machine.powerOff());
+    t.is(open(), 0, ending);
+  }
+});
+
+function linkOf(fd: string): string {
+  try {
+    return readlinkSync(`/proc/self/fd/${fd}`);
+  } catch {
+    return ""; // the one that the directory was read by
+  }
 }
 
 // ---- what fails ----

@@ -62,11 +62,7 @@ export class Residency implements Arriving {
     machine.tellVcpus(this.#task);
   }
 
-  /**
-   * From now on frames are missing, and are brought in once they are met. Everything is stopped still.
-   *
-   * @throws nothing
-   */
+  /** From now on frames are missing, and are brought in once they are met. Everything is stopped still. */
   open(): void {
     this.#machine.core.clearBitmap(CLAIMED_BITMAP);
     this.#machine.control.store(MACHINE_LAZY, LAZY_FILLING);
@@ -76,7 +72,7 @@ export class Residency implements Arriving {
   /**
    * The machine runs: loaders bring in the rest.
    *
-   * @param began - when the resume did, host ms
+   * @param began - when the resume did, host ms: all times are from there
    */
   begin(began: number, { onRunning, onResident, onFailure }: ResidencyEvents): void {
     this.#machine.control.store(MACHINE_LOAD_CURSOR, 0);

@@ -330,7 +330,7 @@ class Resume implements Disposable {
 
   /** The image's memory, for what is not loaded now. */
   #memory(): ImageMemory {
-    return (this.#fromImage ??= this.#image.memory({ acceptedFiles: this.#acceptedFiles() }));
+    return (this.#fromImage ??= this.#image.memory({ cachedChunks: 8, acceptedFiles: this.#acceptedFiles() }));
   }
 
   /** Files that had changed when they were compared. One that changes later is refused. */

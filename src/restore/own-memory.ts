@@ -47,7 +47,7 @@ export function requireReserved({ places, buffers, tables }: OwnMemory, reserved
   if (needed > reserved)
     throw new HibernaculumError(
       "HIB_NO_MEMORY",
-      `this resume needs ${mib(needed)} for itself (places: ${mib(places)}, buffers: ${mib(buffers)}, tables: ${mib(tables)}), and ${mib(reserved)} are reserved; reserve more, or boot with fewer boot processes`,
+      `this resume needs ${mib(needed)} for itself (places: ${mib(places)}, buffers: ${mib(buffers)}, tables: ${mib(tables)}), and ${mib(reserved)} are reserved; reserve more, use fewer page threads, or boot with fewer boot processes`,
     );
   if (places > POOL_BYTES)
     throw new HibernaculumError(

@@ -185,11 +185,12 @@ class Resume implements Disposable {
     failpoint("resume.verify");
     const all = loadTask(this.#image, this.#acceptedFiles());
     const task = this.#leftOut === 0 ? all : withoutLeftOut(all, control);
-    if (this.#leftOut > 0) this.#residency = new Residency(this.#machine, this.#image, all);
     const watch = setInterval(() => this.#reportProgress(), WATCH_MS);
     try {
       this.#reportProgress();
-      this.#results = await pool.runOn<LoadTask, LoadResult>(pageThreads, "load", () => task, this.#cancellation.cancel);
+      const loading = pool.runOn<LoadTask, LoadResult>(pageThreads, "load", () => task, this.#cancellation.cancel);
+      if (this.#leftOut > 0) this.#residency = new Residency(this.#machine, this.#image, all);
+      this.#results = await loading;
       this.#cancellation.check();
       this.#reportProgress();
     } finally {

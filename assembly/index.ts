@@ -1,6 +1,7 @@
 /** The hot core, compiled to WebAssembly: everything that runs once a store, a fault or a frame. */
 export { checksum, hashFrame } from "./checksum";
 export { acknowledge, activate, attach, deactivate, dropContext, invalidate, load32, load8, prepareStore, store32, store64, store8 } from "./mmu";
+export { bringIn, claimMissing, forgetMissing, isMissing, settle } from "./missing";
 export { claimQueueEntry, faultsTaken, setTimelineBin, takeBackHeldPlace, takeBackPlace } from "./tracking";
 export {
   beforeBulkStore, clearBitmap, clearBits, copyBitmap, countBits, countResidual, gather, isSameFilled, kernelStore32,

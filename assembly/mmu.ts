@@ -1,8 +1,8 @@
 /**
  * The MMU: Sv39 translation through a per-vCPU software TLB with separate read and write tags.
  *
- * What must hold: a write tag is valid only if the PTE allows writing, D is set, and the frame is open to stores
- * (not write-protected by tracking). Everything else takes the slow path: walk, permission, A/D, mark, refill.
+ * What must hold: a tag is valid only if the frame is there (missing.ts). A write tag is valid only if also the PTE allows writing, D
+ * is set, and the frame is open to stores (not write-protected by tracking). Everything else takes the slow path: walk, permission, A/D, mark, refill.
  * A tag is context << 27 | VPN. Contexts are numbers used once: to drop all tags of an address space, or only its
  * write tags (TLB shootdown), its context number is replaced. A tag of 0 never matches: context 0 is not used.
  */
@@ -14,6 +14,7 @@ import {
   TLB_BYTES, TLB_ENTRIES, TLB_ENTRY_SHIFT, TLB_OFFSET, TLB_READ_TAG, TLB_WRITE_TAG, VCPU_AREA, VCPU_BYTES,
   VCPU_GENERATION,
 } from "../src/base/layout";
+import { bringIn } from "./missing";
 import { frameAt, frameOf } from "./ram";
 import { beforeStore, bindThread, currentSlot, faults, now, self, setCurrentSlot } from "./tracking";
 
@@ -146,6 +147,7 @@ function fillRead(address: u32): usize {
   setAccessed(pte, PTE_A);
   const entry = entryOf(address);
   const frame = walkedFrame;
+  bringIn(frameOf(frame), 1);
   const vpn = <u64>(address >>> FRAME_SHIFT);
   store<u64>(entry, readContext | vpn, TLB_READ_TAG);
   if (load<u64>(entry, TLB_WRITE_TAG) != (writeContext | vpn)) store<u64>(entry, 0, TLB_WRITE_TAG);
@@ -166,6 +168,7 @@ function fillWrite(address: u32): usize {
   setAccessed(pte, PTE_A | PTE_D);
   const entry = entryOf(address);
   const frame = walkedFrame;
+  bringIn(frameOf(frame), 1);
   const vpn = <u64>(address >>> FRAME_SHIFT);
   beforeStore(frameOf(frame), FAULT_USER); // Mark ...
   if (load<u64>(entry, TLB_READ_TAG) != (readContext | vpn)) store<u64>(entry, 0, TLB_READ_TAG);

@@ -67,7 +67,7 @@ export function clearBit(bitmap: usize, frame: u32): void {
 
 // @ts-ignore: decorator
 @inline
-function testBitAtomically(bitmap: usize, frame: u32): bool {
+export function testBitAtomically(bitmap: usize, frame: u32): bool {
   return (atomic.load<u32>(bitmap + ((frame >>> 5) << 2)) & (1 << (frame & 31))) != 0;
 }
 

@@ -12,6 +12,7 @@ import Table from "cli-table3";
 import { encryptionFigures } from "./encryption.js";
 import { predictionFigures } from "./approaches.js";
 import { type FeltRow, type GrowthRow, inOwnProcess, type PauseRow } from "./growth.js";
+import type { LazyRow } from "./lazy.js";
 import type { Figure } from "./measure.js";
 import { resumeFigures } from "./resume.js";
 import { stopFigures } from "./stop.js";
@@ -43,6 +44,8 @@ say("resume ...");
 figures.push(...(await resumeFigures(megabytes, rounds)));
 say("predictions of the pause ...");
 figures.push(...(await predictionFigures(256, options.quick ? 10 : 100)));
+say("lazy resume ...");
+const lazy: LazyRow[] = (options.quick ? [256 * 2 ** 20] : [2 ** 30, 4e9]).map((bytes) => inOwnProcess("lazy", bytes, rounds));
 say("cost growth ...");
 const sizes = options.quick ? [256 * 2 ** 20, 512 * 2 ** 20] : [256 * 2 ** 20, 2 ** 30, 4e9];
 const growth: GrowthRow[] = sizes.map((ramBytes) => inOwnProcess("growth", ramBytes));
@@ -55,7 +58,7 @@ for (const rate of [100_000, 0]) felt.push(inOwnProcess("felt", rate, megabytes)
 
 if (options.json) {
   process.stdout.write(
-    `${JSON.stringify({ schema: 1, node: process.version, cpu: cpus()[0]?.model, cores: cpus().length, figures, growth, pauses, felt })}\n`,
+    `${JSON.stringify({ schema: 1, node: process.version, cpu: cpus()[0]?.model, cores: cpus().length, figures, lazy, growth, pauses, felt })}\n`,
   );
 } else {
   process.stdout.write(`Node ${process.version}, ${cpus().length} x ${cpus()[0]?.model}\n\n`);
@@ -68,6 +71,25 @@ if (options.json) {
       figure.ratio === undefined ? "" : round(figure.ratio),
       figure.target ?? "",
     ]),
+  );
+  process.stdout.write(
+    "\nLazy resume: 80 % of the machine is one process's; the machine that it is resumed in has booted before\n",
+  );
+  print(
+    [
+      "RAM MiB",
+      "eager ms",
+      "first instruction ms: cold",
+      "warm",
+      "open",
+      "load",
+      "stop",
+      "all resident ms",
+      "faults",
+      "p50 ms",
+      "p99 ms",
+    ],
+    lazy.map((row) => Object.values(row).map((value: number) => round(value))),
   );
   process.stdout.write("\nCost growth: mixed contents, three writers and a heap, machine 85 % full, hibernated\n");
   print(

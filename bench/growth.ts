@@ -4,6 +4,7 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { save } from "../src/hibernate.js";
 import type { SaveReport } from "../src/reports/save-report.js";
+import { lazyRow } from "./lazy.js";
 import { hostBytes, machineWith, median, percentile, withImage } from "./measure.js";
 
 export interface GrowthRow {
@@ -22,7 +23,7 @@ export interface GrowthRow {
 const MIB = 2 ** 20;
 
 /** A row measured in a process of its own, whose memory is that machine's only. */
-export function inOwnProcess<Row>(kind: "growth" | "felt" | "pause", ...numbers: number[]): Row {
+export function inOwnProcess<Row>(kind: "growth" | "felt" | "pause" | "lazy", ...numbers: number[]): Row {
   const output = execFileSync(process.execPath, [fileURLToPath(import.meta.url), kind, ...numbers.map(String)], {
     encoding: "utf8",
     stdio: ["ignore", "pipe", "inherit"],
@@ -131,7 +132,7 @@ async function pauseRow(ramBytes: number, snapshots: number): Promise<PauseRow> 
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const [kind, first, second] = process.argv.slice(2);
-  const rows = { growth: growthRow, felt: feltRow, pause: pauseRow };
+  const rows = { growth: growthRow, felt: feltRow, pause: pauseRow, lazy: lazyRow };
   const row = await rows[kind as keyof typeof rows](Number(first), Number(second));
   process.stdout.write(JSON.stringify(row));
 }

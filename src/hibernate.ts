@@ -39,6 +39,7 @@ import { checkSave, COPY_FRAMES_PER_MS, type SaveOptions, withDefaults } from ".
 export async function save(machine: Machine, path: string, options: SaveOptions = {}): Promise<SaveReport> {
   checkSave(path, options);
   using _busy = machine.begin("save");
+  await machine.resident(options.signal);
   await removeStalePartials(dirname(resolve(path))); // what a killed host left there
   const image = await createPartial(path);
   let report: SaveReport;

@@ -45,8 +45,8 @@ export { type ChangedRange, diffImages, type DiffOptions, type ImageDiff, type P
 export { Machine, type MachineOptions } from "./machine.js";
 export { resume } from "./resume.js";
 export type { ResumeOptions, ResumeProgress } from "./resume-options.js";
-export type { ResumeReport, ResumeStep, ResumeStepName } from "./reports/resume-report.js";
 export { APPROACH_NAMES, type ApproachName, type ConsistencyPoint } from "./reports/approaches.js";
+export type { ResidentReport, ResumeReport, ResumeStep, ResumeStepName } from "./reports/resume-report.js";
 export type { SavePhase, SaveProgress } from "./reports/save-progress.js";
 export { REPORT_SCHEMA, type SaveReport } from "./reports/save-report.js";
 export type { SaveOptions } from "./save-options.js";

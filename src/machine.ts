@@ -15,9 +15,18 @@ import { Worker } from "node:worker_threads";
 import { guarded, warnOf } from "./base/callback.js";
 import { type Control, hostNow, RESUME_AGAIN } from "./base/control.js";
 import { fromSystemError, HibernaculumError, isSystemError } from "./base/errors.js";
-import { MACHINE_POWER_OFF, MACHINE_TIMELINE_BASE, MAX_VCPUS, VCPU_BUSY, VCPU_STATE, VCPU_STATE_OFF } from "./base/layout.js";
+import {
+  MACHINE_POWER_OFF,
+  MACHINE_TIMELINE_BASE,
+  MAX_VCPUS,
+  MISSING_BITMAP,
+  VCPU_BUSY,
+  VCPU_STATE,
+  VCPU_STATE_OFF,
+} from "./base/layout.js";
 import { PAGE_THREADS_MAX } from "./base/limits.js";
 import { loadDatabase } from "./base/sqlite.js";
+import type { Pfn } from "./base/memory.js";
 import type { SharedMemory } from "./base/wasm.js";
 import { Claims } from "./cow/claims.js";
 import { Quiesce } from "./cow/quiesce.js";
@@ -55,6 +64,16 @@ export interface MachineOptions {
   onDiskTransfer?: (request: DiskRequest) => Promise<void> | void;
 }
 
+/** What brings in the memory of a machine that was resumed lazily (residency.ts). */
+export interface Arriving {
+  /** Settles once all is there, or never will be. */
+  readonly done: Promise<unknown>;
+  /** Why the machine has ended, if a frame could not be brought in. */
+  readonly failure: HibernaculumError | undefined;
+  /** Brings in a frame that the coordinator needs. */
+  bringIn(frame: Pfn): void;
+}
+
 /** How often the devices are looked at, and how busy the vCPUs are. */
 const TICK_MS = 50;
 const BUSY_TICKS = 20;
@@ -75,6 +94,8 @@ export class Machine {
   readonly pageThreads: number;
   /** What is under way that only one may do at a time: a save, a resume or a check. */
   busy: "save" | "resume" | "check" | undefined;
+  /** Set as long as memory may be missing. */
+  arriving: Arriving | undefined;
   readonly #onConsole: (text: string) => void;
   #workers: Worker[] = [];
   #pool: PagePool | undefined;
@@ -83,6 +104,7 @@ export class Machine {
   /** Time that the vCPUs spent running processes, looked at every TICK_MS, for the last second. */
   readonly #busyTimes: { at: number; busy_ms: number }[] = [];
   #failure: unknown;
+  #ending: Promise<void> | undefined;
 
   private constructor(options: MachineOptions) {
     if (!Number.isInteger(options.vcpus) || options.vcpus < 1 || options.vcpus > MAX_VCPUS) {
@@ -96,7 +118,7 @@ export class Machine {
     this.#writersFixed = options.pageThreads !== undefined;
     this.memory = createMemory(options.ramBytes);
     this.vcpus = options.vcpus;
-    this.core = instantiateCore(this.memory);
+    this.core = instantiateCore(this.memory, { missing: (frame) => this.arriving!.bringIn(frame >>> 0) });
     this.core.attach(MAX_VCPUS);
     this.kernel = new Kernel(this.memory, this.core);
     this.devices = new Devices(this.kernel, options.onDiskTransfer);
@@ -167,6 +189,7 @@ export class Machine {
   #lose(vcpu: number, why: string, cause?: unknown): void {
     this.control.lose(vcpu);
     const starting = this.#timer === undefined;
+    this.#failure ??= this.arriving?.failure;
     this.#failure ??=
       starting && isSystemError(cause)
         ? fromSystemError(cause, "starting the vCPUs")
@@ -250,8 +273,26 @@ export class Machine {
 
   /** @throws HIB_WORKER_DIED if a vCPU's thread died, or what a page thread died of that had nothing to do */
   check(): void {
+    this.#failure ??= this.arriving?.failure;
     if (this.#failure !== undefined) throw this.#failure;
     this.control.checkLost();
+  }
+
+  /** It cannot go on, for this reason. */
+  fail(error: HibernaculumError): void {
+    this.#failure ??= error;
+  }
+
+  /**
+   * Waits until all of its memory is there, after a lazy resume.
+   *
+   * @throws why it never will be, HIB_CANCELLED
+   */
+  async resident(signal?: AbortSignal): Promise<void> {
+    if (this.arriving === undefined) return;
+    const cancelled = new Promise<void>((resolve) => signal?.addEventListener("abort", () => resolve(), { once: true }));
+    await Promise.race([this.arriving.done, cancelled]);
+    if (signal?.aborted === true) throw new HibernaculumError("HIB_CANCELLED", `the ${this.busy} was cancelled`);
   }
 
   /** @throws HIB_CANCELLED if it has been told to end while something was done with it, which failed for whatever `cause` */
@@ -288,8 +329,28 @@ export class Machine {
     return { [Symbol.dispose]: () => (this.busy = undefined) };
   }
 
-  /** Stops the vCPUs for good and lets go of all threads. */
+  /** Frames of a lazy resume that are not there yet. */
+  get missingFrames(): number {
+    return this.arriving === undefined ? 0 : this.core.countBits(MISSING_BITMAP);
+  }
+
+  /** Has the vCPUs know what a missing frame is brought in from, from the next one on. */
+  tellVcpus(task: object): void {
+    for (const worker of this.#workers) worker.postMessage(task);
+  }
+
+  /** Stops the vCPUs for good and lets go of all threads. A lazy resume that was under way has noted by then how it ended. */
   async powerOff(): Promise<void> {
+    await this.endThreads();
+    await this.arriving?.done.catch(() => undefined);
+  }
+
+  /** As `powerOff`, for the lazy resume itself. */
+  endThreads(): Promise<void> {
+    return (this.#ending ??= this.#end());
+  }
+
+  async #end(): Promise<void> {
     clearInterval(this.#timer);
     this.control.store(MACHINE_POWER_OFF, 1);
     this.control.ringDoorbell();

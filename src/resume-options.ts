@@ -33,6 +33,16 @@ export interface ResumeOptions {
   keys?: Keys;
   /** Leave the image as it is: neither an attempt is recorded nor the image consumed (tests, benchmarks). */
   keepImage?: boolean;
+  /**
+   * Let the machine go as soon as the kernel's own frames are there; what its processes have comes when it is used, or in the background.
+   * `machine.resident()` says when all is there. Damage that is found then ends the machine.
+   */
+  lazy?: boolean;
+  /**
+   * All that the resume needs for itself lies in so many bytes, outside of the machine's memory, and is at hand before anything is loaded; it
+   * is refused (HIB_NO_MEMORY) below what it needs.
+   */
+  reservedBytes?: number;
   signal?: AbortSignal;
   /**
    * Is told how far the load is. If this or `onStep` throws, or gives a promise that rejects, the resume ends with HIB_CANCELLED and that
@@ -45,6 +55,8 @@ export interface ResumeOptions {
   queueFrames?: number;
   /** Called once everything is loaded and before the machine stops, for tests. */
   onLoaded?: () => void;
+  /** Called once a lazy resume has let the machine go, and awaited before loaders begin, for tests. */
+  onRunning?: () => Promise<void> | void;
 }
 
 const RULES: Readonly<Record<keyof ResumeOptions, Rule>> = {
@@ -54,11 +66,14 @@ const RULES: Readonly<Record<keyof ResumeOptions, Rule>> = {
   allow: paths,
   keys: keysToOpen,
   keepImage: flag,
+  lazy: flag,
+  reservedBytes: zeroOrMore,
   signal: abortSignal,
   onProgress: callback,
   onStep: callback,
   queueFrames: zeroOrMore,
   onLoaded: callback,
+  onRunning: callback,
 };
 
 /** @throws HIB_USAGE */

@@ -8,6 +8,8 @@
  *     protect   everything that is there is write-protected                              S1.7
  *     load      all of the image is read and verified; each frame goes directly to its
  *               place, or is equal, or is queued                                         S1.6, S1.7
+ *               (lazy: all but what processes have, which comes once the machine runs:
+ *               residency.ts)
  *     stop      devices quiesce; examine the machine that is about to be put in place    S2.2
  *     consume   it is on the disk that the image is used                                 S2.9
  *     patch     atomic restore; what came back is counted, devices begin                 S1.8, S2.2
@@ -21,7 +23,7 @@ import { setImmediate } from "node:timers/promises";
 import { hostNow } from "./base/control.js";
 import { fromSystemError, isSystemError, naming } from "./base/errors.js";
 import { failpoint } from "./base/failpoints.js";
-import { MACHINE_LOAD_CURSOR, MACHINE_LOAD_PERCENT, MACHINE_PROGRESS, QUEUE_SPARE } from "./base/layout.js";
+import { MACHINE_LOAD_CURSOR, MACHINE_LOAD_PERCENT, MACHINE_PROGRESS, MISSING_BITMAP, QUEUE_SPARE } from "./base/layout.js";
 import { StepTimes } from "./base/step-times.js";
 import { atomicRestore } from "./cow/atomic-copy.js";
 import { Cancellation } from "./cow/cancellation.js";
@@ -29,15 +31,19 @@ import { Reserve } from "./cow/reserve.js";
 import { findImage, type FoundImage } from "./find-image.js";
 import type { Image } from "./image/directory.js";
 import { asParent } from "./image/format.js";
+import type { ImageMemory } from "./image/image-memory.js";
 import type { ComparedFiles } from "./image/host-files.js";
 import type { Machine } from "./machine.js";
 import { makeResumeReport, RESUME_TIMES, type ResumeReport, ResumeSteps, type ResumeTime } from "./reports/resume-report.js";
 import { classify, declassify } from "./restore/classify.js";
 import { ComingMemory, countRunnable, type Examined, examine } from "./restore/examine.js";
+import { leaveOut, withoutLeftOut } from "./restore/first-frames.js";
 import { type LateFrame, readLateFrames } from "./restore/late-frames.js";
+import { type OwnMemory, ownMemory, requireReserved } from "./restore/own-memory.js";
 import { type LoadResult, type LoadTask, loadTask } from "./restore/page-loader.js";
 import { rebuild, tellRestored } from "./restore/rebuild.js";
 import { ResumeMarks } from "./restore/resume-marks.js";
+import { Residency } from "./residency.js";
 import { CANCEL_MESSAGES, checkResume, type ResumeOptions, type ResumeProgress } from "./resume-options.js";
 
 const WATCH_MS = 20;
@@ -54,6 +60,7 @@ const WATCH_MS = 20;
 export async function resume(machine: Machine, path: string, options: ResumeOptions = {}): Promise<ResumeReport> {
   checkResume("resume", path, options);
   using _busy = machine.begin("resume");
+  await machine.resident(options.signal);
   using cancellation = new Cancellation(machine, options.signal, CANCEL_MESSAGES);
   const steps = new ResumeSteps(cancellation.guard("onStep", options.onStep));
   const times = new StepTimes(RESUME_TIMES);
@@ -115,6 +122,14 @@ class Resume implements Disposable {
   #preimages = 0;
   #late: LateFrame[] = [];
   #examined: Examined | undefined;
+  #fromImage: ImageMemory | undefined;
+  /** Frames that a lazy resume loads once the machine runs. */
+  #leftOut = 0;
+  #own: OwnMemory | undefined;
+  #residency: Residency | undefined;
+  /** The machine runs, and has the image. */
+  #handedOver = false;
+  #report: ResumeReport | undefined;
 
   constructor(
     machine: Machine,
@@ -131,7 +146,7 @@ class Resume implements Disposable {
     this.#times = times;
     this.#cancellation = cancellation;
     this.#onProgress = cancellation.guard("onProgress", options.onProgress);
-    this.#reserve = new Reserve(machine.kernel, machine.claims);
+    this.#reserve = new Reserve(machine.kernel, machine.claims, { from: options.reservedBytes === undefined ? "guest" : "pool" });
   }
 
   /** S2.5: a resume that dies leaves a trace of having been tried; of two at once, the first goes on. */
@@ -142,16 +157,21 @@ class Resume implements Disposable {
 
   /** S1.6: allocate what is free here and used there; reserve a place for every other frame of the image. */
   classify(): void {
-    const { control, kernel } = this.#machine;
+    const { control, core, kernel } = this.#machine;
+    if (this.#options.lazy === true) this.#leftOut = leaveOut(core, this.#memory(), this.#image.extents);
+    else core.clearBitmap(MISSING_BITMAP);
     const { direct, conflicts } = classify(kernel, this.#image.extents, (conflicts) => {
       const wanted = Math.min(this.#options.queueFrames ?? Infinity, conflicts + 64) + QUEUE_SPARE;
+      this.#own = ownMemory(this.#image, { places: wanted, loaders: this.#machine.pageThreads });
+      if (this.#options.reservedBytes !== undefined) requireReserved(this.#own, this.#options.reservedBytes);
       this.#reserve.growLocked(wanted);
       this.#reserve.openQueue(this.#options.queueFrames === undefined ? Infinity : wanted);
     });
     failpoint("resume.allocate");
     for (const word of [MACHINE_LOAD_CURSOR, MACHINE_PROGRESS]) control.store(word, 0);
     this.#cancellation.check();
-    this.#steps.passed("frames", `free here: ${direct}, in use here: ${conflicts}`);
+    const later = this.#leftOut === 0 ? "" : `, to come later: ${this.#leftOut}`;
+    this.#steps.passed("frames", `free here: ${direct}, in use here: ${conflicts}${later}`);
     this.#times.ended("classified");
   }
 
@@ -164,11 +184,14 @@ class Resume implements Disposable {
   async load(): Promise<void> {
     const { control, pageThreads, pool } = this.#machine;
     failpoint("resume.verify");
-    const task = loadTask(this.#image, this.#acceptedFiles());
+    const all = loadTask(this.#image, this.#acceptedFiles());
+    const task = this.#leftOut === 0 ? all : withoutLeftOut(all, control);
     const watch = setInterval(() => this.#reportProgress(), WATCH_MS);
     try {
       this.#reportProgress();
-      this.#results = await pool.runOn<LoadTask, LoadResult>(pageThreads, "load", () => task, this.#cancellation.cancel);
+      const loading = pool.runOn<LoadTask, LoadResult>(pageThreads, "load", () => task, this.#cancellation.cancel);
+      if (this.#leftOut > 0) this.#residency = new Residency(this.#machine, this.#image, all);
+      this.#results = await loading;
       this.#cancellation.check();
       this.#reportProgress();
     } finally {
@@ -176,7 +199,10 @@ class Resume implements Disposable {
       control.store(MACHINE_LOAD_PERCENT, 0);
     }
     this.#times.ended("loaded");
-    this.#steps.passed("chunk checksums", `${this.#image.chunks.length} chunks agree`);
+    this.#steps.passed(
+      "chunk checksums",
+      `${task.wanted.length} chunks agree${this.#leftOut === 0 ? "" : `, of ${this.#image.chunks.length}`}`,
+    );
     this.#cancellation.guard("onLoaded", this.#options.onLoaded)();
   }
 
@@ -193,7 +219,7 @@ class Resume implements Disposable {
     this.#cancellation.check(); // from here on nothing asks for memory
     failpoint("resume.stopped");
     this.#late = this.#readLate();
-    this.#examined = examine(new ComingMemory(kernel.control, claims, kernel.memory, this.#late));
+    this.#examined = examine(new ComingMemory(kernel.control, claims, kernel.memory, this.#late, () => this.#memory()));
     this.#steps.passed("consistency", "allocator, page tables and processes agree");
     this.#times.ended("examined");
   }
@@ -226,6 +252,7 @@ class Resume implements Disposable {
     tracking.trackRestored(asParent(this.#image.header), this.#image.extents.stored());
     this.#patched = this.#late.length;
     claims.visitQueued(() => this.#patched++);
+    this.#residency?.open();
     failpoint("resume.patched");
     this.#times.ended("patched");
     const frames = { image: this.#image.header.frames, patched: this.#patched };
@@ -242,14 +269,21 @@ class Resume implements Disposable {
     this.#machine.quiesce.restart();
     this.#stopped = false;
     this.#times.ended("running");
+    this.#handedOver = this.#residency !== undefined;
+    this.#residency?.begin(this.#times.at("began"), {
+      onRunning: this.#options.onRunning,
+      onResident: (report) => (this.#report!.resident = report),
+      onFailure: (error) => this.#marks.failed(error),
+    });
     this.#steps.passed("scheduler", `goes on, vCPUs: ${this.#machine.vcpus}`);
   }
 
   /** After a failure: the boot goes on with all of its memory; or, if that is gone already, nothing goes on. */
   async abandon(error: unknown): Promise<void> {
-    if (this.#replaced) return this.#machine.powerOff();
-    if (!this.#machine.isLost) this.#goOn();
-    await this.#marks.failed(error);
+    if (this.#replaced) await this.#machine.powerOff();
+    else if (!this.#machine.isLost) this.#goOn();
+    // An image that has been put in place is used, unless it turned out that it cannot be.
+    if (!this.#replaced || this.#residency?.failure !== undefined) await this.#marks.failed(error);
   }
 
   #goOn(): void {
@@ -266,24 +300,27 @@ class Resume implements Disposable {
 
   [Symbol.dispose](): void {
     if (!this.#machine.isLost) this.#machine.devices.freeState();
-    this.#image.close();
+    if (!this.#handedOver) this.#image.close(); // else the rest of it is still to be brought in
   }
 
   report(): ResumeReport {
-    return makeResumeReport(this.#image.path, this.#image.header, {
+    this.#report = makeResumeReport(this.#image.path, this.#image.header, {
       results: this.#results,
       patched: this.#patched,
       overflow: this.#late.length,
       preimages: this.#preimages,
+      later: this.#leftOut,
+      own: this.#own!,
       at: this.#times.all(),
     });
+    return this.#report;
   }
 
   // ---- parts ----
 
   #reportProgress(): void {
     const { control } = this.#machine;
-    const total = this.#image.header.frames;
+    const total = this.#image.header.frames - this.#leftOut;
     const done = control.load(MACHINE_PROGRESS);
     control.store(MACHINE_LOAD_PERCENT, 1 + Math.floor((100 * done) / Math.max(1, total)));
     this.#onProgress({ done, total, elapsed_ms: hostNow() - this.#times.at("began") });
@@ -291,7 +328,12 @@ class Resume implements Disposable {
 
   #readLate(): LateFrame[] {
     const { claims, control } = this.#machine;
-    return readLateFrames(control, claims, () => this.#image.memory({ acceptedFiles: this.#acceptedFiles() }));
+    return readLateFrames(control, claims, () => this.#memory());
+  }
+
+  /** The image's memory, for what is not loaded now. */
+  #memory(): ImageMemory {
+    return (this.#fromImage ??= this.#image.memory({ cachedChunks: 8, acceptedFiles: this.#acceptedFiles() }));
   }
 
   /** Files that had changed when they were compared. One that changes later is refused. */

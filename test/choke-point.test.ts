@@ -37,11 +37,13 @@ const BUFFERS: Record<string, [times: number, what: string]> = {
   "src/image/catalogue-writer.ts": [1, "checksums of references"],
   "src/image/catalogue.ts": [1, "checksums of references"],
   "src/image/checksum.ts": [1, "hashes, packed"],
-  "src/image/codec.ts": [1, "a payload that was read from a file"],
+  "src/image/codec.ts": [2, "a payload that was read from a file, and hashes"],
   "src/image/format.ts": [3, "a header's page"],
   "src/image/host-files.ts": [1, "the sums of a file's blocks"],
   "src/image/image-memory.ts": [2, "a frame that was read from a file"],
-  "src/restore/examine.ts": [2, "copies of frames"],
+  "src/restore/examine.ts": [3, "copies of frames"],
+  "src/restore/first-frames.ts": [1, "a copy of a frame table"],
+  "src/restore/frame-source.ts": [1, "a same-filled page"],
   "src/restore/page-loader.ts": [1, "a same-filled page"],
   "src/vm/memory/physical.ts": [4, "RAM: the choke point"],
   "src/vm/personality/step/programs/contents.ts": [2, "templates of initial contents"],
@@ -90,8 +92,8 @@ test("what stores to RAM is called where it may be", (t) => {
       `${name}: ${callers(name)}`,
     );
   }
-  // Untracked stores: the direct load, the reserve, and the atomic copy and restore while everything is stopped.
-  t.deepEqual(callers("loadFrame"), ["src/restore/page-loader.ts", "src/resume.ts"]);
+  // Untracked stores: the direct load, frames that are missing, the reserve, and the atomic copy and restore while everything is stopped.
+  t.deepEqual(callers("loadFrame"), ["src/restore/frame-source.ts", "src/restore/page-loader.ts", "src/resume.ts"]);
   t.deepEqual(callers("loadPlace"), ["src/restore/page-loader.ts"]);
   t.deepEqual(callers("touch"), ["src/cow/reserve.ts"]);
   t.deepEqual(callers("scatter"), ["src/cow/atomic-copy.ts", "src/vm/engines/vcpu.ts"]);
@@ -206,8 +208,10 @@ const LAYERS: Record<string, string[]> = {
     "src/machine.ts",
     "src/reports/resume-report.ts",
     "src/find-image.ts",
+    "src/residency.ts",
     "src/resume-options.ts",
   ],
+  "src/residency.ts": ["src/base", "src/image", "src/restore", "src/machine.ts", "src/reports/resume-report.ts"],
   "src/boot.ts": [
     "src/base",
     "src/image",

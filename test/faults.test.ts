@@ -81,7 +81,7 @@ const RESUME_FAULTS: { point: Failpoint; in: Sweep["in"]; action: string }[] = [
 /** After these nothing is left that can fail: the image is published, or patched in. What a kill does there is in kill.test.ts. */
 const PAST_FAILING: Failpoint[] = ["save.published", "resume.patched", "resume.running"];
 /** A boot's own, which is in boot.test.ts, and a vCPU's, in lost.test.ts. */
-const OF_OTHERS: Failpoint[] = ["boot.set-aside", "vcpu.locked"];
+const OF_OTHERS: Failpoint[] = ["boot.set-aside", "lazy.fill", "vcpu.locked"];
 
 const campaign = { points: new Set<Failpoint>(), runs: 0, losses: 0, overflow: 0 };
 

@@ -404,10 +404,14 @@ async function runCases(t: ExecutionContext, cases: readonly Case[], expected: "
     forgery.restore();
     const verified = await verify(path, directory);
     const others = [await inspect(path, directory), await diff(path, original, directory)];
-    const resumed = await host.resume(path).catch((error: unknown) => ({ code: String(error), message: "" }));
+    const attempt = (lazy: boolean) =>
+      host.resume(path, { lazy }).catch((error: unknown) => ({ code: String(error), message: "" }));
+    const [resumed, lazily] = [await attempt(false), await attempt(true)];
     if (verified.code !== expected) surprises.push(`${what}: hib verify says ${verified.code} ${verified.message}`);
     else if (!says.test(verified.message || verified.code)) surprises.push(`${what}: ${verified.message}`);
     if (resumed.code !== expected) surprises.push(`${what}: a resume says ${resumed.code} ${resumed.message}`);
+    if (lazily.code !== expected || lazily.message !== resumed.message)
+      surprises.push(`${what}: a lazy resume says ${lazily.code} ${lazily.message}`);
     for (const { code, message } of others)
       if (code !== "ok" && code !== "HIB_INCONSISTENT") surprises.push(`${what}: inspect or diff says ${code} ${message}`);
   }

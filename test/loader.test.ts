@@ -17,6 +17,7 @@ import {
 } from "../src/base/layout.js";
 import { bit } from "../src/base/control.js";
 import { Claims } from "../src/cow/claims.js";
+import { packChunks } from "../src/image/chunk-table.js";
 import { ExtentTable, SAME_FILLED } from "../src/image/extents.js";
 import { ReferenceTable } from "../src/image/reference-table.js";
 import { loadPages } from "../src/restore/page-loader.js";
@@ -89,7 +90,8 @@ for (const [at, where] of STEPS.entries()) {
       try {
         const task = {
           blobs: [{ path: blob, key: undefined }],
-          chunks: [],
+          chunks: packChunks([]),
+          wanted: new Uint32Array(0),
           extents: table.columns,
           ...table.byChunk(0),
           filled: table.sameFilled(),

@@ -114,6 +114,7 @@ test.serial("ps, hib-stats, save: nothing that a machine answers reaches the ter
     uptime_ms: 1,
     ram_bytes: 1,
     free_bytes: 1,
+    missing_bytes: 0,
     vcpus: 1,
     page_threads: 1,
     resumes: 0,

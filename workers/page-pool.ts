@@ -6,6 +6,8 @@ import { serializeError } from "../src/base/errors.js";
 import type { SharedMemory } from "../src/base/wasm.js";
 import { loadDatabase } from "../src/base/sqlite.js";
 import { type CatalogueResult, type CatalogueTask, writeCatalogue } from "../src/reports/image-catalogue.js";
+import { fillPages } from "../src/restore/fill.js";
+import type { Filled, FillTask } from "../src/restore/frame-source.js";
 import { type LoadResult, type LoadTask, loadPages } from "../src/restore/page-loader.js";
 import { instantiateCore } from "../src/vm/memory/core.js";
 import { type WriteResult, type WriteTask, writePages } from "../src/writer/page-writer.js";
@@ -37,6 +39,10 @@ export function write(task: WriteTask): Promise<Answer<WriteResult>> {
 
 export function load(task: LoadTask): Promise<Answer<LoadResult>> {
   return answer(() => loadPages(memory, core, task, collect));
+}
+
+export function fill(task: FillTask): Promise<Answer<Filled>> {
+  return answer(() => fillPages(memory, core, task, collect));
 }
 
 export function catalogue(task: CatalogueTask): Promise<Answer<CatalogueResult>> {

@@ -40,6 +40,28 @@ export function bit(words: Int32Array, bitmap: number, frame: Pfn): number {
   return (words[(bitmap >>> 2) + (frame >>> 5)]! >>> (frame & 31)) & 1;
 }
 
+/** How many of `count` frames from `first` on have their bits set in a bitmap, and not in another. */
+export function countBits(words: Int32Array, bitmap: number, first: Pfn, count: number, except?: number): number {
+  let sum = 0;
+  for (let frame = first; frame < first + count; ) {
+    const word = frame >>> 5;
+    const from = frame & 31;
+    const bits = Math.min(32 - from, first + count - frame);
+    let set = words[(bitmap >>> 2) + word]!;
+    if (except !== undefined) set &= ~words[(except >>> 2) + word]!;
+    set = (set >>> from) & (bits === 32 ? -1 : (1 << bits) - 1);
+    sum += set === -1 ? 32 : popcount(set);
+    frame += bits;
+  }
+  return sum;
+}
+
+function popcount(word: number): number {
+  let sum = 0;
+  for (let left = word; left !== 0; left &= left - 1) sum++;
+  return sum;
+}
+
 /** Who has waited for so long looks whether those whom it waits for are still alive, ms. */
 const LOOK_MS = 500;
 

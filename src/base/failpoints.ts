@@ -33,6 +33,7 @@ export const FAILPOINTS = [
   "resume.consume",
   "resume.patched",
   "resume.running",
+  "lazy.fill",
   "boot.set-aside",
   "vcpu.locked",
 ] as const;

@@ -24,6 +24,7 @@
  *     0x0032_0000  claimed by a handler      CLAIMED_BITMAP      1 bit a frame
  *     0x0034_0000  saved (tail)              SAVED_BITMAP        1 bit a frame
  *     0x0036_0000  as the last image has it  KEPT_BITMAP         1 bit a frame
+ *     0x0038_0000  missing (lazy resume)     MISSING_BITMAP      1 bit a frame
  *     0x0040_0000  list of frames            LIST_FRAMES         1 word a frame
  *     0x0080_0000  the queue's frames        QUEUE_FRAMES        1 word a frame
  *     0x00c0_0000  the queue's places        QUEUE_PLACES        1 word a frame
@@ -136,6 +137,9 @@ export const MACHINE_TOUCHING = 0x90;
 /** Number + 1 of a vCPU whose thread died: the machine cannot go on. */
 export const MACHINE_LOST = 0x94;
 
+/** Not 0: frames may be missing (MISSING_BITMAP), after a lazy resume. LAZY_*. */
+export const MACHINE_LAZY = 0x98;
+
 export const LOCK_WAITED = 0x100;
 /** Who held it died: what it guards may be half changed, and nobody gets it any more. */
 export const LOCK_BROKEN = 0x200;
@@ -165,6 +169,11 @@ export const QUEUE_SPARE = 64;
 export const CANCEL_ASKED = 1;
 export const CANCEL_NO_ROOM = 2;
 export const CANCEL_NO_MEMORY = 3;
+
+/** MACHINE_LAZY: none is missing; all are being brought in; nobody does so any more, for the machine has ended. */
+export const LAZY_NONE = 0;
+export const LAZY_FILLING = 1;
+export const LAZY_ENDED = 2;
 
 export const COMMAND_RUN = 0;
 /** Copy frames to their places (atomic copy). */
@@ -255,12 +264,18 @@ export const FAULT_LATENCY = 0x270000;
 export const LATENCY_SAMPLE = 16;
 export const STEP_TIMELINE = 0x280000;
 
-/** While pre-images are kept: one thread has the frame, and keeps its pre-image if that is wanted. */
+/**
+ * While pre-images are kept: one thread has the frame, and keeps its pre-image if that is wanted. While frames are missing: one
+ * thread places it, or has placed it.
+ */
 export const CLAIMED_BITMAP = 0x320000;
 /** Snapshot's tail: frames of the residual set whose contents are safe, so that no pre-image is wanted. */
 export const SAVED_BITMAP = 0x340000;
 /** Frames that the last image has, and that nothing has stored to since: an incremental image need not have them. */
 export const KEPT_BITMAP = 0x360000;
+
+/** Lazy resume: frames of the image that are not there yet. Whoever reads or stores one brings it in before. */
+export const MISSING_BITMAP = 0x380000;
 
 export const LIST_FRAMES = 0x400000;
 export const QUEUE_FRAMES = 0x800000;

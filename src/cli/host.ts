@@ -95,7 +95,7 @@ export async function hostMachine(
       );
     return watch.exitCode;
   } catch (error) {
-    throw unexpected ?? error; // what `start` throws then is that it was cancelled
+    throw unexpected ?? machine.reasonFor(error); // what `start` throws then is that it was cancelled
   } finally {
     watch.end();
     stopListening();
@@ -193,7 +193,8 @@ class Watch {
         this.#terminal.line(`hib: ${code}: process ${pid} (${text}) failed: ${printable(failure)}`, process.stderr);
       }
       if (process.stderr.isTTY) this.#terminal.status(this.#describe());
-    } catch (error) {
+    } catch (thrown) {
+      const error = this.#service.machine.reasonFor(thrown); // a vCPU may have died since it was checked
       this.#onError(
         error instanceof HibernaculumError
           ? error
@@ -204,12 +205,13 @@ class Watch {
 
   /** What a status line says, the most important first. */
   #describe(): string[] {
-    const { name, state, uptime_ms, free_bytes, processes } = this.#service.status();
+    const { name, state, uptime_ms, free_bytes, missing_bytes, processes } = this.#service.status();
     const rate = processes.reduce((sum, { steps_per_s }) => sum + (steps_per_s ?? 0), 0);
     return [
       `${name}: ${state} ${formatMs(uptime_ms)}`,
       `${formatShort(rate)} steps/s`,
       `${formatBytes(free_bytes)} free`,
+      ...(missing_bytes === 0 ? [] : [`${formatBytes(missing_bytes)} to come`]),
       "Ctrl-C: power off",
     ];
   }

@@ -7,7 +7,7 @@ import type { MachineStatus } from "../server/protocol.js";
 import { listNames } from "../server/runtime-directory.js";
 import { formatBytes, formatMs } from "../stats/format.js";
 import type { View } from "../stats/layout.js";
-import { renderProcesses } from "../stats/live-report.js";
+import { comingOf, renderProcesses } from "../stats/live-report.js";
 import { printable, printableAll } from "../stats/printable.js";
 import { createCommand, describeError, EXIT_FAILED } from "./command.js";
 import { note, print, printJson, stdoutView } from "./output.js";
@@ -72,7 +72,7 @@ async function askStatus(name: string): Promise<MachineStatus> {
 function renderMachine(machine: MachineStatus, view: View): string {
   const { name, pid, state, uptime_ms, ram_bytes, free_bytes, vcpus, processes } = machine;
   return [
-    `${view.colors.bold(name)}  pid ${pid}, ${state}, up ${formatMs(uptime_ms)}, ${formatBytes(ram_bytes)} of RAM (${formatBytes(free_bytes)} free), vCPUs: ${vcpus}`,
+    `${view.colors.bold(name)}  pid ${pid}, ${state}, up ${formatMs(uptime_ms)}, ${formatBytes(ram_bytes)} of RAM (${formatBytes(free_bytes)} free${comingOf(machine)}), vCPUs: ${vcpus}`,
     renderProcesses(processes, view),
   ].join("\n");
 }

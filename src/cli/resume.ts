@@ -1,5 +1,5 @@
 /** `hib resume`: boots a machine for an image, resumes it there, and goes on as `hib run` does. */
-import type { Command } from "commander";
+import { type Command, Option } from "commander";
 import type { Keys } from "../base/key.js";
 import { HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES, MAX_VCPUS } from "../base/layout.js";
@@ -8,13 +8,14 @@ import { MACHINE_VERSION } from "../image/format.js";
 import { resume } from "../resume.js";
 import { isName, probe, socketPath } from "../server/runtime-directory.js";
 import { formatBytes } from "../stats/format.js";
-import { renderResumeSummary } from "../stats/resume-report.js";
+import { renderResumeSummary, residentLines } from "../stats/resume-report.js";
 import { PAGE_THREADS_MAX } from "../base/limits.js";
 import { printableAll } from "../stats/printable.js";
 import { ACCEPT_CHANGED_FILES, ALLOW, closing, createCommand, ramOption, wholeNumber } from "./command.js";
 import { defaultName, hostMachine, introduce } from "./host.js";
 import { BOOT_PROCESSES } from "./machine-options.js";
 import { KEY_FILE, type KeyOptions, keysFrom, PASSPHRASE_FILE } from "./keys.js";
+import { parseSize, SIZE_HELP } from "./size.js";
 import { note, print, printJson, stdoutView } from "./output.js";
 
 interface ResumeCommandOptions extends KeyOptions {
@@ -26,6 +27,8 @@ interface ResumeCommandOptions extends KeyOptions {
   acceptChangedFiles?: boolean;
   disk?: string;
   allow?: string[];
+  lazy?: boolean;
+  reserved?: number;
   json?: boolean;
 }
 
@@ -45,6 +48,16 @@ export function addResume(program: Command): void {
     .option(...KEY_FILE)
     .option(...PASSPHRASE_FILE)
     .option(...ACCEPT_CHANGED_FILES)
+    .option(
+      "--lazy",
+      "run as soon as the kernel's own memory is there; the rest comes when it is used, or in the background. Damage that is found then ends the machine; the image can be resumed again",
+    )
+    .addOption(
+      new Option(
+        "--reserved <size>",
+        `the resume uses so much memory for itself and none of the machine's, and is refused if it needs more; ${SIZE_HELP}`,
+      ).argParser(parseSize),
+    )
     .option("--json", "print the report for programs; the console goes to stderr")
     .addHelpText(
       "after",
@@ -65,6 +78,7 @@ async function resumeImage(path: string, options: ResumeCommandOptions): Promise
     cpus = saved.vcpus,
     pageThreads,
     again = false,
+    lazy = false,
     json = false,
   } = options;
   if (ram !== saved.ramBytes) {
@@ -73,7 +87,7 @@ async function resumeImage(path: string, options: ResumeCommandOptions): Promise
       `${path} is of a machine with ${formatBytes(saved.ramBytes)} of RAM, and --ram says ${formatBytes(ram)}; leave --ram out`,
     );
   }
-  const { acceptChangedFiles = false, allow = [], disk } = options;
+  const { acceptChangedFiles = false, allow = [], disk, reserved } = options;
   process.exitCode = await hostMachine(
     { name, ramBytes: ram, vcpus: cpus, quiet: json, ...(pageThreads === undefined ? {} : { pageThreads }) },
     async (host) => {
@@ -84,12 +98,23 @@ async function resumeImage(path: string, options: ResumeCommandOptions): Promise
         allow,
         keys,
         signal: host.signal,
+        lazy,
         ...(disk === undefined ? {} : { disk }),
+        ...(reserved === undefined ? {} : { reservedBytes: reserved }),
       });
       host.service.resumed = report;
-      if (json) printJson({ ...report, machine: { name, pid: process.pid, socket: host.socket } } as { schema: number });
-      else print(renderResumeSummary(printableAll(report), stdoutView()));
+      const tell = (): void =>
+        printJson({ ...report, machine: { name, pid: process.pid, socket: host.socket } } as { schema: number });
+      const later = report.frames.later > 0; // for programs, there is one report, with both times
+      if (!json) print(renderResumeSummary(printableAll(report), stdoutView()));
+      else if (!later) tell();
       (json ? note : print)(introduce(host));
+      if (!later) return;
+      // If it cannot be brought in, the machine's watch says so.
+      host.machine.resident().then(
+        () => (json ? tell() : print(residentLines(report, stdoutView()).join("\n"))),
+        () => undefined,
+      );
     },
   );
 }

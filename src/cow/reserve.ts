@@ -27,21 +27,24 @@ export class Reserve {
   readonly #limit: number | undefined;
   /** How much of what the guest has free it may take. */
   #share = 0.5;
+  readonly #from: "guest" | "pool";
   /** How many places of the pool are used. */
   #pooled = 0;
 
   /**
    * @param poolOffset - bytes at the start of the pool that are used for I/O staging
    * @param limit - most places there may be, for tests of a reserve that is too small
+   * @param from - the guest's memory and then the pool, or the pool alone
    */
   constructor(
     kernel: Kernel,
     claims: Claims,
-    { poolOffset = 0, limit }: { poolOffset?: number; limit?: number | undefined } = {},
+    { poolOffset = 0, limit, from = "guest" }: { poolOffset?: number; limit?: number | undefined; from?: "guest" | "pool" } = {},
   ) {
     this.#kernel = kernel;
     this.#claims = claims;
     this.#limit = limit;
+    this.#from = from;
     this.#pool = { first: POOL_PLACE + (poolOffset >>> FRAME_SHIFT), count: (POOL_BYTES - poolOffset) >>> FRAME_SHIFT };
     kernel.control.locked(() => claims.closeQueue());
   }
@@ -119,6 +122,7 @@ export class Reserve {
   /** Takes a block of guest memory for at most about `wanted` frames. Caller holds the kernel lock. */
   #takeBlock(wanted: number): { frame: Pfn; order: number } | undefined {
     const { buddy } = this.#kernel;
+    if (this.#from === "pool") return undefined;
     const lent = this.#claims.unclaimed;
     const allowed = Math.min(this.#share * (buddy.freeFrames + lent) - lent, this.#claims.room(this.#pool.count));
     for (let order = Math.min(LARGEST_ORDER, Math.ceil(Math.log2(wanted))); order >= 0; order--) {

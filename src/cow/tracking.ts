@@ -190,12 +190,11 @@ export class WriteTracking {
     this.#control.add(MACHINE_GENERATION, 1);
   }
 
-  /** Publishes a new generation and waits until every vCPU has passed a safepoint and acknowledged it there. */
-  #shootDown(): void {
+  /** Publishes a new generation. What it returns tells whether every vCPU has passed a safepoint since, and acknowledged it there. */
+  askForSafepoints(): () => boolean {
     const generation = this.#control.add(MACHINE_GENERATION, 1) + 1;
     this.#control.ringDoorbell();
-    if (this.#control.load(MACHINE_SABOTAGE) === SABOTAGE_NO_ACK) return;
-    const acknowledged = () => {
+    return () => {
       for (let vcpu = 0; vcpu < this.#vcpus; vcpu++) {
         // One that is stopped stands at a safepoint, and acknowledges before it goes on.
         if (this.#control.loadVcpu(vcpu, VCPU_STATE) !== VCPU_STATE_RUNNING) continue;
@@ -203,6 +202,12 @@ export class WriteTracking {
       }
       return true;
     };
+  }
+
+  /** Waits until every vCPU has. */
+  #shootDown(): void {
+    const acknowledged = this.askForSafepoints();
+    if (this.#control.load(MACHINE_SABOTAGE) === SABOTAGE_NO_ACK) return;
     if (!this.#control.waitForVcpus(acknowledged, ANSWER_MS)) {
       this.#control.store(MACHINE_ARMED, 0);
       this.#control.store(MACHINE_KEEP_PREIMAGES, KEEP_NONE);

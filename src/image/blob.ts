@@ -125,12 +125,16 @@ export class BlobReader {
   key: KeyObject | undefined;
   #descriptor: number | undefined;
 
-  /** @throws HIB_IO */
-  constructor(path: string, key?: KeyObject) {
+  /**
+   * @param key - of its chunks, if they are encrypted
+   * @param descriptor - of the file, if it is open already: it is its opener's to close
+   * @throws HIB_IO
+   */
+  constructor(path: string, key?: KeyObject, descriptor?: number) {
     this.path = path;
     this.key = key;
     try {
-      this.#descriptor = openSync(path, "r");
+      this.#descriptor = descriptor ?? openSync(path, "r");
     } catch (error) {
       throw fromSystemError(error, `opening ${path}`);
     }
@@ -168,6 +172,11 @@ export class BlobReader {
     const there = statSync(this.path, { throwIfNoEntry: false });
     const { dev, ino } = fstatSync(this.#open());
     return there?.dev === dev && there.ino === ino;
+  }
+
+  /** For other threads of this process, as long as it is not closed. */
+  get descriptor(): number {
+    return this.#open();
   }
 
   #open(): number {

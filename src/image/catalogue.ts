@@ -43,6 +43,10 @@ export interface Reading {
   signal?: AbortSignal | undefined;
 }
 
+const SLAB_BYTES = 65_536;
+/** Room that there is at first in a table of extents or references: most images need far less than the most that there can be. */
+const ROWS_AT_FIRST = 16_384;
+
 export class Catalogue {
   readonly path: string;
   readonly meta: Readonly<Meta>;
@@ -126,37 +130,47 @@ export class Catalogue {
   /** All chunks, by id. */
   async chunks(reading: Reading = {}): Promise<Chunk[]> {
     const chunks: Chunk[] = [];
+    let slab = Buffer.alloc(SLAB_BYTES); // for pieces: thousands of small buffers would keep the collector busy
+    let used = 0;
     await this.#read("chunk", reading, (row) => {
-      const [offset, stored, payload, frames, codec] = [1, 2, 3, 4, 5].map((column) => row.integer(column)) as [
-        number,
-        number,
-        number,
-        number,
-        number,
-      ];
-      const pieces = Buffer.from(row.blob(7));
-      const digest = row.isNull(8) ? null : Buffer.from(row.blob(8));
-      chunks.push({ id: row.id, offset, stored, payload, frames, codec, hash: row.word(6), pieces, digest });
+      const blob = row.blob(7);
+      if (used + blob.length > slab.length) [slab, used] = [Buffer.alloc(Math.max(SLAB_BYTES, blob.length)), 0];
+      const pieces = slab.subarray(used, (used += blob.length));
+      pieces.set(blob);
+      chunks.push({
+        id: row.id,
+        offset: row.integer(1),
+        stored: row.integer(2),
+        payload: row.integer(3),
+        frames: row.integer(4),
+        codec: row.integer(5),
+        hash: row.word(6),
+        pieces,
+        digest: row.isNull(8) ? null : Buffer.from(row.blob(8)),
+      });
     });
     return chunks;
   }
 
   /** Frames that are pages of files of the host, packed, by pfn. */
   async references({ most = MAX_FRAMES, signal }: Reading = {}): Promise<ReferenceTable> {
-    const table = new ReferenceTable(most, most);
+    let table = new ReferenceTable(Math.min(most, ROWS_AT_FIRST), Math.min(most, ROWS_AT_FIRST));
     const files = new Map<string, number>();
     let total = 0;
     const length = await this.#read("reference", { most, signal }, (row, i) => {
+      const frames = row.integer(1);
+      if (total + frames > most) throw this.#file.corrupt("more frames are in files than it has");
+      if (i === table.pfn.length || total + frames > table.hashes.length)
+        table = table.grown(Math.min(most, 2 * table.pfn.length), Math.min(most, 2 * (table.hashes.length + frames)));
       const path = row.text(2);
       let file = files.get(path);
       if (file === undefined) files.set(path, (file = table.paths.push(path) - 1));
       table.pfn[i] = row.id;
-      table.frames[i] = row.integer(1);
+      table.frames[i] = frames;
       table.file[i] = file;
       table.page[i] = row.integer(3);
       table.first[i] = total;
-      total += row.integer(1);
-      if (total > most) throw this.#file.corrupt("more frames are in files than it has");
+      total += frames;
       if (files.size > FILES_MAX) throw this.#file.corrupt("frames are in more files than a machine can have");
       new Uint8Array(table.hashes.buffer, table.first[i]! * 8).set(row.blob(4));
     });
@@ -165,9 +179,10 @@ export class Catalogue {
 
   /** All extents, packed, by pfn. One with REFERENCED has the number of its reference. */
   async extents({ most = MAX_FRAMES, signal }: Reading = {}): Promise<ExtentTable> {
-    const table = new ExtentTable(most);
+    let table = new ExtentTable(Math.min(most, ROWS_AT_FIRST));
     let references = 0n;
     const length = await this.#read("extent", { most, signal }, (row, i) => {
+      if (i === table.pfn.length) table = table.grown(Math.min(most, 2 * i));
       table.pfn[i] = row.id;
       table.frames[i] = row.integer(1);
       const kind = row.integer(2);
@@ -198,7 +213,7 @@ export class Catalogue {
 
   /** That a kind is known, and has the columns that it needs and no others. */
   #checkKind(row: SqliteRow, kind: number): void {
-    if (![KIND_CHUNK, KIND_FILL, KIND_REFERENCE, KIND_PARENT, KIND_HOLE].includes(kind))
+    if (kind !== KIND_CHUNK && kind !== KIND_FILL && kind !== KIND_REFERENCE && kind !== KIND_PARENT && kind !== KIND_HOLE)
       throw new HibernaculumError(
         "HIB_FORMAT_VERSION",
         `${this.path}: the extent at frame ${row.id} is of a kind that this program does not know (${kind}); use a newer one`,

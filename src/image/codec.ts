@@ -88,6 +88,13 @@ export function openPiece(chunk: Chunk, piece: number, bytes: Uint8Array, key: K
   return plain;
 }
 
+/** Compares one piece of a chunk's stored bytes with its checksum. @throws HIB_CORRUPT */
+export function checkPiece(chunk: Chunk, piece: number, stored: Uint8Array): void {
+  const { pieces } = chunk;
+  const hash = new DataView(pieces.buffer, pieces.byteOffset, pieces.byteLength).getBigUint64(piece * 8, true);
+  if (checksum(stored) !== hash) throw corrupt(chunk, "does not agree with its checksum");
+}
+
 /** `pieces` of a chunk's stored bytes. @param hash - XXH64 of a part of them */
 export function hashPieces(stored: number, hash: (at: number, length: number) => bigint): Uint8Array {
   return hashParts(stored, PIECE_BYTES, hash);

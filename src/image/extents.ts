@@ -90,6 +90,14 @@ export class ExtentTable implements Iterable<Extent> {
     return table;
   }
 
+  /** The same, with room for more. */
+  grown(length: number): ExtentTable {
+    const table = new ExtentTable(length);
+    for (const column of ["pfn", "frames", "chunk", "first"] as const) table[column].set(this[column]);
+    table.fill.set(this.fill);
+    return table;
+  }
+
   /** Its first so many extents, in the same memory. */
   begin(length: number): ExtentTable {
     return ExtentTable.of({
@@ -143,7 +151,7 @@ export class ExtentTable implements Iterable<Extent> {
   /** The extents grouped by chunk, for a loader: those of chunk c are `order[start[c]]` to `order[start[c + 1] - 1]`. */
   byChunk(chunks: number): { order: Uint32Array; start: Uint32Array } {
     const start = sharedWords(chunks + 1);
-    for (const chunk of this.chunk) if (chunk >= 0) start[chunk + 1]!++;
+    for (let i = 0; i < this.length; i++) if (this.chunk[i]! >= 0) start[this.chunk[i]! + 1]!++;
     for (let c = 0; c < chunks; c++) start[c + 1]! += start[c]!;
     const order = sharedWords(start[chunks]!);
     const next = start.slice();
@@ -161,8 +169,10 @@ export class ExtentTable implements Iterable<Extent> {
 
   /** The extents without data. */
   sameFilled(): Uint32Array {
-    const found = sharedWords(this.chunk.reduce((count, chunk) => count + (chunk === SAME_FILLED ? 1 : 0), 0));
     let n = 0;
+    for (let i = 0; i < this.length; i++) if (this.chunk[i] === SAME_FILLED) n++;
+    const found = sharedWords(n);
+    n = 0;
     for (let i = 0; i < this.length; i++) if (this.chunk[i] === SAME_FILLED) found[n++] = i;
     return found;
   }

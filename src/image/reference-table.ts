@@ -35,6 +35,14 @@ export class ReferenceTable implements Iterable<Reference> {
     this.hashes = new BigUint64Array(new SharedArrayBuffer(8 * frames));
   }
 
+  /** The same, with room for more. */
+  grown(length: number, frames: number): ReferenceTable {
+    const table = new ReferenceTable(length, frames);
+    for (const column of ["pfn", "frames", "file", "page", "first"] as const) table[column].set(this[column]);
+    table.hashes.set(this.hashes);
+    return Object.assign(table, { paths: this.paths });
+  }
+
   /** Its first so many references, in the same memory. */
   begin(length: number): ReferenceTable {
     const { pfn, frames, file, page, first, paths, hashes } = this;

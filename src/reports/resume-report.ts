@@ -1,6 +1,7 @@
 /** The report of a resume. Data with definitions; units are in the names. And its steps, as they are told while it runs. */
 import { FRAME_BYTES } from "../base/layout.js";
 import type { ImageHeader } from "../image/format.js";
+import type { OwnMemory } from "../restore/own-memory.js";
 import type { LoadResult } from "../restore/page-loader.js";
 
 /** In this order: what is checked (S2.1), then what is loaded, then what is restored (S2.2). */
@@ -72,15 +73,34 @@ export interface ResumeReport {
     different: number;
     /** Without data in the image. */
     same_filled: number;
+    /** Of a lazy resume: not there yet when the machine went on. None of the others counts them. */
+    later: number;
     /** Patched while everything was stopped. */
     patched: number;
     /** Of these, found no room in the reserve and were read once more. */
     overflow: number;
   };
   pause: { safepoint_ms: number; examine_ms: number; consume_ms: number; patch_ms: number; rebuild_ms: number; total_ms: number };
+  /** What the resume needed for itself, bytes (S3.5). */
+  own_bytes: OwnMemory;
   loaders: { threads: number; read_bytes: number; read_wait_ms: number; decode_ms: number; place_ms: number };
   phases_ms: { open: number; classify: number; load: number; stop: number; total: number };
+  /** Of what was loaded before the machine went on. */
   gb_per_s: number;
+  /** Of a lazy resume, once every frame is there; until then, and of any other, null. */
+  resident: ResidentReport | null;
+}
+
+/** The rest of a lazy resume. */
+export interface ResidentReport {
+  /** From when the resume began until every frame was there. */
+  resident_ms: number;
+  /** Brought in by loaders; the others were met missing, or freed before. */
+  loaded_frames: number;
+  /** Read by loaders, decoded. */
+  read_bytes: number;
+  /** Frames that were met missing, and how long the thread that met one waited. */
+  faults: { count: number; p50_ms: number; p99_ms: number };
 }
 
 /** What a resume notes the time of, in this order; `stopping` is when the stop was asked for. */
@@ -106,11 +126,14 @@ export interface ResumeMeasured {
   overflow: number;
   /** Pre-images that the fault handler kept. */
   preimages: number;
+  /** Left out for later. */
+  later: number;
+  own: OwnMemory;
   at: Readonly<Record<ResumeTime, number>>;
 }
 
 export function makeResumeReport(path: string, header: ImageHeader, measured: ResumeMeasured): ResumeReport {
-  const { results, patched, overflow, preimages, at } = measured;
+  const { results, patched, overflow, preimages, later, own, at } = measured;
   const sum = (pick: (result: LoadResult) => number) => results.reduce((all, result) => all + pick(result), 0);
   return {
     schema: 1,
@@ -122,6 +145,7 @@ export function makeResumeReport(path: string, header: ImageHeader, measured: Re
       equal_written: preimages + sum((result) => result.equal_marked),
       different: sum((result) => result.different),
       same_filled: sum((result) => result.same_filled),
+      later,
       patched,
       overflow,
     },
@@ -133,6 +157,7 @@ export function makeResumeReport(path: string, header: ImageHeader, measured: Re
       rebuild_ms: at.rebuilt - at.patched,
       total_ms: at.rebuilt - at.stopping,
     },
+    own_bytes: own,
     loaders: {
       threads: results.length,
       read_bytes: sum((result) => result.read_bytes),
@@ -147,6 +172,7 @@ export function makeResumeReport(path: string, header: ImageHeader, measured: Re
       stop: at.running - at.loaded,
       total: at.running - at.began,
     },
-    gb_per_s: (header.frames * FRAME_BYTES) / (at.running - at.began) / 1e6,
+    gb_per_s: ((header.frames - later) * FRAME_BYTES) / (at.running - at.began) / 1e6,
+    resident: null,
   };
 }

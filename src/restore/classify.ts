@@ -4,8 +4,8 @@
  * Frames that are free now and used in the image are allocated, so that nothing of the booting machine gets them, and
  * loaded where they belong. All other frames of the image hold something of the booting machine.
  */
-import { bit } from "../base/control.js";
-import { DIRECT_BITMAP, IMAGE_BITMAP } from "../base/layout.js";
+import { countBits } from "../base/control.js";
+import { DIRECT_BITMAP, IMAGE_BITMAP, MISSING_BITMAP } from "../base/layout.js";
 import type { Pfn } from "../base/memory.js";
 import type { ExtentTable } from "../image/extents.js";
 import { KIND_LOADING } from "../vm/memory/kernel-layout.js";
@@ -20,7 +20,8 @@ export interface Classified {
 }
 
 /**
- * Fills IMAGE_BITMAP and DIRECT_BITMAP, and allocates what is to be loaded directly.
+ * Fills IMAGE_BITMAP and DIRECT_BITMAP, and allocates what is to be loaded directly: of what is not left out for later
+ * (MISSING_BITMAP).
  *
  * @param reserve - takes its places, under the same hold of the kernel lock: were a frame of the image freed in between, it
  * could become a place, and the atomic restore would read it and write it at once
@@ -31,8 +32,7 @@ export function classify(kernel: Kernel, extents: ExtentTable, reserve: (conflic
   core.clearBitmap(DIRECT_BITMAP);
   for (let i = 0; i < extents.length; i++) core.setBits(IMAGE_BITMAP, extents.pfn[i]!, extents.frames[i]!);
   const inImage = (frame: Pfn, order: number): "all" | "none" | "part" => {
-    let found = 0;
-    for (let i = 0; i < 1 << order; i++) found += bit(control.words, IMAGE_BITMAP, frame + i);
+    const found = countBits(control.words, IMAGE_BITMAP, frame, 1 << order, MISSING_BITMAP);
     if (found === 0) return "none";
     if (found < 1 << order) return "part";
     core.setBits(DIRECT_BITMAP, frame, 1 << order);
@@ -45,7 +45,7 @@ export function classify(kernel: Kernel, extents: ExtentTable, reserve: (conflic
     });
     for (const { frame, order } of free) kernel.buddy.carve(frame, order, 0, KIND_LOADING, inImage);
     const direct = core.countBits(DIRECT_BITMAP);
-    const conflicts = core.countBits(IMAGE_BITMAP) - direct;
+    const conflicts = core.countBits(IMAGE_BITMAP) - core.countBits(MISSING_BITMAP) - direct;
     reserve(conflicts);
     return { direct, conflicts };
   });

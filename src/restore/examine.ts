@@ -3,9 +3,9 @@
  * the atomic restore will copy lies in the queue's places. Whatever is inconsistent is found while it costs nothing,
  * for the image is not consumed yet and the boot can go on.
  */
-import { bit, type Control } from "../base/control.js";
+import { bit, type Control, countBits } from "../base/control.js";
 import { Contradiction } from "../base/errors.js";
-import { FRAME_BYTES, FRAME_SHIFT, IMAGE_BITMAP } from "../base/layout.js";
+import { FRAME_BYTES, FRAME_SHIFT, IMAGE_BITMAP, MISSING_BITMAP } from "../base/layout.js";
 import type { Claims } from "../cow/claims.js";
 import { type Pfn, type PhysicalAddress, type ReadableMemory, requireInRam } from "../base/memory.js";
 import { walkAreas } from "../vm/memory/area.js";
@@ -41,11 +41,20 @@ export class ComingMemory implements ReadableMemory {
   readonly frames: number;
   readonly #memory: PhysicalMemory;
   readonly #words: Control["words"];
-  /** The place that a frame comes from; its own frame (0) if it is there already, LATE if it is in `#late`. */
+  /** The place that a frame comes from; its own frame (0) if it is there already, LATE if it is, or is to be, in `#late`. */
   readonly #sources: Int32Array;
   readonly #late = new Map<Pfn, DataView>();
+  readonly #image: () => ReadableMemory;
 
-  constructor({ words }: Control, claims: Claims, memory: PhysicalMemory, late: readonly LateFrame[]) {
+  /** @param image - has what comes later (MISSING_BITMAP) */
+  constructor(
+    { words }: Control,
+    claims: Claims,
+    memory: PhysicalMemory,
+    late: readonly LateFrame[],
+    image: () => ReadableMemory,
+  ) {
+    this.#image = image;
     this.frames = memory.frames;
     this.#words = words;
     this.#memory = memory;
@@ -53,6 +62,10 @@ export class ComingMemory implements ReadableMemory {
     claims.visitQueued((frame, place) => {
       this.#sources[frame] = place;
     });
+    for (let frame = 0; frame < memory.frames; frame += 32) {
+      const missing = countBits(words, MISSING_BITMAP, frame, Math.min(32, memory.frames - frame));
+      for (let i = frame; missing > 0 && i < frame + 32; i++) if (bit(words, MISSING_BITMAP, i) === 1) this.#sources[i] = LATE;
+    }
     for (const { frame, bytes } of late) {
       this.#sources[frame] = LATE;
       this.#late.set(frame, new DataView(bytes.buffer, bytes.byteOffset, FRAME_BYTES));
@@ -98,7 +111,13 @@ export class ComingMemory implements ReadableMemory {
   }
 
   #lateView(address: PhysicalAddress): DataView {
-    return this.#late.get(address >>> FRAME_SHIFT)!;
+    const frame = address >>> FRAME_SHIFT;
+    let view = this.#late.get(frame);
+    if (view === undefined) {
+      view = new DataView(this.#image().read(frame * FRAME_BYTES, FRAME_BYTES).buffer);
+      this.#late.set(frame, view);
+    }
+    return view;
   }
 }
 

@@ -19,6 +19,7 @@ import {
   DIRECT_BITMAP,
   CLAIMED_BITMAP,
   KEEP_BITMAP,
+  MISSING_BITMAP,
   FRAME_BYTES,
   QUEUE_FRAMES,
   QUEUE_PLACES,
@@ -31,6 +32,7 @@ import type { Pfn } from "../base/memory.js";
 import type { SharedMemory } from "../base/wasm.js";
 import { BlobReader } from "../image/blob.js";
 import { loadChecksum } from "../image/checksum.js";
+import { type ChunkColumns, chunkAt, packChunks } from "../image/chunk-table.js";
 import { COLLECT_CHUNKS, decodeChunk } from "../image/codec.js";
 import type { Image } from "../image/directory.js";
 import type { ExtentColumns } from "../image/extents.js";
@@ -44,7 +46,9 @@ import { PhysicalMemory } from "../vm/memory/physical.js";
 export interface LoadTask {
   /** Of the image, its parent, ... */
   blobs: readonly { path: string; key: KeyObject | undefined }[];
-  chunks: readonly Chunk[];
+  chunks: ChunkColumns;
+  /** Numbers of the chunks that are to be loaded, in this order. */
+  wanted: Uint32Array;
   extents: ExtentColumns;
   /** Extents of chunk c: `order[start[c]]` to `order[start[c + 1] - 1]`. */
   order: Uint32Array;
@@ -64,7 +68,8 @@ export function loadTask(image: Image, acceptedFiles: ReadonlySet<string>): Load
   const { allowed, blobs, chunks, extents, references } = image;
   return {
     blobs: blobs.map(({ path, key }) => ({ path, key })),
-    chunks: [...chunks],
+    chunks: packChunks(chunks),
+    wanted: Uint32Array.from(chunks.keys()),
     extents: extents.columns,
     ...extents.byChunk(chunks.length),
     filled: extents.sameFilled(),
@@ -148,18 +153,19 @@ class PageLoader {
   }
 
   async run(collect: () => void): Promise<LoadResult> {
-    const { chunks, filled, runs } = this.#task;
+    const { chunks, wanted, filled, runs } = this.#task;
     const buffers = [new Uint8Array(CHUNK_BYTES), new Uint8Array(CHUNK_BYTES)];
     let claims = 0;
     const claim = () => {
       const index = this.#control.add(MACHINE_LOAD_CURSOR, 1);
-      if (index >= chunks.length || this.#control.load(MACHINE_CANCEL) !== 0) return { index, reading: undefined };
+      const number = wanted[index];
+      if (number === undefined || this.#control.load(MACHINE_CANCEL) !== 0) return { index, reading: undefined };
       failpoint("resume.load");
-      const chunk = chunks[index]!;
+      const chunk = chunkAt(chunks, number);
       const buffer = buffers[claims++ % 2]!.subarray(0, chunk.stored);
       const reading = this.#blobs[chunk.generation ?? 0]!.read(buffer, chunk.offset, chunk.stored).then(() => buffer);
       reading.catch(() => undefined);
-      return { index, reading };
+      return { index, number, chunk, reading };
     };
     let next = claim();
     try {
@@ -167,21 +173,21 @@ class PageLoader {
         const began = performance.now();
         const stored = await next.reading;
         this.#result.read_wait_ms += performance.now() - began;
-        const { index } = next;
+        const { number, chunk } = next;
         next = claim();
-        this.#loadChunk(index, stored);
+        this.#loadChunk(number, chunk, stored);
         if (claims % COLLECT_CHUNKS === 0) collect();
       }
     } finally {
       await next.reading?.catch(() => undefined);
     }
-    const fills = chunks.length + Math.ceil(filled.length / FILL_CLAIM);
+    const fills = wanted.length + Math.ceil(filled.length / FILL_CLAIM);
     const end = fills + runs.length / 2;
     const files = new ReferenceReader(this.#task.references, this.#task.allowed, this.#task.acceptedFiles);
     try {
       for (let index = next.index; index < end; index = this.#control.add(MACHINE_LOAD_CURSOR, 1)) {
         if (this.#control.load(MACHINE_CANCEL) !== 0) break;
-        if (index < fills) this.#loadFills((index - chunks.length) * FILL_CLAIM);
+        if (index < fills) this.#loadFills((index - wanted.length) * FILL_CLAIM);
         else this.#loadRun(index - fills, files, buffers[0]!);
       }
     } finally {
@@ -190,18 +196,16 @@ class PageLoader {
     return this.#result;
   }
 
-  #loadChunk(index: number, stored: Uint8Array): void {
-    const chunk = this.#task.chunks[index]!;
+  #loadChunk(number: number, chunk: Chunk, stored: Uint8Array): void {
     const began = performance.now();
     const data = decodeChunk(chunk, stored, this.#blobs[chunk.generation ?? 0]!.key);
     const decoded = performance.now();
     const { extents, order, start } = this.#task;
     let loaded = 0;
-    for (let i = start[index]!; i < start[index + 1]!; i++) {
+    for (let i = start[number]!; i < start[number + 1]!; i++) {
       const extent = order[i]!;
       const frames = extents.frames[extent]!;
-      this.#placeRun(extents.pfn[extent]!, frames, data, extents.first[extent]! * FRAME_BYTES);
-      loaded += frames;
+      loaded += this.#placeRun(extents.pfn[extent]!, frames, data, extents.first[extent]! * FRAME_BYTES);
     }
     this.#control.add(MACHINE_PROGRESS, loaded);
     this.#result.read_bytes += chunk.stored;
@@ -209,9 +213,13 @@ class PageLoader {
     this.#result.place_ms += performance.now() - decoded;
   }
 
-  /** Places consecutive frames; stretches that are loaded directly go in one copy. */
-  #placeRun(first: Pfn, frames: number, data: Uint8Array, at: number): void {
+  /**
+   * Places consecutive frames, but for those that come later (first-frames.ts); stretches that are loaded directly go in one copy.
+   * Returns how many.
+   */
+  #placeRun(first: Pfn, frames: number, data: Uint8Array, at: number): number {
     const { words } = this.#control;
+    let placed = frames;
     for (let i = 0; i < frames; ) {
       let run = 0;
       while (i + run < frames && bit(words, DIRECT_BITMAP, first + i + run) === 1) run++;
@@ -219,11 +227,15 @@ class PageLoader {
         this.#memory.loadFrame(first + i, data.subarray(at + i * FRAME_BYTES, at + (i + run) * FRAME_BYTES));
         this.#result.direct += run;
         i += run;
+      } else if (bit(words, MISSING_BITMAP, first + i) === 1) {
+        placed--;
+        i++;
       } else {
         this.#placeUsed(first + i, data.subarray(at + i * FRAME_BYTES, at + (i + 1) * FRAME_BYTES));
         i++;
       }
     }
+    return placed;
   }
 
   /** A frame that holds something of the booting machine, which goes on writing. */
@@ -262,8 +274,7 @@ class PageLoader {
     const frames = Math.min(RUN_FRAMES, references.frames[reference]! - frame);
     const data = buffer.subarray(0, frames * FRAME_BYTES);
     files.read(reference, frame, data);
-    this.#placeRun(references.pfn[reference]! + frame, frames, data, 0);
-    this.#control.add(MACHINE_PROGRESS, frames);
+    this.#control.add(MACHINE_PROGRESS, this.#placeRun(references.pfn[reference]! + frame, frames, data, 0));
   }
 
   #loadFills(from: number): void {
@@ -277,13 +288,14 @@ class PageLoader {
       const page = new Uint8Array(new BigUint64Array(FRAME_BYTES / 8).fill(fill).buffer);
       const end = extents.pfn[extent]! + extents.frames[extent]!;
       for (let frame = extents.pfn[extent]!; frame < end; frame++) {
+        if (bit(words, MISSING_BITMAP, frame) === 1) continue;
+        loaded++;
         if (bit(words, DIRECT_BITMAP, frame) === 1) {
           // A fresh machine's free frames are zeros that the host has not had to provide; leave it so.
           if (!this.#memory.isFilledWith(frame, low, high)) this.#memory.loadFrame(frame, page);
           this.#result.direct++;
         } else this.#placeUsed(frame, page);
       }
-      loaded += extents.frames[extent]!;
     }
     this.#result.same_filled += loaded;
     this.#control.add(MACHINE_PROGRESS, loaded);

@@ -56,6 +56,8 @@ export interface MachineStatus {
   uptime_ms: number;
   ram_bytes: number;
   free_bytes: number;
+  /** Of a lazy resume, not there yet. */
+  missing_bytes: number;
   vcpus: number;
   page_threads: number;
   /** How often the machine has been resumed in its life. */

@@ -104,6 +104,7 @@ export class MachineService {
       uptime_ms: now - this.#began,
       ram_bytes: memory.frames * FRAME_BYTES,
       free_bytes: memory.load32(KERNEL_FREE_FRAMES) * FRAME_BYTES,
+      missing_bytes: machine.missingFrames * FRAME_BYTES,
       vcpus: machine.vcpus,
       page_threads: machine.pageThreads,
       resumes: memory.load32(KERNEL_RESUMES),

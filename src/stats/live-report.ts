@@ -6,12 +6,21 @@ import { chartColumns, field, section, table, type View } from "./layout.js";
 import { renderResumeReport } from "./resume-report.js";
 import { renderSaveReport } from "./save-report.js";
 
+/** What is not there yet of a machine that was resumed lazily; empty if all is. */
+export function comingOf({ missing_bytes }: { missing_bytes: number }): string {
+  return missing_bytes === 0 ? "" : `, ${formatBytes(missing_bytes)} to come`;
+}
+
 export function renderLiveReport(report: LiveReport, view: View): string {
   const { status, activity } = report;
   const columns = chartColumns(view);
   const live = section(view, `Machine ${status.name}`, [
     field(view, "state", `${status.state}, up ${formatMs(status.uptime_ms)}, resumed: ${formatCount(status.resumes)}`),
-    field(view, "RAM", `${formatBytes(status.ram_bytes)}, ${formatBytes(status.free_bytes)} free; vCPUs: ${status.vcpus}`),
+    field(
+      view,
+      "RAM",
+      `${formatBytes(status.ram_bytes)}, ${formatBytes(status.free_bytes)} free${comingOf(status)}; vCPUs: ${status.vcpus}`,
+    ),
     ...(activity.steps.length === 0
       ? []
       : [

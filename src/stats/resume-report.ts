@@ -4,7 +4,7 @@ import { formatBytes, formatCount, formatGbPerS, formatMs } from "./format.js";
 import { field, section, type View } from "./layout.js";
 
 export function renderResumeReport(report: ResumeReport, view: View): string {
-  const { frames: f, loaders: l, phases_ms: p } = report;
+  const { frames: f, loaders: l, own_bytes: o, phases_ms: p } = report;
   return section(view, "Resume", [
     field(view, "image", report.image.path),
     field(view, "consistency point", report.image.time),
@@ -18,13 +18,20 @@ export function renderResumeReport(report: ResumeReport, view: View): string {
       "  patched",
       `${formatCount(f.patched)} while all was stopped${f.overflow > 0 ? `, ${formatCount(f.overflow)} of them read once more` : ""}`,
     ),
+    ...(f.later === 0 ? [] : [field(view, "  later", `${formatCount(f.later)} brought in while the machine runs`)]),
     field(view, "pause", pauseParts(report)),
+    field(
+      view,
+      "for itself",
+      `${formatBytes(o.places + o.buffers + o.tables)}: places ${formatBytes(o.places)}, buffers ${formatBytes(o.buffers)}, tables ${formatBytes(o.tables)}`,
+    ),
     field(view, "read", `${formatBytes(l.read_bytes)} by page threads: ${l.threads}`),
     field(
       view,
       "time",
       `${formatMs(p.total)} (${formatGbPerS(report.gb_per_s)}): open ${formatMs(p.open)}, classify ${formatMs(p.classify)}, load ${formatMs(p.load)}, stop ${formatMs(p.stop)}`,
     ),
+    ...residentLines(report, view),
   ]);
 }
 
@@ -39,8 +46,26 @@ export function renderResumeSummary(report: ResumeReport, view: View): string {
       `${formatCount(f.image)}: ${formatCount(f.direct)} direct, ${formatCount(f.equal)} equal, ${formatCount(f.equal_written)} equal and written, ${formatCount(f.different)} different`,
     ),
     field(view, "pause", pauseParts(report)),
-    field(view, "time", `${formatMs(report.phases_ms.total)} (${formatGbPerS(report.gb_per_s)})`),
+    f.later === 0
+      ? field(view, "time", `${formatMs(report.phases_ms.total)} (${formatGbPerS(report.gb_per_s)})`)
+      : field(
+          view,
+          "first instruction",
+          `after ${formatMs(report.phases_ms.total)}; frames that come later: ${formatCount(f.later)}`,
+        ),
   ].join("\n");
+}
+
+/** When all of a machine that was resumed lazily was there, and what processes waited for meanwhile. */
+export function residentLines({ frames, resident }: ResumeReport, view: View): string[] {
+  if (frames.later === 0) return [];
+  if (resident === null) return [field(view, "all resident", "not yet")];
+  const { count, p50_ms, p99_ms } = resident.faults;
+  const faults =
+    count === 0
+      ? "no read faults"
+      : `read faults: ${formatCount(count)}, half of them within ${formatMs(p50_ms)}, 99 of 100 within ${formatMs(p99_ms)}`;
+  return [field(view, "all resident", `after ${formatMs(resident.resident_ms)}; ${faults}`)];
 }
 
 function pauseParts({ pause: p }: ResumeReport): string {

@@ -14,7 +14,7 @@ export const WORKER_LIMITS = { maxYoungGenerationSizeMb: 4 } as const;
 /** What a thread of the pool answers: errors lose their code on the way if they are thrown. */
 export type Answer<T> = { ok: true; value: T } | { ok: false; error: SerializedError };
 
-const ROLES = { write: "page writer", load: "page loader", catalogue: "writer of the catalogue" } as const;
+const ROLES = { write: "page writer", load: "page loader", fill: "page loader", catalogue: "writer of the catalogue" } as const;
 
 /** A thread that has not loaded its code after so long never will. */
 const LOADED_MS = 5000;

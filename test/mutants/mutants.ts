@@ -26,6 +26,9 @@ const lists = [{ file: "lists" }];
 const truncation = [{ file: "truncation", match: "!live*" }];
 const hostIo = [{ file: "host-io" }];
 const hostNames = [{ file: "host-names" }];
+const missing = [{ file: "missing" }];
+const frameSource = [{ file: "frame-source" }];
+const lazy = (match: string) => [{ file: "lazy-resume", match }];
 const hostRaces = [{ file: "host-races" }];
 
 export const MUTANTS: readonly Mutant[] = [
@@ -1056,6 +1059,126 @@ export const MUTANTS: readonly Mutant[] = [
     replace: "",
     tests: [{ file: "approaches", match: "adaptive: pages of a file*" }],
     breaks: "checksums of clean pages from before a round are used after it",
+  },
+  // ---- a lazy resume: frames that are missing ----
+  {
+    file: "assembly/missing.ts",
+    find: "return testBitAtomically(MISSING_BITMAP, frame) && setBit(CLAIMED_BITMAP, frame);",
+    replace: "return testBitAtomically(MISSING_BITMAP, frame);",
+    tests: missing,
+    breaks: "two threads place one missing frame, one of them over what was stored since",
+  },
+  {
+    file: "assembly/missing.ts",
+    find: "if (testBitAtomically(CLAIMED_BITMAP, frame)) awaitPlaced();",
+    replace: "if (testBitAtomically(CLAIMED_BITMAP, frame)) break;",
+    tests: missing,
+    breaks: "a missing frame that another thread places is used before it is there",
+  },
+  {
+    file: "assembly/missing.ts",
+    find: "    while (testBitAtomically(MISSING_BITMAP, frame)) awaitPlaced();\n",
+    replace: "",
+    tests: missing,
+    breaks: "a missing frame is free while a loader still places it",
+  },
+  {
+    file: "assembly/mmu.ts",
+    find: "  bringIn(frameOf(frame), 1);\n  const vpn = <u64>(address >>> FRAME_SHIFT);\n  store<u64>(entry, readContext",
+    replace: "  const vpn = <u64>(address >>> FRAME_SHIFT);\n  store<u64>(entry, readContext",
+    tests: missing,
+    breaks: "a load reads a missing frame",
+  },
+  {
+    file: "assembly/mmu.ts",
+    find: "  bringIn(frameOf(frame), 1);\n  const vpn = <u64>(address >>> FRAME_SHIFT);\n  beforeStore(",
+    replace: "  const vpn = <u64>(address >>> FRAME_SHIFT);\n  beforeStore(",
+    tests: missing,
+    breaks: "a store goes to a missing frame",
+  },
+  {
+    file: "src/vm/memory/physical.ts",
+    find: "((address + length - 1) >>> FRAME_SHIFT) - first + 1",
+    replace: "1",
+    tests: missing,
+    breaks: "what the kernel reads ends on a missing frame",
+  },
+  {
+    file: "src/vm/memory/physical.ts",
+    find: "    this.#bringIn(from * FRAME_BYTES, count * FRAME_BYTES);\n",
+    replace: "",
+    tests: missing,
+    breaks: "a missing frame is copied on write",
+  },
+  {
+    file: "src/vm/memory/physical.ts",
+    find: "    this.#bringIn(address, bytes.length);\n",
+    replace: "",
+    tests: missing,
+    breaks: "the kernel stores a part of a missing frame",
+  },
+  {
+    file: "src/vm/memory/buddy.ts",
+    find: "    this.#memory.core.forgetMissing(frame, 1 << order);\n",
+    replace: "",
+    tests: missing,
+    breaks: "a missing frame that was freed is placed over what has it now",
+  },
+  {
+    file: "src/image/codec.ts",
+    find: 'if (checksum(stored) !== hash) throw corrupt(chunk, "does not agree with its checksum");',
+    replace: "void hash;",
+    tests: lazy("damage that a process*"),
+    breaks: "a piece of a chunk that has a missing frame is not checked",
+  },
+  {
+    file: "src/restore/frame-source.ts",
+    find: "const pfn = this.#extents.pfn[i]! - begin;",
+    replace: "const pfn = this.#extents.pfn[i]! - from;",
+    tests: frameSource,
+    breaks: "missing frames of an extent that goes on in the next piece get those of another",
+  },
+  {
+    file: "src/restore/frame-source.ts",
+    find: "if (!this.#memory.isFilledWith(frame, low, high)) this.#memory.loadFrame(frame, page);",
+    replace: "",
+    tests: frameSource,
+    breaks: "a missing frame without data stays what it was",
+  },
+  {
+    file: "src/restore/first-frames.ts",
+    find: "isUserKind(kind) && frame >= staticFrames",
+    replace: "frame >= staticFrames",
+    tests: lazy("*compression: none"),
+    breaks: "frames of the kernel are missing",
+  },
+  {
+    file: "src/residency.ts",
+    find: "await onFailure(error);",
+    replace: "",
+    tests: lazy("damage that a loader*"),
+    breaks: "an image whose missing frames were damaged stays used",
+  },
+  {
+    file: "src/hibernate.ts",
+    find: "  await machine.resident(options.signal);\n",
+    replace: "",
+    tests: lazy("a save waits*"),
+    breaks: "a save begins while frames are missing",
+  },
+  {
+    file: "src/restore/own-memory.ts",
+    find: "if (needed > reserved)",
+    replace: "if (places > reserved)",
+    tests: [{ file: "reserved-resume" }],
+    breaks: "a resume takes more than what was reserved for it",
+  },
+  {
+    file: "src/cow/reserve.ts",
+    find: '    if (this.#from === "pool") return undefined;\n',
+    replace: "",
+    tests: [{ file: "reserved-resume" }],
+    breaks: "a resume in memory of its own borrows the booting machine's",
   },
 ];
 

@@ -30,6 +30,7 @@ import {
   VCPU_TRIM,
 } from "../../base/layout.js";
 import { thisThread } from "../../base/host-process.js";
+import type { Pfn } from "../../base/memory.js";
 import type { SharedMemory } from "../../base/wasm.js";
 import { GuestFault } from "../memory/address-space.js";
 import { type Core, instantiateCore } from "../memory/core.js";
@@ -56,6 +57,8 @@ export interface VcpuOptions {
   memory: SharedMemory;
   /** 0 to MAX_VCPUS - 1. */
   number: number;
+  /** Places a missing frame, after a lazy resume. */
+  bringIn?: (frame: Pfn, core: Core) => void;
 }
 
 export class Vcpu<T extends Task> {
@@ -73,7 +76,10 @@ export class Vcpu<T extends Task> {
   #faultAddress = 0;
 
   /** @param compose - what runs the processes of this vCPU's kernel, and what their calls mean */
-  constructor({ memory, number }: VcpuOptions, compose: (kernel: Kernel) => { engine: Engine<T>; personality: Personality<T> }) {
+  constructor(
+    { memory, number, bringIn }: VcpuOptions,
+    compose: (kernel: Kernel) => { engine: Engine<T>; personality: Personality<T> },
+  ) {
     this.#number = number;
     this.#core = instantiateCore(memory, {
       pageFault: (address, access) => {
@@ -81,6 +87,7 @@ export class Vcpu<T extends Task> {
         this.#control.locked(() => this.#kernel.space(this.#slot).fault(address >>> 0, access));
         this.#faultAddress = 0;
       },
+      ...(bringIn === undefined ? {} : { missing: (frame: Pfn) => bringIn(frame >>> 0, this.#core) }),
       now: () => performance.now(),
     });
     this.#core.attach(number);

@@ -3,7 +3,7 @@
  *
  * What must hold: the blocks of an arena tile it; a free block's buddy of the same order is not free (else they would
  * have merged); the saveable bitmap of the control area has a frame's bit set exactly if the frame lies in a used
- * block whose kind belongs to an image. Callers hold the kernel lock.
+ * block whose kind belongs to an image; a free frame is never missing (assembly/missing.ts). Callers hold the kernel lock.
  */
 import { MAX_FRAMES, SAVEABLE_BITMAP } from "../../base/layout.js";
 import type { Pfn } from "../../base/memory.js";
@@ -156,6 +156,7 @@ export class BuddyAllocator {
   /** Frees a used block, merging it with free buddies. */
   free(frame: Pfn): void {
     let order = this.orderOf(frame);
+    this.#memory.core.forgetMissing(frame, 1 << order);
     if (isSaved(this.kindOf(frame))) this.#memory.core.clearBits(SAVEABLE_BITMAP, frame, 1 << order);
     let first = frame;
     this.#setHeader(first, BLOCK_TAIL, 0, 0);
@@ -235,15 +236,20 @@ export class BuddyAllocator {
 
   /** Makes the saveable bitmap agree with the frame table (after a restore). */
   rebuildSaveable(): void {
-    this.#memory.core.clearBitmap(SAVEABLE_BITMAP);
-    let frame = 0;
-    while (frame < Math.min(this.#layout.frames, MAX_FRAMES)) {
-      const order = this.orderOf(frame);
-      if ((this.#header(frame) & 0xff) === BLOCK_USED && isSaved(this.kindOf(frame))) {
-        this.#memory.core.setBits(SAVEABLE_BITMAP, frame, 1 << order);
+    const { core } = this.#memory;
+    core.clearBitmap(SAVEABLE_BITMAP);
+    const end = Math.min(this.#layout.frames, MAX_FRAMES);
+    let from = 0; // where a run of saved blocks begins that ends at `frame`
+    for (let frame = 0; frame < end; ) {
+      const next = frame + (1 << this.orderOf(frame));
+      const saved = (this.#header(frame) & 0xff) === BLOCK_USED && isSaved(this.kindOf(frame));
+      if (!saved) {
+        core.setBits(SAVEABLE_BITMAP, from, frame - from);
+        from = next;
       }
-      frame += 1 << order;
+      frame = next;
     }
+    core.setBits(SAVEABLE_BITMAP, from, end - from);
   }
 
   #splitTo(frame: Pfn, from: number, to: number): void {

@@ -57,6 +57,14 @@ export interface Core {
   scatter(): void;
   touch(place: number): void;
   claimQueueEntry(): number;
+  /** Returns once these frames are there (lazy resume). */
+  bringIn(frame: number, count: number): void;
+  isMissing(frame: number): number;
+  /** 1 if a missing frame is the caller's to place, and then to settle. */
+  claimMissing(frame: number): number;
+  settle(frame: number): void;
+  /** Nobody places these frames any more. */
+  forgetMissing(frame: number, count: number): void;
   /** A place of guest memory that is lent and not used yet, or -1. Caller holds the kernel lock. */
   takeBackPlace(): number;
   /** One that is used: gives up what it is used for. */
@@ -66,6 +74,8 @@ export interface Core {
 export interface CoreHost {
   /** Resolves a page fault of the current process, or throws. */
   pageFault(address: number, access: number): void;
+  /** Places a missing frame (lazy resume), or throws. */
+  missing(frame: number): void;
   /** Host clock, ms. */
   now(): number;
 }
@@ -87,11 +97,14 @@ const noProcess: CoreHost = {
   pageFault(address) {
     throw new HibernaculumError("HIB_INTERNAL", `page fault at 0x${(address >>> 0).toString(16)} outside a process`);
   },
+  missing(frame) {
+    throw new HibernaculumError("HIB_INTERNAL", `frame ${frame >>> 0} is missing, and this thread cannot bring it in`);
+  },
   now: () => performance.now(),
 };
 
 /** A thread's instance of the core. */
-export function instantiateCore(memory: SharedMemory, host: CoreHost = noProcess): Core {
-  const instance = new wasm.Instance(coreModule(), { env: { memory }, host: { ...host } });
+export function instantiateCore(memory: SharedMemory, host: Partial<CoreHost> = {}): Core {
+  const instance = new wasm.Instance(coreModule(), { env: { memory }, host: { ...noProcess, ...host } });
   return instance.exports as Core;
 }

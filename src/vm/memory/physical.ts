@@ -4,9 +4,19 @@
  * What must hold: no other module gets a writable view of RAM (`test/choke-point.test.ts` searches for one). Every
  * store here goes through the core's tracked stores or announces itself with `beforeBulkStore`. The exceptions are
  * named for what they are: `loadFrame` (direct load, into frames that nobody else touches) and the core's `scatter`.
+ * Words are read one by one of the kernel's own frames only, which are always there; a user's frame may be missing (assembly/missing.ts).
  */
 import { HibernaculumError } from "../../base/errors.js";
-import { FAULT_DEVICE, FAULT_KERNEL, FRAME_BYTES, FRAME_SHIFT, MACHINE_FRAMES, POOL_BASE, RAM_BASE } from "../../base/layout.js";
+import {
+  FAULT_DEVICE,
+  FAULT_KERNEL,
+  FRAME_BYTES,
+  FRAME_SHIFT,
+  MACHINE_FRAMES,
+  MACHINE_LAZY,
+  POOL_BASE,
+  RAM_BASE,
+} from "../../base/layout.js";
 import { RAM_BYTES_MAX, RAM_BYTES_MIN } from "../../base/limits.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 import { type SharedMemory, wasm } from "../../base/wasm.js";
@@ -71,6 +81,7 @@ export class PhysicalMemory implements ReadableMemory {
   }
 
   read(address: PhysicalAddress, length: number): Uint8Array {
+    this.#bringIn(address, length);
     return this.#bytes.slice(RAM_BASE + address, RAM_BASE + address + length);
   }
 
@@ -87,6 +98,7 @@ export class PhysicalMemory implements ReadableMemory {
   /** Tracked bulk store by the kernel, or by a device (DMA). */
   write(address: PhysicalAddress, bytes: Uint8Array, by: "kernel" | "device" = "kernel"): void {
     if (bytes.length === 0) return;
+    this.#bringIn(address, bytes.length);
     this.core.beforeBulkStore(address, bytes.length, by === "device" ? FAULT_DEVICE : FAULT_KERNEL);
     this.#bytes.set(bytes, RAM_BASE + address);
   }
@@ -98,8 +110,16 @@ export class PhysicalMemory implements ReadableMemory {
 
   /** Tracked copy of whole frames by the kernel. */
   copy(to: Pfn, from: Pfn, count: number = 1): void {
+    this.#bringIn(from * FRAME_BYTES, count * FRAME_BYTES);
     this.core.beforeBulkStore(to * FRAME_BYTES, count * FRAME_BYTES, FAULT_KERNEL);
     this.#bytes.copyWithin(frameAddress(to), frameAddress(from), frameAddress(from + count));
+  }
+
+  /** What the kernel reads and stores in pieces may be a user's page that a lazy resume has not brought in yet. */
+  #bringIn(address: PhysicalAddress, length: number): void {
+    if (this.#words[MACHINE_LAZY >>> 2] === 0 || length === 0) return;
+    const first = address >>> FRAME_SHIFT;
+    this.core.bringIn(first, ((address + length - 1) >>> FRAME_SHIFT) - first + 1);
   }
 
   /** Direct load (S1.6): stores `bytes` (whole frames) to frames that were allocated for it; not tracked. */

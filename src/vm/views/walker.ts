@@ -20,7 +20,7 @@ import {
 export type VisitBlock = (frame: Pfn, order: number, use: "used" | "free", owner: number, kind: number) => void;
 
 /** Visits blocks in the order of their frames. A frame that begins no block (a machine in motion) is stepped over. */
-export function visitBlocks(memory: ReadableMemory, visit: VisitBlock): void {
+export function visitBlocks(memory: Pick<ReadableMemory, "frames" | "load32">, visit: VisitBlock): void {
   const layout = kernelLayout(memory.frames);
   for (let arena = 0; arena < layout.arenas; arena++) {
     const end = Math.min((arena + 1) * ARENA_FRAMES, layout.frames);

@@ -69,6 +69,7 @@ for (const approach of APPROACH_NAMES) {
       const path = join(scratch(t), "image");
       const report = await save(machine, path, { approach, keepRunning, oracle: true });
       t.like(report.image, { approach, consistency_point: CONSISTENCY_POINTS[approach] });
+      t.is(report.frames.streamed > 0, CONSISTENCY_POINTS[approach] === "end");
       t.deepEqual(await wrongIn(path), []);
       t.is(machine.isOff, !keepRunning);
       if (keepRunning)

@@ -184,7 +184,7 @@ export interface SaveFacts {
   compression: "lz4" | "none";
   at: Readonly<Record<SaveStep, number>>;
   chunks: readonly Chunk[];
-  /** Of all tasks of page writers; those of the stream come first, one a page thread. */
+  /** Of all tasks of page writers; those of the stream come first, if there is one: one a page writer and round. */
   totals: readonly WriteTotals[];
   faults: FaultStatistics;
   counts: SaveCounts;
@@ -255,7 +255,7 @@ export function saveReport(
   const now = hostNow();
   const sum = (of: readonly WriteTotals[], pick: (result: WriteTotals) => number) =>
     of.reduce((all, result) => all + pick(result), 0);
-  const streaming = facts.totals.slice(0, counts.writers * (1 + counts.rounds));
+  const streaming = facts.totals.slice(0, counts.planned === 0 ? 0 : counts.writers * (1 + counts.rounds));
   const plainBytes = facts.chunks.reduce((all, chunk) => all + chunk.frames, 0) * FRAME_BYTES;
   const savedBytes = saved.frames * FRAME_BYTES;
   const copiedBytes = copied * FRAME_BYTES;

@@ -365,7 +365,7 @@ test("adaptive: throttle makes those slower that fault, and nobody else", async 
   /** Steps of the one that faults, for each of the other, until that one has made many. */
   const share = async (): Promise<number> => {
     const [faulting, other] = steps();
-    await until(() => steps()[1]! > other! + 200_000, "the other goes on");
+    await until(() => steps()[1]! > other! + 3_000_000, "the other goes on");
     return (steps()[0]! - faulting!) / (steps()[1]! - other!);
   };
   const before = await share();
@@ -377,7 +377,7 @@ test("adaptive: throttle makes those slower that fault, and nobody else", async 
   }
   control.store(MACHINE_THROTTLE, 0);
   tracking.disarm();
-  t.true(throttled < before / 3, `${throttled} of ${before}`);
+  t.true(throttled < before / 10, `${throttled} of ${before}`);
 });
 
 test("adaptive: a throttle is raised while rounds do not pay, and is off once the machine is stopped", async (t) => {

@@ -40,6 +40,12 @@ export function kernelZero(frame: u32, count: u32): void {
   memory.fill(frameAt(frame), 0, <usize>count << FRAME_SHIFT);
 }
 
+/** Copies whole frames. */
+export function kernelCopy(to: u32, from: u32, count: u32): void {
+  for (let i: u32 = 0; i < count; i++) beforeStore(to + i, FAULT_KERNEL);
+  memory.copy(frameAt(to), frameAt(from), <usize>count << FRAME_SHIFT);
+}
+
 /** Marks the frames of a byte range before a bulk store by the kernel or a device (kind: FAULT_KERNEL, FAULT_DEVICE). */
 export function beforeBulkStore(address: u32, bytes: u32, kind: u32): void {
   const last = (address + bytes - 1) >>> FRAME_SHIFT;

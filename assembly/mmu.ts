@@ -14,7 +14,7 @@ import {
   TLB_BYTES, TLB_ENTRIES, TLB_ENTRY_SHIFT, TLB_OFFSET, TLB_READ_TAG, TLB_WRITE_TAG, VCPU_AREA, VCPU_BYTES,
   VCPU_GENERATION,
 } from "../src/base/layout";
-import { frameAt, frameOf } from "./ram";
+import { addressOf, frameAt, frameOf } from "./ram";
 import { beforeStore, bindThread, currentSlot, faults, self, setCurrentSlot } from "./tracking";
 
 /** The kernel's page-fault handler: returns once the access can be tried again, or throws. */
@@ -255,8 +255,10 @@ export function loadAny<T>(address: u32): T {
   return <T>loadSlow(address, sizeof<T>());
 }
 
-/** Does what a store to this page would do, but for the store. */
-export function prepareStore(address: u32): void { fillWrite(address); }
+/** Does what a store to this page would do, but for the store. Returns the physical address. */
+export function prepareStore(address: u32): u32 { return addressOf(fillWrite(address) + (address & 0xfff)); }
+/** The same for a load. */
+export function prepareLoad(address: u32): u32 { return addressOf(fillRead(address) + (address & 0xfff)); }
 export function load8(address: u32): u32 { return <u32>loadAny<u8>(address); }
 export function load32(address: u32): u32 { return loadAny<u32>(address); }
 export function store8(address: u32, value: u32): void { storeAny<u8>(address, <u8>value); }

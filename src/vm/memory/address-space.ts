@@ -11,7 +11,7 @@
  * Callers hold the kernel lock. They are on the vCPU that runs the process, whose TLB is the only one that knows it, or nobody
  * runs it.
  */
-import { ACCESS_WRITE, FRAME_BYTES, PTE_COW, PTE_PPN_SHIFT, PTE_R, PTE_U, PTE_W } from "../../base/layout.js";
+import { ACCESS_WRITE, FRAME_BYTES, PTE_PPN_SHIFT, PTE_R, PTE_U, PTE_W } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress, VirtualAddress } from "../../base/memory.js";
 import { type Area, isDemandZero, type StoredArea, storeArea } from "./area.js";
 import { EACCES, EINVAL, ENOMEM } from "./errno.js";
@@ -20,7 +20,7 @@ import { OBJECT_PAGES_MAX, type Pager } from "./memory-object.js";
 import { AreaList, pageOf } from "./area-list.js";
 import { Leaves, PERMISSIONS } from "./leaves.js";
 import type { MemoryParts } from "./parts.js";
-import { type Entry, findEntry, HUGE_BYTES, PTE_FLAGS, visitEntries, walkTables } from "./page-table.js";
+import { type Entry, findEntry, HUGE_BYTES, visitEntries, walkTables } from "./page-table.js";
 import { HEAP_BASE, HEAP_END, USER_END } from "./user-layout.js";
 
 /** Why an access fails: nothing there allows it, the file behind it has no such page, or there is no memory for it now. */
@@ -126,9 +126,7 @@ export class AddressSpace {
     for (const area of inside()) {
       const changed = { ...area, flags: allowed(flags) };
       storeArea(this.#parts.memory, area.at, changed);
-      visitEntries(this.#parts.memory, this.#leaves.root, area.start, area.end, (address, pte, entry) =>
-        this.#leaves.set(address, entry, pte >>> PTE_PPN_SHIFT, this.#leaves.flagsOf(changed, pte, entry.level)),
-      );
+      this.#leaves.protect(changed);
     }
     this.#areas.join(start, end);
     return 0;
@@ -287,21 +285,9 @@ export class AddressSpace {
    * them first. False if there is no memory: the child is to be released. This space's tags are to be dropped then.
    */
   copyTo(child: AddressSpace): boolean {
-    const { memory, buddy } = this.#parts;
-    let done = true;
     for (const area of [...this.areas()].toReversed()) {
       if (!child.addArea(area)) return false;
-      visitEntries(memory, this.#leaves.root, area.start, this.#endOfPages(area), (address, pte, entry) => {
-        if (!done) return;
-        const frame = pte >>> PTE_PPN_SHIFT;
-        if (entry.level === 0) buddy.split(buddy.headOf(frame));
-        const writable = !area.shared && (pte & PTE_W) !== 0;
-        const flags = writable ? (pte & PTE_FLAGS & ~PTE_W) | PTE_COW : pte & PTE_FLAGS;
-        if (!child.#leaves.map(address, frame, entry.level, flags)) return void (done = false);
-        if (writable) memory.store32(entry.at, (frame << PTE_PPN_SHIFT) | flags);
-        buddy.share(frame);
-      });
-      if (!done) return false;
+      if (!this.#leaves.shareWith(child.#leaves, area.start, this.#endOfPages(area), area.shared)) return false;
     }
     return true;
   }

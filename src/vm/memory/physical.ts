@@ -98,8 +98,7 @@ export class PhysicalMemory implements ReadableMemory {
 
   /** Tracked copy of whole frames by the kernel. */
   copy(to: Pfn, from: Pfn, count: number = 1): void {
-    this.core.beforeBulkStore(to * FRAME_BYTES, count * FRAME_BYTES, FAULT_KERNEL);
-    this.#bytes.copyWithin(frameAddress(to), frameAddress(from), frameAddress(from + count));
+    this.core.kernelCopy(to, from, count);
   }
 
   /** Direct load (S1.6): stores `bytes` (whole frames) to frames that were allocated for it; not tracked. */

@@ -3,7 +3,7 @@ export {
   allocateFree, bindBlocks, freeBlock, headOf, insertFree, releaseBlock, removeFree, setKind, setOwner, shareBlock, splitBlock, useBlock,
 } from "./blocks";
 export { checksum, hashFrame } from "./checksum";
-export { copyPages, invalidatePages, leafFlags, mapRun, protectLeaves, shareLeaves, takeOutLeaves } from "./leaves";
+export { copyPages, invalidatePages, leafFlags, mapRun, protectLeaves, shareLeaves, taken, takeOutLeaves } from "./leaves";
 export { acknowledge, activate, attach, deactivate, dropContext, invalidate, load32, load8, prepareLoad, prepareStore, store32, store64, store8 } from "./mmu";
 export { claimQueueEntry, setTimelineBin, takeBackHeldPlace, takeBackPlace } from "./tracking";
 export {

@@ -16,6 +16,9 @@ const PERMISSIONS: u32 = PTE_R | PTE_W | PTE_X;
 const FLAGS: u32 = (1 << PTE_PPN_SHIFT) - 1;
 const HUGE_PAGES: u32 = 512;
 
+/** Leaves that the last loop has taken on. */
+export let taken: u32 = 0;
+
 /** The leaf that was found last: the byte address of its PTE, and its level. */
 let leaf: usize = 0;
 let level: u32 = 0;
@@ -111,14 +114,16 @@ export function leafFlags(pte: u32, frame: u32, leafLevel: u32, permissions: u32
 
 /** Gives the leaves of an area's pages the permissions that the area has now. */
 export function protectLeaves(root: u32, page: u32, last: u32, permissions: u32, shared: bool, pid: u32, most: u32): u32 {
+  taken = 0;
   for (page = nextLeaf(frameAt(root), page, last); page < last; page = nextLeaf(frameAt(root), page, last)) {
-    if (most-- == 0) return page;
+    if (taken == most) return page;
     const pte = load<u32>(leaf);
     const frame = pte >>> PTE_PPN_SHIFT;
     const flags = leafFlags(pte, frame, level, permissions, shared, pid);
     put(leaf, (frame << PTE_PPN_SHIFT) | flags | ((flags & PTE_PARKED) == 0 ? PTE_V : 0));
     invalidatePages(page, pagesOf(level));
     page += pagesOf(level);
+    taken++;
   }
   return last;
 }
@@ -128,8 +133,9 @@ export function protectLeaves(root: u32, page: u32, last: u32, permissions: u32,
  * at a page for which the child has no table. The parent's tags stay: they are to be dropped.
  */
 export function shareLeaves(root: u32, page: u32, last: u32, child: u32, shared: bool, most: u32): u32 {
+  taken = 0;
   for (page = nextLeaf(frameAt(root), page, last); page < last; page = nextLeaf(frameAt(root), page, last)) {
-    if (most-- == 0) return page;
+    if (taken == most) return page;
     const at = placeOf(frameAt(child), page, level);
     if (at == 0) return page;
     const pte = load<u32>(leaf);
@@ -141,6 +147,7 @@ export function shareLeaves(root: u32, page: u32, last: u32, child: u32, shared:
     if (writable) put(leaf, copied);
     shareBlock(frame);
     page += pagesOf(level);
+    taken++;
   }
   return last;
 }
@@ -150,11 +157,12 @@ export function takeOutLeaves(root: u32, page: u32, last: u32, most: u32): u32 {
   /** A block that is freed as a whole, with its last leaf: the frames after `whole`, up to `end`. */
   let whole: u32 = 0;
   let end: u32 = 0;
-  let done: u32 = 0;
+  taken = 0;
   for (page = nextLeaf(frameAt(root), page, last); page < last; page = nextLeaf(frameAt(root), page, last)) {
     const frame = load<u32>(leaf) >>> PTE_PPN_SHIFT;
     const within = frame > whole && frame < end;
-    if (done++ >= most && !within) return page;
+    if (taken >= most && !within) return page;
+    taken++;
     put(leaf, 0);
     invalidatePages(page, pagesOf(level));
     if (level == 1) releaseBlock(frame);

@@ -57,6 +57,7 @@ class Bench {
 
   fork({ slot }: Process): Process {
     this.kernel.lifecycle.fork(slot);
+    while (this.kernel.lifecycle.goOn(slot));
     const pid = readRegisters(this.kernel.memory, slot)[A0]!;
     for (let other = 0; ; other++) {
       const found = readProcess(this.kernel.memory, other);

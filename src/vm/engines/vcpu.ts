@@ -128,6 +128,7 @@ export class Vcpu<T extends Task> {
    * memory was replaced under it, so that there is nothing to put back.
    */
   #runSlice(slot: number): Leave | undefined {
+    if (this.#kernel.lifecycle.goOn(slot)) return { do: "ready" };
     let task: T;
     try {
       task = this.#engine.load(slot);

@@ -280,16 +280,34 @@ export class AddressSpace {
 
   // ---- fork and end ----
 
+  /** fork: a child gets the same areas. False if there is no memory: it is to be released. */
+  copyAreasTo(child: AddressSpace): boolean {
+    return [...this.areas()].toReversed().every((area) => child.addArea(area));
+  }
+
   /**
-   * Makes the address space of a child the same as this one: frames are shared, and private ones are copied by whoever stores to
-   * them first. False if there is no memory: the child is to be released. This space's tags are to be dropped then.
+   * fork, a part: gives a child leaves from an address on, which has the areas already: frames are shared, and private ones are copied
+   * by whoever stores to them first. This space's tags are to be dropped then.
+   *
+   * @returns where to go on; 2^32 once the child has all, undefined if there is no memory: it is to be released
    */
-  copyTo(child: AddressSpace): boolean {
-    for (const area of [...this.areas()].toReversed()) {
-      if (!child.addArea(area)) return false;
-      if (!this.#leaves.shareWith(child.#leaves, area.start, this.#endOfPages(area), area.shared)) return false;
+  shareWith(child: AddressSpace, from: VirtualAddress, most: number): VirtualAddress | undefined {
+    let left = most;
+    for (const area of [...this.areas()].sort((a, b) => a.start - b.start)) {
+      const range = { start: Math.max(from, area.start), end: this.#endOfPages(area), shared: area.shared };
+      if (range.start >= range.end) continue;
+      const shared = this.#leaves.shareWith(child.#leaves, range, left);
+      if (shared === undefined) return undefined;
+      if (shared.next < range.end) return shared.next;
+      left = shared.left;
+      if (left === 0) return range.end;
     }
-    return true;
+    return 2 ** 32;
+  }
+
+  /** The end, a part: takes out leaves, so many at most. True if none is left, so that `release` is short. */
+  shrink(most: number): boolean {
+    return this.#leaves.root === 0 || this.#leaves.shrink(most);
   }
 
   /** Lets go of everything: areas, frames, page tables. */

@@ -46,6 +46,9 @@ export class BuddyAllocator {
   readonly #core: Core;
   readonly #layout: KernelLayout;
 
+  /** Gives back memory of processes that have ended; false if there is none. */
+  reclaim: () => boolean = () => false;
+
   constructor(memory: PhysicalMemory) {
     this.#memory = memory;
     const layout = (this.#layout = kernelLayout(memory.frames));
@@ -73,6 +76,7 @@ export class BuddyAllocator {
    */
   allocate(order: number, owner: number, kind: number): Pfn | undefined {
     let frame = this.allocateFree(order, owner, kind);
+    if (frame === undefined && this.reclaim()) frame = this.allocateFree(order, owner, kind);
     if (frame !== undefined || !this.#canBeMade(order)) return frame;
     while (frame === undefined && this.#takeBack()) frame = this.allocateFree(order, owner, kind);
     return frame;

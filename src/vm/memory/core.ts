@@ -56,6 +56,8 @@ export interface Core {
   shareLeaves(root: number, page: number, last: number, child: number, shared: number, most: number): number;
   takeOutLeaves(root: number, page: number, last: number, most: number): number;
   copyPages(root: number, page: number, to: number, count: number): void;
+  /** Leaves that the last of these three loops has taken on. */
+  readonly taken: { readonly value: number };
   invalidatePages(page: number, count: number): void;
 
   setBit(bitmap: number, frame: number): number;

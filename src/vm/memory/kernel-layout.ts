@@ -74,6 +74,11 @@ export const PROCESS_STEPS = 0x18;
  * asleep but for its signals: it goes back to sleep once they are delivered.
  */
 export const PROCESS_WAKE = 0x20;
+/** A fork that is under way: slot + 1 of the child, 0 for none; and the first page whose leaf the child may not have yet. */
+export const PROCESS_FORK = 0x28;
+export const PROCESS_FORK_PAGE = 0x2c;
+/** Of one that is to end: what its parent is told. */
+export const PROCESS_LAST_STATUS = 0x30;
 /** Most steps a second, 0 for no limit (float64). */
 export const PROCESS_RATE = 0x38;
 /** Length of the text in the code page, bytes. */
@@ -121,7 +126,7 @@ export const PROCESS_RUNNING = 2;
 export const PROCESS_SLEEPING = 3;
 /** Ended by a failed self-check or a bad access; its memory stays, for whoever looks, until it is reaped. */
 export const PROCESS_FAILED = 4;
-/** Told to end; the next vCPU that picks it frees it. */
+/** Told to end, or ending: its memory goes in parts, whenever a vCPU picks it. */
 export const PROCESS_ENDING = 5;
 /** Being built. */
 export const PROCESS_EMBRYO = 6;

@@ -23,8 +23,9 @@ import {
 } from "./page-table.js";
 import type { MemoryParts } from "./parts.js";
 
-/** As many leaves as there are. */
-const ALL = 2 ** 20;
+/** Pages of an address space; and as many leaves as there can be. */
+const PAGES = 2 ** 20;
+const ALL: number = PAGES;
 
 /** What a leaf may allow. */
 export const PERMISSIONS: number = PTE_R | PTE_W | PTE_X;
@@ -163,18 +164,35 @@ export class Leaves {
     this.#parts.core.takeOutLeaves(this.root, pageOf(start), pageOf(end), ALL);
   }
 
+  /** Takes out leaves of the whole address space, so many at most, and tables that are empty then. True if none is left. */
+  shrink(most: number): boolean {
+    const next = this.#parts.core.takeOutLeaves(this.root, 0, PAGES, Math.min(most, ALL));
+    this.#freeEmptyTables(0, next * FRAME_BYTES);
+    return next === PAGES;
+  }
+
   /**
-   * Gives a child the leaves of a part of an area: frames are shared, and private ones are copied by whoever stores to them first.
-   * False if there is no memory for the child's tables. The tags of this address space are to be dropped.
+   * Gives a child leaves of [start, end), so many at most: frames are shared, and private ones are copied by whoever stores to them
+   * first. The tags of this address space are to be dropped.
+   *
+   * @returns where to go on, and how many leaves more it might have been; undefined if there is no memory for the child's tables
    */
-  shareWith(child: Leaves, start: VirtualAddress, end: VirtualAddress, shared: boolean): boolean {
+  shareWith(
+    child: Leaves,
+    { start, end, shared }: Pick<Area, "start" | "end" | "shared">,
+    most: number,
+  ): { next: VirtualAddress; left: number } | undefined {
     const { core, memory } = this.#parts;
-    for (let page = pageOf(start); page < pageOf(end); ) {
-      page = core.shareLeaves(this.root, page, pageOf(end), child.root, shared ? 1 : 0, ALL);
+    let page = pageOf(start);
+    let left = most;
+    while (page < pageOf(end) && left > 0) {
+      page = core.shareLeaves(this.root, page, pageOf(end), child.root, shared ? 1 : 0, left);
+      left -= core.taken.value;
+      if (page >= pageOf(end) || left === 0) break;
       const address = page * FRAME_BYTES;
-      if (address < end && !child.#makeTables(address, findEntry(memory, this.root, address)!.level)) return false;
+      if (!child.#makeTables(address, findEntry(memory, this.root, address)!.level)) return undefined;
     }
-    return true;
+    return { next: page * FRAME_BYTES, left };
   }
 
   /** Sees to it that no 2 MiB leaf lies across an address. */

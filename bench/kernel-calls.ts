@@ -44,7 +44,12 @@ class Bench {
   }
 
   spawn(pages: number): Process {
-    const template = { dataPages: pages, stackPages: 1, rate: 0, initialPage: (_: number, out: Uint8Array) => out.fill(1) === out };
+    const template = {
+      dataPages: pages,
+      stackPages: 1,
+      rate: 0,
+      initialPage: (_: number, out: Uint8Array) => out.fill(1) === out,
+    };
     return this.kernel.lifecycle.spawn("bench", template);
   }
 
@@ -52,7 +57,13 @@ class Bench {
     this.#slot = slot;
     this.kernel.core.activate(slot, root);
     const devices = createDeviceCalls(this.kernel, { slot, pid: 0 } as never, () => undefined);
-    return createSystemCalls(this.kernel, slot, () => undefined, devices, () => undefined);
+    return createSystemCalls(
+      this.kernel,
+      slot,
+      () => undefined,
+      devices,
+      () => undefined,
+    );
   }
 
   fork({ slot }: Process): Process {

@@ -129,8 +129,9 @@ class Save implements Disposable {
 
   /** S1.1, S1.9: whatever takes time or memory and need not be atomic. */
   async prepare(): Promise<void> {
-    const { control, devices, vcpus } = this.#machine;
+    const { control, devices, quiesce, vcpus } = this.#machine;
     failpoint("save.prepare");
+    quiesce.rehearse();
     await loadChecksum();
     devices.saveState();
     await this.#files.prepare(this.#options.signal);

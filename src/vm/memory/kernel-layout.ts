@@ -10,7 +10,15 @@
  */
 import { FRAME_BYTES, MAX_PROCESSES } from "../../base/layout.js";
 import type { PhysicalAddress, ReadableMemory } from "../../base/memory.js";
-import { ARENA_BYTES, ARENA_FRAMES, FRAME_ENTRY_BYTES, KIND_FILE, KIND_USER, SAVED_KINDS, UNWRITTEN_KINDS } from "./block-layout.js";
+import {
+  ARENA_BYTES,
+  ARENA_FRAMES,
+  FRAME_ENTRY_BYTES,
+  KIND_FILE,
+  KIND_USER,
+  SAVED_KINDS,
+  UNWRITTEN_KINDS,
+} from "./block-layout.js";
 
 export * from "./block-layout.js";
 

@@ -113,7 +113,8 @@ export class Lifecycle {
     this.#parts.control.locked(() => {
       const state = this.#parts.memory.load32(this.#at(slot) + K.PROCESS_STATE);
       if (state === K.PROCESS_RUNNING) this.#toEnd(slot, SIGKILL);
-      else if (state === K.PROCESS_EMBRYO) this.#signals.post(this.#at(slot), SIGKILL); // a fork is under way
+      else if (state === K.PROCESS_EMBRYO)
+        this.#signals.post(this.#at(slot), SIGKILL); // a fork is under way
       else if (state === K.PROCESS_ZOMBIE || state === K.PROCESS_FAILED) this.#destroy(slot);
       else if (state !== K.PROCESS_FREE && state !== K.PROCESS_ENDING) this.exit(slot, SIGKILL);
     });

@@ -129,9 +129,8 @@ class Save implements Disposable {
 
   /** S1.1, S1.9: whatever takes time or memory and need not be atomic. */
   async prepare(): Promise<void> {
-    const { control, devices, quiesce, vcpus } = this.#machine;
+    const { control, devices, vcpus } = this.#machine;
     failpoint("save.prepare");
-    quiesce.rehearse();
     await loadChecksum();
     devices.saveState();
     await this.#files.prepare(this.#options.signal);
@@ -166,6 +165,7 @@ class Save implements Disposable {
   async stop(): Promise<void> {
     const { claims, control, core, devices, quiesce } = this.#machine;
     this.#machine.drainConsole(); // a listener may take long; what is printed later is in the image
+    quiesce.prepare();
     this.#times.ended("stopping");
     quiesce.stop();
     this.#stopped = true;

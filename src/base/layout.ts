@@ -129,6 +129,9 @@ export const MACHINE_TOUCHING = 0x90;
 /** Number + 1 of a vCPU whose thread died: the machine cannot go on. */
 export const MACHINE_LOST = 0x94;
 
+/** Raised to have each vCPU collect its thread's garbage at its next safepoint. */
+export const MACHINE_COLLECT = 0xa8;
+
 export const LOCK_WAITED = 0x100;
 /** Who held it died: what it guards may be half changed, and nobody gets it any more. */
 export const LOCK_BROKEN = 0x200;
@@ -192,6 +195,9 @@ export const VCPU_WANTED = 0x30;
 export const VCPU_THREAD = 0x34;
 /** Not 0: the process that it runs may have leaves of pages that a file has no more (src/vm/tasks/trims.ts). */
 export const VCPU_TRIM = 0x40;
+
+/** What MACHINE_COLLECT was when it last collected its garbage. */
+export const VCPU_COLLECTED = 0x44;
 
 export const VCPU_STATE_RUNNING = 0;
 export const VCPU_STATE_STOPPED = 1;

@@ -7,6 +7,7 @@ import { Control } from "../src/base/control.js";
 import { FRAME_BYTES, MACHINE_STOP, PTE_R, PTE_W, RAM_BASE } from "../src/base/layout.js";
 import { KIND_PAGE_TABLE, KIND_USER, PROCESS_FORK, PROCESS_LAST_STATUS, processAddress } from "../src/vm/memory/kernel-layout.js";
 import { A0, DATA_BASE } from "../src/vm/personality/step/program.js";
+import { checkProcess } from "../src/vm/personality/step/programs/check.js";
 import { SIGKILL } from "../src/vm/tasks/signals.js";
 import { blocksOfKind } from "../src/vm/views/walker.js";
 import { Script, ScriptedMachine } from "./scripted.js";
@@ -84,6 +85,9 @@ test.serial("whatever part of a fork or an end an image is taken after, what goe
   atSafepoints(t, () => {
     const what = stateOf(machine).find((state) => state === "embryo" || state === "ending");
     if (what === undefined) return;
+    for (const process of machine.processes())
+      if (process.state === what)
+        t.regex(checkProcess(machine.kernel.memory, process).not_recomputed ?? "", /forking|given back/);
     const bytes = ram(machine);
     if (images.some((image) => Buffer.compare(image.bytes, bytes) === 0)) return;
     t.deepEqual(machine.problems(), []);

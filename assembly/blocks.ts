@@ -121,12 +121,28 @@ export function allocateFree(order: u32, owner: u32, kind: u32): i32 {
   return NO_FRAME;
 }
 
-/** Frees a used block, merging it with free buddies. */
+/** Frees a used block. */
 export function freeBlock(frame: u32): void {
-  let order = orderOf(frame);
+  const order = orderOf(frame);
   if (isSaved(kindOf(frame))) clearBits(SAVEABLE_BITMAP, frame, 1 << order);
-  let first = frame;
-  setHeader(first, BLOCK_TAIL, 0, 0);
+  setHeader(frame, BLOCK_TAIL, 0, 0);
+  mergeFree(frame, order);
+}
+
+/** Frees used blocks of one frame each, one after another and of one kind, in pieces as large as can be. */
+export function freeRun(from: u32, to: u32): void {
+  if (from == to) return;
+  if (isSaved(kindOf(from))) clearBits(SAVEABLE_BITMAP, from, to - from);
+  for (let frame = from; frame < to; frame++) setHeader(frame, BLOCK_TAIL, 0, 0);
+  while (from < to) {
+    const order: u32 = min<u32>(min<u32>(ctz(from | (1 << MAX_ORDER)), MAX_ORDER), 31 - clz(to - from));
+    mergeFree(from, order);
+    from += 1 << order;
+  }
+}
+
+/** Puts a block that is in no list into one, merging it with free buddies. */
+function mergeFree(first: u32, order: u32): void {
   const frames = load<u32>(MACHINE_FRAMES);
   while (order < <u32>MAX_ORDER) {
     const buddy = first ^ (1 << order);

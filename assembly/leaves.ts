@@ -7,7 +7,7 @@
  */
 import { FRAME_SHIFT, PTE_COW, PTE_PARKED, PTE_PPN_SHIFT, PTE_R, PTE_U, PTE_V, PTE_W, PTE_X } from "../src/base/layout";
 import { KIND_USER, UNWRITTEN_KINDS } from "../src/vm/memory/block-layout";
-import { freeBlock, kindOf, mappedHead, orderOf, referencesOf, releaseBlock, setKind, setOwner, shareBlock, splitBlock } from "./blocks";
+import { freeBlock, freeRun, kindOf, mappedHead, orderOf, referencesOf, releaseBlock, setKind, setOwner, shareBlock, splitBlock } from "./blocks";
 import { kernelCopy, kernelStore32, kernelZero } from "./frames";
 import { invalidate } from "./mmu";
 import { addressOf, frameAt } from "./ram";
@@ -157,11 +157,14 @@ export function takeOutLeaves(root: u32, page: u32, last: u32, most: u32): u32 {
   /** A block that is freed as a whole, with its last leaf: the frames after `whole`, up to `end`. */
   let whole: u32 = 0;
   let end: u32 = 0;
+  /** Frames that nobody holds any more, one after another: they are freed together. */
+  let free: u32 = 0;
+  let freeEnd: u32 = 0;
   taken = 0;
   for (page = nextLeaf(frameAt(root), page, last); page < last; page = nextLeaf(frameAt(root), page, last)) {
     const frame = load<u32>(leaf) >>> PTE_PPN_SHIFT;
     const within = frame > whole && frame < end;
-    if (taken >= most && !within) return page;
+    if (taken >= most && !within) break;
     taken++;
     put(leaf, 0);
     invalidatePages(page, pagesOf(level));
@@ -177,12 +180,20 @@ export function takeOutLeaves(root: u32, page: u32, last: u32, most: u32): u32 {
         end = head + frames;
       } else {
         splitBlock(head);
-        releaseBlock(frame);
+        if (referencesOf(frame) > 1 || kindOf(frame) != KIND_USER) releaseBlock(frame);
+        else {
+          if (frame != freeEnd) {
+            freeRun(free, freeEnd);
+            free = frame;
+          }
+          freeEnd = frame + 1;
+        }
       }
     }
     page += pagesOf(level);
   }
-  return last;
+  freeRun(free, freeEnd);
+  return page;
 }
 
 /** Copies the pages of [page, page + count) to consecutive frames; those without a leaf are zeros there. */

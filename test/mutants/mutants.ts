@@ -656,8 +656,8 @@ export const MUTANTS: readonly Mutant[] = [
   },
   {
     file: "assembly/leaves.ts",
-    find: "if (taken >= most && !within) return page;",
-    replace: "if (taken >= most) return page;",
+    find: "if (taken >= most && !within) break;",
+    replace: "if (taken >= most) break;",
     tests: model,
     breaks: "a part ends in the middle of a block that goes as a whole",
   },

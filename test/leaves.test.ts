@@ -9,7 +9,7 @@ import type { Pfn } from "../src/base/memory.js";
 import { PROCESS_ROOT, processAddress } from "../src/vm/memory/kernel-layout.js";
 import { HUGE_BYTES, HUGE_PAGES, walkLeaves } from "../src/vm/memory/page-table.js";
 import { A0, DATA_BASE } from "../src/vm/personality/step/program.js";
-import { listProcesses, readRegisters } from "../src/vm/tasks/process.js";
+import { listProcesses, readProcess, readRegisters } from "../src/vm/tasks/process.js";
 import { checkConsistency } from "../src/vm/views/consistency.js";
 import { callsOf, Draws, HandMachine, MIB } from "./support.js";
 
@@ -95,7 +95,15 @@ test("fork, mprotect and munmap do to each leaf, and to its frame, what they are
 
     // Some of the parent's pages are its own again.
     const core = machine.run(parent);
-    for (const [address, { flags }] of expected) if ((flags & PTE_COW) !== 0 && draws.below(3) === 0) core.store8(address | 0, 1);
+    const stored = [...expected]
+      .filter(([, { flags }]) => (flags & PTE_COW) !== 0 && draws.below(3) === 0)
+      .map(([address]) => address);
+    for (const address of stored) core.store8(address | 0, 1);
+    const copied = leavesOf(machine, parent.slot);
+    t.true(
+      stored.every((address) => (copied.get(address)!.flags & (PTE_COW | PTE_W)) === PTE_W),
+      "no tag from before the fork is left",
+    );
     for (let i = 0; i < 8; i++) {
       before = leavesOf(machine, parent.slot);
       refs = held(machine, before.values());
@@ -139,6 +147,12 @@ test("fork, mprotect and munmap do to each leaf, and to its frame, what they are
         }
         met.add("munmap");
       }
+    }
+    kernel.turns.putBack(parent.slot, 0, { do: "exit", status: 0 });
+    for (let part = 0; readProcess(memory, parent.slot)?.state === "ending"; part++) {
+      if (part % 32 === 0) t.deepEqual(checkConsistency(memory).problems, []);
+      kernel.turns.putBack(parent.slot, 0, { do: "ready" });
+      met.add("end in parts");
     }
     t.deepEqual(checkConsistency(memory).problems, []);
   }

@@ -25,7 +25,6 @@ const loader = [{ file: "loader" }];
 const lists = [{ file: "lists" }];
 const leaves = [{ file: "leaves" }];
 const parts = [{ file: "parts" }];
-const model = [{ file: "memory-model" }];
 const safepoint = [{ file: "safepoint" }];
 const truncation = [{ file: "truncation", match: "!live*" }];
 const hostIo = [{ file: "host-io" }];
@@ -658,7 +657,7 @@ export const MUTANTS: readonly Mutant[] = [
     file: "assembly/leaves.ts",
     find: "if (taken >= most && !within) break;",
     replace: "if (taken >= most) break;",
-    tests: model,
+    tests: leaves,
     breaks: "a part ends in the middle of a block that goes as a whole",
   },
   {
@@ -686,7 +685,7 @@ export const MUTANTS: readonly Mutant[] = [
     file: "assembly/leaves.ts",
     find: "    put(leaf, (frame << PTE_PPN_SHIFT) | flags | ((flags & PTE_PARKED) == 0 ? PTE_V : 0));\n    invalidatePages(page, pagesOf(level));\n",
     replace: "    put(leaf, (frame << PTE_PPN_SHIFT) | flags | ((flags & PTE_PARKED) == 0 ? PTE_V : 0));\n",
-    tests: [{ file: "memory" }, { file: "memory-model" }],
+    tests: [{ file: "memory" }],
     breaks: "a tag from before outlives mprotect",
   },
   {
@@ -714,7 +713,7 @@ export const MUTANTS: readonly Mutant[] = [
     file: "src/vm/tasks/lifecycle.ts",
     find: "    core.dropContext(slot); // its write tags are for leaves that have no W any more\n",
     replace: "",
-    tests: model,
+    tests: leaves,
     breaks: "write tags from before a fork go on",
   },
   {

@@ -11,6 +11,7 @@ import {
   MACHINE_CANCEL, MACHINE_CURSOR, MACHINE_LIST_LENGTH, MACHINE_QUEUE_CURSOR, MACHINE_QUEUE_OVERFLOW, MACHINE_QUEUE_SAVED, MACHINE_QUEUE_SAVER, OPEN_BITMAP, PLACE_NONE, PLANNED_BITMAP, QUEUE_FRAMES, QUEUE_PLACES, SAVED_BITMAP, VERDICT_SAME_FILLED, SAVEABLE_BITMAP,
   VERDICT_SKIPPED, STAGE_LIVE, STAGE_TAIL, VERDICT_STAGED, STOP_BITMAP, VCPU_AREA, VCPU_BYTES, VCPU_WANTED,
 } from "../src/base/layout";
+import { bringIn } from "./missing";
 import { frameAt, physical, placeAt } from "./ram";
 import { beforeStore, giveBackPlace, isPreimageWanted, setBit, testBit, testBitAfterReads } from "./tracking";
 
@@ -38,6 +39,13 @@ export function kernelStore8(address: u32, value: u32): void {
 export function kernelZero(frame: u32, count: u32): void {
   for (let i: u32 = 0; i < count; i++) beforeStore(frame + i, FAULT_KERNEL);
   memory.fill(frameAt(frame), 0, <usize>count << FRAME_SHIFT);
+}
+
+/** Copies whole frames. */
+export function kernelCopy(to: u32, from: u32, count: u32): void {
+  bringIn(from, count);
+  for (let i: u32 = 0; i < count; i++) beforeStore(to + i, FAULT_KERNEL);
+  memory.copy(frameAt(to), frameAt(from), <usize>count << FRAME_SHIFT);
 }
 
 /** Marks the frames of a byte range before a bulk store by the kernel or a device (kind: FAULT_KERNEL, FAULT_DEVICE). */

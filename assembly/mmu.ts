@@ -15,7 +15,7 @@ import {
   VCPU_GENERATION,
 } from "../src/base/layout";
 import { bringIn } from "./missing";
-import { frameAt, frameOf } from "./ram";
+import { addressOf, frameAt, frameOf } from "./ram";
 import { beforeStore, bindThread, currentSlot, faults, now, self, setCurrentSlot } from "./tracking";
 
 /** The kernel's page-fault handler: returns once the access can be tried again, or throws. */
@@ -253,8 +253,10 @@ export function loadAny<T>(address: u32): T {
   return <T>loadSlow(address, sizeof<T>());
 }
 
-/** Does what a store to this page would do, but for the store. */
-export function prepareStore(address: u32): void { fillWrite(address); }
+/** Does what a store to this page would do, but for the store. Returns the physical address. */
+export function prepareStore(address: u32): u32 { return addressOf(fillWrite(address) + (address & 0xfff)); }
+/** The same for a load. */
+export function prepareLoad(address: u32): u32 { return addressOf(fillRead(address) + (address & 0xfff)); }
 export function load8(address: u32): u32 { return <u32>loadAny<u8>(address); }
 export function load32(address: u32): u32 { return loadAny<u32>(address); }
 export function store8(address: u32, value: u32): void { storeAny<u8>(address, <u8>value); }

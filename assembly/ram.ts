@@ -13,6 +13,11 @@ export function frameAt(frame: u32): usize { return RAM + (<usize>frame << FRAME
 @inline
 export function physical(address: u32): usize { return RAM + <usize>address; }
 
+/** Physical address of a byte address. */
+// @ts-ignore: decorator
+@inline
+export function addressOf(at: usize): u32 { return <u32>(at - RAM); }
+
 /** Frame that a byte address lies in. */
 // @ts-ignore: decorator
 @inline

@@ -8,6 +8,9 @@ import { fileURLToPath } from "node:url";
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 const DIST = join(ROOT, "dist");
 
+/** Numbers that TypeScript and the core have in common. */
+const SHARED = ["src/base/layout.ts", "src/vm/memory/block-layout.ts"];
+
 const run = (command, ...args) => {
   const { status, error } = spawnSync(join(ROOT, "node_modules", ".bin", command), args, { cwd: ROOT, stdio: "inherit" });
   if (error !== undefined) console.error(`${command}: ${error.message}; run "npm ci" first`);
@@ -25,7 +28,7 @@ for (const folder of ["src", "workers", "test", "bench"]) {
 }
 for (const [output, entry] of [["core.wasm", "assembly/index.ts"], ["bench/loops.wasm", "assembly/loops.ts"]]) {
   const path = join(DIST, output);
-  const sources = [...filesIn(join(ROOT, "assembly")), join(ROOT, "src", "base", "layout.ts"), join(ROOT, entry)];
+  const sources = [...filesIn(join(ROOT, "assembly")), ...SHARED.map((path) => join(ROOT, path)), join(ROOT, entry)];
   if (existsSync(path) && changed(path) >= Math.max(...sources.map(changed))) continue;
   run("asc", entry, "--config", "assembly/asconfig.json", "--target", "release", "--outFile", path);
 }

@@ -34,6 +34,8 @@ const action = fc.record<Action>({
 const WANTED = [
   "fork",
   "fork without memory",
+  "fork in parts",
+  "exit in parts",
   "wait",
   "exit",
   "share",

@@ -37,6 +37,8 @@ const WINDOW = (0x4000_0000 - 8 * PAGE) / PAGE;
 const HOT = 6;
 const VCPUS = 3;
 const PROCESSES_MAX = 8;
+/** What fork and exit take on in one piece. */
+const LEAVES_A_PART = 150;
 /** With fewer free frames than this a call may fail for want of memory: a 2 MiB page is copied into so many. */
 const TIGHT = 530;
 
@@ -131,6 +133,7 @@ export class MemoryModel {
     const { kernel } = this.machine;
     this.#free = kernel.buddy.freeFrames;
     this.#heapFrames = blocksOfKind(kernel.memory, KIND_KERNEL_HEAP).length;
+    for (const vcpu of this.machine.vcpus) vcpu.kernel.lifecycle.leavesAPart = LEAVES_A_PART;
     for (let i = 0; i < 2; i++) this.#spawn(0x11 * (i + 1));
   }
 
@@ -229,13 +232,7 @@ export class MemoryModel {
       case "fork":
         return this.#fork(modelled, vcpu);
       case "exit":
-        this.#stopRunning(modelled);
-        this.machine.vcpus[vcpu]!.kernel.turns.putBack(modelled.process.slot, 0, {
-          do: "exit",
-          status: (action.value & 255) << 8,
-        });
-        this.#count("exit");
-        return this.#ended(modelled, (action.value & 255) << 8);
+        return this.#exit(modelled, vcpu, (action.value & 255) << 8);
       case "wait":
         return this.#wait(modelled, vcpu);
       case "map": {
@@ -354,6 +351,8 @@ export class MemoryModel {
     this.#on(modelled, vcpu);
     kernel.lifecycle.fork(modelled.process.slot);
     this.#stopRunning(modelled); // as a vCPU does: it puts the process back
+    this.#inParts("fork", () => kernel.lifecycle.goOn(modelled.process.slot));
+    this.#end(vcpu); // a child for which there was no memory
     const pid = readRegisters(kernel.memory, modelled.process.slot)[A0]!;
     if (pid === -ENOMEM) return this.#wasTight("fork");
     const process = listProcesses(kernel.memory).find((found) => found.pid === pid);
@@ -369,6 +368,36 @@ export class MemoryModel {
       blocks: [...modelled.blocks],
     });
     this.#count("fork");
+  }
+
+  #exit(modelled: Modelled, vcpu: number, status: number): void {
+    const { kernel } = this.machine.vcpus[vcpu]!;
+    const { slot } = modelled.process;
+    this.#stopRunning(modelled);
+    kernel.turns.putBack(slot, 0, { do: "exit", status });
+    this.#end(vcpu);
+    this.#count("exit");
+    this.#ended(modelled, status);
+  }
+
+  /** Processes that are ending go on with it. */
+  #end(vcpu: number): void {
+    const { kernel } = this.machine.vcpus[vcpu]!;
+    this.#inParts("exit", () => {
+      const ending = listProcesses(kernel.memory).find(({ state }) => state === "ending");
+      if (ending !== undefined) kernel.turns.putBack(ending.slot, 0, { do: "ready" });
+      return ending !== undefined;
+    });
+  }
+
+  /** A call that is under way: between its parts the machine is one that an image may have. */
+  #inParts(what: string, goOn: () => boolean): void {
+    for (let parts = 1; goOn(); parts++) {
+      this.#count(`${what} in parts`);
+      if (parts % 4 !== 1) continue;
+      const { problems } = checkConsistency(this.machine.kernel.memory);
+      if (problems.length > 0) throw new Error(`after part ${parts} of ${what}: ${problems.join("; ")}`);
+    }
   }
 
   #wait(modelled: Modelled, vcpu: number): void {

@@ -129,7 +129,7 @@ export function findWrong(memory: ReadableMemory, replays: Replays = new Map()):
   const wrong = [...checkConsistency(memory).problems];
   const processes = listProcesses(memory);
   for (const process of processes) {
-    if (process.boot || process.state === "zombie") continue; // of a zombie nothing is left
+    if (process.boot || ["zombie", "ending", "embryo"].includes(process.state)) continue; // nothing of it is left, or not all is there
     let replay = replays.get(process.pid);
     if (replay === undefined) replays.set(process.pid, (replay = new Replay(process.text)));
     for (const line of checkProcess(memory, process, replay).differences) wrong.push(`${process.pid} ${process.text}: ${line}`);

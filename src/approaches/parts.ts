@@ -171,6 +171,7 @@ export class Save implements Disposable {
     const { claims, control, core, devices, quiesce } = this.machine;
     this.throttle(0);
     this.machine.drainConsole(); // a listener may take long; what is printed later is in the image
+    quiesce.prepare();
     this.#times.ended("stopping");
     quiesce.stop();
     this.#stopped = true;

@@ -139,6 +139,8 @@ export const MACHINE_LOST = 0x94;
 
 /** Not 0: frames may be missing (MISSING_BITMAP), after a lazy resume. LAZY_*. */
 export const MACHINE_LAZY = 0x98;
+/** Raised to have each vCPU collect its thread's garbage at its next safepoint. */
+export const MACHINE_COLLECT = 0xa8;
 
 export const LOCK_WAITED = 0x100;
 /** Who held it died: what it guards may be half changed, and nobody gets it any more. */
@@ -213,6 +215,8 @@ export const VCPU_TRIM = 0x40;
 export const VCPU_WAITS = 0xc0;
 export const VCPU_WAITED = 0xc4;
 export const VCPU_LONGEST_WAIT = 0xc8;
+/** What MACHINE_COLLECT was when it last collected its garbage. */
+export const VCPU_COLLECTED = 0x44;
 
 export const VCPU_STATE_RUNNING = 0;
 export const VCPU_STATE_STOPPED = 1;

@@ -22,7 +22,7 @@ export const CATALOGUE_NAME = "catalogue.sqlite";
 /** Version of what this file and `catalogue.ts` describe. */
 export const FORMAT_VERSION = 2;
 /** Version of the machine's memory layout: what a kernel must know to go on from these frames. */
-export const MACHINE_VERSION = 5;
+export const MACHINE_VERSION = 6;
 
 /** The header takes the first page; chunks begin after it, each at a multiple of a page. */
 export const HEADER_BYTES = 4096;

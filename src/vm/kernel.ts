@@ -45,6 +45,7 @@ export class Kernel implements KernelParts {
     this.files = new Files(this);
     this.signals = new Signals(this.memory, this.control, this.scheduler);
     this.lifecycle = new Lifecycle(this, this.signals, this.files.descriptions, this.files.contents);
+    this.buddy.reclaim = () => this.lifecycle.reclaim();
     this.groups = new Groups(this, this.signals);
     this.turns = new Turns(this, { signals: this.signals, lifecycle: this.lifecycle, trims: this.files.contents.trims });
   }

@@ -23,6 +23,9 @@ const arming = [{ file: "arming" }];
 const orders = [{ file: "interleavings" }];
 const loader = [{ file: "loader" }];
 const lists = [{ file: "lists" }];
+const leaves = [{ file: "leaves" }];
+const parts = [{ file: "parts" }];
+const safepoint = [{ file: "safepoint" }];
 const truncation = [{ file: "truncation", match: "!live*" }];
 const hostIo = [{ file: "host-io" }];
 const hostNames = [{ file: "host-names" }];
@@ -681,6 +684,155 @@ export const MUTANTS: readonly Mutant[] = [
     breaks: "the coordinator does not find its spare places",
   },
 
+  // ---- leaves and blocks in the core; forks and ends in parts; the way to the stop ----
+  {
+    file: "assembly/leaves.ts",
+    find: "    if (writable) put(leaf, copied);\n",
+    replace: "",
+    tests: leaves,
+    breaks: "who forks still stores to what its child has, too",
+  },
+  {
+    file: "assembly/leaves.ts",
+    find: "    shareBlock(frame);\n    page",
+    replace: "    page",
+    tests: leaves,
+    breaks: "a fork does not count who holds a frame",
+  },
+  {
+    file: "assembly/leaves.ts",
+    find: "    if (level == 0) splitBlock(mappedHead(frame));\n",
+    replace: "",
+    tests: leaves,
+    breaks: "a fork shares frames in the middle of a block",
+  },
+  {
+    file: "assembly/leaves.ts",
+    find: "if (taken >= most && !within) break;",
+    replace: "if (taken >= most) break;",
+    tests: leaves,
+    breaks: "a part ends in the middle of a block that goes as a whole",
+  },
+  {
+    file: "assembly/leaves.ts",
+    find: "head == frame && page + frames <= last",
+    replace: "head == frame && page < last",
+    tests: leaves,
+    breaks: "a block goes as a whole, though some of its pages stay",
+  },
+  {
+    file: "assembly/leaves.ts",
+    find: "if (referencesOf(head) > 1) return (flags & ~PTE_W) | PTE_COW;",
+    replace: "if (referencesOf(head) > 2) return (flags & ~PTE_W) | PTE_COW;",
+    tests: leaves,
+    breaks: "mprotect lets a process store to what another has, too",
+  },
+  {
+    file: "assembly/leaves.ts",
+    find: "  setOwner(head, pid);\n",
+    replace: "",
+    tests: leaves,
+    breaks: "what a process may store to is not its own",
+  },
+  {
+    file: "assembly/leaves.ts",
+    find: "    put(leaf, (frame << PTE_PPN_SHIFT) | flags | ((flags & PTE_PARKED) == 0 ? PTE_V : 0));\n    invalidatePages(page, pagesOf(level));\n",
+    replace: "    put(leaf, (frame << PTE_PPN_SHIFT) | flags | ((flags & PTE_PARKED) == 0 ? PTE_V : 0));\n",
+    tests: [{ file: "memory" }],
+    breaks: "a tag from before outlives mprotect",
+  },
+  {
+    file: "assembly/blocks.ts",
+    find: "    first = min(first, buddy);\n",
+    replace: "",
+    tests: leaves,
+    breaks: "blocks that merge begin in their middle",
+  },
+  {
+    file: "assembly/blocks.ts",
+    find: "    kernelStore32(entryOf(frame) + FRAME_REFERENCES, references);\n  }\n}",
+    replace: "    kernelStore32(entryOf(frame) + FRAME_REFERENCES, 2);\n  }\n}",
+    tests: leaves,
+    breaks: "frames of a block that is split are held by one more",
+  },
+  {
+    file: "src/vm/memory/user-copy.ts",
+    find: "from + FRAME_BYTES - (at % FRAME_BYTES)",
+    replace: "from + FRAME_BYTES",
+    tests: [{ file: "files" }],
+    breaks: "a call copies what comes after a page's frame, not the next page",
+  },
+  {
+    file: "src/vm/tasks/lifecycle.ts",
+    find: "    core.dropContext(slot); // its write tags are for leaves that have no W any more\n",
+    replace: "",
+    tests: leaves,
+    breaks: "write tags from before a fork go on",
+  },
+  {
+    file: "src/vm/tasks/lifecycle.ts",
+    find: "    if (child !== undefined) this.#destroy(child);\n",
+    replace: "",
+    tests: parts,
+    breaks: "who is ended within a fork leaves an embryo behind",
+  },
+  {
+    file: "src/vm/tasks/turns.ts",
+    find: "this.#lifecycle.exit(slot, memory.load32(at + K.PROCESS_LAST_STATUS));",
+    replace: "this.#lifecycle.exit(slot, 9);",
+    tests: parts,
+    breaks: "after a resume, who was ending is said to have been killed",
+  },
+  {
+    file: "src/vm/tasks/scheduler.ts",
+    find: "const ready = state === K.PROCESS_READY || isDying(memory, at);",
+    replace: "const ready = state === K.PROCESS_READY;",
+    tests: parts,
+    breaks: "nobody goes on with an end",
+  },
+  {
+    file: "src/vm/tasks/check.ts",
+    find: "  for (const { pid } of embryos.values()) problem(`process ${pid} is an embryo, and nobody forks`);\n",
+    replace: "",
+    tests: parts,
+    breaks: "an image may have an embryo for ever",
+  },
+  {
+    file: "src/vm/memory/buddy.ts",
+    find: "frame === undefined && this.reclaim()",
+    replace: "frame === undefined && order < 0",
+    tests: parts,
+    breaks: "a process fails for want of memory that one that has ended still has",
+  },
+  {
+    file: "src/vm/personality/step/programs/states.ts",
+    find: "      if (done > 0 && context.isWanted?.() === true) return done;\n",
+    replace: "",
+    tests: safepoint,
+    breaks: "a stop waits for all steps of a batch",
+  },
+  {
+    file: "src/vm/engines/step-engine.ts",
+    find: "steps === fuel || task.context.isWanted()",
+    replace: "steps === fuel",
+    tests: safepoint,
+    breaks: "a process whose batch ended for a stop is put to rest",
+  },
+  {
+    file: "src/vm/engines/vcpu.ts",
+    find: "    if (this.#control.load(MACHINE_COLLECT) !== this.#collected) this.#collect();\n",
+    replace: "",
+    tests: safepoint,
+    breaks: "vCPUs do not collect their garbage before a stop",
+  },
+  {
+    file: "src/hibernate.ts",
+    find: "    quiesce.prepare();\n",
+    replace: "",
+    tests: safepoint,
+    breaks: "a save does not prepare its stop",
+  },
+
   // ---- arming, in every order ----
   {
     file: "assembly/mmu.ts",
@@ -766,8 +918,8 @@ export const MUTANTS: readonly Mutant[] = [
   },
   {
     file: "src/vm/memory/address-space.ts",
-    find: "area.start, this.#endOfPages(area), (address",
-    replace: "area.start, area.end, (address",
+    find: "end: this.#endOfPages(area), shared: area.shared }",
+    replace: "end: area.end, shared: area.shared }",
     tests: truncation,
     breaks: "a child has leaves of pages that a file has no more",
   },

@@ -41,8 +41,8 @@ export interface DeviceCalls {
  * @param notify - has the coordinator look at the devices
  */
 export function createDeviceCalls(parts: KernelParts, process: { slot: number; pid: number }, notify: () => void): DeviceCalls {
-  const { control, core, memory } = parts;
-  const user = new UserCopy(core);
+  const { control, memory } = parts;
+  const user = new UserCopy(memory);
   // One message at a time: the bell is cleared before the devices are looked at, so what came before it is seen.
   const ring = (): void => {
     if (control.add(MACHINE_DEVICE_BELL, 1) === 0) notify();

@@ -7,7 +7,7 @@ export interface Task extends Running {
   readonly rate: number;
 }
 
-/** Why a batch ended: its fuel is used; the process asked the kernel for something; its next step cannot be taken now; it failed. */
+/** Why a batch ended: its fuel is used, or a stop is wanted; the process asked the kernel for something; its next step cannot be taken now; it failed. */
 export type Cause = "fuel" | "call" | "stuck" | { failed: Error };
 
 export interface Engine<T extends Task> {

@@ -1,5 +1,5 @@
 /** The engine of step programs: a host object for each process, made from its text and thrown away when the slot has another. */
-import type { Core } from "../memory/core.js";
+import { MACHINE_STOP } from "../../base/layout.js";
 import { REGISTER_WORDS } from "../memory/user-layout.js";
 import { GuestFault } from "../memory/address-space.js";
 import type { Kernel } from "../kernel.js";
@@ -17,20 +17,27 @@ export class StepProcess implements Task, StepTask {
   readonly text: string;
   readonly rate: number;
   readonly runner: Runner;
-  readonly context: { -readonly [K in keyof ProgramContext]: ProgramContext[K] };
+  readonly context: { -readonly [K in keyof ProgramContext]-?: NonNullable<ProgramContext[K]> };
   asked: StepTask["asked"];
 
   constructor(
     { slot, pid, text, rate }: { slot: number; pid: number; text: string; rate: number },
     personality: StepPersonality,
-    core: Core,
+    { core, control }: Pick<Kernel, "core" | "control">,
   ) {
     this.slot = slot;
     this.pid = pid;
     this.text = text;
     this.rate = rate;
     this.runner = personality.createRunner(text);
-    this.context = { memory: core, system: personality.calls(this), registers: new Int32Array(REGISTER_WORDS), steps: 0 };
+    const isWanted = () => control.load(MACHINE_STOP) !== 0;
+    this.context = {
+      memory: core,
+      system: personality.calls(this),
+      registers: new Int32Array(REGISTER_WORDS),
+      steps: 0,
+      isWanted,
+    };
   }
 
   get registers(): Int32Array {
@@ -53,11 +60,11 @@ class StepEngine implements Engine<StepProcess> {
   }
 
   load(slot: number): StepProcess {
-    const { core, memory } = this.#kernel;
+    const { memory } = this.#kernel;
     const process = readProcess(memory, slot)!;
     let task = this.#processes.get(slot);
     if (task?.pid !== process.pid || task.text !== process.text) {
-      task = new StepProcess(process, this.#personality, core);
+      task = new StepProcess(process, this.#personality, this.#kernel);
       this.#processes.set(slot, task);
     }
     task.context.registers.set(readRegisters(memory, slot));
@@ -76,8 +83,9 @@ class StepEngine implements Engine<StepProcess> {
     }
     task.context.steps += steps;
     storeRunning(this.#kernel.memory, task);
+    if (task.asked !== undefined) return { steps, cause: "call" };
     // It waits for memory or for a device if it stopped and has not said why: that step is taken again.
-    return { steps, cause: task.asked !== undefined ? "call" : steps < fuel ? "stuck" : "fuel" };
+    return { steps, cause: steps === fuel || task.context.isWanted() ? "fuel" : "stuck" };
   }
 
   drop(task: StepProcess): void {

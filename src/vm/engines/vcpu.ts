@@ -13,12 +13,14 @@ import {
   COMMAND_RUN,
   COMMAND_SCATTER,
   MACHINE_ACK_BELL,
+  MACHINE_COLLECT,
   MACHINE_COMMAND,
   MACHINE_COMMAND_BELL,
   MACHINE_DOORBELL,
   MACHINE_POWER_OFF,
   MACHINE_STOP,
   MACHINE_THROTTLE,
+  VCPU_COLLECTED,
   VCPU_COMMAND_DONE,
   VCPU_LEFT,
   VCPU_SLOT,
@@ -29,6 +31,7 @@ import {
   VCPU_THREAD,
   VCPU_TRIM,
 } from "../../base/layout.js";
+import { collectGarbage } from "../../base/garbage.js";
 import { thisThread } from "../../base/host-process.js";
 import type { Pfn } from "../../base/memory.js";
 import type { SharedMemory } from "../../base/wasm.js";
@@ -72,6 +75,8 @@ export class Vcpu<T extends Task> {
   /** By slot. */
   readonly #paces = new Map<number, Pace>();
   #slot = -1;
+  /** MACHINE_COLLECT as of the last collection. */
+  #collected = 0;
   /** Address of the page fault that is looked at, or could not be resolved; else 0. */
   #faultAddress = 0;
 
@@ -138,6 +143,7 @@ export class Vcpu<T extends Task> {
    * memory was replaced under it, so that there is nothing to put back.
    */
   #runSlice(slot: number): Leave | undefined {
+    if (this.#kernel.lifecycle.goOn(slot)) return { do: "ready" };
     let task: T;
     try {
       task = this.#engine.load(slot);
@@ -245,7 +251,16 @@ export class Vcpu<T extends Task> {
   #safepoint(): boolean {
     if (this.#control.loadVcpu(this.#number, VCPU_TRIM) !== 0) this.#kernel.turns.settle(this.#slot);
     if (this.#core.acknowledge() !== 0) this.#control.ring(MACHINE_ACK_BELL);
+    if (this.#control.load(MACHINE_COLLECT) !== this.#collected) this.#collect();
     return this.#control.load(MACHINE_STOP) === 0 || this.#stopped();
+  }
+
+  /** A stop is near: what it would have to wait for is done before. */
+  #collect(): void {
+    this.#collected = this.#control.load(MACHINE_COLLECT);
+    collectGarbage();
+    this.#control.storeVcpu(this.#number, VCPU_COLLECTED, this.#collected);
+    this.#control.ring(MACHINE_ACK_BELL);
   }
 
   #stopped(): boolean {

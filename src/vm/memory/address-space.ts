@@ -11,7 +11,7 @@
  * Callers hold the kernel lock. They are on the vCPU that runs the process, whose TLB is the only one that knows it, or nobody
  * runs it.
  */
-import { ACCESS_WRITE, FRAME_BYTES, PTE_COW, PTE_PPN_SHIFT, PTE_R, PTE_U, PTE_W } from "../../base/layout.js";
+import { ACCESS_WRITE, FRAME_BYTES, PTE_PPN_SHIFT, PTE_R, PTE_U, PTE_W } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress, VirtualAddress } from "../../base/memory.js";
 import { type Area, isDemandZero, type StoredArea, storeArea } from "./area.js";
 import { EACCES, EINVAL, ENOMEM } from "./errno.js";
@@ -20,7 +20,7 @@ import { OBJECT_PAGES_MAX, type Pager } from "./memory-object.js";
 import { AreaList, pageOf } from "./area-list.js";
 import { Leaves, PERMISSIONS } from "./leaves.js";
 import type { MemoryParts } from "./parts.js";
-import { type Entry, findEntry, HUGE_BYTES, PTE_FLAGS, visitEntries, walkTables } from "./page-table.js";
+import { type Entry, findEntry, HUGE_BYTES, visitEntries, walkTables } from "./page-table.js";
 import { HEAP_BASE, HEAP_END, USER_END } from "./user-layout.js";
 
 /** Why an access fails: nothing there allows it, the file behind it has no such page, or there is no memory for it now. */
@@ -126,9 +126,7 @@ export class AddressSpace {
     for (const area of inside()) {
       const changed = { ...area, flags: allowed(flags) };
       storeArea(this.#parts.memory, area.at, changed);
-      visitEntries(this.#parts.memory, this.#leaves.root, area.start, area.end, (address, pte, entry) =>
-        this.#leaves.set(address, entry, pte >>> PTE_PPN_SHIFT, this.#leaves.flagsOf(changed, pte, entry.level)),
-      );
+      this.#leaves.protect(changed);
     }
     this.#areas.join(start, end);
     return 0;
@@ -282,28 +280,34 @@ export class AddressSpace {
 
   // ---- fork and end ----
 
+  /** fork: a child gets the same areas. False if there is no memory: it is to be released. */
+  copyAreasTo(child: AddressSpace): boolean {
+    return [...this.areas()].toReversed().every((area) => child.addArea(area));
+  }
+
   /**
-   * Makes the address space of a child the same as this one: frames are shared, and private ones are copied by whoever stores to
-   * them first. False if there is no memory: the child is to be released. This space's tags are to be dropped then.
+   * fork, a part: gives a child leaves from an address on, which has the areas already: frames are shared, and private ones are copied
+   * by whoever stores to them first. This space's tags are to be dropped then.
+   *
+   * @returns where to go on; 2^32 once the child has all, undefined if there is no memory: it is to be released
    */
-  copyTo(child: AddressSpace): boolean {
-    const { memory, buddy } = this.#parts;
-    let done = true;
-    for (const area of [...this.areas()].toReversed()) {
-      if (!child.addArea(area)) return false;
-      visitEntries(memory, this.#leaves.root, area.start, this.#endOfPages(area), (address, pte, entry) => {
-        if (!done) return;
-        const frame = pte >>> PTE_PPN_SHIFT;
-        if (entry.level === 0) buddy.split(buddy.headOf(frame));
-        const writable = !area.shared && (pte & PTE_W) !== 0;
-        const flags = writable ? (pte & PTE_FLAGS & ~PTE_W) | PTE_COW : pte & PTE_FLAGS;
-        if (!child.#leaves.map(address, frame, entry.level, flags)) return void (done = false);
-        if (writable) memory.store32(entry.at, (frame << PTE_PPN_SHIFT) | flags);
-        buddy.share(frame);
-      });
-      if (!done) return false;
+  shareWith(child: AddressSpace, from: VirtualAddress, most: number): VirtualAddress | undefined {
+    let left = most;
+    for (const area of [...this.areas()].sort((a, b) => a.start - b.start)) {
+      const range = { start: Math.max(from, area.start), end: this.#endOfPages(area), shared: area.shared };
+      if (range.start >= range.end) continue;
+      const shared = this.#leaves.shareWith(child.#leaves, range, left);
+      if (shared === undefined) return undefined;
+      if (shared.next < range.end) return shared.next;
+      left = shared.left;
+      if (left === 0) return range.end;
     }
-    return true;
+    return 2 ** 32;
+  }
+
+  /** The end, a part: takes out leaves, so many at most. True if none is left, so that `release` is short. */
+  shrink(most: number): boolean {
+    return this.#leaves.root === 0 || this.#leaves.shrink(most);
   }
 
   /** Lets go of everything: areas, frames, page tables. */

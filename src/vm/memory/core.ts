@@ -18,7 +18,9 @@ export interface Core {
   /** Write-protect faults that this thread has taken. */
   faultsTaken(): number;
 
-  prepareStore(address: number): void;
+  /** Does what a store to this page would do, but for the store, and returns the physical address. */
+  prepareStore(address: number): number;
+  prepareLoad(address: number): number;
   load8(address: number): number;
   load32(address: number): number;
   store8(address: number, value: number): void;
@@ -29,8 +31,36 @@ export interface Core {
   kernelStore32(address: number, value: number): void;
   kernelStoreFloat64(address: number, value: number): void;
   kernelZero(frame: number, count: number): void;
+  kernelCopy(to: number, from: number, count: number): void;
   /** `kind`: FAULT_KERNEL or FAULT_DEVICE. */
   beforeBulkStore(address: number, bytes: number, kind: number): void;
+
+  // Blocks (buddy.ts). Callers hold the kernel lock.
+  bindBlocks(arenas: number, arenaTable: number, frameTable: number): void;
+  insertFree(frame: number, order: number): void;
+  removeFree(frame: number, order: number): void;
+  useBlock(frame: number, order: number, owner: number, kind: number): void;
+  /** First frame, or -1. */
+  allocateFree(order: number, owner: number, kind: number): number;
+  freeBlock(frame: number): void;
+  /** -1 if the frame lies in no used block. */
+  headOf(frame: number): number;
+  splitBlock(head: number): void;
+  shareBlock(head: number): void;
+  releaseBlock(head: number): void;
+  setOwner(head: number, owner: number): void;
+  setKind(head: number, kind: number): void;
+
+  // Leaves (leaves.ts): pages are counted in 4 KiB, `most` leaves at a time; the first page that was not looked at is returned.
+  mapRun(root: number, page: number, frame: number, count: number, flags: number): number;
+  leafFlags(pte: number, frame: number, level: number, permissions: number, shared: number, pid: number): number;
+  protectLeaves(root: number, page: number, last: number, permissions: number, shared: number, pid: number, most: number): number;
+  shareLeaves(root: number, page: number, last: number, child: number, shared: number, most: number): number;
+  takeOutLeaves(root: number, page: number, last: number, most: number): number;
+  copyPages(root: number, page: number, to: number, count: number): void;
+  /** Leaves that the last of these three loops has taken on. */
+  readonly taken: { readonly value: number };
+  invalidatePages(page: number, count: number): void;
 
   setBit(bitmap: number, frame: number): number;
   setBits(bitmap: number, frame: number, count: number): void;

@@ -10,6 +10,17 @@
  */
 import { FRAME_BYTES, MAX_PROCESSES } from "../../base/layout.js";
 import type { PhysicalAddress, ReadableMemory } from "../../base/memory.js";
+import {
+  ARENA_BYTES,
+  ARENA_FRAMES,
+  FRAME_ENTRY_BYTES,
+  KIND_FILE,
+  KIND_USER,
+  SAVED_KINDS,
+  UNWRITTEN_KINDS,
+} from "./block-layout.js";
+
+export * from "./block-layout.js";
 
 export const KERNEL_MAGIC = 0x4b424948; // "HIBK"
 export const KERNEL_VERSION = 2;
@@ -22,7 +33,6 @@ export const KERNEL_ARENAS = 0x0c;
 export const KERNEL_NEXT_PID = 0x10;
 /** Slots of the process table that have ever been used. */
 export const KERNEL_SLOTS_USED = 0x14;
-export const KERNEL_FREE_FRAMES = 0x18;
 /** Frame of the console's DMA buffer. */
 export const KERNEL_CONSOLE = 0x20;
 /** Least virtual run time of those that run or are ready, ms (float64); it never falls. See scheduler.ts. */
@@ -53,14 +63,6 @@ export const KERNEL_BLOCK_SECTORS = 0x8c;
 /** Generation of the machine (float64): KERNEL_RESUMES * 2^32 + a random half. */
 export const KERNEL_GENERATION = 0x90;
 
-// Arena table: an entry an arena.
-export const ARENA_FRAMES = 16384; // 64 MiB
-export const ARENA_BYTES = 128;
-export const ARENA_FREE_FRAMES = 0x00;
-/** Heads of the free lists of orders 0..10: PFN + 1, 0 for none. */
-export const ARENA_HEADS = 0x04;
-export const MAX_ORDER = 10;
-
 // Process table.
 export const PROCESS_BYTES = 1024;
 export const PROCESS_PID = 0x00;
@@ -80,6 +82,11 @@ export const PROCESS_STEPS = 0x18;
  * asleep but for its signals: it goes back to sleep once they are delivered.
  */
 export const PROCESS_WAKE = 0x20;
+/** A fork that is under way: slot + 1 of the child, 0 for none; and the first page whose leaf the child may not have yet. */
+export const PROCESS_FORK = 0x28;
+export const PROCESS_FORK_PAGE = 0x2c;
+/** Of one that is to end: what its parent is told. */
+export const PROCESS_LAST_STATUS = 0x30;
 /** Most steps a second, 0 for no limit (float64). */
 export const PROCESS_RATE = 0x38;
 /** Length of the text in the code page, bytes. */
@@ -127,7 +134,7 @@ export const PROCESS_RUNNING = 2;
 export const PROCESS_SLEEPING = 3;
 /** Ended by a failed self-check or a bad access; its memory stays, for whoever looks, until it is reaped. */
 export const PROCESS_FAILED = 4;
-/** Told to end; the next vCPU that picks it frees it. */
+/** Told to end, or ending: its memory goes in parts, whenever a vCPU picks it. */
 export const PROCESS_ENDING = 5;
 /** Being built. */
 export const PROCESS_EMBRYO = 6;
@@ -155,39 +162,6 @@ export const FLAG_BOOT = 1;
 /** Its parent has ended before it: the kernel reaps it. */
 export const FLAG_ORPHAN = 2;
 
-// Frame table: an entry a frame, the header of the block it begins.
-export const FRAME_ENTRY_BYTES = 16;
-/** State | order << 8 | kind << 16. */
-export const FRAME_HEADER = 0x00;
-export const FRAME_OWNER = 0x04;
-/** Free block: next in its list, PFN + 1. */
-export const FRAME_NEXT = 0x08;
-/** Used block: how many hold it, leaves that map it and memory objects. More than one only for order 0 and 2 MiB mappings. */
-export const FRAME_REFERENCES = 0x08;
-export const FRAME_PREVIOUS = 0x0c;
-
-export const BLOCK_TAIL = 0;
-export const BLOCK_FREE = 1;
-export const BLOCK_USED = 2;
-
-export const KIND_USER = 1;
-export const KIND_PAGE_TABLE = 2;
-export const KIND_KERNEL_HEAP = 3;
-export const KIND_KERNEL_STATIC = 4;
-export const KIND_DMA = 5;
-/** The snapshotter's own memory: not saved. */
-export const KIND_RESERVE = 6;
-/** Allocated for direct loads of a resume: not saved. */
-export const KIND_LOADING = 7;
-/** A page of a memory object: a file's page cache, or a shared anonymous mapping's. */
-export const KIND_FILE = 8;
-/** A page of a file that is what the host's file has there: saved by reference (S0.3). */
-export const KIND_FILE_CLEAN = 9;
-/**
- * A page of a file that a resume took from the image, since the host's file may have another there. Nobody has stored to it: it is saved,
- * and never written to the host's file.
- */
-export const KIND_FILE_KEPT = 10;
 export const KIND_NAMES = [
   "none",
   "user",
@@ -205,12 +179,12 @@ export type KindName = (typeof KIND_NAMES)[number];
 
 /** Whether the contents of blocks of this kind belong to an image (S0.2). */
 export function isSaved(kind: number): boolean {
-  return (kind >= KIND_USER && kind <= KIND_DMA) || kind === KIND_FILE || kind === KIND_FILE_KEPT;
+  return ((SAVED_KINDS >>> kind) & 1) === 1;
 }
 
 /** Whether nobody who maps this page of a file has stored to it, so that the first store must be noticed. */
 export function isUnwritten(kind: number): boolean {
-  return kind === KIND_FILE_CLEAN || kind === KIND_FILE_KEPT;
+  return ((UNWRITTEN_KINDS >>> kind) & 1) === 1;
 }
 
 /** Whether blocks of this kind hold what processes store, and not the kernel's own tables. */

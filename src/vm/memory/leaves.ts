@@ -1,12 +1,13 @@
 /**
- * The leaves of one process's page tables and the frames that they map. What must hold of them: see address-space.ts.
+ * The leaves of one process's page tables and the frames that they map. What must hold of them: see address-space.ts. What is done to
+ * many leaves is a loop of the core (assembly/leaves.ts).
  *
  * Callers hold the kernel lock.
  */
 import { FRAME_BYTES, PTE_COW, PTE_PARKED, PTE_PPN_SHIFT, PTE_R, PTE_U, PTE_V, PTE_W, PTE_X } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress, VirtualAddress } from "../../base/memory.js";
 import type { Area } from "./area.js";
-import { isUnwritten, KIND_PAGE_TABLE, KIND_USER, PROCESS_PID, PROCESS_ROOT } from "./kernel-layout.js";
+import { KIND_PAGE_TABLE, KIND_USER, PROCESS_PID, PROCESS_ROOT } from "./kernel-layout.js";
 import {
   type Entry,
   findEntry,
@@ -14,13 +15,17 @@ import {
   HUGE_BYTES,
   HUGE_ORDER,
   HUGE_PAGES,
+  makeTables,
   mapPage,
   PTE_FLAGS,
   takeEmptyTables,
   unmapPage,
-  visitEntries,
 } from "./page-table.js";
 import type { MemoryParts } from "./parts.js";
+
+/** Pages of an address space; and as many leaves as there can be. */
+const PAGES = 2 ** 20;
+const ALL: number = PAGES;
 
 /** What a leaf may allow. */
 export const PERMISSIONS: number = PTE_R | PTE_W | PTE_X;
@@ -69,24 +74,8 @@ export class Leaves {
   }
 
   /** What a leaf of an area may be: see "what must hold". A and D stay as they are; a frame that it may store to is its own. */
-  flagsOf(area: Area, pte: number, level: number, frame: Pfn = pte >>> PTE_PPN_SHIFT): number {
-    const { buddy } = this.#parts;
-    const kept = pte & PTE_FLAGS & ~(PERMISSIONS | PTE_COW | PTE_PARKED | PTE_V);
-    const flags = kept | (area.flags & PERMISSIONS) | PTE_U;
-    if ((area.flags & PERMISSIONS) === 0) return flags | PTE_PARKED;
-    if (area.shared) return isUnwritten(buddy.kindOf(buddy.headOf(frame))) ? flags & ~PTE_W : flags;
-    if ((flags & PTE_W) === 0) return flags;
-    const head = level === 0 ? buddy.headOf(frame) : frame;
-    if (buddy.references(head) > 1) return (flags & ~PTE_W) | PTE_COW;
-    this.#own(head);
-    return flags;
-  }
-
-  /** A frame that nobody else holds any more, neither another process nor an object, becomes this process's. */
-  #own(head: Pfn): void {
-    const { buddy } = this.#parts;
-    buddy.setOwner(head, this.#pid);
-    if (buddy.kindOf(head) !== KIND_USER) buddy.setKind(head, KIND_USER);
+  flagsOf({ flags, shared }: Area, pte: number, level: number, frame: Pfn = pte >>> PTE_PPN_SHIFT): number {
+    return this.#parts.core.leafFlags(pte, frame, level, flags & PERMISSIONS, shared ? 1 : 0, this.#pid);
   }
 
   /** What a leaf of an area is that maps a frame of the process's own. */
@@ -101,6 +90,11 @@ export class Leaves {
     this.#invalidate(address, entry.level === 0 ? 1 : HUGE_PAGES);
   }
 
+  /** Gives the leaves of an area the permissions that it has now. */
+  protect({ start, end, flags, shared }: Area): void {
+    this.#parts.core.protectLeaves(this.root, pageOf(start), pageOf(end), flags & PERMISSIONS, shared ? 1 : 0, this.#pid, ALL);
+  }
+
   /** Makes a leaf where there is none. False if there is no memory for its tables. */
   map(address: VirtualAddress, frame: Pfn, level: number, flags: number): boolean {
     if (mapPage(this.#parts.memory, this.root, address, frame, flags, () => this.allocateTable(), level)) return true;
@@ -109,7 +103,7 @@ export class Leaves {
   }
 
   #invalidate(address: VirtualAddress, pages: number): void {
-    for (let i = 0; i < pages; i++) this.#parts.core.invalidate(address + i * FRAME_BYTES);
+    this.#parts.core.invalidatePages(pageOf(address), pages);
   }
 
   /** Allocates a zeroed page table; undefined if there is no memory. */
@@ -134,17 +128,29 @@ export class Leaves {
     if (frame === undefined) return false;
     if (contents === undefined || contents.length < FRAME_BYTES << order) memory.zero(frame, 1 << order);
     if (contents !== undefined) memory.write(frame * FRAME_BYTES, contents);
-    for (let i = 0; i < 1 << order; i++) {
-      if (this.map(address + i * FRAME_BYTES, frame + i, 0, flags)) continue;
-      for (let done = 0; done < i; done++) {
-        unmapPage(memory, this.root, address + done * FRAME_BYTES);
-        this.#invalidate(address + done * FRAME_BYTES, 1);
-      }
-      this.#freeEmptyTables(address, address + (FRAME_BYTES << order));
-      buddy.free(frame);
+    if (this.#mapRun(address, frame, 1 << order, flags)) return true;
+    this.#freeEmptyTables(address, address + (FRAME_BYTES << order));
+    buddy.free(frame);
+    return false;
+  }
+
+  /** Maps consecutive frames; if there is no memory for the tables, none of them. */
+  #mapRun(address: VirtualAddress, frame: Pfn, count: number, flags: number): boolean {
+    const { core, memory } = this.#parts;
+    const first = pageOf(address);
+    for (let done = 0; done < count; ) {
+      done = core.mapRun(this.root, first + done, frame + done, count - done, flags) - first;
+      if (done === count || this.#makeTables(address + done * FRAME_BYTES, 0)) continue;
+      for (let page = 0; page < done; page++) unmapPage(memory, this.root, address + page * FRAME_BYTES);
+      this.#invalidate(address, done);
       return false;
     }
     return true;
+  }
+
+  /** Sees to it that there are tables for a leaf of a level. False if there is no memory; some may be there then, and empty. */
+  #makeTables(address: VirtualAddress, level: number): boolean {
+    return makeTables(this.#parts.memory, this.root, address, level, () => this.allocateTable()) !== undefined;
   }
 
   /** Takes the leaves of [start, end) out, and tables that are empty then. No 2 MiB leaf lies across the ends. */
@@ -155,28 +161,38 @@ export class Leaves {
 
   /** Takes the leaves of [start, end) out and lets go of their frames. */
   #takeOut(start: VirtualAddress, end: VirtualAddress): void {
-    const { memory, buddy } = this.#parts;
-    /** A block that is freed as a whole, with its last leaf. */
-    let whole = { head: -1, end: 0 };
-    visitEntries(memory, this.root, start, end, (address, pte, entry) => {
-      const frame = pte >>> PTE_PPN_SHIFT;
-      memory.store32(entry.at, 0);
-      this.#invalidate(address, entry.level === 0 ? 1 : HUGE_PAGES);
-      if (entry.level === 1) return buddy.release(frame);
-      if (frame > whole.head && frame < whole.end) {
-        if (frame === whole.end - 1) buddy.free(whole.head);
-        return;
-      }
-      const head = buddy.headOf(frame);
-      const frames = 1 << buddy.orderOf(head);
-      if (frames === 1) return buddy.release(frame);
-      // A block lies at consecutive addresses. If all of them go, it goes in one.
-      if (head === frame && address + frames * FRAME_BYTES <= end) whole = { head, end: head + frames };
-      else {
-        buddy.split(head);
-        buddy.release(frame);
-      }
-    });
+    this.#parts.core.takeOutLeaves(this.root, pageOf(start), pageOf(end), ALL);
+  }
+
+  /** Takes out leaves of the whole address space, so many at most, and tables that are empty then. True if none is left. */
+  shrink(most: number): boolean {
+    const next = this.#parts.core.takeOutLeaves(this.root, 0, PAGES, Math.min(most, ALL));
+    this.#freeEmptyTables(0, next * FRAME_BYTES);
+    return next === PAGES;
+  }
+
+  /**
+   * Gives a child leaves of [start, end), so many at most: frames are shared, and private ones are copied by whoever stores to them
+   * first. The tags of this address space are to be dropped.
+   *
+   * @returns where to go on, and how many leaves more it might have been; undefined if there is no memory for the child's tables
+   */
+  shareWith(
+    child: Leaves,
+    { start, end, shared }: Pick<Area, "start" | "end" | "shared">,
+    most: number,
+  ): { next: VirtualAddress; left: number } | undefined {
+    const { core, memory } = this.#parts;
+    let page = pageOf(start);
+    let left = most;
+    while (page < pageOf(end) && left > 0) {
+      page = core.shareLeaves(this.root, page, pageOf(end), child.root, shared ? 1 : 0, left);
+      left -= core.taken.value;
+      if (page >= pageOf(end) || left === 0) break;
+      const address = page * FRAME_BYTES;
+      if (!child.#makeTables(address, findEntry(memory, this.root, address)!.level)) return undefined;
+    }
+    return { next: page * FRAME_BYTES, left };
   }
 
   /** Sees to it that no 2 MiB leaf lies across an address. */
@@ -206,8 +222,8 @@ export class Leaves {
       if (!alone) memory.copy(frame, head + i);
     }
     if (alone) {
+      buddy.setOwner(head, this.#pid);
       buddy.split(head);
-      for (const frame of frames) buddy.setOwner(frame, this.#pid);
     } else buddy.release(head);
     // They are this process's alone now, so a copy on write is done with.
     const flags = (pte & PTE_COW) === 0 ? pte & PTE_FLAGS : (pte & PTE_FLAGS & ~PTE_COW) | PTE_W;
@@ -219,14 +235,11 @@ export class Leaves {
 
   /** Puts aligned 2 MiB into one block under one leaf. True if it is so now. */
   collapse(address: VirtualAddress, flags: number): boolean {
-    const { memory, buddy } = this.#parts;
+    const { memory, buddy, core } = this.#parts;
     if (findEntry(memory, this.root, address)?.level === 1) return true;
     const block = buddy.allocateFree(HUGE_ORDER, this.#pid, KIND_USER);
     if (block === undefined) return false;
-    memory.zero(block, HUGE_PAGES);
-    visitEntries(memory, this.root, address, address + HUGE_BYTES, (at, pte) => {
-      memory.copy(block + (at - address) / FRAME_BYTES, pte >>> PTE_PPN_SHIFT);
-    });
+    core.copyPages(this.root, pageOf(address), block, HUGE_PAGES);
     this.#takeOut(address, address + HUGE_BYTES); // its tables stay: else the leaf might find no memory for one
     const table = findTable(memory, this.root, address);
     if (!this.map(address, block, 1, flags)) {
@@ -236,4 +249,9 @@ export class Leaves {
     if (table !== undefined) buddy.free(table);
     return true;
   }
+}
+
+/** The number of the page that an address lies in; that of the address after the last is one more than there are. */
+function pageOf(address: VirtualAddress): number {
+  return Math.floor(address / FRAME_BYTES);
 }

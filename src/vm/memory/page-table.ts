@@ -122,21 +122,34 @@ export function mapPage(
   allocateTable: () => Pfn | undefined,
   leafLevel: number = 0,
 ): boolean {
+  const table = makeTables(memory, root, address, leafLevel, allocateTable);
+  if (table === undefined) return false;
+  const valid = (flags & PTE_PARKED) === 0 ? PTE_V : 0;
+  memory.store32(entryAddress(table, address, leafLevel), (frame << PTE_PPN_SHIFT) | flags | valid);
+  return true;
+}
+
+/** The table that a leaf of this level is in, made if it is missing; undefined if there was no memory for it, or one above it. */
+export function makeTables(
+  memory: PhysicalMemory,
+  root: Pfn,
+  address: VirtualAddress,
+  leafLevel: number,
+  allocateTable: () => Pfn | undefined,
+): Pfn | undefined {
   let table = root;
   for (let level = 2; level > leafLevel; level--) {
     const at = entryAddress(table, address, level);
     let pte = memory.load32(at);
     if ((pte & PTE_V) === 0) {
       const fresh = allocateTable();
-      if (fresh === undefined) return false;
+      if (fresh === undefined) return undefined;
       pte = (fresh << PTE_PPN_SHIFT) | PTE_V;
       memory.store32(at, pte);
     }
     table = pte >>> PTE_PPN_SHIFT;
   }
-  const valid = (flags & PTE_PARKED) === 0 ? PTE_V : 0;
-  memory.store32(entryAddress(table, address, leafLevel), (frame << PTE_PPN_SHIFT) | flags | valid);
-  return true;
+  return table;
 }
 
 /** Unmaps a page, parked or not; returns the frame it mapped, or undefined. Tables stay. The caller drops TLB entries. */

@@ -110,9 +110,7 @@ export class PhysicalMemory implements ReadableMemory {
 
   /** Tracked copy of whole frames by the kernel. */
   copy(to: Pfn, from: Pfn, count: number = 1): void {
-    this.#bringIn(from * FRAME_BYTES, count * FRAME_BYTES);
-    this.core.beforeBulkStore(to * FRAME_BYTES, count * FRAME_BYTES, FAULT_KERNEL);
-    this.#bytes.copyWithin(frameAddress(to), frameAddress(from), frameAddress(from + count));
+    this.core.kernelCopy(to, from, count);
   }
 
   /** What the kernel reads and stores in pieces may be a user's page that a lazy resume has not brought in yet. */

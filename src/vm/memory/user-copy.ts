@@ -4,39 +4,39 @@
  */
 import { FRAME_BYTES } from "../../base/layout.js";
 import type { VirtualAddress } from "../../base/memory.js";
-import type { Core } from "./core.js";
+import type { PhysicalMemory } from "./physical.js";
 
 export class UserCopy {
-  readonly #core: Core;
+  readonly #memory: PhysicalMemory;
 
-  constructor(core: Core) {
-    this.#core = core;
+  constructor(memory: PhysicalMemory) {
+    this.#memory = memory;
   }
 
   copyIn(address: VirtualAddress, length: number): Uint8Array {
     const bytes = new Uint8Array(length);
-    let done = 0;
-    for (; done + 4 <= length; done += 4) {
-      const word = this.#core.load32((address + done) | 0);
-      for (let i = 0; i < 4; i++) bytes[done + i] = word >>> (8 * i);
-    }
-    for (; done < length; done++) bytes[done] = this.#core.load8((address + done) | 0);
+    for (const { at, from, to } of pieces(address, length))
+      bytes.set(this.#memory.read(this.#memory.core.prepareLoad(at | 0) >>> 0, to - from), from);
     return bytes;
   }
 
   copyOut(address: VirtualAddress, bytes: Uint8Array): void {
-    let done = 0;
-    for (; done + 4 <= bytes.length; done += 4) {
-      const word = bytes[done]! | (bytes[done + 1]! << 8) | (bytes[done + 2]! << 16) | (bytes[done + 3]! << 24);
-      this.#core.store32((address + done) | 0, word);
-    }
-    for (; done < bytes.length; done++) this.#core.store8((address + done) | 0, bytes[done]!);
+    for (const { at, from, to } of pieces(address, bytes.length))
+      this.#memory.write(this.#memory.core.prepareStore(at | 0) >>> 0, bytes.subarray(from, to));
   }
 
   /** Makes sure that bytes can be stored there: a call that takes something away must not find out later. */
   prepare(address: VirtualAddress, length: number): void {
-    for (let at = address; at < address + length; at = at - (at % FRAME_BYTES) + FRAME_BYTES) {
-      this.#core.prepareStore(at | 0);
-    }
+    for (const { at } of pieces(address, length)) this.#memory.core.prepareStore(at | 0);
+  }
+}
+
+/** Bytes [from, to) of a range that lie in one page, and where. */
+function* pieces(address: VirtualAddress, length: number): Generator<{ at: VirtualAddress; from: number; to: number }> {
+  for (let from = 0; from < length; ) {
+    const at = address + from;
+    const to = Math.min(length, from + FRAME_BYTES - (at % FRAME_BYTES));
+    yield { at, from, to };
+    from = to;
   }
 }

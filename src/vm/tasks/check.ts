@@ -44,6 +44,7 @@ export function checkProcessTable(memory: ReadableMemory, problem: (text: string
   const next = memory.load32(K.KERNEL_NEXT_PID);
   const processes = listProcesses(memory);
   const pids = new Map(processes.map((process) => [process.pid, process]));
+  checkForks(memory, processes, problem);
   for (const process of processes) {
     const { pid, parent } = process;
     if (pids.get(pid) !== process) problem(`two processes have pid ${pid}`);
@@ -54,6 +55,22 @@ export function checkProcessTable(memory: ReadableMemory, problem: (text: string
   }
   if (next < 1) problem(`the next process is to have pid ${next}`);
   return processes;
+}
+
+/** A fork that is under way has an embryo of its own, which is this process's child; and an embryo comes from a fork. */
+function checkForks(memory: ReadableMemory, processes: readonly Process[], problem: (text: string) => void): void {
+  const embryos = new Map(processes.filter(({ state }) => state === "embryo").map((process) => [process.slot, process]));
+  for (const { pid, slot } of processes) {
+    const at = K.processAddress(memory, slot);
+    const child = memory.load32(at + K.PROCESS_FORK) - 1;
+    const page = memory.load32(at + K.PROCESS_FORK_PAGE);
+    if (child === -1) continue;
+    const embryo = embryos.get(child);
+    embryos.delete(child);
+    if (embryo?.parent !== pid || embryo.root === 0 || !(page >= 0 && page < 2 ** 20))
+      problem(`process ${pid} forks, and its child is none, or it is at page ${page}`);
+  }
+  for (const { pid } of embryos.values()) problem(`process ${pid} is an embryo, and nobody forks`);
 }
 
 function checkProcess(memory: ReadableMemory, process: Process, problem: (text: string) => void): void {

@@ -20,6 +20,7 @@ import { A0, REGISTER_WORDS } from "../memory/user-layout.js";
 import { passFaultsOn } from "./activity.js";
 import type { KernelParts } from "./parts.js";
 import { findSlots, isAlive, isMeant, type Process, readProcess, slotOf } from "./process.js";
+import { isDying } from "./scheduler.js";
 import { DISPOSITION_IGNORE, SIGCHLD, SIGKILL, type Signals } from "./signals.js";
 import { STATUS_CONTINUED, WCONTINUED, WNOHANG, WUNTRACED } from "./status.js";
 import { buildMemory, type ProcessTemplate } from "./template.js";
@@ -33,7 +34,12 @@ export interface FdTables {
   copyTable(from: number, to: number): boolean;
 }
 
+/** Some 50 us. */
+const LEAVES_A_PART = 1024;
+
 export class Lifecycle {
+  /** Leaves that a fork or an end takes on in one piece. */
+  leavesAPart: number = LEAVES_A_PART;
   readonly #parts: KernelParts;
   readonly #signals: Signals;
   readonly #fds: FdTables;
@@ -106,18 +112,32 @@ export class Lifecycle {
     refuseWhileStopped(this.#parts.control);
     this.#parts.control.locked(() => {
       const state = this.#parts.memory.load32(this.#at(slot) + K.PROCESS_STATE);
-      if (state === K.PROCESS_RUNNING) this.#parts.memory.store32(this.#at(slot) + K.PROCESS_STATE, K.PROCESS_ENDING);
+      if (state === K.PROCESS_RUNNING) this.#toEnd(slot, SIGKILL);
+      else if (state === K.PROCESS_EMBRYO)
+        this.#signals.post(this.#at(slot), SIGKILL); // a fork is under way
       else if (state === K.PROCESS_ZOMBIE || state === K.PROCESS_FAILED) this.#destroy(slot);
       else if (state !== K.PROCESS_FREE && state !== K.PROCESS_ENDING) this.exit(slot, SIGKILL);
     });
   }
 
+  /** It ends at its vCPU's next safepoint, or goes on ending when a vCPU picks it. */
+  #toEnd(slot: number, status: number): void {
+    this.#parts.memory.store32(this.#at(slot) + K.PROCESS_STATE, K.PROCESS_ENDING);
+    this.#parts.memory.store32(this.#at(slot) + K.PROCESS_LAST_STATUS, status);
+  }
+
   /** A process that has come to its end goes, and nobody can look at it any more: why it failed is on the console. */
   #reap(slot: number): void {
-    const process = readProcess(this.#parts.memory, slot)!;
-    const { pid, text, state, failure } = process;
-    if (state === "failed") printToConsole(this.#parts.memory, `process ${pid} (${text}) failed: ${failure}`);
-    this.#destroy(slot);
+    const { pid, text, state, failure } = readProcess(this.#parts.memory, slot)!;
+    if (state !== "failed") return this.#destroy(slot);
+    printToConsole(this.#parts.memory, `process ${pid} (${text}) failed: ${failure}`);
+    this.#vanish(slot);
+  }
+
+  /** Nobody hears of a process's end, and nothing of it is left once its memory is given back. */
+  #vanish(slot: number): void {
+    this.#parts.memory.store32(this.#at(slot) + K.PROCESS_PARENT, 0);
+    this.endInParts(slot, SIGKILL);
   }
 
   /** Nothing is left of a process. */
@@ -138,12 +158,33 @@ export class Lifecycle {
    */
   exit(slot: number, status: number): void {
     const at = this.#at(slot);
+    const child = this.#takeFork(at);
+    if (child !== undefined) this.#destroy(child);
     this.#orphan(at);
     const parent = this.#parentOf(at);
     this.#letGo(slot);
     const waited = parent !== undefined && !this.#ignoresChildren(parent);
     this.#parts.memory.store32(at + K.PROCESS_STATE, waited ? K.PROCESS_ZOMBIE : K.PROCESS_FREE);
     this.#signals.tellParent(at, status);
+  }
+
+  /**
+   * As `exit`, so much of it as a stop may wait for. A process with more memory than that is ending: it has done its last step, and
+   * goes on to end whenever a vCPU picks it. Caller holds the kernel lock.
+   */
+  endInParts(slot: number, status: number): void {
+    const child = this.#takeFork(this.#at(slot));
+    if (child !== undefined) this.#vanish(child);
+    if (this.#space(slot).shrink(this.leavesAPart)) this.exit(slot, status);
+    else this.#toEnd(slot, status);
+  }
+
+  /** For an allocator that finds nothing: takes out what is left of processes that are ending. Caller holds the kernel lock. */
+  reclaim(): boolean {
+    const { buddy, memory } = this.#parts;
+    const before = buddy.freeFrames;
+    for (const slot of findSlots(memory, (at) => isDying(memory, at))) this.#space(slot).shrink(Infinity);
+    return buddy.freeFrames > before;
   }
 
   #parentOf(at: PhysicalAddress): PhysicalAddress | undefined {
@@ -166,8 +207,8 @@ export class Lifecycle {
     this.#parts.memory.store32(at + K.PROCESS_STATE, K.PROCESS_FAILED);
     const parent = this.#parentOf(at);
     const orphan = (this.#parts.memory.load32(at + K.PROCESS_FLAGS) & K.FLAG_ORPHAN) !== 0;
-    if (orphan || (parent !== undefined && this.#ignoresChildren(parent))) this.#reap(slot);
     this.#signals.tellParent(at, status);
+    if (orphan || (parent !== undefined && this.#ignoresChildren(parent))) this.#reap(slot);
   }
 
   /** The children of a process have no parent any more: nobody will ask how they ended. */
@@ -184,13 +225,13 @@ export class Lifecycle {
 
   /**
    * fork: a child that is a copy of the process, at the same step. A0 of the parent becomes the child's pid, A0 of the
-   * child 0. Runs on the vCPU of the process between two steps, with its registers in the process table.
+   * child 0. Runs on the vCPU of the process between two steps, with its registers in the process table. If the process has much
+   * memory the fork is not over when this returns: its next turns are parts of it (`goOn`), and the child is an embryo meanwhile.
    */
   fork(slot: number): void {
     this.#parts.control.locked(() => {
-      const result = (value: number) => this.#parts.memory.store32(this.#at(slot) + K.PROCESS_REGISTERS + A0 * 4, value);
       const child = this.#takeSlot();
-      if (child === undefined) return result(-EAGAIN);
+      if (child === undefined) return this.#forked(slot, -EAGAIN);
       const from = this.#at(slot);
       const to = this.#at(child);
       for (const at of COPIED_BY_FORK) this.#parts.memory.store32(to + at, this.#parts.memory.load32(from + at));
@@ -198,24 +239,66 @@ export class Lifecycle {
         const at = K.PROCESS_REGISTERS + word * 4;
         this.#parts.memory.store32(to + at, word === A0 || word === A0 + 1 ? 0 : this.#parts.memory.load32(from + at));
       }
-      const pid = this.#nextPid();
-      this.#parts.memory.store32(to + K.PROCESS_PID, pid);
+      this.#parts.memory.store32(to + K.PROCESS_PID, this.#nextPid());
       this.#parts.memory.store32(to + K.PROCESS_PARENT, this.#parts.memory.load32(from + K.PROCESS_PID));
       this.#parts.memory.store32(to + K.PROCESS_FLAGS, this.#parts.memory.load32(from + K.PROCESS_FLAGS) & ~K.FLAG_ORPHAN);
       const space = this.#space(child);
       const root = space.allocateTable();
       this.#parts.memory.store32(to + K.PROCESS_ROOT, root ?? 0);
-      const copied = root !== undefined && this.#fds.copyTable(slot, child) && this.#space(slot).copyTo(space);
-      this.#parts.core.dropContext(slot); // its write tags are for leaves that have no W any more
-      if (!copied) {
+      if (root === undefined || !this.#fds.copyTable(slot, child) || !this.#space(slot).copyAreasTo(space)) {
         this.#destroy(child);
-        return result(-ENOMEM);
+        return this.#forked(slot, -ENOMEM);
       }
-      result(pid);
-      this.#parts.memory.store32(from + K.PROCESS_REGISTERS + (A0 + 1) * 4, 0);
-      this.#parts.scheduler.begin(to);
-      this.#parts.control.ringDoorbell();
+      this.#parts.memory.store32(from + K.PROCESS_FORK, child + 1);
+      this.#parts.memory.store32(from + K.PROCESS_FORK_PAGE, 0);
+      this.#forkOn(slot);
     });
+  }
+
+  /** A part of a fork that is under way. */
+  #forkOn(slot: number): void {
+    const { control, core, memory, scheduler } = this.#parts;
+    const at = this.#at(slot);
+    const child = memory.load32(at + K.PROCESS_FORK) - 1;
+    const from = memory.load32(at + K.PROCESS_FORK_PAGE) * FRAME_BYTES;
+    const next = this.#space(slot).shareWith(this.#space(child), from, this.leavesAPart);
+    core.dropContext(slot); // its write tags are for leaves that have no W any more
+    if (next !== undefined && next < 2 ** 32) return memory.store32(at + K.PROCESS_FORK_PAGE, next / FRAME_BYTES);
+    this.#takeFork(at);
+    if (next === undefined) {
+      this.#vanish(child);
+      return this.#forked(slot, -ENOMEM);
+    }
+    this.#forked(slot, memory.load32(this.#at(child) + K.PROCESS_PID));
+    scheduler.begin(this.#at(child));
+    control.ringDoorbell();
+  }
+
+  #forked(slot: number, result: number): void {
+    const a0 = this.#at(slot) + K.PROCESS_REGISTERS + A0 * 4;
+    this.#parts.memory.store32(a0, result);
+    if (result > 0) this.#parts.memory.store32(a0 + 4, 0);
+  }
+
+  /** A fork is not under way any more; the slot of its child, undefined if there was none. */
+  #takeFork(at: PhysicalAddress): number | undefined {
+    const child = this.#parts.memory.load32(at + K.PROCESS_FORK);
+    if (child === 0) return undefined;
+    this.#parts.memory.store32(at + K.PROCESS_FORK, 0);
+    return child - 1;
+  }
+
+  /**
+   * What a process's turn begins with. True if that is all of it: it was a part of a fork, or the process is ending, and the next part
+   * of that is done when it is put back.
+   */
+  goOn(slot: number): boolean {
+    const { control, memory } = this.#parts;
+    const at = this.#at(slot);
+    if (memory.load32(at + K.PROCESS_STATE) === K.PROCESS_ENDING) return true;
+    if (memory.load32(at + K.PROCESS_FORK) === 0) return false;
+    control.locked(() => this.#forkOn(slot));
+    return true;
   }
 
   /**

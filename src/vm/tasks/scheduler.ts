@@ -49,15 +49,16 @@ export class Scheduler {
       const at = processAddress(memory, slot);
       if (isWaiting(memory.load32(at + K.PROCESS_STATE)) && this.#isDue(at, now)) this.makeReady(at);
       const state = memory.load32(at + K.PROCESS_STATE);
-      if (state !== K.PROCESS_READY && state !== K.PROCESS_RUNNING) continue;
+      const ready = state === K.PROCESS_READY || isDying(memory, at);
+      if (!ready && state !== K.PROCESS_RUNNING) continue;
       const vruntime = memory.loadFloat64(at + K.PROCESS_VRUNTIME);
       least = Math.min(least, vruntime);
-      if (state === K.PROCESS_READY && vruntime < first) [best, first] = [slot, vruntime];
+      if (ready && vruntime < first) [best, first] = [slot, vruntime];
     }
     if (least !== Infinity && least > this.#least) memory.storeFloat64(K.KERNEL_VRUNTIME, least);
     if (best < 0) return -1;
     const at = processAddress(memory, best);
-    memory.store32(at + K.PROCESS_STATE, K.PROCESS_RUNNING);
+    if (!isDying(memory, at)) memory.store32(at + K.PROCESS_STATE, K.PROCESS_RUNNING);
     memory.store32(at + K.PROCESS_VCPU, vcpu);
     return best;
   }
@@ -161,4 +162,9 @@ export class Scheduler {
 
 function isWaiting(state: number): boolean {
   return state === K.PROCESS_SLEEPING || state === K.PROCESS_BLOCKED;
+}
+
+/** Whether what is left of a process is its memory, and no vCPU is at work on that. */
+export function isDying(memory: PhysicalMemory, at: PhysicalAddress): boolean {
+  return memory.load32(at + K.PROCESS_STATE) === K.PROCESS_ENDING && memory.load32(at + K.PROCESS_VCPU) < 0;
 }

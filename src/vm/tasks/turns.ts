@@ -4,7 +4,7 @@ import * as K from "../memory/kernel-layout.js";
 import { processAddress } from "../memory/kernel-layout.js";
 import type { Lifecycle } from "./lifecycle.js";
 import type { KernelParts } from "./parts.js";
-import { SIGKILL, type Signals } from "./signals.js";
+import type { Signals } from "./signals.js";
 import { stopStatus } from "./status.js";
 import type { Trims } from "./trims.js";
 import { type Leave, Wait } from "./wait.js";
@@ -52,9 +52,10 @@ export class Turns {
       this.#trims.take(slot);
       memory.store32(at + K.PROCESS_VCPU, -1);
       scheduler.charge(at, ran);
-      if (memory.load32(at + K.PROCESS_STATE) === K.PROCESS_ENDING) return this.#lifecycle.exit(slot, SIGKILL);
+      if (memory.load32(at + K.PROCESS_STATE) === K.PROCESS_ENDING)
+        return this.#lifecycle.endInParts(slot, memory.load32(at + K.PROCESS_LAST_STATUS));
       if (leave.do === "fail") return this.#lifecycle.fail(slot, leave.reason, leave.status);
-      if (leave.do === "exit") return this.#lifecycle.exit(slot, leave.status);
+      if (leave.do === "exit") return this.#lifecycle.endInParts(slot, leave.status);
       if (leave.do === "stop") this.#stop(at);
       else if (leave.do === "wait") scheduler.block(at);
       else if (leave.do === "sleep") scheduler.sleep(at, leave.until);
@@ -87,7 +88,7 @@ export class Turns {
     for (let slot = 0; slot < memory.load32(K.KERNEL_SLOTS_USED); slot++) {
       const at = processAddress(memory, slot);
       const state = memory.load32(at + K.PROCESS_STATE);
-      if (state === K.PROCESS_ENDING) this.#lifecycle.exit(slot, SIGKILL);
+      if (state === K.PROCESS_ENDING) this.#lifecycle.exit(slot, memory.load32(at + K.PROCESS_LAST_STATUS));
       if (state === K.PROCESS_RUNNING) memory.store32(at + K.PROCESS_STATE, K.PROCESS_READY);
       memory.store32(at + K.PROCESS_VCPU, -1);
       core.dropContext(slot);

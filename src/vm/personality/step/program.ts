@@ -168,6 +168,8 @@ export interface ProgramContext {
   readonly registers: Int32Array;
   /** Steps completed since the process began: an integer below 2^53. */
   readonly steps: number;
+  /** Whether the batch is to end before its next step: somebody wants the machine stopped. */
+  readonly isWanted?: () => boolean;
 }
 
 /** A program's own check of its memory failed. */

@@ -49,7 +49,7 @@ export function createSystemCalls(
   loaded: () => number | undefined,
 ): BootSystemCalls {
   const { memory, control, files, signals } = kernel;
-  const user = new UserCopy(kernel.core);
+  const user = new UserCopy(memory);
   const at: PhysicalAddress = processAddress(memory, slot);
   const space = kernel.space(slot);
   const locked = <T>(call: () => T): T => control.locked(call);

@@ -21,6 +21,12 @@ export interface ProcessCheck {
 }
 
 const DIFFERENCES_MAX = 8;
+/** Processes that have no memory, or not all of it. */
+const AWAY: Partial<Record<Process["state"], string>> = {
+  zombie: "it has exited, and only its status is left",
+  ending: "it has ended, and its memory is being given back",
+  embryo: "its parent is forking, and it has not begun",
+};
 const ZERO = new Uint8Array(FRAME_BYTES);
 
 /**
@@ -46,8 +52,9 @@ export function checkProcess(
   const differs = (what: string): void => {
     if (check.differences.length < DIFFERENCES_MAX) check.differences.push(what);
   };
-  if (process.state === "zombie") {
-    check.not_recomputed = "it has exited, and only its status is left";
+  const away = AWAY[process.state];
+  if (away !== undefined) {
+    check.not_recomputed = away;
     return check;
   }
   if (process.failure !== "") {

@@ -53,6 +53,7 @@ export abstract class StateProgram implements Runner {
     const { memory, registers } = context;
     const step = { memory, registers, system: kernelCalls(context), steps: context.steps };
     for (let done = 0; done < fuel; done++, step.steps++) {
+      if (done > 0 && context.isWanted?.() === true) return done;
       const handler = registers[HANDLER]!;
       const outcome = handler === 0 ? this.step(registers[this.stateWord]!, step) : this.handle(handler, step);
       if (outcome === "waits") return done;

@@ -136,9 +136,10 @@ const LAYERS: Record<string, string[]> = {
   "src/reports/resume-report.ts": ["src/base", "src/image", "src/restore"],
   "src/reports/image-catalogue.ts": ["src/base", "src/image", "src/vm", "src/reports/save-report.ts"],
   "src/reports/image-diff.ts": ["src/base", "src/image", "src/vm"],
-  "src/machine.ts": ["src/base", "src/vm", "src/cow", "src/writer"],
+  "src/machine-options.ts": ["src/base", "src/vm/devices/block-requests.ts", "src/vm/files/path.ts"],
+  "src/machine.ts": ["src/base", "src/vm", "src/cow", "src/writer", "src/machine-options.ts"],
   "src/save-files.ts": ["src/base", "src/vm", "src/image", "src/machine.ts"],
-  "src/save-options.ts": ["src/base", "src/cow/cancellation.ts", "src/reports/save-progress.ts"],
+  "src/save-options.ts": ["src/base", "src/machine-options.ts", "src/cow/cancellation.ts", "src/reports/save-progress.ts"],
   "src/publish.ts": [
     "src/base",
     "src/cow",
@@ -160,7 +161,7 @@ const LAYERS: Record<string, string[]> = {
     "src/save-options.ts",
     "src/publish.ts",
   ],
-  "src/resume-options.ts": ["src/base", "src/cow/cancellation.ts", "src/reports/resume-report.ts"],
+  "src/resume-options.ts": ["src/base", "src/machine-options.ts", "src/cow/cancellation.ts", "src/reports/resume-report.ts"],
   "src/named-paths.ts": ["src/base", "src/image", "src/vm/views/host-paths.ts"],
   "src/find-image.ts": [
     "src/named-paths.ts",

@@ -1,5 +1,6 @@
 /** What a save can be told, and what it says when it is given up. */
-import { abortSignal, callback, checkCall, flag, oneOf, type Rule, text, zeroOrMore } from "./base/options.js";
+import { abortSignal, callback, checkArguments, checkCall, flag, oneOf, type Rule, text, zeroOrMore } from "./base/options.js";
+import { machineRule } from "./machine-options.js";
 import type { CancelMessages } from "./cow/cancellation.js";
 import type { SaveProgress } from "./reports/save-progress.js";
 
@@ -47,7 +48,8 @@ const RULES: Readonly<Record<keyof SaveOptions, Rule>> = {
 };
 
 /** @throws HIB_USAGE */
-export function checkSave(path: string, options: SaveOptions): void {
+export function checkSave(machine: unknown, path: string, options: SaveOptions): void {
+  checkArguments("save", { "the machine": [machine, machineRule] });
   checkCall("save", path, options, RULES);
 }
 

@@ -17,6 +17,16 @@ import { isDeepStrictEqual } from "node:util";
 import { realPath } from "../base/allowed-paths.js";
 import { attemptTo, damaged, HibernaculumError } from "../base/errors.js";
 import { failpoint } from "../base/failpoints.js";
+import {
+  abortSignal,
+  callback,
+  checkArguments,
+  checkCall,
+  path as pathRule,
+  paths,
+  type Rule,
+  wholeNumber,
+} from "../base/options.js";
 import { fateOf, processTag } from "../base/host-process.js";
 import { BlobReader } from "./blob.js";
 import { Catalogue } from "./catalogue.js";
@@ -58,6 +68,13 @@ export interface OpenOptions {
   /** Cancels. */
   signal?: AbortSignal | undefined;
 }
+
+const OPEN_RULES: Readonly<Record<keyof OpenOptions, Rule>> = {
+  machineVersion: wholeNumber(0),
+  onCheck: callback,
+  allow: paths,
+  signal: abortSignal,
+};
 
 /** An image open for reading. Its header, catalogue and counts are checked, its chunks are not yet. */
 export class Image implements ImageContents {
@@ -149,12 +166,11 @@ export async function createPartial(path: string): Promise<PartialImage> {
 /**
  * Opens an image and checks all of it but the chunks.
  *
- * @throws HIB_NOT_AN_IMAGE, HIB_IO, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION, HIB_TRUNCATED, HIB_CORRUPT, HIB_CANCELLED
+ * @throws HIB_USAGE, HIB_NOT_AN_IMAGE, HIB_IO, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION, HIB_TRUNCATED, HIB_CORRUPT, HIB_CANCELLED
  */
-export async function openImage(
-  path: string,
-  { machineVersion, onCheck = () => undefined, allow = [], signal }: OpenOptions = {},
-): Promise<Image> {
+export async function openImage(path: string, options: OpenOptions = {}): Promise<Image> {
+  checkCall("openImage", path, options, OPEN_RULES);
+  const { machineVersion, onCheck = () => undefined, allow = [], signal } = options;
   await loadChecksum();
   const directory = resolve(path);
   if (!(await statIfThere(directory))?.isDirectory()) {
@@ -220,6 +236,7 @@ export async function holdsImage(path: string): Promise<boolean> {
  * @throws HIB_IO
  */
 export async function removeStalePartials(parent: string): Promise<string[]> {
+  checkArguments("removeStalePartials", { "the directory": [parent, pathRule] });
   return attemptTo(`looking into ${parent}, which must be a directory that can be written to`, async () => {
     const removed: string[] = [];
     for (const name of await readdir(parent)) {

@@ -6,6 +6,7 @@ import { readdir } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
 import { attemptTo, type SerializedError, serializeError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
+import { checkArguments, path as pathRule } from "../base/options.js";
 import { holdsImage, openImage, partialOf } from "./directory.js";
 import { statIfThere } from "./files.js";
 import { BLOB_NAME, CATALOGUE_NAME, MACHINE_VERSION } from "./format.js";
@@ -52,6 +53,7 @@ const NO_HISTORY: History = { used: null, attempts: [], setAside: null };
  * @throws HIB_IO
  */
 export async function listImages(directory: string): Promise<ImageEntry[]> {
+  checkArguments("listImages", { "the directory": [directory, pathRule] });
   if (await holdsImage(directory)) return [await describe(resolve(directory))];
   const names = await attemptTo(`listing ${directory}`, () => readdir(resolve(directory)));
   const entries: ImageEntry[] = [];

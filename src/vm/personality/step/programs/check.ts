@@ -4,6 +4,7 @@
  */
 import { FRAME_BYTES, FRAME_SHIFT } from "../../../../base/layout.js";
 import type { ReadableMemory } from "../../../../base/memory.js";
+import { checkArguments, having, readable, type Rule } from "../../../../base/options.js";
 import { walkLeaves } from "../../../memory/page-table.js";
 import { type Process, readRegisters } from "../../../tasks/process.js";
 import { CODE_BASE } from "../program.js";
@@ -23,6 +24,8 @@ export interface ProcessCheck {
 const DIFFERENCES_MAX = 8;
 const ZERO = new Uint8Array(FRAME_BYTES);
 
+const processRule: Rule = having("what listProcesses has given", "pid", "text", "steps", "slot", "root");
+
 /**
  * Compares a process with its replay.
  *
@@ -35,6 +38,7 @@ export function checkProcess(
   earlier?: Replay | string,
   limits?: ReplayLimits,
 ): ProcessCheck {
+  checkArguments("checkProcess", { "the memory": [memory, readable], "the process": [process, processRule] });
   const check: ProcessCheck = {
     pid: process.pid,
     name: process.text.split(":")[0]!,

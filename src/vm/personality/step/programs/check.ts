@@ -66,7 +66,7 @@ export function checkProcess(
     return check;
   }
   if (!replay.advanceTo(process.steps, limits?.until)) {
-    check.not_recomputed = `it has run ${process.steps} steps, of which there was time for ${replay.steps}; --replay-limit gives more`;
+    check.not_recomputed = `there was time for ${replay.steps} of its ${process.steps} steps; --replay-limit gives more`;
     return check;
   }
   const registers = readRegisters(memory, process.slot);

@@ -1,5 +1,15 @@
 /** What a resume can be told, and what it says when it is given up. */
-import { abortSignal, callback, checkArguments, checkCall, flag, path as pathRule, paths, type Rule, zeroOrMore } from "./base/options.js";
+import {
+  abortSignal,
+  callback,
+  checkArguments,
+  checkCall,
+  flag,
+  path as pathRule,
+  paths,
+  type Rule,
+  zeroOrMore,
+} from "./base/options.js";
 import { machineRule } from "./machine-options.js";
 import type { CancelMessages } from "./cow/cancellation.js";
 import type { ResumeStep } from "./reports/resume-report.js";

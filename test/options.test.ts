@@ -94,7 +94,10 @@ test("Machine.boot and spawn refuse what they do not know, and values that canno
   }
   const machine = await bootMachine(t, { ramBytes: 8 * MIB, vcpus: 1 });
   for (const text of [undefined, 5, null])
-    t.throws(() => machine.spawn(text as unknown as string), { code: "HIB_USAGE", message: /^spawn: the program must be a string$/ });
+    t.throws(() => machine.spawn(text as unknown as string), {
+      code: "HIB_USAGE",
+      message: /^spawn: the program must be a string$/,
+    });
 });
 
 test("what reads images and machines refuses what is none", async (t) => {
@@ -109,7 +112,10 @@ test("what reads images and machines refuses what is none", async (t) => {
     [() => openImage(path, { allow: "/etc" } as object), /allow must be a list of paths/],
     [() => openImage(path, { allow: [5] } as object), /allow must be/],
     [() => openImage(path, { onCheck: 5 } as object), /onCheck must be a function/],
-    [() => diffImages("a" as unknown as Image, "b" as unknown as Image), /^diffImages: the first image must be what openImage has/],
+    [
+      () => diffImages("a" as unknown as Image, "b" as unknown as Image),
+      /^diffImages: the first image must be what openImage has/,
+    ],
     [() => diffImages(image as unknown as Image, image as unknown as Image, { bogus: 1 } as object), /no option "bogus"/],
     [() => diffImages(image as unknown as Image, image as unknown as Image, { onProgress: 5 } as object), /onProgress must/],
     [() => verifyChunks(undefined as unknown as Image), /^verifyChunks: the image must be what openImage has given$/],

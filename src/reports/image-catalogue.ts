@@ -15,10 +15,9 @@ import type { SealedCatalogue } from "../image/format.js";
 import type { FileRow } from "../image/host-files.js";
 import type { Reference } from "../base/host-file.js";
 import { ImageMemory } from "../image/image-memory.js";
-import { countBlocks, describeMappings, describeObjects, describeProcess } from "../vm/views/describe.js";
+import { machineRows } from "./machine-rows.js";
 import { type SaveFacts, type SaveReport, saveReport } from "./save-report.js";
 import { hostPaths } from "../vm/views/host-paths.js";
-import { walkMounts } from "../vm/files/path.js";
 import { listProcesses } from "../vm/tasks/process.js";
 
 /** Decoded chunks to keep: the kernel's frames are in the first few. */
@@ -60,38 +59,17 @@ export async function writeCatalogue(
   const reader = new BlobReader(blob);
   try {
     const memory = new ImageMemory({ frames, chunks, extents, blob: reader, cachedChunks: CACHED_CHUNKS });
-    const blobOffset = (pfn: number): number | null => {
-      const extent = extents.find(pfn);
-      return extent < 0 ? null : (chunks[extents.chunk[extent]!]?.offset ?? null);
-    };
-    const orders = new Uint8Array(frames);
-    const blocks = countBlocks(memory, orders);
-    const processes = listProcesses(memory);
-    const report = saveReport(facts, new Control(machine), blocks, processes);
+    const rows = machineRows(memory, { chunks, extents });
+    const report = saveReport(facts, new Control(machine), rows.blocks, listProcesses(memory));
     failpoint("save.catalogue");
     const writer = CatalogueWriter.create(path);
     writer.write({
       meta: { ...(name === undefined ? {} : { name }), report, sameFilledFrames: facts.counts.saved.sameFilled, vcpus },
+      ...rows,
       regions: [{ pfn: 0, frames }],
       chunks,
       extents,
-      processes: processes.map((process) => ({
-        pid: process.pid,
-        slot: process.slot,
-        name: process.text.split(":")[0]!,
-        state: process.state,
-        steps: process.steps,
-        detail: describeProcess(memory, process),
-      })),
-      mappings: (function* () {
-        // Field by field: rest and spread leave a hidden class a row behind, tens of megabytes of them.
-        for (const { pid, address, order, pfn, pages, flags } of describeMappings(memory, processes, orders))
-          yield { pid, vaddr: address, order, pfn, pages, flags, blobOffset: blobOffset(pfn) };
-      })(),
-      objects: describeObjects(memory, processes),
-      blocks,
       files,
-      mounts: [...walkMounts(memory)],
       references,
     });
     failpoint("save.catalogue");

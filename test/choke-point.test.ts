@@ -133,6 +133,7 @@ const LAYERS: Record<string, string[]> = {
   ],
   "src/reports/save-report.ts": ["src/base", "src/vm", "src/cow", "src/image", "src/writer", "src/machine.ts"],
   "src/reports/save-progress.ts": ["src/base"],
+  "src/reports/report-shape.ts": ["src/reports/save-report.ts"],
   "src/reports/resume-report.ts": ["src/base", "src/image", "src/restore"],
   "src/reports/machine-rows.ts": ["src/base", "src/image", "src/vm"],
   "src/reports/image-catalogue.ts": [

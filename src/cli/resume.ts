@@ -10,7 +10,7 @@ import { isName, probe, socketPath } from "../server/runtime-directory.js";
 import { formatApart } from "../stats/format.js";
 import { renderResumeSummary } from "../stats/resume-report.js";
 import { PAGE_THREADS_MAX } from "../base/limits.js";
-import { printableAll } from "../stats/printable.js";
+import { printable, printableAll } from "../stats/printable.js";
 import { ACCEPT_CHANGED_FILES, ALLOW, closing, createCommand, ramOption, wholeNumber } from "./command.js";
 import { defaultName, hostMachine, introduce } from "./host.js";
 import { BOOT_PROCESSES } from "./machine-options.js";
@@ -80,6 +80,11 @@ async function resumeImage(path: string, options: ResumeCommandOptions): Promise
         acceptChangedFiles,
         allow,
         signal: host.signal,
+        onStep: (step) => {
+          // Which files those are, and how they have changed.
+          if (acceptChangedFiles && step.name === "files of the host" && "found" in step)
+            note(`hib: ${step.name}: ${printable(step.found)}`);
+        },
         ...(disk === undefined ? {} : { disk }),
       });
       host.service.resumed = report;

@@ -24,8 +24,9 @@ export interface SaveOptions {
   /** Also store pages of files that are as the host has them; else the image refers to the file (S0.3). */
   saveClean?: boolean;
   /**
-   * How long the atomic copy may take, ms; Infinity: all that finds a place. Default: 2 in a hibernation, where the rest is
-   * written from where it is; 0 in a snapshot, where the rest is protected again and saved by a copy-before-write tail.
+   * Budget of the atomic copy, ms: each stands for 1,000 frames, and nothing is timed. Infinity: all that finds a place. Default:
+   * 2 in a hibernation, where the rest is written from where it is; 0 in a snapshot, where the rest is protected again and saved
+   * by a copy-before-write tail.
    */
   pauseTarget_ms?: number;
   /** Places that the reserve may have, for tests of one that is too small. */
@@ -61,7 +62,7 @@ export function withDefaults(options: SaveOptions): SaveSettings {
   return { ...options, keepRunning, compression, digest, pauseTarget_ms };
 }
 
-/** What one thread copies in a millisecond at the least. */
+/** Frames that a millisecond of `pauseTarget_ms` stands for: a core copies more. */
 export const COPY_FRAMES_PER_MS = 1000;
 
 export const CANCEL_MESSAGES: CancelMessages = {

@@ -17,13 +17,10 @@ import { holdsImage } from "./image/directory.js";
 import { deaths, holderOf, readHistory, setAside } from "./image/markers.js";
 import type { Machine } from "./machine.js";
 import { resume } from "./resume.js";
-import { checkResume, type ResumeOptions } from "./resume-options.js";
+import { type BootOptions, checkBoot } from "./resume-options.js";
 import type { ResumeReport } from "./reports/resume-report.js";
 
-export type BootOptions = Pick<
-  ResumeOptions,
-  "signal" | "allow" | "keys" | "acceptChangedFiles" | "onProgress" | "onStep" | "onLoaded" | "queueFrames"
->;
+export type { BootOptions } from "./resume-options.js";
 
 /** What became of the image. */
 export type BootResult =
@@ -73,7 +70,7 @@ const OF_ANOTHER: readonly ErrorCode[] = ["HIB_BUSY", "HIB_IMAGE_USED"];
  * if (how === "booted") machine.spawn("zipf:pages=10000");
  */
 export async function bootOrResume(machine: Machine, path: string, options: BootOptions = {}): Promise<BootResult> {
-  checkResume("bootOrResume", path, options);
+  checkBoot(machine, path, options);
   try {
     if (!(await holdsImage(path))) return { how: "booted", found: "no image" };
     await refuseDeadly(path);

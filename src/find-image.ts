@@ -57,7 +57,7 @@ export async function findImage(machine: Machine, path: string, options: ResumeO
     const files = await compareFiles(rows, { open: (file) => openAllowed(file, image.allowed), signal });
     if (signal?.aborted === true) throw new HibernaculumError("HIB_CANCELLED", CANCEL_MESSAGES.cancelled);
     if (options.acceptChangedFiles === true) acceptChanged(image, rows, files);
-    else refuseChangedFiles(path, files);
+    else refuseChangedFiles(path, files, options.disk === undefined ? diskOf(named) : undefined);
     steps.passed("files of the host", describeFiles(rows.length, files));
     return { image, files };
   } catch (error) {
@@ -119,13 +119,18 @@ function describeFiles(count: number, { changed, moved }: ComparedFiles): string
   return moved.length > 0 ? `${count}, as they were by their contents` : `${count}, as they were`;
 }
 
-/** S3.6: a machine that goes on with other files than it had damages them. */
-function refuseChangedFiles(path: string, { changed }: ComparedFiles): void {
+/**
+ * S3.6: a machine that goes on with other files than it had damages them.
+ *
+ * @param disk - where it was: it may be elsewhere now
+ */
+function refuseChangedFiles(path: string, { changed }: ComparedFiles, disk: string | undefined): void {
   if (changed.length === 0) return;
+  const moved = changed.some((file) => file.path === disk) ? "if the disk was moved, name it with --disk FILE; else " : "";
   throw new HibernaculumError(
     "HIB_FILES_CHANGED",
     `${path}: files that the machine has open are not as they were when it was saved: ${changed
       .map((file) => `${file.path} ${file.how}`)
-      .join("; ")}; put them back, or go on with what they are by --accept-changed-files`,
+      .join("; ")}; ${moved}put them back, or go on with what they are by --accept-changed-files`,
   );
 }

@@ -33,11 +33,11 @@ import { checkSave, COPY_FRAMES_PER_MS, type SaveOptions, withDefaults } from ".
  *
  * @param path - where the image is to be; must not exist
  * @returns the report, which the image's catalogue has too
- * @throws HIB_USAGE, HIB_BUSY, HIB_IMAGE_EXISTS, HIB_NO_SPACE, HIB_NO_MEMORY, HIB_IO, HIB_WORKER_DIED, HIB_CANCELLED, HIB_ORACLE: the
- * machine runs on as if nothing had happened, but for one whose vCPU died
+ * @throws HIB_USAGE, HIB_BUSY, HIB_IMAGE_EXISTS, HIB_NO_SPACE, HIB_NO_MEMORY, HIB_IO, HIB_WORKER_DIED, HIB_CANCELLED, HIB_ORACLE,
+ * HIB_NO_MACHINE: the machine runs on as if nothing had happened, but for one whose vCPU died
  */
 export async function save(machine: Machine, path: string, options: SaveOptions = {}): Promise<SaveReport> {
-  checkSave(path, options);
+  checkSave(machine, path, options);
   using _busy = machine.begin("save");
   await machine.resident(options.signal);
   await removeStalePartials(dirname(resolve(path))); // what a killed host left there

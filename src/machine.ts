@@ -15,6 +15,7 @@ import { Worker } from "node:worker_threads";
 import { guarded, warnOf } from "./base/callback.js";
 import { type Control, hostNow, RESUME_AGAIN } from "./base/control.js";
 import { fromSystemError, HibernaculumError, isSystemError } from "./base/errors.js";
+import { checkFailpoints } from "./base/failpoints.js";
 import {
   MACHINE_POWER_OFF,
   MACHINE_TIMELINE_BASE,
@@ -25,6 +26,7 @@ import {
   VCPU_STATE_OFF,
 } from "./base/layout.js";
 import { PAGE_THREADS_MAX } from "./base/limits.js";
+import { checkArguments, text as textRule } from "./base/options.js";
 import { loadDatabase } from "./base/sqlite.js";
 import type { Pfn } from "./base/memory.js";
 import type { SharedMemory } from "./base/wasm.js";
@@ -32,7 +34,7 @@ import { Claims } from "./cow/claims.js";
 import { Quiesce } from "./cow/quiesce.js";
 import { WriteTracking } from "./cow/tracking.js";
 import { type Core, instantiateCore } from "./vm/memory/core.js";
-import { diskSectors, type DiskRequest } from "./vm/devices/block-requests.js";
+import { diskSectors } from "./vm/devices/block-requests.js";
 import { Devices } from "./vm/devices/index.js";
 import { Kernel } from "./vm/kernel.js";
 import { createMemory } from "./vm/memory/physical.js";
@@ -41,28 +43,12 @@ import type { Runner } from "./vm/personality/step/program.js";
 import { createRunner } from "./vm/personality/step/programs/index.js";
 import { createBootRunner } from "./vm/personality/step/boot-programs.js";
 import { PagePool, WORKER_LIMITS } from "./writer/pool.js";
+import { isTooLong } from "./vm/memory/kernel-heap.js";
 import { MountRoots } from "./vm/files/mount-roots.js";
 import { type Mount, walkMounts } from "./vm/files/path.js";
+import { checkMachine, type MachineOptions } from "./machine-options.js";
 
-export interface MachineOptions {
-  /** Bytes of RAM, RAM_BYTES_MIN to RAM_BYTES_MAX: 4 MiB to 4,016 MiB. */
-  ramBytes: number;
-  /** Number of vCPUs, 1 to 16; each is a thread. */
-  vcpus: number;
-  /**
-   * Threads that load and write pages, 1 to 4. Default: one a core; then a save uses only as many as the vCPUs leave cores
-   * free, and one at least.
-   */
-  pageThreads?: number;
-  /** Directories of the host that processes see. */
-  mounts?: readonly Mount[];
-  /** Takes what the machine prints. What it throws is a warning of the process, and the machine goes on. */
-  onConsole?: (text: string) => void;
-  /** A file that is the machine's disk, of whole sectors of 4 KiB. Nobody else may write to it. */
-  disk?: string;
-  /** Tests: awaited between the host's part of a disk request and its DMA transfer; may throw a system error. */
-  onDiskTransfer?: (request: DiskRequest) => Promise<void> | void;
-}
+export type { MachineOptions } from "./machine-options.js";
 
 /** What brings in the memory of a machine that was resumed lazily (residency.ts). */
 export interface Arriving {
@@ -107,14 +93,7 @@ export class Machine {
   #ending: Promise<void> | undefined;
 
   private constructor(options: MachineOptions) {
-    if (!Number.isInteger(options.vcpus) || options.vcpus < 1 || options.vcpus > MAX_VCPUS) {
-      throw new HibernaculumError("HIB_USAGE", `${options.vcpus} vCPUs: give 1 to ${MAX_VCPUS}`);
-    }
-    const pageThreads = options.pageThreads ?? Math.min(PAGE_THREADS_MAX, cpus().length);
-    if (!Number.isInteger(pageThreads) || pageThreads < 1 || pageThreads > PAGE_THREADS_MAX) {
-      throw new HibernaculumError("HIB_USAGE", `${pageThreads} page threads: give 1 to ${PAGE_THREADS_MAX}`);
-    }
-    this.pageThreads = pageThreads;
+    this.pageThreads = options.pageThreads ?? Math.min(PAGE_THREADS_MAX, cpus().length);
     this.#writersFixed = options.pageThreads !== undefined;
     this.memory = createMemory(options.ramBytes);
     this.vcpus = options.vcpus;
@@ -134,24 +113,24 @@ export class Machine {
   /**
    * Boots a machine: kernel tables, devices, then vCPU threads, which idle until there is a process.
    *
-   * @throws HIB_USAGE, HIB_RAM_TOO_LARGE, HIB_IO if the disk cannot be opened
+   * @throws HIB_USAGE, HIB_RAM_TOO_LARGE, HIB_NO_MEMORY, HIB_IO if the disk cannot be opened or the host allows no more threads,
+   * HIB_DISK_IN_USE, HIB_WORKER_DIED, HIB_DEPENDENCY
    */
   static async boot(options: MachineOptions): Promise<Machine> {
-    if (!Number.isInteger(options?.ramBytes) || !Number.isInteger(options.vcpus)) {
-      throw new HibernaculumError("HIB_USAGE", "give ramBytes and vcpus, whole numbers");
-    }
+    checkMachine(options);
     const machine = new Machine(options);
+    checkFailpoints();
     loadDatabase(); // for the images that it resumes; its page threads load their own
     machine.kernel.boot();
     try {
       for (const mount of options.mounts ?? []) machine.#mount(mount);
       machine.mounts.hold(Array.from(walkMounts(machine.kernel.memory), ({ host }) => host));
       machine.devices.boot(options.disk);
-      machine.#pool = new PagePool(machine.memory, machine.pageThreads, (error) => (machine.#failure ??= error));
+      machine.#pool = new PagePool(machine.memory, machine.pageThreads, (error) => machine.#losePageThread(error));
       await machine.#startVcpus();
     } catch (error) {
       await machine.powerOff(); // threads that began would keep the process
-      throw error;
+      throw isSystemError(error) ? fromSystemError(error, "booting the machine") : error;
     }
     machine.#timer = setInterval(() => machine.#tick(), TICK_MS);
     return machine;
@@ -161,10 +140,14 @@ export class Machine {
     if (!statSync(mount.host, { throwIfNoEntry: false })?.isDirectory()) {
       throw new HibernaculumError("HIB_USAGE", `${mount.host} cannot be mounted: there is no such directory`);
     }
-    const result = this.control.locked(() => this.kernel.files.names.mounts.add({ ...mount, host: resolve(mount.host) }));
-    if (result < 0) throw new HibernaculumError("HIB_NO_MEMORY", `no memory to mount ${mount.host}`);
+    const host = resolve(mount.host);
+    if (isTooLong(host) || isTooLong(mount.path))
+      throw new HibernaculumError("HIB_USAGE", `${host} cannot be mounted: its path, or that in the machine, is too long`);
+    const result = this.control.locked(() => this.kernel.files.names.mounts.add({ ...mount, host }));
+    if (result < 0) throw new HibernaculumError("HIB_NO_MEMORY", `no memory to mount ${host}; give the machine more RAM`);
   }
 
+  /** Every vCPU waits for processes when it returns, or one cannot: a thread may die before it has loaded its code. */
   async #startVcpus(): Promise<void> {
     const entry = new URL("../workers/vcpu.js", import.meta.url);
     for (let number = 0; number < this.vcpus; number++) {
@@ -177,12 +160,12 @@ export class Machine {
       });
       this.#workers.push(worker);
     }
-    await Promise.all(this.#workers.map((worker) => new Promise((resolve) => worker.once("online", resolve))));
     const running = () => this.#workers.every((_, number) => this.control.loadVcpu(number, VCPU_STATE) !== VCPU_STATE_OFF);
     while (!running()) {
       this.check();
-      await new Promise((resolve) => setTimeout(resolve, 1));
+      await sleep(1);
     }
+    this.check();
   }
 
   /** A vCPU's thread has ended before the machine did. */
@@ -196,12 +179,17 @@ export class Machine {
         : new HibernaculumError("HIB_WORKER_DIED", `the thread of vCPU ${vcpu} died: ${why}; ${RESUME_AGAIN}`, { cause });
   }
 
+  #losePageThread(error: unknown): void {
+    this.#failure ??= isSystemError(error) ? fromSystemError(error, "starting the page threads") : error;
+  }
+
   /**
    * Starts a process from a program's text, for example `zipf:pages=50000,rate=200000`.
    *
    * @throws HIB_USAGE, HIB_NO_MEMORY, HIB_BUSY while the machine stands still
    */
   spawn(text: string): Process {
+    checkArguments("spawn", { "the program": [text, textRule] });
     if (this.isOff) throw new HibernaculumError("HIB_NO_MACHINE", "the machine is powered off");
     const boot = createBootRunner(text);
     const runner = boot ?? createRunner(text);

@@ -1,6 +1,17 @@
 /** What a resume can be told, and what it says when it is given up. */
 import { type Keys, keysToOpen } from "./base/key.js";
-import { abortSignal, callback, checkCall, flag, path as pathRule, paths, type Rule, zeroOrMore } from "./base/options.js";
+import {
+  abortSignal,
+  callback,
+  checkArguments,
+  checkCall,
+  flag,
+  path as pathRule,
+  paths,
+  type Rule,
+  zeroOrMore,
+} from "./base/options.js";
+import { machineRule } from "./machine-options.js";
 import type { CancelMessages } from "./cow/cancellation.js";
 import type { ResumeStep } from "./reports/resume-report.js";
 
@@ -77,8 +88,19 @@ const RULES: Readonly<Record<keyof ResumeOptions, Rule>> = {
 };
 
 /** @throws HIB_USAGE */
-export function checkResume(call: "resume" | "bootOrResume", path: string, options: ResumeOptions): void {
-  checkCall(call, path, options, RULES);
+export function checkResume(machine: unknown, path: string, options: ResumeOptions): void {
+  checkArguments("resume", { "the machine": [machine, machineRule] });
+  checkCall("resume", path, options, RULES);
+}
+
+/** A boot never resumes an image again, and takes no disk from elsewhere, nor does it leave one as it is. */
+export type BootOptions = Omit<ResumeOptions, "again" | "disk" | "keepImage">;
+
+/** @throws HIB_USAGE */
+export function checkBoot(machine: unknown, path: string, options: BootOptions): void {
+  checkArguments("bootOrResume", { "the machine": [machine, machineRule] });
+  const { again: _again, disk: _disk, keepImage: _keepImage, ...rules } = RULES;
+  checkCall("bootOrResume", path, options, rules);
 }
 
 export const CANCEL_MESSAGES: CancelMessages = {

@@ -54,11 +54,11 @@ const WATCH_MS = 20;
  * @param path - the image. One that cannot be resumed stays where it is: setting it aside is for a boot (boot.ts), which
  * would find it again
  * @throws HIB_BUSY (also if another process is at the image), HIB_NOT_AN_IMAGE, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION,
- * HIB_TRUNCATED, HIB_CORRUPT, HIB_RAM_MISMATCH, HIB_IMAGE_USED, HIB_FILES_CHANGED, HIB_INCONSISTENT, HIB_IO,
- * HIB_DISK_IN_USE, HIB_WORKER_DIED, HIB_NO_MEMORY, HIB_CANCELLED, HIB_USAGE: the booted machine runs on
+ * HIB_TRUNCATED, HIB_CORRUPT, HIB_RAM_MISMATCH, HIB_IMAGE_USED, HIB_FILES_CHANGED, HIB_NOT_ALLOWED, HIB_INCONSISTENT, HIB_IO,
+ * HIB_NO_MACHINE, HIB_DISK_IN_USE, HIB_WORKER_DIED, HIB_NO_MEMORY, HIB_CANCELLED, HIB_USAGE: the booted machine runs on
  */
 export async function resume(machine: Machine, path: string, options: ResumeOptions = {}): Promise<ResumeReport> {
-  checkResume("resume", path, options);
+  checkResume(machine, path, options);
   using _busy = machine.begin("resume");
   await machine.resident(options.signal);
   using cancellation = new Cancellation(machine, options.signal, CANCEL_MESSAGES);

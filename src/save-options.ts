@@ -1,7 +1,19 @@
 /** What a save can be told, and what it says when it is given up. */
-import { abortSignal, callback, checkCall, flag, moreThanZero, oneOf, type Rule, text, zeroOrMore } from "./base/options.js";
+import {
+  abortSignal,
+  callback,
+  checkArguments,
+  checkCall,
+  flag,
+  moreThanZero,
+  oneOf,
+  type Rule,
+  text,
+  zeroOrMore,
+} from "./base/options.js";
 import { HibernaculumError } from "./base/errors.js";
 import { type Key, keyList } from "./base/key.js";
+import { machineRule } from "./machine-options.js";
 import type { CancelMessages } from "./cow/cancellation.js";
 import { APPROACH_NAMES, type ApproachName, DEFAULT_APPROACH } from "./reports/approaches.js";
 import type { SaveProgress } from "./reports/save-progress.js";
@@ -35,8 +47,9 @@ export interface SaveOptions {
   /** Also store pages of files that are as the host has them; else the image refers to the file (S0.3). */
   saveClean?: boolean;
   /**
-   * How long the atomic copy may take, ms; Infinity: all that finds a place. Default: 2 in a hibernation, where the rest is
-   * written from where it is; 0 in a snapshot, where the rest is protected again and saved by a copy-before-write tail.
+   * Budget of the atomic copy, ms: each stands for 1,000 frames, and nothing is timed. Infinity: all that finds a place. Default:
+   * 2 in a hibernation, where the rest is written from where it is; 0 in a snapshot, where the rest is protected again and saved
+   * by a copy-before-write tail.
    */
   pauseTarget_ms?: number;
   /** Of `adaptive`: how long the machine may be stopped, ms. Default 10. */
@@ -68,7 +81,8 @@ const RULES: Readonly<Record<keyof SaveOptions, Rule>> = {
 };
 
 /** @throws HIB_USAGE */
-export function checkSave(path: string, options: SaveOptions): void {
+export function checkSave(machine: unknown, path: string, options: SaveOptions): void {
+  checkArguments("save", { "the machine": [machine, machineRule] });
   checkCall("save", path, options, RULES);
   const { approach = DEFAULT_APPROACH } = options;
   for (const [name, its] of Object.entries(OF_ONE_APPROACH))
@@ -92,7 +106,7 @@ export function withDefaults(options: SaveOptions): SaveSettings {
   return { ...options, keepRunning, approach, compression, digest, pauseTarget_ms, maxPause_ms };
 }
 
-/** What one thread copies in a millisecond at the least. */
+/** Frames that a millisecond of `pauseTarget_ms` stands for: a core copies more. */
 export const COPY_FRAMES_PER_MS = 1000;
 
 export const CANCEL_MESSAGES: CancelMessages = {

@@ -104,6 +104,11 @@ test("mistakes are answered by one line that says what to give", (t) => {
     ["hib import - <&-", 1, /HIB_IO: standard input is closed/],
     ["hib import kept.hib nodir/x.hib", 1, /HIB_IO: there is no directory nodir to put the image in/],
     ["hib resume kept.hib --ram 32M", 1, /HIB_RAM_MISMATCH: kept\.hib is of a machine with [\d.]+ MiB of RAM.*leave --ram out/],
+    [
+      "hib resume kept.hib --ram $((4 * 1048576 + 4096))",
+      1,
+      /machine with 4,194,304 bytes of RAM, and --ram says 4,198,400 bytes;/,
+    ],
   ];
   for (const [line, code, message] of cases) {
     const result = shell(t, line);

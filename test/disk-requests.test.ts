@@ -295,7 +295,7 @@ for (const ending of ["hibernate", "keep running"] as const) {
       }
     };
     const before = await verdict();
-    t.deepEqual(before.consistency.problems, []);
+    t.deepEqual(before.consistency?.problems, []);
     t.true(before.ok && before.references > 0);
     t.deepEqual((await compareFiles(await rowsOf(path))).changed, []);
     if (ending === "keep running") {

@@ -7,6 +7,8 @@ import { fileURLToPath } from "node:url";
 import test, { type ExecutionContext } from "ava";
 import { save } from "../src/hibernate.js";
 import { resume } from "../src/resume.js";
+import { verifyImage } from "../src/cli/verify.js";
+import { openImage } from "../src/image/directory.js";
 import { CATALOGUE_NAME } from "../src/image/format.js";
 import { type Alterations, Forgery } from "./forger.js";
 import { verify } from "./fixtures/forged.js";
@@ -146,6 +148,61 @@ test("numbers and types that are for people only: odd ones are shown, or left ou
     t.notRegex(stdout.replaceAll("\n", ""), /\p{Cc}/u, sql);
     t.notRegex(stderr, / {4}at /, sql);
   }
+});
+
+test("what a catalogue says of its machine is compared with the machine's memory", async (t) => {
+  const { directory, forgery } = await makeForgery(t);
+  const path = join(directory, "forged");
+  const progress = { update: () => undefined, stop: () => undefined };
+  const verified = async (alterations: Alterations) => {
+    await forgery.write(path, alterations);
+    const image = await openImage(path);
+    const result = await verifyImage(image, { replay: false, progress });
+    image.close();
+    return result;
+  };
+  t.like(await verified({}), { ok: true, catalogue: [] });
+  const table = (name: string, what: RegExp) => [new RegExp(`^the catalogue's table ${name} is not .*${what.source}$`)] as const;
+  const cases: [sql: string, says: readonly RegExp[]][] = [
+    ["UPDATE process SET pid = 77", table("process", /pid of row 1 is 77, and should be 1/)],
+    ["UPDATE process SET name = 'init'", table("process", /name of row 1 is init, and should be idle/)],
+    ["UPDATE process SET state = 'zombie'", table("process", /state of row 1 is zombie, and should be \w+/)],
+    ["UPDATE process SET steps = steps + 1", table("process", /steps of row 1 is .*/)],
+    ["UPDATE process SET slot = 3", table("process", /slot of row 1 is 3, and should be 0/)],
+    ["UPDATE process SET detail = json_set(detail, '$.text', 'x')", table("process", /detail of row 1 differs/)],
+    ["UPDATE process SET detail = 'null'", table("process", /detail of row 1 differs/)],
+    ["DELETE FROM process", table("process", /it ends after 0 rows/)],
+    ["INSERT INTO mount VALUES ('/x', '/y', 0)", table("mount", /it has a row 1, and should have 0/)],
+    ["UPDATE mapping SET flags = flags + 1", table("mapping", /flags of row 1 is .*/)],
+    ["INSERT INTO object VALUES (64, 0, 1, 1)", table("object", /it has a row 1, and should have 0/)],
+    ["UPDATE blocks SET frames = frames + 1", table("blocks", /frames of row 1 is .*/)],
+    ...["-1", "2.5", "17", '"2"', "null"].map(
+      (value) =>
+        [
+          `UPDATE meta SET value = '${value}' WHERE key = 'vcpus'`,
+          [/^the catalogue says that the machine had no number of vCPUs that there can be$/],
+        ] as [string, readonly RegExp[]],
+    ),
+  ];
+  for (const [sql, says] of cases) {
+    const { ok, catalogue } = await verified({ catalogue: sql });
+    t.false(ok, sql);
+    t.is(catalogue.length, says.length, `${sql}: ${catalogue}`);
+    for (const [i, pattern] of says.entries()) t.regex(catalogue[i]!, pattern, sql);
+  }
+  const { exit, stderr } = await hib("resume", path);
+  t.is(exit, 1);
+  t.regex(stderr, /^hib: HIB_CORRUPT: [^\n]*it says that its machine had null vCPUs: the image is damaged[^\n]*\n$/);
+});
+
+test("a machine of another version is said not to have been looked at", async (t) => {
+  const { directory, forgery } = await makeForgery(t);
+  const path = join(directory, "forged");
+  await forgery.write(path, { header: { machineVersion: 99 } });
+  const { exit, stdout } = await hib("verify", path);
+  t.is(exit, 0);
+  t.regex(stdout, /machine +not looked at: it is of another version/);
+  t.notRegex(stdout, /allocator|page tables/);
 });
 
 test("frames that its machine uses and that are not in it: no machine goes on with what was there before", async (t) => {

@@ -130,7 +130,7 @@ test("a disk that was moved: the resume is told where it is, and so is the next 
   const { image, disk } = await hibernate(t);
   const moved = `${disk}-moved`;
   renameSync(disk, moved);
-  await t.throwsAsync(goesOn(t, image), { code: "HIB_FILES_CHANGED", message: /is gone/ });
+  await t.throwsAsync(goesOn(t, image), { code: "HIB_FILES_CHANGED", message: /is gone; if the disk was moved, .* --disk FILE/ });
   await t.throwsAsync(goesOn(t, image, { disk: `${disk}-nowhere` }), { code: "HIB_IO", message: /opening the disk/ });
   const { machine, failure } = await goesOn(t, image, { disk: moved });
   t.is(failure, "");

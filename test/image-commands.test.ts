@@ -339,6 +339,35 @@ test("import: Ctrl-C while it waits for more leaves nothing behind", async (t) =
   t.deepEqual(readdirSync(directory).sort(), ["kept.hib", "kept.stream"]);
 });
 
+test("import: a named pipe is waited for, by nothing that a signal could not end", async (t) => {
+  const directory = await withImage(t);
+  await shell(directory, "mkfifo pipe && hib export kept.hib kept.stream");
+  const child = spawn(process.execPath, [HIB, "import", "pipe", "x"], { cwd: directory, stdio: ["ignore", "pipe", "pipe"] });
+  t.teardown(() => child.kill("SIGKILL"));
+  const ended = new Promise((resolve) => child.once("close", resolve));
+  await until(() => readdirSync(directory).some((name) => name.startsWith(".x.partial-")), "it has begun");
+  child.kill("SIGTERM");
+  t.is(await ended, 130);
+  t.is((await shell(directory, "(sleep 1; cat kept.stream > pipe) & hib import pipe x; code=$?; wait; exit $code")).code, 0);
+  t.deepEqual(readdirSync(directory).sort(), ["kept.hib", "kept.stream", "pipe", "x"]);
+});
+
+test("import: a directory is none, and an image is one already", async (t) => {
+  const directory = await withImage(t);
+  isRefused(
+    t,
+    await shell(directory, "hib import kept.hib x"),
+    2,
+    /HIB_USAGE: kept\.hib is an image already, as it is; give a file/,
+  );
+  isRefused(
+    t,
+    await shell(directory, "hib import . x"),
+    2,
+    /HIB_USAGE: \. is a directory, and no stream of hib export; give a file/,
+  );
+});
+
 const terminal = spawnSync("script", ["-qec", "true", "/dev/null"]).status === 0;
 (terminal ? test : test.skip)("export, import: a terminal is refused (needs script(1))", async (t) => {
   const directory = await withImage(t);

@@ -2,7 +2,7 @@
  * Machines that lose a thread: one that dies with an error, or without a word and perhaps with the kernel lock. Nobody waits for it,
  * a save that is under way ends with its code and leaves nothing, and whoever asks the machine for something is told.
  */
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { readdirSync } from "node:fs";
 import { syncBuiltinESMExports } from "node:module";
 import { join } from "node:path";
@@ -26,11 +26,15 @@ const test = ava.serial;
 
 /** Threads of vCPUs, in the order in which they were started. */
 let vcpus: Worker[] = [];
+/** What threads of vCPUs run instead, if anything. */
+let stillborn: string | undefined;
 const RealWorker = threads.Worker;
 threads.Worker = class extends RealWorker {
   constructor(...how: ConstructorParameters<typeof RealWorker>) {
-    super(...how);
-    if (String(how[0]).endsWith("/vcpu.js")) vcpus.push(this);
+    const isVcpu = String(how[0]).endsWith("/vcpu.js");
+    if (isVcpu && stillborn !== undefined) super(stillborn, { ...how[1], eval: true });
+    else super(...how);
+    if (isVcpu) vcpus.push(this);
   }
 };
 syncBuiltinESMExports();
@@ -83,6 +87,35 @@ for (const [how, trap, broken] of [
     }
   });
 }
+
+for (const [how, code, expected] of [
+  ["without a word", "process.exit(1)", { code: "HIB_WORKER_DIED", message: /it ended without an error/ }],
+  ["with an error", "throw new Error('no such thing')", { code: "HIB_WORKER_DIED", message: /no such thing/ }],
+  ["refused by the host", "throw Object.assign(new Error('no'), { code: 'EAGAIN' })", { code: "HIB_IO" }],
+] as const) {
+  test(`a vCPU that dies ${how} before it has loaded its code: the boot fails`, async (t) => {
+    stillborn = code;
+    t.teardown(() => (stillborn = undefined));
+    await t.throwsAsync(booted(t), expected);
+  });
+}
+
+test("hib run in a directory that is gone: one line says so", (t) => {
+  const gone = scratch(t);
+  const hib = fileURLToPath(new URL("../src/cli/hib.js", import.meta.url));
+  const command = 'cd "$1" && rmdir "$1" && exec "$2" "$3" run --ram 16M idle';
+  const { status, stderr } = spawnSync("/bin/sh", ["-c", command, "sh", gone, process.execPath, hib], { encoding: "utf8" });
+  t.is(status, 1);
+  t.regex(stderr, /^hib: HIB_IO: [^\n]*the current directory is gone: change to another\n$/);
+});
+
+test("HIB_FAILPOINTS that is none is refused when a machine is booted", (t) => {
+  const hib = fileURLToPath(new URL("../src/cli/hib.js", import.meta.url));
+  const env = { ...process.env, HIB_FAILPOINTS: "bogus" };
+  const { status, stderr } = spawnSync(process.execPath, [hib, "run", "--ram", "16M", "idle"], { encoding: "utf8", env });
+  t.is(status, 2);
+  t.regex(stderr, /^hib: HIB_USAGE: HIB_FAILPOINTS: there is no "bogus"; [^\n]*\n$/);
+});
 
 test("a vCPU that dies without a word: it is told, also if nobody asks it for anything", async (t) => {
   const machine = await booted(t, "vcpu.locked=exit@20");

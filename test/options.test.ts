@@ -1,8 +1,30 @@
 /** What the library is called with: nonsense is refused at once, in words that name it, and changes nothing. */
 import { readdirSync } from "node:fs";
 import { join } from "node:path";
+import { Readable } from "node:stream";
 import test from "ava";
-import { bootOrResume, exportImage, importImage, resume, save, type SaveOptions } from "../src/index.js";
+import {
+  bootOrResume,
+  checkConsistency,
+  checkProcess,
+  diffImages,
+  exportImage,
+  type Image,
+  importImage,
+  isUsed,
+  listImages,
+  listProcesses,
+  Machine,
+  type MachineOptions,
+  openImage,
+  readHistory,
+  removeStalePartials,
+  resume,
+  save,
+  type SaveOptions,
+  setAside,
+  verifyChunks,
+} from "../src/index.js";
 import { bootMachine, MIB, scratch } from "./support.js";
 
 test("save, resume, boot, export and import refuse options that they do not have, and values that cannot be", async (t) => {
@@ -40,12 +62,80 @@ test("save, resume, boot, export and import refuse options that they do not have
   }
   await t.throwsAsync(resume(machine, path, { allow: "/srv" } as object), { message: /^resume: allow must be a list of paths$/ });
   await t.throwsAsync(resume(machine, path, { agian: true } as object), { code: "HIB_USAGE" });
-  await t.throwsAsync(bootOrResume(machine, path, { disk: "" } as object), { message: /^bootOrResume: disk must be a path/ });
+  for (const option of ["again", "disk", "keepImage"]) // a boot has none of them
+    await t.throwsAsync(bootOrResume(machine, path, { [option]: true }), { message: /^bootOrResume: there is no option/ });
+  for (const call of [save, resume, bootOrResume])
+    await t.throwsAsync(call({} as Machine, path), { message: /: the machine must be what Machine.boot has given$/ });
   await t.throwsAsync(exportImage(path, { again: "yes" } as object).next(), { message: /^exportImage: again must be/ });
   await t.throwsAsync(importImage((async function* () {})(), path, { nmae: "x" } as object), { message: /no option "nmae"/ });
+  for (const source of [5, ["abc"], [5], null, Readable.from([5]), Readable.from(["abc"])])
+    await t.throwsAsync(importImage(source as Readable, path), { code: "HIB_USAGE", message: /^importImage: / });
   t.deepEqual(readdirSync(directory), []);
   t.is(machine.busy, undefined);
   t.false(machine.isOff);
+});
+
+test("Machine.boot and spawn refuse what they do not know, and values that cannot be", async (t) => {
+  const boots: [object | undefined, RegExp][] = [
+    [undefined, /the options must be an object/],
+    [{}, /give ramBytes and vcpus/],
+    [{ bogus: 1 }, /no option "bogus"; there are ramBytes, vcpus, /],
+    [{ pageThread: 99 }, /no option "pageThread"/],
+    [{ pageThreads: 99 }, /pageThreads must be a whole number from 1 to 4$/],
+    [{ vcpus: 17 }, /vcpus must be a whole number from 1 to 16$/],
+    [{ vcpus: 1.5 }, /vcpus/],
+    [{ ramBytes: "64M" }, /ramBytes must be a whole number/],
+    [{ onConsole: "x" }, /onConsole must be a function/],
+    [{ disk: 5 }, /disk must be a path/],
+    [{ mounts: ".." }, /mounts must be a list/],
+    [{ mounts: [".."] }, /mounts must be a list of which each is { host, path, readOnly }/],
+    [{ mounts: [{ host: "/tmp" }] }, /mounts/],
+    [{ mounts: [{ host: "/tmp", path: "x", readOnly: true }] }, /a path that begins with \//],
+    [{ mounts: [{ host: "/tmp", path: `/${"x".repeat(5000)}`, readOnly: true }] }, /is too long$/],
+  ];
+  for (const [given, message] of boots) {
+    const options = given && (Object.keys(given).length === 0 ? given : { ramBytes: 8 * MIB, vcpus: 1, ...given });
+    await t.throwsAsync(Machine.boot(options as MachineOptions), { code: "HIB_USAGE", message });
+  }
+  const machine = await bootMachine(t, { ramBytes: 8 * MIB, vcpus: 1 });
+  for (const text of [undefined, 5, null])
+    t.throws(() => machine.spawn(text as unknown as string), {
+      code: "HIB_USAGE",
+      message: /^spawn: the program must be a string$/,
+    });
+});
+
+test("what reads images and machines refuses what is none", async (t) => {
+  const path = join(scratch(t), "a.hib");
+  const image = { header: {}, catalogue: {}, chunks: [], blob: {} };
+  const calls: [() => unknown, RegExp][] = [
+    [() => openImage(undefined as unknown as string), /^openImage: the path of the image must be a path/],
+    [() => openImage(5 as unknown as string), /^openImage: the path/],
+    [() => openImage(path, null as unknown as object), /^openImage: the options must be an object/],
+    [() => openImage(path, { bogus: 1 } as object), /no option "bogus"/],
+    [() => openImage(path, { signal: 5 } as object), /signal must be an AbortSignal/],
+    [() => openImage(path, { allow: "/etc" } as object), /allow must be a list of paths/],
+    [() => openImage(path, { allow: [5] } as object), /allow must be/],
+    [() => openImage(path, { onCheck: 5 } as object), /onCheck must be a function/],
+    [
+      () => diffImages("a" as unknown as Image, "b" as unknown as Image),
+      /^diffImages: the first image must be what openImage has/,
+    ],
+    [() => diffImages(image as unknown as Image, image as unknown as Image, { bogus: 1 } as object), /no option "bogus"/],
+    [() => diffImages(image as unknown as Image, image as unknown as Image, { onProgress: 5 } as object), /onProgress must/],
+    [() => verifyChunks(undefined as unknown as Image), /^verifyChunks: the image must be what openImage has given$/],
+    [() => verifyChunks("x" as unknown as Image), /^verifyChunks: the image/],
+    [() => verifyChunks(image as unknown as Image, 5 as unknown as () => void), /onProgress must be a function/],
+    [() => listImages(5 as unknown as string), /^listImages: the directory must be a path/],
+    [() => removeStalePartials(undefined as unknown as string), /^removeStalePartials: /],
+    [() => isUsed(5 as unknown as string), /^isUsed: /],
+    [() => readHistory("" as string), /^readHistory: /],
+    [() => setAside(path, 5 as unknown as string), /^setAside: the reason must be a string$/],
+    [() => checkProcess(undefined as never, undefined as never), /^checkProcess: the memory must be a machine's memory/],
+    [() => listProcesses(undefined as never), /^listProcesses: the memory/],
+    [() => checkConsistency({} as never), /^checkConsistency: the memory/],
+  ];
+  for (const [call, message] of calls) await t.throwsAsync(async () => call(), { code: "HIB_USAGE", message }, String(call));
 });
 
 test("an option that is undefined is not given, and a pause without limit is one", async (t) => {

@@ -1,7 +1,11 @@
 /** Charts, units and layout of the reports. */
+import { fileURLToPath } from "node:url";
 import test from "ava";
 import { readFaultStatistics, resetFaultStatistics } from "../src/cow/fault-statistics.js";
-import { faultsByProcess } from "../src/reports/save-report.js";
+import { openImage } from "../src/image/directory.js";
+import { FORMAT_VERSION, MACHINE_VERSION } from "../src/image/format.js";
+import { isSaveReport } from "../src/reports/report-shape.js";
+import { faultsByProcess, type SaveReport } from "../src/reports/save-report.js";
 import { bar, sparkline, sparklineMax } from "../src/stats/charts.js";
 import { formatBytes, formatCount, formatGbPerS, formatMs, formatNs, formatPercent, formatShort } from "../src/stats/format.js";
 import { renderProcesses } from "../src/stats/live-report.js";
@@ -9,6 +13,10 @@ import { DATA_BASE } from "../src/vm/personality/step/program.js";
 import { livePid, type Process } from "../src/vm/tasks/process.js";
 import { HandMachine } from "./support.js";
 import { field, plainView, table, viewOf, wrap } from "../src/stats/layout.js";
+
+const KEPT = fileURLToPath(
+  new URL(`../../test/fixtures/images/format-${FORMAT_VERSION}-machine-${MACHINE_VERSION}`, import.meta.url),
+);
 
 test("the table of faults: a process by its name, all that have ended in one row, also when others have their slots", (t) => {
   const machine = new HandMachine();
@@ -135,4 +143,37 @@ test("renderProcesses: parent, group, nice value, and how a zombie ended", (t) =
       ["3", "-", "zombie: signal 15", "1", "2", "0", "7", "-", "1"],
     ],
   );
+});
+
+test("isSaveReport: what a save has reported, and nothing that no save can", async (t) => {
+  const image = await openImage(KEPT);
+  const report = image.catalogue.meta["report"] as SaveReport;
+  image.close();
+  t.true(isSaveReport(report));
+  const forged: [object, string, unknown][] = [
+    [report, "schema", 2],
+    [report, "frames", null],
+    [report, "arm_ms", undefined],
+    [report, "changed_files", [5]],
+    [report.frames, "saved", -5],
+    [report.frames, "saved", 1e300],
+    [report.frames.by_kind, "user", "7"],
+    [report.image, "ending", 5],
+    [report.pause, "total_ms", Infinity],
+    [report.blob, "ratio", Number.NaN],
+    [report.throughput, "gb_per_s", null],
+    [report.workload, "before", [1, -1]],
+    [report.workload, "speed", -1],
+    [report.faults, "by_process", [{ pid: 1 }]],
+    [report.faults.latency, "from_ns", []],
+  ];
+  for (const [of, field, value] of forged) {
+    const fields = of as Record<string, unknown>;
+    const was = fields[field];
+    fields[field] = value;
+    t.false(isSaveReport(report), `${field}: ${String(value)}`);
+    fields[field] = was;
+  }
+  t.true(isSaveReport(report));
+  for (const value of [null, undefined, 7, [], {}]) t.false(isSaveReport(value));
 });

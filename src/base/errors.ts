@@ -50,16 +50,32 @@ export interface SerializedError {
   message: string;
 }
 
-/** Errors of Node's file system, by what they mean to the user. */
+/** What to do about what the host refused, by its code. */
+const ADVICE: Readonly<Record<string, string>> = {
+  EACCES: "check its permissions, or choose another path",
+  EPERM: "check its permissions, or choose another path",
+  EROFS: "choose a path that can be written to",
+  ENOENT: "check the path",
+  ENOTDIR: "check the path",
+  EISDIR: "give a file",
+  ELOOP: "check the links in the path",
+  ENAMETOOLONG: "choose a shorter path",
+  EMFILE: "close some files of this process, or raise its limit (ulimit -n)",
+  ENFILE: "close some files of this process, or raise its limit (ulimit -n)",
+  EAGAIN: "the host has no room for more threads: end some processes, or raise its limit (ulimit -u)",
+  ERR_WORKER_INIT_FAILED: "the host has no room for more threads: end some processes, or raise its limit (ulimit -u)",
+};
+
+/** Errors of Node's file system and of its threads, by what they mean to the user. */
 export function fromSystemError(error: unknown, doing: string): HibernaculumError {
   if (error instanceof HibernaculumError) return error;
-  const code = (error as NodeJS.ErrnoException | undefined)?.code;
+  const code = (error as NodeJS.ErrnoException | undefined)?.code ?? "";
   const text = error instanceof Error ? error.message : String(error);
   if (code === "ENOSPC" || code === "EDQUOT") {
     return new HibernaculumError("HIB_NO_SPACE", `${doing}: no space left; free some or choose another path`, { cause: error });
   }
-  const hint = code === "EMFILE" || code === "ENFILE" ? "; close some files of this process, or raise its limit (ulimit -n)" : "";
-  return new HibernaculumError("HIB_IO", `${doing}: ${text}${hint}`, { cause: error });
+  const advice = text.endsWith("uv_cwd") ? "the current directory is gone: change to another" : ADVICE[code];
+  return new HibernaculumError("HIB_IO", `${doing}: ${text}${advice === undefined ? "" : `; ${advice}`}`, { cause: error });
 }
 
 /** Does something with files; a refusal says what was being done. */

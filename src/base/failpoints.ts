@@ -77,6 +77,11 @@ export function setFailpoints(text: string | undefined): void {
   refusal = undefined;
 }
 
+/** @throws HIB_USAGE if the variable is none, which every point would throw: in a thread, of which nobody would read it */
+export function checkFailpoints(): void {
+  if (refusal !== undefined) throw refusal;
+}
+
 /** Passes a failure point. Returns true if the caller is to write short; throws, kills or exits as told. */
 export function failpoint(name: Failpoint): boolean {
   if (traps === undefined) return false;

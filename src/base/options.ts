@@ -1,6 +1,6 @@
 /**
- * What the library's functions are called with, checked before anything is done. A type says the same to those who compile; who
- * does not, and mistypes a name, must not hibernate a machine that was to go on.
+ * What the library's functions are called with, checked before anything is done. A type says the same to those who compile. A
+ * caller who does not, and mistypes a name, must not hibernate a machine that was to go on.
  */
 import { HibernaculumError } from "./errors.js";
 
@@ -34,21 +34,61 @@ export function oneOf(...choices: readonly string[]): Rule {
   return { must: choices.join(" or "), holds: (value) => choices.includes(value as string) };
 }
 
+export function wholeNumber(least: number, most: number = Number.MAX_SAFE_INTEGER): Rule {
+  const range = most === Number.MAX_SAFE_INTEGER ? `, ${least} or more` : ` from ${least} to ${most}`;
+  return {
+    must: `a whole number${range}`,
+    holds: (value) => Number.isSafeInteger(value) && (value as number) >= least && (value as number) <= most,
+  };
+}
+
+export function listOf({ must, holds }: Rule): Rule {
+  return { must: `a list of which each is ${must}`, holds: (value) => Array.isArray(value) && value.every(holds) };
+}
+
+export function optional({ must, holds }: Rule): Rule {
+  return { must, holds: (value) => value === undefined || holds(value) };
+}
+
+/** What one of our calls has returned, told by names that it has. */
+export function having(must: string, ...names: readonly string[]): Rule {
+  return { must, holds: (value) => typeof value === "object" && value !== null && names.every((name) => name in value) };
+}
+
+/** Memory of a machine, live or stored. */
+export const readable: Rule = having("a machine's memory, such as image.memory()", "frames", "load32", "read");
+
 /**
- * Checks the path and the options of a call. An option that is undefined is one that is not given.
+ * Checks the arguments of a call, by their names.
  *
  * @throws HIB_USAGE
  */
-export function checkCall(call: string, where: unknown, options: unknown, rules: Readonly<Record<string, Rule>>): void {
-  const refuse = (why: string): never => {
-    throw new HibernaculumError("HIB_USAGE", `${call}: ${why}`);
-  };
-  if (!path.holds(where)) refuse(`the path of the image must be ${path.must}`);
-  if (typeof options !== "object" || options === null) return refuse("the options must be an object");
+export function checkArguments(call: string, given: Readonly<Record<string, readonly [value: unknown, rule: Rule]>>): void {
+  for (const [name, [value, rule]] of Object.entries(given))
+    if (!rule.holds(value)) throw refusal(call, `${name} must be ${rule.must}`);
+}
+
+/**
+ * Checks the options of a call. One that is undefined is one that is not given.
+ *
+ * @throws HIB_USAGE
+ */
+export function checkOptions(call: string, options: unknown, rules: Readonly<Record<string, Rule>>): void {
+  if (typeof options !== "object" || options === null) throw refusal(call, "the options must be an object");
   for (const [name, value] of Object.entries(options)) {
     const rule = Object.hasOwn(rules, name) ? rules[name] : undefined;
     if (rule === undefined)
-      return refuse(`there is no option ${JSON.stringify(name)}; there are ${Object.keys(rules).join(", ")}`);
-    if (value !== undefined && !rule.holds(value)) refuse(`${name} must be ${rule.must}`);
+      throw refusal(call, `there is no option ${JSON.stringify(name)}; there are ${Object.keys(rules).join(", ")}`);
+    if (value !== undefined && !rule.holds(value)) throw refusal(call, `${name} must be ${rule.must}`);
   }
+}
+
+/** Checks the path of an image and the options of a call. @throws HIB_USAGE */
+export function checkCall(call: string, where: unknown, options: unknown, rules: Readonly<Record<string, Rule>>): void {
+  checkArguments(call, { "the path of the image": [where, path] });
+  checkOptions(call, options, rules);
+}
+
+function refusal(call: string, why: string): HibernaculumError {
+  return new HibernaculumError("HIB_USAGE", `${call}: ${why}`);
 }

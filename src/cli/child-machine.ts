@@ -57,10 +57,8 @@ export class ChildMachine {
       }
       await sleep(POLL_MS);
     }
-    throw new HibernaculumError(
-      "HIB_NO_MACHINE",
-      `the process of ${this.name} ended with ${await this.ended}: ${this.#errors.trim()}`,
-    );
+    const said = this.#errors.trim() || "it said nothing";
+    throw new HibernaculumError("HIB_NO_MACHINE", `the process of ${this.name} ended with ${await this.ended}: ${said}`);
   }
 
   /** The connection to it, once it is running. */

@@ -157,7 +157,7 @@ async function verifyExactly(approach: string, path: string, progress: ProgressD
   try {
     const { ok, consistency, processes } = await verifyImage(image, { replay: true, progress, signal });
     if (ok) return;
-    const found = [...consistency.problems, ...(processes ?? []).flatMap(({ differences }) => differences)];
+    const found = [...(consistency?.problems ?? []), ...(processes ?? []).flatMap(({ differences }) => differences)];
     throw new HibernaculumError("HIB_INCONSISTENT", `the image that ${approach} made is not exact: ${found[0]}`);
   } finally {
     image.close();

@@ -1,9 +1,9 @@
 /** `hib-stats`: the fault and atomic-copy report of an image, or of a running machine. */
 import { existsSync } from "node:fs";
 import type { Keys } from "../base/key.js";
-import { HibernaculumError } from "../base/errors.js";
+import { damaged } from "../base/errors.js";
 import { openImage } from "../image/directory.js";
-import type { SaveReport } from "../reports/save-report.js";
+import { isSaveReport } from "../reports/report-shape.js";
 import { renderLiveReport } from "../stats/live-report.js";
 import { renderSaveReport } from "../stats/save-report.js";
 import { printableAll } from "../stats/printable.js";
@@ -30,16 +30,11 @@ await main(program);
 async function showImage(path: string, keys: Keys, json: boolean): Promise<void> {
   const image = await openImage(path, { keys });
   try {
-    const report = image.catalogue.meta["report"] as SaveReport | null | undefined;
-    // Nobody but people needs it, so it is looked at when it is shown: somebody else may have written anything there.
-    let text: string;
-    try {
-      text = renderSaveReport(printableAll({ ...report!, image: { ...report!.image, path } }), stdoutView()).trimEnd();
-    } catch (cause) {
-      throw new HibernaculumError("HIB_CORRUPT", `${path} has no report of its save that can be shown`, { cause });
-    }
-    if (json) printJson(report!);
-    else print(text);
+    // Nobody but people needs it, so it is looked at when it is shown.
+    const { report } = image.catalogue.meta;
+    if (!isSaveReport(report)) throw damaged("HIB_CORRUPT", `${path}: the report of its save is malformed`);
+    if (json) printJson(report);
+    else print(renderSaveReport(printableAll({ ...report, image: { ...report.image, path } }), stdoutView()).trimEnd());
   } finally {
     image.close();
   }

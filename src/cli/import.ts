@@ -1,9 +1,11 @@
 /** `hib import`: makes an image of what `hib export` wrote. */
-import { createReadStream } from "node:fs";
+import { closeSync, constants, createReadStream, fstatSync, openSync } from "node:fs";
+import { Socket } from "node:net";
 import process from "node:process";
-import { addAbortSignal } from "node:stream";
+import { addAbortSignal, type Readable } from "node:stream";
 import type { Command } from "commander";
-import { HibernaculumError } from "../base/errors.js";
+import { fromSystemError, HibernaculumError } from "../base/errors.js";
+import { holdsImage } from "../image/directory.js";
 import { importImage } from "../image/stream.js";
 import { formatBytes } from "../stats/format.js";
 import { printable } from "../stats/printable.js";
@@ -43,7 +45,7 @@ async function importFrom(
     const target = given ?? (file === "-" ? defaultImage(imported, new Date()) : undefined);
     const { image, header, bytes, used } = await interruptible((signal) =>
       atNewImage(target, imported, async (path) => {
-        const source = file === "-" ? process.stdin : createReadStream(file);
+        const source = file === "-" ? process.stdin : await openSource(file);
         source.on("error", () => undefined); // the reader gets the error; until there is one, it must not end the process
         const name = file === "-" ? "standard input" : file;
         const options = { name, keys, signal, onProgress: showBytes(progress, "importing") };
@@ -57,4 +59,25 @@ async function importFrom(
   } finally {
     progress.stop();
   }
+}
+
+/**
+ * A file or a pipe to read from. The opening of a pipe would block a thread until there is a writer, and the process could not
+ * end before: so it is opened without waiting, and the event loop waits for what comes.
+ *
+ * @throws HIB_IO, HIB_USAGE for a directory
+ */
+async function openSource(file: string): Promise<Readable> {
+  let descriptor: number;
+  try {
+    descriptor = openSync(file, constants.O_RDONLY | constants.O_NONBLOCK);
+  } catch (error) {
+    throw fromSystemError(error, `reading ${file}`);
+  }
+  const stat = fstatSync(descriptor);
+  if (stat.isFIFO()) return new Socket({ fd: descriptor, readable: true, writable: false });
+  if (!stat.isDirectory()) return createReadStream(file, { fd: descriptor });
+  closeSync(descriptor);
+  const what = (await holdsImage(file)) ? "an image already, as it is" : "a directory, and no stream of hib export";
+  throw new HibernaculumError("HIB_USAGE", `${file} is ${what}; give a file that hib export wrote`);
 }

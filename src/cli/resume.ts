@@ -1,16 +1,17 @@
 /** `hib resume`: boots a machine for an image, resumes it there, and goes on as `hib run` does. */
 import { type Command, Option } from "commander";
 import type { Keys } from "../base/key.js";
-import { HibernaculumError } from "../base/errors.js";
+import { damaged, HibernaculumError } from "../base/errors.js";
 import { FRAME_BYTES, MAX_VCPUS } from "../base/layout.js";
 import { openImage } from "../image/directory.js";
 import { MACHINE_VERSION } from "../image/format.js";
+import { savedVcpus } from "../image/meta.js";
 import { resume } from "../resume.js";
 import { isName, probe, socketPath } from "../server/runtime-directory.js";
-import { formatBytes } from "../stats/format.js";
+import { formatApart } from "../stats/format.js";
 import { renderResumeSummary, residentLines } from "../stats/resume-report.js";
 import { PAGE_THREADS_MAX } from "../base/limits.js";
-import { printableAll } from "../stats/printable.js";
+import { printable, printableAll } from "../stats/printable.js";
 import { ACCEPT_CHANGED_FILES, ALLOW, closing, createCommand, ramOption, wholeNumber } from "./command.js";
 import { defaultName, hostMachine, introduce } from "./host.js";
 import { BOOT_PROCESSES } from "./machine-options.js";
@@ -82,9 +83,10 @@ async function resumeImage(path: string, options: ResumeCommandOptions): Promise
     json = false,
   } = options;
   if (ram !== saved.ramBytes) {
+    const [had, wanted] = formatApart(saved.ramBytes, ram);
     throw new HibernaculumError(
       "HIB_RAM_MISMATCH",
-      `${path} is of a machine with ${formatBytes(saved.ramBytes)} of RAM, and --ram says ${formatBytes(ram)}; leave --ram out`,
+      `${path} is of a machine with ${had} of RAM, and --ram says ${wanted}; leave --ram out`,
     );
   }
   const { acceptChangedFiles = false, allow = [], disk, reserved } = options;
@@ -99,6 +101,11 @@ async function resumeImage(path: string, options: ResumeCommandOptions): Promise
         keys,
         signal: host.signal,
         lazy,
+        onStep: (step) => {
+          // Which files those are, and how they have changed.
+          if (acceptChangedFiles && step.name === "files of the host" && "found" in step)
+            note(`hib: ${step.name}: ${printable(step.found)}`);
+        },
         ...(disk === undefined ? {} : { disk }),
         ...(reserved === undefined ? {} : { reservedBytes: reserved }),
       });
@@ -129,10 +136,12 @@ async function freeName(saved: string | undefined): Promise<string> {
 async function savedMachine(path: string, keys: Keys): Promise<{ ramBytes: number; vcpus: number; name: string | undefined }> {
   const image = await openImage(path, { machineVersion: MACHINE_VERSION, keys });
   try {
-    const { vcpus, name } = image.catalogue.meta;
+    const { name, vcpus } = image.catalogue.meta;
+    const had = savedVcpus(image.catalogue.meta);
+    if (had === undefined) throw damaged("HIB_CORRUPT", `${path}: it says that its machine had ${JSON.stringify(vcpus)} vCPUs`);
     return {
       ramBytes: image.header.ramFrames * FRAME_BYTES,
-      vcpus: typeof vcpus === "number" ? vcpus : 1,
+      vcpus: had,
       name: typeof name === "string" && isName(name) ? name : undefined,
     };
   } finally {

@@ -45,7 +45,7 @@ export function addSave(program: Command): void {
     .addOption(
       new Option(
         "--pause-target <ms>",
-        "how long the atomic copy may take; the rest is saved by copy-before-write, or from where it is (default: 0 with --keep-running, else 2)",
+        "how much is copied in the stop: 1,000 frames for each ms; the rest is saved by copy-before-write, or from where it is (default: 0 with --keep-running, else 2)",
       ).argParser(wholeNumber(0, 60_000)),
     )
     .addOption(

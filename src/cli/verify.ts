@@ -10,7 +10,10 @@ import { isWithin, openAllowed, realPath } from "../base/allowed-paths.js";
 import { HibernaculumError, naming } from "../base/errors.js";
 import { holdsImage, type Image, openImage } from "../image/directory.js";
 import { type ComparedFiles, compareFiles } from "../image/host-files.js";
+import { MACHINE_VERSION } from "../image/format.js";
+import { savedVcpus } from "../image/meta.js";
 import { type Verified, verifyChunks } from "../image/verify.js";
+import { compareRows } from "../reports/machine-rows.js";
 import { formatBytes, formatCount } from "../stats/format.js";
 import { field, type View } from "../stats/layout.js";
 import { checkConsistency, type Consistency } from "../vm/views/consistency.js";
@@ -37,7 +40,10 @@ import { createProgress, type ProgressDisplay, showBytes } from "./progress.js";
 export interface Verification {
   ok: boolean;
   chunks: Verified;
-  consistency: Consistency;
+  /** Null: the machine is of another version, of which nothing is known here. */
+  consistency: Consistency | null;
+  /** What the catalogue says and the machine's memory does not, a line each. */
+  catalogue: string[];
   /** With --replay: each process against its exact recomputation. */
   processes: ProcessCheck[] | null;
   files: FilesUnderImage;
@@ -59,8 +65,10 @@ interface VerifyOptions {
   signal?: AbortSignal;
 }
 
-/** A replay goes this many steps, then it is looked whether somebody has pressed Ctrl-C. */
-const REPLAY_STEPS = 1 << 20;
+const NO_VCPUS = "the catalogue says that the machine had no number of vCPUs that there can be";
+
+/** A replay goes on for so long, then it is looked whether somebody has pressed Ctrl-C. */
+const TURN_MS = 50;
 
 interface VerifyCommandOptions extends KeyOptions {
   replay?: boolean;
@@ -72,7 +80,10 @@ interface VerifyCommandOptions extends KeyOptions {
 export function addVerify(program: Command): void {
   createCommand(program, "verify", "check all of an image: every checksum, every count, allocator and page tables")
     .argument("<image>", "where the machine was saved")
-    .option("--replay", "also recompute the processes from their beginning, all that can be, and compare every page and register")
+    .option(
+      "--replay",
+      "also recompute the processes from their beginning, all that can be, and compare every register and every page but the code's",
+    )
     .option("--replay-limit <seconds>", "stop recomputing after so long", wholeNumber(1, 10 ** 6), 300)
     .option(...ALLOW)
     .option(...KEY_FILE)
@@ -147,10 +158,13 @@ export async function verifyImage(image: Image, options: VerifyOptions): Promise
   });
   const memory = image.memory();
   progress.update({ label: "consistency", done: 0, total: 1 });
-  const consistency = checkConsistency(memory);
-  let processes: ProcessCheck[] | null = null;
+  const consistency = image.header.machineVersion === MACHINE_VERSION ? checkConsistency(memory) : null;
   // A machine that contradicts itself has nothing that could be right.
-  if (replay && consistency.problems.length === 0) {
+  const sound = consistency?.problems.length === 0;
+  const catalogue = savedVcpus(image.catalogue.meta) === undefined ? [NO_VCPUS] : [];
+  if (sound) catalogue.push(...(await compareRows(image.catalogue, memory, image, signal)));
+  let processes: ProcessCheck[] | null = null;
+  if (replay && sound) {
     processes = [];
     const limits = { allowed: image.allowed, frames: memory.frames, until: performance.now() + replayLimit_s * 1000 };
     const all = listProcesses(memory).filter(({ boot }) => !boot);
@@ -162,7 +176,8 @@ export async function verifyImage(image: Image, options: VerifyOptions): Promise
   progress.update({ label: "files of the host", done: 0, total: 1 });
   const files = await compareUnder(image, signal);
   const exact = processes?.every(({ differences }) => differences.length === 0) ?? true;
-  return { ok: consistency.problems.length === 0 && exact, chunks, consistency, processes, files };
+  const ok = (sound || consistency === null) && catalogue.length === 0 && exact;
+  return { ok, chunks, consistency, catalogue, processes, files };
 }
 
 /** Recomputes a process in steps that can be interrupted; undefined for one of which nothing need be recomputed. */
@@ -173,10 +188,10 @@ async function replayOf(
 ): Promise<Replay | string | undefined> {
   if (state === "zombie" || failure !== "") return undefined;
   const replay = createReplay(text, limits);
-  while (typeof replay !== "string" && replay.advanceTo(Math.min(steps, replay.steps + REPLAY_STEPS), limits.until)) {
+  while (typeof replay !== "string" && !replay.advanceTo(steps, Math.min(limits.until, performance.now() + TURN_MS))) {
     await setImmediate();
     checkInterrupted(signal);
-    if (replay.steps >= steps) break;
+    if (performance.now() > limits.until) break;
   }
   return replay;
 }
@@ -204,7 +219,7 @@ async function compareUnder(image: Image, signal: AbortSignal | undefined): Prom
 
 /** What was looked at, and what is wrong. */
 export function renderVerification(path: string, result: Verification, view: View): string {
-  const { chunks, consistency, processes, files } = result;
+  const { chunks, consistency, catalogue, processes, files } = result;
   const good = view.colors.green("ok");
   const bad = view.colors.red("WRONG");
   const lines = [
@@ -215,9 +230,8 @@ export function renderVerification(path: string, result: Verification, view: Vie
       "frames",
       `${formatCount(chunks.frames)}, ${formatCount(chunks.sameFilledFrames)} of them same-filled, ${formatCount(chunks.referencedFrames)} in files of the host`,
     ),
-    field(view, "allocator", `${formatCount(consistency.blocks)} blocks, ${formatCount(consistency.freeFrames)} frames free`),
-    field(view, "page tables", `${formatCount(consistency.mappedPages)} pages, processes: ${consistency.processes}`),
-    ...consistency.problems.map((problem) => `  ${bad} ${problem}`),
+    ...describeConsistency(consistency, view),
+    ...[...(consistency?.problems ?? []), ...catalogue].map((problem) => `  ${bad} ${problem}`),
   ];
   if (processes !== null) {
     const recomputed = processes.filter(({ not_recomputed }) => not_recomputed === null);
@@ -244,6 +258,16 @@ export function renderVerification(path: string, result: Verification, view: Vie
   }
   lines.push(...describeFiles(files, view));
   return lines.join("\n");
+}
+
+function describeConsistency(consistency: Consistency | null, view: View): string[] {
+  if (consistency === null)
+    return [field(view, "machine", "not looked at: it is of another version than this program's; use the one that wrote it")];
+  const { blocks, freeFrames, mappedPages, processes } = consistency;
+  return [
+    field(view, "allocator", `${formatCount(blocks)} blocks, ${formatCount(freeFrames)} frames free`),
+    field(view, "page tables", `${formatCount(mappedPages)} pages, processes: ${processes}`),
+  ];
 }
 
 function describeFiles({ compared, changed, not_compared: others }: FilesUnderImage, view: View): string[] {

@@ -16,8 +16,18 @@ import { basename, dirname, join, resolve } from "node:path";
 import { isDeepStrictEqual } from "node:util";
 import { realPath } from "../base/allowed-paths.js";
 import { attemptTo, damaged, HibernaculumError } from "../base/errors.js";
-import type { Keys } from "../base/key.js";
+import { type Keys, keysToOpen } from "../base/key.js";
 import { failpoint } from "../base/failpoints.js";
+import {
+  abortSignal,
+  callback,
+  checkArguments,
+  checkCall,
+  path as pathRule,
+  paths,
+  type Rule,
+  wholeNumber,
+} from "../base/options.js";
 import { fateOf, processTag } from "../base/host-process.js";
 import { BlobReader } from "./blob.js";
 import { Catalogue } from "./catalogue.js";
@@ -63,6 +73,14 @@ export interface OpenOptions {
   /** Cancels. */
   signal?: AbortSignal | undefined;
 }
+
+const OPEN_RULES: Readonly<Record<keyof OpenOptions, Rule>> = {
+  machineVersion: wholeNumber(0),
+  onCheck: callback,
+  allow: paths,
+  keys: keysToOpen,
+  signal: abortSignal,
+};
 
 /** An image open for reading. Its header, catalogue and counts are checked, its chunks are not yet. */
 export class Image implements ImageContents {
@@ -163,10 +181,11 @@ export async function createPartial(path: string): Promise<PartialImage> {
 /**
  * Opens an image and checks all of it but the chunks.
  *
- * @throws HIB_NOT_AN_IMAGE, HIB_IO, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION, HIB_TRUNCATED, HIB_CORRUPT, HIB_PARENT, HIB_KEY_NEEDED,
+ * @throws HIB_USAGE, HIB_NOT_AN_IMAGE, HIB_IO, HIB_FORMAT_VERSION, HIB_MACHINE_VERSION, HIB_TRUNCATED, HIB_CORRUPT, HIB_PARENT, HIB_KEY_NEEDED,
  * HIB_KEY_WRONG, HIB_CANCELLED
  */
 export async function openImage(path: string, options: OpenOptions = {}): Promise<Image> {
+  checkCall("openImage", path, options, OPEN_RULES);
   return openDescended(path, options, []);
 }
 
@@ -280,6 +299,7 @@ export async function holdsImage(path: string): Promise<boolean> {
  * @throws HIB_IO
  */
 export async function removeStalePartials(parent: string): Promise<string[]> {
+  checkArguments("removeStalePartials", { "the directory": [parent, pathRule] });
   return attemptTo(`looking into ${parent}, which must be a directory that can be written to`, async () => {
     const removed: string[] = [];
     for (const name of await readdir(parent)) {

@@ -6,6 +6,7 @@ import { readdir } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
 import { attemptTo, type SerializedError, serializeError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
+import { checkArguments, path as pathRule } from "../base/options.js";
 import { headerOf } from "./chain.js";
 import { loadChecksum } from "./checksum.js";
 import { holdsImage, openImage, partialOf, readHeader } from "./directory.js";
@@ -82,6 +83,7 @@ const NO_HISTORY: History = { used: null, attempts: [], setAside: null };
  * @throws HIB_IO
  */
 export async function listImages(directory: string): Promise<ImageEntry[]> {
+  checkArguments("listImages", { "the directory": [directory, pathRule] });
   await loadChecksum();
   if (await holdsImage(directory)) return [await describe(resolve(directory))];
   const names = await attemptTo(`listing ${directory}`, () => readdir(resolve(directory)));

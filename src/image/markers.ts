@@ -16,6 +16,7 @@ import { basename, dirname, join, resolve } from "node:path";
 import process from "node:process";
 import { attemptTo, HibernaculumError, naming } from "../base/errors.js";
 import { type HostProcess, isAlive, thisProcess } from "../base/host-process.js";
+import { checkArguments, path as pathRule, text } from "../base/options.js";
 import { isEncrypted } from "./encryption-header.js";
 import { readSmall, renameToFree, statIfThere, syncDirectory } from "./files.js";
 
@@ -64,6 +65,7 @@ export interface History {
 
 /** True if the image was resumed before. */
 export async function isUsed(path: string): Promise<boolean> {
+  checkArguments("isUsed", { "the path of the image": [path, pathRule] });
   return (await statIfThere(join(resolve(path), "used"))) !== undefined;
 }
 
@@ -118,6 +120,7 @@ export async function recordOutcome(path: string, attempt: number, code: string,
 
 /** @throws HIB_IO */
 export async function readHistory(path: string): Promise<History> {
+  checkArguments("readHistory", { "the path of the image": [path, pathRule] });
   const names = await attemptTo(`looking at ${path}`, () => readdir(resolve(path)));
   const used = names.includes("used") ? ((await readMarker<Use>(path, "used")) as Use) : null;
   const setAside = names.includes("set-aside") ? ((await readMarker<SetAside>(path, "set-aside")) as SetAside) : null;
@@ -171,6 +174,11 @@ export function deaths({ attempts, setAside }: History): number {
  * @throws HIB_BUSY if a resume is at it, HIB_IMAGE_USED, HIB_IO
  */
 export async function setAside(path: string, reason: string, message = ""): Promise<string> {
+  checkArguments("setAside", {
+    "the path of the image": [path, pathRule],
+    "the reason": [reason, text],
+    "the message": [message, text],
+  });
   const from = resolve(path);
   const why = await fitting(path, message);
   const attempt = await recordAttempt(path).catch(() => undefined); // where nothing can be noted, nobody else can

@@ -13,7 +13,7 @@ import { dirname, join, resolve } from "node:path";
 import { fromSystemError, HibernaculumError, isSystemError, naming } from "../base/errors.js";
 import { type Keys, keysToOpen } from "../base/key.js";
 import { FRAME_BYTES } from "../base/layout.js";
-import { abortSignal, callback, checkCall, flag, type Rule, text } from "../base/options.js";
+import { abortSignal, callback, checkArguments, checkCall, flag, type Rule, text } from "../base/options.js";
 import { BlobReader, BlobWriter } from "./blob.js";
 import { Catalogue } from "./catalogue.js";
 import { loadChecksum } from "./checksum.js";
@@ -129,11 +129,16 @@ export interface Imported {
   used: boolean;
 }
 
+const sourceRule: Rule = {
+  must: "something to iterate over, asynchronously, which gives Uint8Arrays",
+  holds: (value) => typeof (value as Partial<AsyncIterable<unknown>> | null | undefined)?.[Symbol.asyncIterator] === "function",
+};
+
 /**
  * Makes an image of an object. It may come in pieces of any size.
  *
  * @param path - where the image is to be; must not exist
- * @throws HIB_IMAGE_EXISTS, HIB_NOT_AN_IMAGE, HIB_FORMAT_VERSION, HIB_TRUNCATED, HIB_CORRUPT, HIB_NO_SPACE, HIB_IO,
+ * @throws HIB_USAGE, HIB_IMAGE_EXISTS, HIB_NOT_AN_IMAGE, HIB_FORMAT_VERSION, HIB_TRUNCATED, HIB_CORRUPT, HIB_NO_SPACE, HIB_IO,
  * HIB_KEY_NEEDED, HIB_KEY_WRONG, HIB_CANCELLED: nothing is left behind
  */
 export async function importImage(
@@ -141,12 +146,13 @@ export async function importImage(
   path: string,
   options: ImportOptions = {},
 ): Promise<Imported> {
+  checkArguments("importImage", { "the source": [source, sourceRule] });
   checkCall("importImage", path, options, { name: text, ...TRANSFER_RULES });
   const { keys = [], signal, onProgress, name = "the stream" } = options;
   await loadChecksum();
   await removeStalePartials(dirname(resolve(path))); // what a killed host left there
-  const partial = await createPartial(path);
   const input = new Input(source, name, signal);
+  const partial = await createPartial(path);
   try {
     const { page: first, header: opening } = await takeOpening(input);
     // A wrong key is told before all has come, unless the opening does not have the tag yet.
@@ -335,6 +341,8 @@ class Input {
         throw fromSystemError(error, `reading ${this.name}`);
       });
       if (next.done === true) return true;
+      if (!(next.value instanceof Uint8Array))
+        throw new HibernaculumError("HIB_USAGE", `importImage: ${this.name} must give each piece as a Uint8Array`);
       this.#rest = next.value;
     }
     return false;

@@ -8,6 +8,7 @@ import { type NamedPath, notAllowed, outside } from "../base/allowed-paths.js";
 import { damaged, HibernaculumError } from "../base/errors.js";
 import { hex } from "../base/hex.js";
 import { FRAME_BYTES } from "../base/layout.js";
+import { abortSignal, callback, checkArguments, having, optional, type Rule } from "../base/options.js";
 import { giveTurn, STEPS_A_TURN } from "../base/turns.js";
 import type { BlobReader } from "./blob.js";
 import type { Catalogue } from "./catalogue.js";
@@ -135,6 +136,9 @@ function checkChunk(chunk: Chunk, expectedId: number, sumBytes: number): void {
     throw corrupt(`the row of chunk ${id} (codec ${codec}, ${frames} frames, ${payload} of ${stored} bytes) contradicts itself`);
 }
 
+/** What `openImage` has given. */
+export const openedImage: Rule = having("what openImage has given", "header", "catalogue", "chunks", "blob");
+
 /** Pages of files that are read and hashed between two turns of others. */
 const REFERENCES_A_TURN = 256;
 
@@ -164,6 +168,11 @@ export async function verifyChunks(
   onProgress?: (bytes: number, total: number) => void,
   signal?: AbortSignal,
 ): Promise<Verified> {
+  checkArguments("verifyChunks", {
+    "the image": [image, openedImage],
+    onProgress: [onProgress, optional(callback)],
+    signal: [signal, optional(abortSignal)],
+  });
   const { header, catalogue, chunks, extents, references, blobs } = image;
   const total = chunks.reduce((sum, { stored }) => sum + stored, 0);
   const verified: Verified = {

@@ -9,7 +9,7 @@ import { Control } from "../base/control.js";
 import { failpoint } from "../base/failpoints.js";
 import type { SharedMemory } from "../base/wasm.js";
 import { BlobReader } from "../image/blob.js";
-import { joined, ownOffset } from "../image/chain.js";
+import { joined } from "../image/chain.js";
 import type { ImageKeys } from "../image/cipher.js";
 import { CatalogueWriter } from "../image/catalogue-writer.js";
 import { loadChecksum } from "../image/checksum.js";
@@ -18,10 +18,9 @@ import type { Chunk, SealedCatalogue } from "../image/format.js";
 import type { FileRow } from "../image/host-files.js";
 import type { Reference } from "../base/host-file.js";
 import { ImageMemory } from "../image/image-memory.js";
-import { countBlocks, describeMappings, describeObjects, describeProcess } from "../vm/views/describe.js";
+import { machineRows } from "./machine-rows.js";
 import { type SaveFacts, type SaveReport, saveReport } from "./save-report.js";
 import { hostPaths } from "../vm/views/host-paths.js";
-import { walkMounts } from "../vm/files/path.js";
 import { listProcesses } from "../vm/tasks/process.js";
 
 /** Decoded chunks to keep: the kernel's frames are in the first few. */
@@ -80,10 +79,8 @@ export async function writeCatalogue(
     blobs.push(new BlobReader(blob, keys?.chunks));
     for (const { path, key } of parent?.blobs ?? []) blobs.push(new BlobReader(path, key));
     const memory = new ImageMemory({ frames, ...all, blobs, cachedChunks: CACHED_CHUNKS });
-    const orders = new Uint8Array(frames);
-    const blocks = countBlocks(memory, orders);
-    const processes = listProcesses(memory);
-    const report = saveReport(facts, new Control(machine), blocks, processes);
+    const rows = machineRows(memory, all);
+    const report = saveReport(facts, new Control(machine), rows.blocks, listProcesses(memory));
     failpoint("save.catalogue");
     const writer = CatalogueWriter.create(path, keys?.catalogue);
     writer.write({
@@ -94,26 +91,11 @@ export async function writeCatalogue(
         sameFilledFrames: facts.counts.saved.sameFilled,
         vcpus,
       },
+      ...rows,
       regions: [{ pfn: 0, frames }],
       chunks,
       extents,
-      processes: processes.map((process) => ({
-        pid: process.pid,
-        slot: process.slot,
-        name: process.text.split(":")[0]!,
-        state: process.state,
-        steps: process.steps,
-        detail: describeProcess(memory, process),
-      })),
-      mappings: (function* () {
-        // Field by field: rest and spread leave a hidden class a row behind, tens of megabytes of them.
-        for (const { pid, address, order, pfn, pages, flags } of describeMappings(memory, processes, orders))
-          yield { pid, vaddr: address, order, pfn, pages, flags, blobOffset: ownOffset(all, pfn) };
-      })(),
-      objects: describeObjects(memory, processes),
-      blocks,
       files,
-      mounts: [...walkMounts(memory)],
       references,
     });
     failpoint("save.catalogue");

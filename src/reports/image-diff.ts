@@ -4,8 +4,10 @@
  */
 import { HibernaculumError, naming } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
+import { callback, checkArguments, checkOptions, type Rule } from "../base/options.js";
 import type { Pfn, VirtualAddress } from "../base/memory.js";
 import type { Image } from "../image/directory.js";
+import { openedImage } from "../image/verify.js";
 import { type FrameChecksums, frameChecksums } from "../image/frame-checksums.js";
 import type { ImageMemory } from "../image/image-memory.js";
 import { requireConsistent } from "../vm/views/consistency.js";
@@ -56,15 +58,20 @@ export interface DiffOptions {
   onProgress?: (done: number, total: number) => void;
 }
 
+const DIFF_RULES: Readonly<Record<keyof DiffOptions, Rule>> = { onProgress: callback };
+
 /** Page tables are small and lie together. */
 const CACHED_CHUNKS = 8;
 
 /**
  * Compares two open images of this kernel's version.
  *
- * @throws HIB_RAM_MISMATCH, HIB_CORRUPT, HIB_TRUNCATED, HIB_INCONSISTENT, HIB_IO
+ * @throws HIB_USAGE, HIB_RAM_MISMATCH, HIB_CORRUPT, HIB_TRUNCATED, HIB_INCONSISTENT, HIB_IO
  */
-export async function diffImages(a: Image, b: Image, { onProgress }: DiffOptions = {}): Promise<ImageDiff> {
+export async function diffImages(a: Image, b: Image, options: DiffOptions = {}): Promise<ImageDiff> {
+  checkArguments("diffImages", { "the first image": [a, openedImage], "the second image": [b, openedImage] });
+  checkOptions("diffImages", options, DIFF_RULES);
+  const { onProgress } = options;
   if (a.header.ramFrames !== b.header.ramFrames) {
     const bytes = (image: Image): string => `${image.path} has ${image.header.ramFrames * FRAME_BYTES} bytes of RAM`;
     throw new HibernaculumError("HIB_RAM_MISMATCH", `${bytes(a)} and ${bytes(b)}: give two images of one machine`);

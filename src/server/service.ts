@@ -23,8 +23,8 @@ import { createReplay } from "../vm/personality/step/programs/replay.js";
 import { type CheckResult, type Commands, type LiveReport, type MachineStatus, receiveKey } from "./protocol.js";
 import type { Handlers, RequestContext } from "./server.js";
 
-/** A replay goes this many steps, then others of this thread have their turn. */
-const REPLAY_STEPS = 1 << 18;
+/** A replay goes on for so long, then others of this thread have their turn. */
+const REPLAY_TURN_MS = 20;
 const ACTIVITY_MS = 1000;
 /** Samples are kept for this long, to tell the rate from the oldest. */
 const SAMPLES_MS = 1500;
@@ -190,10 +190,8 @@ export class MachineService {
     for (const { slot, pid, text, steps } of processes) {
       progress({ done: checks.length, total: processes.length });
       const replay = createReplay(text);
-      while (typeof replay !== "string" && replay.steps < steps && !signal.aborted) {
-        replay.advanceTo(Math.min(steps, replay.steps + REPLAY_STEPS));
+      while (typeof replay !== "string" && !signal.aborted && !replay.advanceTo(steps, performance.now() + REPLAY_TURN_MS))
         await setImmediate();
-      }
       if (signal.aborted) throw new HibernaculumError("HIB_CANCELLED", "the check was cancelled");
       const check = this.#stopped(() => {
         const found = machine.processes().find((entry) => entry.slot === slot && entry.pid === pid);

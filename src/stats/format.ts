@@ -5,6 +5,12 @@ export function formatBytes(bytes: number): string {
   return scaled(bytes, 1024, ["B", "KiB", "MiB", "GiB", "TiB"]);
 }
 
+/** Two sizes that differ, so that it can be seen: in bytes where they would be rounded to the same. */
+export function formatApart(a: number, b: number): [string, string] {
+  const [one, other] = [formatBytes(a), formatBytes(b)];
+  return one === other ? [`${formatCount(a)} bytes`, `${formatCount(b)} bytes`] : [one, other];
+}
+
 /** "1,234,567". */
 export function formatCount(count: number): string {
   return Math.round(count).toLocaleString("en-US");

@@ -4,6 +4,7 @@
 import { Contradiction } from "../../base/errors.js";
 import { FRAME_BYTES, MAX_PROCESSES } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../../base/memory.js";
+import { checkArguments, readable } from "../../base/options.js";
 import {
   FLAG_BOOT,
   KERNEL_SLOTS_USED,
@@ -91,6 +92,7 @@ export function readProcess(memory: ReadableMemory, slot: number): Process | und
 
 /** All processes of a machine, in the order of their slots. */
 export function listProcesses(memory: ReadableMemory): Process[] {
+  checkArguments("listProcesses", { "the memory": [memory, readable] });
   const used = Math.min(memory.load32(KERNEL_SLOTS_USED), MAX_PROCESSES);
   const found = [];
   for (let slot = 0; slot < used; slot++) {

@@ -7,6 +7,7 @@
  * because nothing is entered twice (inventory.ts).
  */
 import { Contradiction } from "../../base/errors.js";
+import { checkArguments, readable } from "../../base/options.js";
 import { FRAME_BYTES, MAX_FRAMES, PTE_PARKED, PTE_PPN_SHIFT, PTE_R, PTE_U, PTE_V, PTE_W, PTE_X } from "../../base/layout.js";
 import type { Pfn, PhysicalAddress, ReadableMemory } from "../../base/memory.js";
 import { checkDevices } from "../devices/check.js";
@@ -36,6 +37,7 @@ const AREA_FLAGS: number = PTE_R | PTE_W | PTE_X | PTE_U;
 
 /** Never throws for what is wrong with a machine. */
 export function checkConsistency(memory: ReadableMemory): Consistency {
+  checkArguments("checkConsistency", { "the memory": [memory, readable] });
   const result: Consistency = { blocks: 0, freeFrames: 0, processes: 0, mappedPages: 0, problems: [] };
   const problem = (text: string): void => {
     if (result.problems.length < PROBLEMS_MAX) result.problems.push(text);

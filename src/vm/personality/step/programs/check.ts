@@ -4,6 +4,7 @@
  */
 import { FRAME_BYTES, FRAME_SHIFT } from "../../../../base/layout.js";
 import type { ReadableMemory } from "../../../../base/memory.js";
+import { checkArguments, having, readable, type Rule } from "../../../../base/options.js";
 import { walkLeaves } from "../../../memory/page-table.js";
 import { type Process, readRegisters } from "../../../tasks/process.js";
 import { CODE_BASE } from "../program.js";
@@ -29,6 +30,8 @@ const AWAY: Partial<Record<Process["state"], string>> = {
 };
 const ZERO = new Uint8Array(FRAME_BYTES);
 
+const processRule: Rule = having("what listProcesses has given", "pid", "text", "steps", "slot", "root");
+
 /**
  * Compares a process with its replay.
  *
@@ -41,6 +44,7 @@ export function checkProcess(
   earlier?: Replay | string,
   limits?: ReplayLimits,
 ): ProcessCheck {
+  checkArguments("checkProcess", { "the memory": [memory, readable], "the process": [process, processRule] });
   const check: ProcessCheck = {
     pid: process.pid,
     name: process.text.split(":")[0]!,
@@ -69,7 +73,7 @@ export function checkProcess(
     return check;
   }
   if (!replay.advanceTo(process.steps, limits?.until)) {
-    check.not_recomputed = `it has run ${process.steps} steps, of which there was time for ${replay.steps}; --replay-limit gives more`;
+    check.not_recomputed = `there was time for ${replay.steps} of its ${process.steps} steps; --replay-limit gives more`;
     return check;
   }
   const registers = readRegisters(memory, process.slot);

@@ -199,7 +199,10 @@ export class FlatSystem implements SystemCalls {
 }
 
 /** Most steps of one call of `run`: fuel is a 32-bit integer, a step count is not. */
-const BATCH_STEPS = 1 << 16;
+const BATCH_STEPS_MAX = 1 << 16;
+const BATCH_STEPS_MIN = 16;
+/** A call of `run` takes about so long: it is looked at the time between two, and the steps of some programs take a millisecond. */
+const BATCH_MS = 5;
 
 /**
  * A process recomputed.
@@ -216,6 +219,7 @@ export class Replay {
   readonly system: FlatSystem = new FlatSystem(this.memory);
   readonly #runner: Runner;
   #steps = 0;
+  #batch = BATCH_STEPS_MIN;
 
   /** Why the process's memory does not follow from its text; undefined if it does. */
   get unpredictable(): string | undefined {
@@ -250,16 +254,19 @@ export class Replay {
   advanceTo(steps: number, until: number = Infinity): boolean {
     assert(steps >= this.#steps, `a replay only goes forward: at ${this.#steps}, asked for ${steps}`);
     while (this.#steps < steps) {
-      if (performance.now() > until) return false;
+      const began = performance.now();
+      if (began > until) return false;
       const context: ProgramContext = {
         memory: this.memory,
         system: this.system,
         registers: this.registers,
         steps: this.#steps,
       };
-      const done = this.#runner.run(context, Math.min(steps - this.#steps, BATCH_STEPS));
+      const done = this.#runner.run(context, Math.min(steps - this.#steps, this.#batch));
       assert(done > 0, "a replay never waits");
       this.#steps += done;
+      const next = performance.now() - began < BATCH_MS ? this.#batch * 2 : this.#batch / 2;
+      this.#batch = Math.min(BATCH_STEPS_MAX, Math.max(BATCH_STEPS_MIN, next));
     }
     return true;
   }

@@ -34,6 +34,7 @@ function count(pattern: RegExp): Record<string, number> {
 /** Every use of `.buffer` there may be. Whoever adds one says here what it is a view of. */
 const BUFFERS: Record<string, [times: number, what: string]> = {
   "src/base/control.ts": [2, "the control area: ends where RAM begins (tested below)"],
+  "src/capture/capture.ts": [3, "the capture process's own memory, and copies of lists"],
   "src/image/catalogue-writer.ts": [1, "checksums of references"],
   "src/image/catalogue.ts": [1, "checksums of references"],
   "src/image/checksum.ts": [1, "hashes, packed"],
@@ -49,6 +50,7 @@ const BUFFERS: Record<string, [times: number, what: string]> = {
   "src/vm/personality/step/programs/contents.ts": [2, "templates of initial contents"],
   "src/vm/personality/step/programs/replay.ts": [1, "a replay's own memory"],
   "src/vm/memory/user-memory.ts": [1, "one float64"],
+  "src/vm/views/consistency.ts": [2, "copies of page tables and of the frame table"],
   "src/writer/page-writer.ts": [1, "the control area: as long as Control's view"],
 };
 
@@ -56,6 +58,7 @@ test("only physical.ts has a view of RAM", (t) => {
   t.deepEqual(count(/\.buffer\b/g), Object.fromEntries(Object.entries(BUFFERS).map(([path, [times]]) => [path, times])));
   t.deepEqual(count(/memory\.buffer\b/g), {
     "src/base/control.ts": 2, // bounded
+    "src/capture/capture.ts": 1, // not the machine's
     "src/vm/memory/physical.ts": 4,
     "src/writer/page-writer.ts": 1, // bounded
   });
@@ -199,6 +202,7 @@ const LAYERS: Record<string, string[]> = {
     "src/approaches",
     "src/base",
     "src/image/directory.ts",
+    "src/image/encryption.ts",
     "src/machine.ts",
     "src/reports",
     "src/save-options.ts",

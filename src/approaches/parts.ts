@@ -31,7 +31,7 @@ import { resetFaultStatistics } from "../cow/fault-statistics.js";
 import { checkKept, checkOracle, createOracle } from "../cow/oracle.js";
 import { planFrames, planNothing } from "../cow/plan.js";
 import { Reserve } from "../cow/reserve.js";
-import { baseIsGone, openBase } from "../base-image.js";
+import { baseIsGone, openBase } from "./base-image.js";
 import { loadChecksum } from "../image/checksum.js";
 import type { NewEncryption } from "../image/encryption.js";
 import type { Image, PartialImage } from "../image/directory.js";

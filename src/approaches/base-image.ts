@@ -1,11 +1,11 @@
 /** The image that a save is to have only the changes since. */
 import { dirname, resolve } from "node:path";
-import { HibernaculumError } from "./base/errors.js";
-import type { Key } from "./base/key.js";
-import { type Image, openImage } from "./image/directory.js";
-import { isEncrypted } from "./image/encryption-header.js";
-import { MACHINE_VERSION } from "./image/format.js";
-import type { Machine } from "./machine.js";
+import { HibernaculumError } from "../base/errors.js";
+import type { Key } from "../base/key.js";
+import { type Image, openImage } from "../image/directory.js";
+import { isEncrypted } from "../image/encryption-header.js";
+import { MACHINE_VERSION } from "../image/format.js";
+import type { Machine } from "../machine.js";
 
 /**
  * Opens it, with its own ancestors.

@@ -190,7 +190,7 @@ for (const [trap, code] of [
 
 test("capture-kernel: whoever has the descriptor sees what the machine stores, and cannot store", async (t) => {
   const machine = await bootMachine(t, { ramBytes: 16 * MIB });
-  using memory = openHostMemory(machine.memory);
+  using memory = openHostMemory(machine.control);
   const frame = machine.control.locked(() => machine.kernel.buddy.allocate(0, 0, KIND_KERNEL_HEAP)!);
   machine.kernel.memory.store32(frame * FRAME_BYTES, 0x12345678);
   const at = memory.base + RAM_BASE + frame * FRAME_BYTES;

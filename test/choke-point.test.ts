@@ -34,7 +34,7 @@ function count(pattern: RegExp): Record<string, number> {
 /** Every use of `.buffer` there may be. Whoever adds one says here what it is a view of. */
 const BUFFERS: Record<string, [times: number, what: string]> = {
   "src/base/control.ts": [2, "the control area: ends where RAM begins (tested below)"],
-  "src/capture/capture.ts": [3, "the capture process's own memory, and copies of lists"],
+  "src/capture/capture.ts": [3, "the capture process's own memory; copies of the machine's list and of a word"],
   "src/image/catalogue-writer.ts": [1, "checksums of references"],
   "src/image/catalogue.ts": [1, "checksums of references"],
   "src/image/checksum.ts": [1, "hashes, packed"],
@@ -47,10 +47,10 @@ const BUFFERS: Record<string, [times: number, what: string]> = {
   "src/restore/frame-source.ts": [1, "a same-filled page"],
   "src/restore/page-loader.ts": [1, "a same-filled page"],
   "src/vm/memory/physical.ts": [4, "RAM: the choke point"],
+  "src/vm/views/consistency.ts": [2, "copies of the frame table and of page tables"],
   "src/vm/personality/step/programs/contents.ts": [2, "templates of initial contents"],
   "src/vm/personality/step/programs/replay.ts": [1, "a replay's own memory"],
   "src/vm/memory/user-memory.ts": [1, "one float64"],
-  "src/vm/views/consistency.ts": [2, "copies of page tables and of the frame table"],
   "src/writer/page-writer.ts": [1, "the control area: as long as Control's view"],
 };
 

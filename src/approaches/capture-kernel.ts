@@ -12,7 +12,7 @@ import type { Save } from "./parts.js";
 
 export async function captureKernel(save: Save): Promise<void> {
   await save.prepare(() => 0);
-  using memory = openHostMemory(save.machine.memory);
+  using memory = openHostMemory(save.machine.control);
   using writer = await CaptureProcess.start({
     descriptor: memory.descriptor,
     base: memory.base,

@@ -5,8 +5,8 @@
 import { randomBytes } from "node:crypto";
 import { closeSync, openSync, readFileSync, readSync } from "node:fs";
 import { HibernaculumError } from "../base/errors.js";
-import { POOL_BASE } from "../base/layout.js";
-import type { SharedMemory } from "../base/wasm.js";
+import type { Control } from "../base/control.js";
+import { FRAME_BYTES, MACHINE_FRAMES, POOL_BASE, RAM_BASE } from "../base/layout.js";
 
 /** A descriptor, and where in it the machine's memory begins. */
 export interface HostMemory extends Disposable {
@@ -21,9 +21,10 @@ const MARK_BYTES = 32;
  *
  * @throws HIB_DEPENDENCY if the host does not show it
  */
-export function openHostMemory({ buffer }: SharedMemory): HostMemory {
+export function openHostMemory(control: Control): HostMemory {
   const mark = randomBytes(MARK_BYTES);
-  new Uint8Array(buffer, POOL_BASE, MARK_BYTES).set(mark);
+  for (let at = 0; at < MARK_BYTES; at += 4) control.words[(POOL_BASE + at) >>> 2] = mark.readInt32LE(at);
+  const bytes = RAM_BASE + control.load(MACHINE_FRAMES) * FRAME_BYTES;
   let descriptor: number;
   let maps: string;
   try {
@@ -34,7 +35,7 @@ export function openHostMemory({ buffer }: SharedMemory): HostMemory {
   }
   for (const [, from, to] of maps.matchAll(/^([0-9a-f]+)-([0-9a-f]+) rw/gm)) {
     const base = Number.parseInt(from!, 16);
-    if (Number.parseInt(to!, 16) - base < buffer.byteLength) continue;
+    if (Number.parseInt(to!, 16) - base < bytes) continue;
     const found = Buffer.alloc(MARK_BYTES);
     readSync(descriptor, found, 0, MARK_BYTES, base + POOL_BASE);
     if (found.equals(mark)) return { descriptor, base, [Symbol.dispose]: () => closeSync(descriptor) };

@@ -84,8 +84,10 @@ async function round(t: ExecutionContext, machine: Machine, image: string, repla
   const options = drawOptions(draws);
   const steps = () => machine.processes().reduce((sum, process) => sum + process.steps, 0);
   let saving = true;
-  // Without room for what the coordinator itself stores a save is given up: here it is to succeed.
-  const churning = options.reserveFrames === undefined && draws.below(2) === 0 ? churn(machine, draws, () => saving) : undefined;
+  // Without room for what the coordinator itself stores a save is given up: here it is to succeed. And while a machine stands still
+  // for longer than a turn of this thread, nothing can be started.
+  const canChurn = options.reserveFrames === undefined && options.approach !== "capture-kernel";
+  const churning = canChurn && draws.below(2) === 0 ? churn(machine, draws, () => saving) : undefined;
   let report: SaveReport;
   try {
     report = await save(machine, image, options);

@@ -17,8 +17,8 @@ import { save } from "../src/hibernate.js";
 import { BlobReader } from "../src/image/blob.js";
 import { CatalogueWriter } from "../src/image/catalogue-writer.js";
 import { checksum, loadChecksum } from "../src/image/checksum.js";
-import { keyObject } from "../src/image/cipher.js";
-import { decodeChunk, openPiece } from "../src/image/codec.js";
+import { deriveKeys, keyObject, seal } from "../src/image/cipher.js";
+import { decodeChunk, openPiece, sealChunk } from "../src/image/codec.js";
 import { type Image, openImage } from "../src/image/directory.js";
 import {
   BLOB_NAME,
@@ -376,6 +376,34 @@ test("a catalogue, a header or slots of another image, and what was cut off, are
     for (const change of inflict) change(path);
     t.regex(await judged(path), code, what);
   }
+});
+
+test("no nonce is used twice under a key, in an image or a catalogue, and no two images have a key in common", async (t) => {
+  // Zeros encrypt to the stream of their nonce: where two are alike, two nonces are.
+  const path = join(scratch(t), "file");
+  const key = keyObject(randomBytes(32));
+  const streams: Uint8Array[] = [];
+  for (const id of [0, 1, 2, 65_536]) {
+    const stored = new Uint8Array(4 * PIECE_BYTES);
+    sealChunk(key, id, stored);
+    for (let at = 0; at < stored.length; at += PIECE_BYTES) streams.push(stored.subarray(at, at + 64));
+  }
+  writeFileSync(path, "");
+  await writeSealed(path, new Uint8Array(4 * PIECE_BYTES), deriveKeys(randomBytes(32)).catalogue);
+  for (let segment = 0; segment < 4; segment++)
+    streams.push(
+      readFileSync(path)
+        .subarray(segment * (PIECE_BYTES + 16))
+        .subarray(0, 64),
+    );
+  const dataKey = randomBytes(32);
+  for (const { chunks, catalogue } of [deriveKeys(dataKey), deriveKeys(randomBytes(32))])
+    for (const each of [chunks, catalogue]) {
+      const bytes = new Uint8Array(64);
+      seal(each, 0, 0, bytes);
+      streams.push(bytes);
+    }
+  t.is(new Set(streams.map((bytes) => Buffer.from(bytes).toString("hex"))).size, streams.length);
 });
 
 test("segments of a file are found if they are changed, exchanged or cut off", async (t) => {

@@ -45,7 +45,7 @@ import { createBootRunner } from "./vm/personality/step/boot-programs.js";
 import { PagePool, WORKER_LIMITS } from "./writer/pool.js";
 import { isTooLong } from "./vm/memory/kernel-heap.js";
 import { MountRoots } from "./vm/files/mount-roots.js";
-import { type Mount, walkMounts } from "./vm/files/path.js";
+import { type Mount, splitPath, walkMounts } from "./vm/files/path.js";
 import { checkMachine, type MachineOptions } from "./machine-options.js";
 
 export type { MachineOptions } from "./machine-options.js";
@@ -113,7 +113,7 @@ export class Machine {
   /**
    * Boots a machine: kernel tables, devices, then vCPU threads, which idle until there is a process.
    *
-   * @throws HIB_USAGE, HIB_RAM_TOO_LARGE, HIB_NO_MEMORY, HIB_IO if the disk cannot be opened or the host allows no more threads,
+   * @throws HIB_USAGE, HIB_RAM_TOO_LARGE, HIB_NO_MEMORY, HIB_IO if the disk or a mount cannot be opened or the host allows no more threads,
    * HIB_DISK_IN_USE, HIB_WORKER_DIED, HIB_DEPENDENCY
    */
   static async boot(options: MachineOptions): Promise<Machine> {
@@ -138,7 +138,7 @@ export class Machine {
 
   #mount(mount: Mount): void {
     if (!statSync(mount.host, { throwIfNoEntry: false })?.isDirectory()) {
-      throw new HibernaculumError("HIB_USAGE", `${mount.host} cannot be mounted: there is no such directory`);
+      throw new HibernaculumError("HIB_IO", `${mount.host} cannot be mounted: there is no such directory; check the path`);
     }
     const host = resolve(mount.host);
     if (isTooLong(host) || isTooLong(mount.path))
@@ -203,7 +203,13 @@ export class Machine {
       const disk = has === 0 ? "the machine has none: give it one with --disk" : `the machine's has ${has}`;
       throw new HibernaculumError("HIB_USAGE", `${text} uses ${sectors} sectors of the disk, and ${disk}`);
     }
-    const stat = this.control.locked(() => this.kernel.files.names.stat(directory));
+    const { names } = this.kernel.files;
+    const [stat, found] = this.control.locked(() => [names.stat(directory), names.mounts.find(splitPath(directory))]);
+    if (found?.mount.readOnly === true)
+      throw new HibernaculumError(
+        "HIB_USAGE",
+        `${text} writes to ${directory}, which is mounted read-only; mount it without :ro`,
+      );
     if (typeof stat === "number" || stat.type !== "directory") {
       throw new HibernaculumError(
         "HIB_USAGE",

@@ -21,6 +21,7 @@ const KEPT = join(ROOT, `test/fixtures/images/format-${FORMAT_VERSION}-machine-$
 function shell(t: ExecutionContext, line: string): { code: number | null; stdout: string; stderr: string } {
   const cwd = scratch(t);
   cpSync(KEPT, join(cwd, "kept.hib"), { recursive: true });
+  writeFileSync(join(cwd, "README.hibx"), "");
   const script = `hib() { "${process.execPath}" "${HIB}" "$@"; }; ${line}`;
   const env = { ...process.env, HIB_RUNTIME_DIR: join(cwd, "run") };
   const { status, stdout, stderr } = spawnSync("bash", ["-c", script], { cwd, env, encoding: "utf8" });
@@ -66,6 +67,20 @@ test("images: one line a fact in a pipe, and as wide as the terminal on one", as
   t.is(narrow.join(" ").replaceAll(/ +/g, " "), whole.join(" ").replaceAll(/ +/g, " "));
 });
 
+test("images: another version is no damage, and one that was set aside and then used is used", async (t) => {
+  const states = (await listImages(join(ROOT, "test/fixtures/images"))).map(({ name, state }) => [name, state]);
+  t.deepEqual(
+    states.filter(([, state]) => state !== "other version"),
+    [[`format-${FORMAT_VERSION}-machine-${MACHINE_VERSION}`, "complete"]],
+  );
+  t.true(states.length > 2);
+  const path = join(scratch(t), "a.hib.set-aside-corrupt");
+  cpSync(KEPT, path, { recursive: true });
+  t.like(await listImages(path), [{ state: "set aside" }]);
+  writeFileSync(join(path, "used"), "");
+  t.like(await listImages(path), [{ state: "used" }]);
+});
+
 test("images: a marker that cannot be read is said to be one", async (t) => {
   const directory = scratch(t);
   const path = join(directory, "a.hib");
@@ -100,6 +115,14 @@ test("mistakes are answered by one line that says what to give", (t) => {
     ],
     ["hib save m1 --approach adaptive --max-pause 0", 2, /HIB_USAGE: .*Give a whole number from 1 to /],
     ["hib save m1 --approach adaptive --max-pause soon", 2, /HIB_USAGE: .*Give a whole number from 1 to /],
+    ["hib bogus --help", 2, /HIB_USAGE: unknown command 'bogus'/],
+    ["hib run --ram 1.1G idle", 2, /HIB_USAGE: .*no whole number of bytes/],
+    ["hib run --ram 99999999999999999999G idle", 2, /HIB_USAGE: .*too large/],
+    ["hib run --ram 16M --mount nothere:/d idle", 1, /HIB_IO: nothere cannot be mounted: there is no such directory/],
+    ["hib run --ram 16M --mount .:/d:ro files:dir=/d", 2, /HIB_USAGE: files:dir=\/d writes to \/d, which is mounted read-only/],
+    ["hib resume ''", 2, /HIB_USAGE: .*path of the image must be/],
+    ["hib inspect README.hibx", 1, /HIB_NOT_AN_IMAGE: no image at README\.hibx; hib import makes one/],
+    ["hib images $'a\\nb'", 1, /HIB_IO: listing a\\x0ab: /],
     ["hib run --mount x idle", 2, /HIB_USAGE: .*invalid\. Give HOST:PATH/],
     ["hib import - <&-", 1, /HIB_IO: standard input is closed/],
     ["hib import kept.hib nodir/x.hib", 1, /HIB_IO: there is no directory nodir to put the image in/],

@@ -62,12 +62,12 @@ for (const name of readdirSync(IMAGES)) {
     await cp(join(IMAGES, name), path, { recursive: true });
     const { format, machine: machineVersion } = versionsOf(path);
     if (format !== FORMAT_VERSION) {
-      const message = new RegExp(`version ${format}, .* version ${FORMAT_VERSION}$`);
+      const message = new RegExp(`version ${format}, .* version ${FORMAT_VERSION}; use `);
       await t.throwsAsync(openImage(path), { code: "HIB_FORMAT_VERSION", message });
       return;
     }
     if (machineVersion !== MACHINE_VERSION) {
-      const message = new RegExp(`version ${machineVersion}, .* version ${MACHINE_VERSION}$`);
+      const message = new RegExp(`version ${machineVersion}, .* version ${MACHINE_VERSION}; use `);
       await t.throwsAsync(openImage(path, { machineVersion: MACHINE_VERSION }), { code: "HIB_MACHINE_VERSION", message });
     }
     const image = await openImage(path);
@@ -96,7 +96,7 @@ test("fixtures: a reader of another version refuses this one's image by number",
   const blob = readFileSync(join(path, BLOB_NAME));
   blob.writeUInt32LE(format + 1, 4);
   writeFileSync(join(path, BLOB_NAME), blob);
-  const versions = new RegExp(`version ${format + 1}, and this program reads version ${format}$`);
+  const versions = new RegExp(`version ${format + 1}, and this program reads version ${format}; use `);
   await t.throwsAsync(openImage(path), { code: "HIB_FORMAT_VERSION", message: versions });
 });
 

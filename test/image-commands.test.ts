@@ -352,6 +352,13 @@ test("import: a named pipe is waited for, by nothing that a signal could not end
   t.deepEqual(readdirSync(directory).sort(), ["kept.hib", "kept.stream", "pipe", "x"]);
 });
 
+test("an image whose blob is a pipe has one, and it is no file", async (t) => {
+  const directory = await withImage(t);
+  const { code, stderr } = await shell(directory, "rm kept.hib/blob && mkfifo kept.hib/blob && hib inspect kept.hib");
+  t.is(code, 1);
+  t.regex(stderr, /^hib: HIB_NOT_AN_IMAGE: \S+kept\.hib is not an image: its blob is no regular file\n$/);
+});
+
 test("import: a directory is none, and an image is one already", async (t) => {
   const directory = await withImage(t);
   isRefused(

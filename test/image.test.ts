@@ -678,7 +678,7 @@ test("openImage: what is missing is named", async (t) => {
   await rm(join(path, BLOB_NAME));
   await refused(path, /no blob/);
   await mkdir(join(path, BLOB_NAME));
-  await refused(path, /no blob/);
+  await refused(path, /its blob is no regular file/);
   await rm(join(path, BLOB_NAME), { recursive: true });
   await writeFile(join(path, BLOB_NAME), bytes);
   await rm(join(path, CATALOGUE_NAME));

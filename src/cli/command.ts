@@ -96,7 +96,10 @@ export async function main(program: Command): Promise<void> {
     handle(error);
   });
   try {
-    await program.parseAsync();
+    // Of a command that there is not, no options: commander would print the general help for --help.
+    const [, , first = ""] = process.argv;
+    const isKnown = first.startsWith("-") || ["", "help", ...program.commands.map((command) => command.name())].includes(first);
+    await program.parseAsync(isKnown || program.commands.length === 0 ? process.argv : process.argv.slice(0, 3));
   } catch (error) {
     process.exitCode = reportError(error);
   }
@@ -116,7 +119,9 @@ export function reportError(error: unknown): number {
 
 /** "CODE: message", one line. */
 export function describeError(error: unknown): string {
-  const message = printable(oneLine(error instanceof Error ? error.message : String(error)));
+  // A message of ours is one line: a line's end in it is of a path.
+  const text = error instanceof Error ? error.message : String(error);
+  const message = printable(error instanceof HibernaculumError ? text : oneLine(text));
   const code = error instanceof HibernaculumError ? error.code : "HIB_INTERNAL";
   const hint = code === "HIB_INTERNAL" && !verbose ? " (a bug; --verbose shows where)" : "";
   return `${code}: ${message}${hint}`;

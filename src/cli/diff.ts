@@ -97,6 +97,9 @@ export function renderDiff({ a, b, same, frames, processes }: ImageDiff, view: V
           formatCount(Object.keys(registers).length),
         ]),
       ),
+      ...(processes.both.length === 0 && processes.gone.length + processes.new.length > 0
+        ? ["  no process is in both: they may be of two machines"]
+        : []),
       ...processes.gone.map(({ pid, text }) => `  process ${pid} is gone: ${text}`),
       ...processes.new.map(({ pid, text }) => `  process ${pid} is new: ${text}`),
     ]),

@@ -2,8 +2,9 @@
 import { existsSync } from "node:fs";
 import type { Keys } from "../base/key.js";
 import { damaged } from "../base/errors.js";
-import { openImage } from "../image/directory.js";
+import { holdsImage, openImage } from "../image/directory.js";
 import { isSaveReport } from "../reports/report-shape.js";
+import { isName, probe, socketPath } from "../server/runtime-directory.js";
 import { renderLiveReport } from "../stats/live-report.js";
 import { renderSaveReport } from "../stats/save-report.js";
 import { printableAll } from "../stats/printable.js";
@@ -21,11 +22,16 @@ const program = createProgram(
   .option(...PASSPHRASE_FILE)
   .option("--json", "for programs")
   .action(async (what: string, { json, ...keyOptions }: KeyOptions & { json?: boolean }) => {
-    // A machine's name has no slash; one that is also a path here is taken for the path.
-    if (what.includes("/") || existsSync(what)) await showImage(what, await keysFrom(keyOptions), json === true);
+    // A machine's name has no slash. A name that is also a path here is taken for the path, unless that is no image and it runs.
+    const isPath = what.includes("/") || (existsSync(what) && ((await holdsImage(what)) || !(await isRunning(what))));
+    if (isPath) await showImage(what, await keysFrom(keyOptions), json === true);
     else await showMachine(what, json === true);
   });
 await main(program);
+
+async function isRunning(name: string): Promise<boolean> {
+  return isName(name) && (await probe(socketPath(name))) === "alive";
+}
 
 async function showImage(path: string, keys: Keys, json: boolean): Promise<void> {
   const image = await openImage(path, { keys });

@@ -81,7 +81,7 @@ function* notesOn({ name, state, used, attempts, set_aside: setAside, error }: I
   }
   if (used !== null)
     yield isReadable(used) ? `used ${used.time} by process ${used.pid} on ${used.host}` : "used; who used it cannot be read";
-  if (state === "set aside" && setAside !== null) {
+  if ((state === "set aside" || state === "used") && setAside !== null) {
     yield isReadable(setAside)
       ? `was ${setAside.from}; set aside ${setAside.time} for ${setAside.code}: ${setAside.message}`
       : "set aside; why cannot be read";
@@ -109,6 +109,6 @@ function isReadable({ time, pid, host }: Partial<Marker>): boolean {
 
 function colorOf(state: ImageState, colors: Colors): (text: string) => string {
   if (state === "complete") return colors.green;
-  if (["damaged", "incomplete", "partial"].includes(state)) return colors.red;
-  return ["set aside", "resuming", "foreign"].includes(state) ? colors.yellow : colors.dim;
+  if (["damaged", "incomplete", "unreadable", "partial"].includes(state)) return colors.red;
+  return ["set aside", "resuming", "foreign", "other version"].includes(state) ? colors.yellow : colors.dim;
 }

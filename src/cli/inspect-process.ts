@@ -152,7 +152,7 @@ export function renderHoldings({ process, areas, mappings, fds, handlers, regist
       field(view, "pending, masked", `${hex(process.pending, ADDRESS_DIGITS)}, ${hex(process.mask, ADDRESS_DIGITS)}`),
     ]),
     section(view, "Registers", [
-      ...(set.length < Object.keys(registers).length ? [field(view, "all others", "0")] : []),
+      ...(set.length < Object.keys(registers).length ? [field(view, set.length === 0 ? "all" : "all others", "0")] : []),
       ...set.map(([name, value]) => field(view, name, `0x${value}`)),
     ]),
   ].join("\n");

@@ -9,7 +9,7 @@ import { CODEC_LZ4, FORMAT_VERSION, MACHINE_VERSION } from "../image/format.js";
 import { describeSlots } from "../image/key-slots.js";
 import { namedPaths } from "../named-paths.js";
 import { isUsed } from "../image/markers.js";
-import { formatBytes, formatCount } from "../stats/format.js";
+import { formatBytes, formatCount, formatFrames } from "../stats/format.js";
 import { field, section, table, type View } from "../stats/layout.js";
 import { printableAll } from "../stats/printable.js";
 import { ALLOW, createCommand, withFittingHint, wholeNumber } from "./command.js";
@@ -44,7 +44,7 @@ interface Description {
     keys: string[] | null;
   };
   chunks: { count: number; lz4: number; raw: number; stored_bytes: number; decoded_bytes: number };
-  extents: { count: number; same_filled: number; same_filled_frames: number };
+  extents: { count: number; same_filled: number; same_filled_frames: number; referenced_frames: number };
   processes: {
     pid: number;
     name: string;
@@ -191,6 +191,7 @@ async function describeImage(image: Image): Promise<Description> {
       count: extents.length,
       same_filled: extents.chunk.reduce((sum, chunk) => sum + (chunk === SAME_FILLED ? 1 : 0), 0),
       same_filled_frames: filled.reduce((sum, { frames }) => sum + frames, 0),
+      referenced_frames: image.references.frames.reduce((sum, frames) => sum + frames, 0),
     },
     processes: catalogue.processes().map(({ pid, name, state, steps, detail }) => {
       const { text = name, failure = "" } = (detail ?? {}) as { text?: string; failure?: string };
@@ -214,6 +215,7 @@ function pathsOf(image: Image): NamedPath[] | null {
 
 function renderDescription(description: Description, view: View): string {
   const { path, used, header, chunks, extents, processes, blocks, files, paths } = description;
+  const saved = header.frames - extents.referenced_frames;
   return [
     section(view, "Image", [
       field(view, "path", path),
@@ -223,7 +225,10 @@ function renderDescription(description: Description, view: View): string {
       ...(header.keys === null ? [] : [field(view, "encrypted", `opened by: ${header.keys.join(" or ")}`)]),
       field(view, "versions", `format ${header.format_version}, machine ${header.machine_version}`),
       field(view, "machine", `${formatBytes(header.ram_frames * FRAME_BYTES)} of RAM, vCPUs: ${header.vcpus ?? "?"}`),
-      field(view, "saved", `${formatCount(header.frames)} frames (${formatBytes(header.frames * FRAME_BYTES)})`),
+      field(view, "saved", `${formatFrames(saved)} (${formatBytes(saved * FRAME_BYTES)})`),
+      ...(extents.referenced_frames === 0
+        ? []
+        : [field(view, "by reference", `${formatFrames(extents.referenced_frames)} of files of the host`)]),
       field(view, "blob", formatBytes(header.blob_bytes)),
       field(view, "catalogue", formatBytes(header.catalogue_bytes)),
       field(

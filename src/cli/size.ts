@@ -26,7 +26,9 @@ export const SIZE_HELP = "K, M, G (or KiB, MiB, GiB): powers of 1024; KB, MB, GB
 export function parseSize(text: string): number {
   const [, digits, unit] = /^(\d+(?:\.\d+)?) ?([a-z]*)$/i.exec(text) ?? [];
   const factor = UNITS[unit?.toLowerCase() ?? "none"];
-  const bytes = Number(digits) * (factor ?? Number.NaN);
-  if (!Number.isSafeInteger(bytes)) throw new InvalidArgumentError("Give a size such as 512M, 1.5G or 4000MB.");
+  if (factor === undefined) throw new InvalidArgumentError("Give a size such as 512M, 1.5G or 4000MB.");
+  const bytes = Number(digits) * factor;
+  if (bytes > Number.MAX_SAFE_INTEGER) throw new InvalidArgumentError("It is too large.");
+  if (!Number.isInteger(bytes)) throw new InvalidArgumentError("It is no whole number of bytes; give it in a smaller unit.");
   return bytes;
 }

@@ -91,7 +91,7 @@ export class Catalogue {
   #refuseLogs(): void {
     for (const suffix of ["-wal", "-journal"])
       if (existsSync(this.path + suffix))
-        throw this.#file.corrupt(`${CATALOGUE_NAME}${suffix} is no part of an image: remove it`);
+        throw new HibernaculumError("HIB_CORRUPT", `${this.path}${suffix} is no part of an image; remove it`);
   }
 
   /** The rows of a table, each once its values are in range. Each is good until the next. */

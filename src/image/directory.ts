@@ -15,7 +15,7 @@ import { mkdir, readdir, rename, rm } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { isDeepStrictEqual } from "node:util";
 import { realPath } from "../base/allowed-paths.js";
-import { attemptTo, damaged, HibernaculumError } from "../base/errors.js";
+import { attemptTo, damaged, HibernaculumError, naming } from "../base/errors.js";
 import { type Keys, keysToOpen } from "../base/key.js";
 import { failpoint } from "../base/failpoints.js";
 import {
@@ -201,7 +201,9 @@ async function openDescended(path: string, options: OpenOptions, descendants: re
     blob.key = imageKeys?.chunks;
     onCheck("key", imageKeys === undefined ? "not encrypted" : "opens it, and the header is its writer's");
     catalogue = Catalogue.open(directory, imageKeys?.catalogue);
-    const own = await readTables(header, catalogue, signal);
+    const own = await readTables(header, catalogue, signal).catch((error: unknown) => {
+      throw naming(error, path);
+    });
     if (header.parent !== null) {
       const at = await findParent(directory, header.parent, catalogue.meta["parent"]);
       const how = { keys, ...(machineVersion === undefined ? {} : { machineVersion }) };
@@ -242,8 +244,10 @@ async function openLocked(
 ): Promise<{ directory: string; page: Uint8Array; header: ImageHeader; blob: BlobReader }> {
   await loadChecksum();
   const directory = resolve(path);
-  if (!(await statIfThere(directory))?.isDirectory()) {
-    throw new HibernaculumError("HIB_NOT_AN_IMAGE", `no image at ${path}; give the directory that hib save made`);
+  const found = await statIfThere(directory);
+  if (!found?.isDirectory()) {
+    const advice = found === undefined ? "give the directory that hib save made" : "hib import makes one of a file of hib export";
+    throw new HibernaculumError("HIB_NOT_AN_IMAGE", `no image at ${path}; ${advice}`);
   }
   const blobBytes = await sizeOf(directory, BLOB_NAME);
   onCheck("image", path);
@@ -320,7 +324,8 @@ export function partialOf(name: string): { pid: number; writer: ReturnType<typeo
 
 async function sizeOf(directory: string, name: string): Promise<number> {
   const found = await statIfThere(join(directory, name));
-  if (!found?.isFile()) throw new HibernaculumError("HIB_NOT_AN_IMAGE", `${directory} is not an image: it has no ${name}`);
+  const lacks = found === undefined ? `it has no ${name}` : `its ${name} is no regular file`;
+  if (!found?.isFile()) throw new HibernaculumError("HIB_NOT_AN_IMAGE", `${directory} is not an image: ${lacks}`);
   return found.size;
 }
 

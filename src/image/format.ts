@@ -253,7 +253,7 @@ export function decodeHeader(
   if (version !== FORMAT_VERSION) {
     throw new HibernaculumError(
       "HIB_FORMAT_VERSION",
-      `${where}: format version ${version}, and this program reads version ${FORMAT_VERSION}`,
+      `${where}: format version ${version}, and this program reads version ${FORMAT_VERSION}; use the program that wrote it`,
     );
   }
   onCheck("format version", String(version));
@@ -277,7 +277,7 @@ export function decodeHeader(
   if (expectedMachineVersion !== undefined && machineVersion !== expectedMachineVersion) {
     throw new HibernaculumError(
       "HIB_MACHINE_VERSION",
-      `${where}: saved from machine version ${machineVersion}, and this kernel is version ${expectedMachineVersion}`,
+      `${where}: saved from machine version ${machineVersion}, and this kernel is version ${expectedMachineVersion}; use the program that wrote it`,
     );
   }
   onCheck("machine version", String(machineVersion));
@@ -337,7 +337,7 @@ function checkRanges(header: ImageHeader, where: string): void {
   if (ramFrames > MAX_FRAMES)
     throw new HibernaculumError(
       "HIB_RAM_TOO_LARGE",
-      `${where}: of a machine with ${ramFrames} frames of RAM, and this program has at most ${MAX_FRAMES}`,
+      `${where}: of a machine with ${BigInt(ramFrames)} frames of RAM, and this program has at most ${MAX_FRAMES}`,
     );
   const sound =
     frames <= ramFrames &&

@@ -4,7 +4,7 @@
  */
 import { readdir } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
-import { attemptTo, type SerializedError, serializeError } from "../base/errors.js";
+import { attemptTo, type ErrorCode, type SerializedError, serializeError } from "../base/errors.js";
 import { FRAME_BYTES } from "../base/layout.js";
 import { checkArguments, path as pathRule } from "../base/options.js";
 import { headerOf } from "./chain.js";
@@ -22,21 +22,25 @@ import { bytesOf } from "./remove.js";
  * - `writing`: a live process writes it
  * - `partial`: its process died before it was complete; the next save there sweeps it
  * - `foreign`: a process of another host writes it, or died at it, which cannot be seen from here; nothing sweeps it
- * - `set aside`: a boot could not resume it
  * - `used`: it was resumed
+ * - `set aside`: a boot could not resume it
  * - `resuming`: a live process is at it
  * - `incomplete`: it needs an image that is not there
- * - `damaged`: it cannot be opened
+ * - `other version`: of a format or a machine that this program does not know
+ * - `unreadable`: the host does not let this user read it
+ * - `damaged`: it is not what was written
  * - `complete`: it can be resumed
  */
 export type ImageState =
   | "writing"
   | "partial"
   | "foreign"
-  | "set aside"
   | "used"
+  | "set aside"
   | "resuming"
   | "incomplete"
+  | "other version"
+  | "unreadable"
   | "damaged"
   | "complete";
 
@@ -107,17 +111,23 @@ async function describe(path: string): Promise<ImageEntry> {
   const holder = holderOf(history);
   const opened = await look(path);
   const state = (): ImageState => {
-    if (isSetAside(name)) return "set aside";
     if (history.used !== null) return "used";
+    if (isSetAside(name)) return "set aside";
     if (holder !== undefined) return "resuming";
-    if (opened.error === null) return "complete";
-    return opened.error.code === "HIB_PARENT" ? "incomplete" : "damaged";
+    return opened.error === null ? "complete" : stateFor(opened.error.code);
   };
   return { ...entry, ...opened, state: state(), by_pid: holder?.pid ?? null, ...fieldsOf(history) };
 }
 
 function fieldsOf({ used, attempts, setAside }: History): Pick<ImageEntry, "used" | "attempts" | "set_aside"> {
   return { used, attempts, set_aside: setAside };
+}
+
+/** Of an image that cannot be opened. */
+function stateFor(code: ErrorCode): ImageState {
+  if (code === "HIB_FORMAT_VERSION" || code === "HIB_MACHINE_VERSION") return "other version";
+  if (code === "HIB_PARENT") return "incomplete";
+  return code === "HIB_IO" || code === "HIB_DEPENDENCY" ? "unreadable" : "damaged";
 }
 
 /** Whether a name is one that setting aside gives. */

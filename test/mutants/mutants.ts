@@ -738,7 +738,7 @@ export const MUTANTS: readonly Mutant[] = [
     file: "assembly/leaves.ts",
     find: "    put(leaf, (frame << PTE_PPN_SHIFT) | flags | ((flags & PTE_PARKED) == 0 ? PTE_V : 0));\n    invalidatePages(page, pagesOf(level));\n",
     replace: "    put(leaf, (frame << PTE_PPN_SHIFT) | flags | ((flags & PTE_PARKED) == 0 ? PTE_V : 0));\n",
-    tests: [{ file: "memory" }],
+    tests: leaves,
     breaks: "a tag from before outlives mprotect",
   },
   {

@@ -8,6 +8,7 @@ import { dirname, join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import test, { type ExecutionContext } from "ava";
+import { naming } from "../src/base/errors.js";
 import { withFittingHint } from "../src/cli/command.js";
 import { writeDurably } from "../src/cli/export.js";
 import { createProgress } from "../src/cli/progress.js";
@@ -152,13 +153,11 @@ test.serial("an exported file is on the disk, under its name, before the command
 
 test.serial("a command that only reads does not advise what it cannot do", (t) => {
   const advice = "put the file back, or accept what it holds now with --accept-changed-files";
-  const changed = new HibernaculumError(
-    "HIB_FILES_CHANGED",
-    `/f: page 3 is not what it was when the machine was saved; ${advice}`,
-  );
-  const { code, message } = withFittingHint(changed) as HibernaculumError;
+  const what = "/f: page 3 is not what it was when the machine was saved";
+  const changed = new HibernaculumError("HIB_FILES_CHANGED", `${what}; ${advice}`, { what });
+  const { code, message } = withFittingHint(naming(changed, "a.hib")) as HibernaculumError;
   t.is(code, "HIB_FILES_CHANGED");
-  t.is(message, "/f: page 3 is not what it was when the machine was saved; put the file back as it was, and try again");
+  t.is(message, `a.hib: ${what}; put the file back as it was, and try again`);
   const other = new Error("another");
   t.is(withFittingHint(other), other);
 });

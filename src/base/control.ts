@@ -62,7 +62,7 @@ function popcount(word: number): number {
   return sum;
 }
 
-/** Who has waited for so long looks whether those whom it waits for are still alive, ms. */
+/** A thread that has waited for so long looks whether those that it waits for are alive, ms. */
 const LOOK_MS = 500;
 
 export class Control {
@@ -193,7 +193,7 @@ export class Control {
     if (Atomics.compareExchange(this.words, MACHINE_KERNEL_LOCK >>> 2, 0, this.#holder) !== 0) this.#waitForLock();
   }
 
-  /** Who could not take the lock again has none to give back, and a broken one stays so. */
+  /** A thread that could not take the lock again has none to give back, and a broken one stays so. */
   #unlock(): void {
     const at = MACHINE_KERNEL_LOCK >>> 2;
     if (Atomics.compareExchange(this.words, at, this.#holder, 0) === this.#holder) return;

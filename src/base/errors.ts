@@ -38,9 +38,12 @@ export type ErrorCode =
 export class HibernaculumError extends Error {
   override readonly name = "HibernaculumError";
   readonly code: ErrorCode;
-  constructor(code: ErrorCode, message: string, options?: { cause?: unknown }) {
+  /** What happened, of a message whose advice is not for every caller: a command that only reads gives another. */
+  readonly what: string | undefined;
+  constructor(code: ErrorCode, message: string, { what, ...options }: { cause?: unknown; what?: string | undefined } = {}) {
     super(message, options);
     this.code = code;
+    this.what = what;
   }
 }
 
@@ -94,7 +97,7 @@ export function damaged(code: "HIB_CORRUPT" | "HIB_TRUNCATED", what: string, opt
 
 /** What a machine's memory says cannot be: no kernel made it so. */
 export class Contradiction extends HibernaculumError {
-  readonly what: string;
+  override readonly what: string;
 
   constructor(what: string) {
     super("HIB_INCONSISTENT", `the machine in the image contradicts itself: ${what}; use another image`);
@@ -110,7 +113,8 @@ export function isSystemError(error: unknown): boolean {
 /** The error with the path that it is about in its message. */
 export function naming(error: unknown, path: string): unknown {
   if (!(error instanceof HibernaculumError) || error.message.includes(path)) return error;
-  return new HibernaculumError(error.code, `${path}: ${error.message}`, { cause: error.cause ?? error });
+  const what = error.what === undefined ? undefined : `${path}: ${error.what}`;
+  return new HibernaculumError(error.code, `${path}: ${error.message}`, { cause: error.cause ?? error, what });
 }
 
 export function serializeError(thrown: unknown): SerializedError {

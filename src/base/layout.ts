@@ -132,7 +132,7 @@ export const MACHINE_TIMELINE_BASE = 0x88;
 
 // 32 bit again.
 
-/** Futex: first entry of what was lent last and is being touched; FRAME_NONE when nothing is. Who takes it back waits. */
+/** Futex: first entry of what was lent last and is being touched; FRAME_NONE when nothing is. Whoever takes it back waits. */
 export const MACHINE_TOUCHING = 0x90;
 /** Number + 1 of a vCPU whose thread died: the machine cannot go on. */
 export const MACHINE_LOST = 0x94;

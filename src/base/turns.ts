@@ -1,4 +1,4 @@
-/** Long work in one thread: others have their turn in the midst of it, and who cancels it is heard. */
+/** Long work in one thread: others have their turn in the midst of it, and whoever cancels it is heard. */
 import { setImmediate } from "node:timers/promises";
 import { HibernaculumError } from "./errors.js";
 

@@ -52,7 +52,7 @@ export function createProgram(name: string, description: string): Command {
     .addHelpText("afterAll", EXIT_HELP)
     .configureOutput({
       outputError: (text) => note(`${name}: HIB_USAGE: ${oneLine(text.replace(/^error: /, ""))}`),
-      // Nothing else goes this way but the help for who names no command, or one to `help` that there is not.
+      // Nothing else goes this way but the help for a user who names no command, or one to `help` that there is not.
       writeErr: (text) => {
         if (text.startsWith("Usage:")) note(`${name}: HIB_USAGE: give one of the commands that ${name} --help lists`);
       },
@@ -176,9 +176,8 @@ export function checkInterrupted(signal: AbortSignal | undefined): void {
 
 /** An error of a command that has no --accept-changed-files: only those that resume do. */
 export function withFittingHint(error: unknown): unknown {
-  if (!(error instanceof HibernaculumError) || error.code !== "HIB_FILES_CHANGED") return error;
-  const message = error.message.replace(/; put the file back.*$/, "; put the file back as it was, and try again");
-  return new HibernaculumError(error.code, message, { cause: error });
+  if (!(error instanceof HibernaculumError) || error.code !== "HIB_FILES_CHANGED" || error.what === undefined) return error;
+  return new HibernaculumError(error.code, `${error.what}; put the file back as it was, and try again`, { cause: error });
 }
 
 function tooLate(): void {

@@ -19,6 +19,7 @@ import type { SaveReport } from "../reports/save-report.js";
 import { ControlServer, refuseLive } from "../server/server.js";
 import { MachineService } from "../server/service.js";
 import { formatBytes, formatMs, formatShort } from "../stats/format.js";
+import { isWantOfMemory } from "../vm/memory/address-space.js";
 import { printable } from "../stats/printable.js";
 import { endInOrder, EXIT_DONE, EXIT_FAILED, EXIT_MISMATCH } from "./command.js";
 import { note, outliveOutput } from "./output.js";
@@ -187,8 +188,8 @@ class Watch {
       for (const { pid, text, state, failure } of this.#service.sample()) {
         if (state !== "failed" || this.#reported.has(pid)) continue;
         this.#reported.add(pid);
-        // The machine keeps only the text of a failure; want of memory is no sign that any was wrong.
-        const code: ErrorCode = failure.startsWith("out of memory") ? "HIB_NO_MEMORY" : "HIB_SELF_CHECK";
+        // Want of memory is no sign that any was wrong.
+        const code: ErrorCode = isWantOfMemory(failure) ? "HIB_NO_MEMORY" : "HIB_SELF_CHECK";
         this.exitCode = code === "HIB_SELF_CHECK" ? EXIT_MISMATCH : Math.max(EXIT_FAILED, this.exitCode);
         this.#terminal.line(`hib: ${code}: process ${pid} (${text}) failed: ${printable(failure)}`, process.stderr);
       }

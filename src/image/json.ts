@@ -1,6 +1,6 @@
 /** JSON from somebody else, which may be sixty times as large once it is parsed, or so deep that nobody can follow it. */
 
-/** JSON of ours is a few levels deep. Who goes through it goes as deep into the stack. */
+/** JSON of ours is a few levels deep. Code that goes through it goes as deep into the stack. */
 const JSON_DEPTH_MAX = 100;
 /** Each may take a hundred bytes once it is parsed, of three that stand there. */
 const JSON_VALUES_MAX = 2 ** 20;

@@ -56,10 +56,7 @@ export class ReferenceReader {
     if (this.#accepted.has(path)) return;
     for (let i = 0; i < bytes.length / FRAME_BYTES; i++)
       if (checksum(bytes.subarray(i * FRAME_BYTES, (i + 1) * FRAME_BYTES)) !== hashes[first[index]! + frame + i])
-        throw new HibernaculumError(
-          "HIB_FILES_CHANGED",
-          `${path}: page ${from + i} is not what it was when the machine was saved; put the file back, or accept what it holds now with --accept-changed-files`,
-        );
+        throw changed(`${path}: page ${from + i} is not what it was when the machine was saved`);
   }
 
   #open(file: number): number {
@@ -80,4 +77,9 @@ export class ReferenceReader {
     for (const descriptor of this.#descriptors.values()) closeSync(descriptor);
     this.#descriptors.clear();
   }
+}
+
+function changed(what: string): HibernaculumError {
+  const advice = "put the file back, or accept what it holds now with --accept-changed-files";
+  return new HibernaculumError("HIB_FILES_CHANGED", `${what}; ${advice}`, { what });
 }

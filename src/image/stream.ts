@@ -191,7 +191,8 @@ async function takeOpening(input: Input): Promise<HeaderPage> {
   const begins = Buffer.from(page.subarray(0, MAGIC_TEXT.length)).toString("latin1");
   if (!MAGIC_TEXT.startsWith(begins))
     throw new HibernaculumError("HIB_NOT_AN_IMAGE", `${input.name}: not a stream of hib export, it begins with other bytes`);
-  if (page.length < HEADER_BYTES) throw broken(input.name, "HIB_TRUNCATED", `it ends after ${page.length} bytes, before its end`);
+  if (page.length < HEADER_BYTES)
+    throw broken(input.name, "HIB_TRUNCATED", `it ends after ${page.length} bytes, within its header`);
   return { page: page.slice(), header: decodeHeader(page, input.name) };
 }
 
@@ -321,7 +322,7 @@ class Input {
     while (done < length) {
       if (await this.ended()) {
         if (orLess) break;
-        throw broken(this.name, "HIB_TRUNCATED", `it ends after ${this.#taken} bytes, before its end`);
+        throw broken(this.name, "HIB_TRUNCATED", `it ends after ${this.#taken} bytes, and should be longer`);
       }
       const part = this.#rest.subarray(0, length - done);
       this.#buffer.set(part, done);

@@ -215,7 +215,7 @@ export async function verifyChunks(
   return verified;
 }
 
-/** The tables that nobody needs who opens an image: a resume reads some, and people the rest. */
+/** The tables that the opening of an image does not need: a resume reads some, and people the rest. */
 async function verifyRows({ header, catalogue, chunks, extents }: ImageContents, signal: AbortSignal | undefined): Promise<void> {
   for (const { except } of catalogue.files()) void except; // parsed when it is asked for; so is this
   for (const { detail } of catalogue.processes()) void detail;

@@ -53,7 +53,7 @@ export async function prepareRuntimeDirectory(): Promise<string> {
 }
 
 /**
- * Refuses a directory whose place is another's: who can rename a parent can put his own in its place. Whoever owns the root
+ * Refuses a directory whose place is another's: whoever can rename a parent can put another in its place. Whoever owns the root
  * can do so anyway.
  */
 async function checkParents(directory: string): Promise<void> {

@@ -76,7 +76,7 @@ function frames({ frames: f, atomic_copy }: SaveReport, view: View): string {
     field(view, "streamed", formatCount(f.streamed)),
     field(view, "skipped", `${formatCount(f.skipped)} that were marked before they were read`),
     field(view, "same-filled", `${formatCount(f.same_filled)} (${formatPercent(f.same_filled, f.saved)}), stored without data`),
-    field(view, "by reference", `${formatCount(f.by_reference)} that are clean pages of files of the host`),
+    field(view, "by reference", `${formatCount(f.by_reference)} clean pages of files of the host`),
     field(view, "copied atomically", formatCount(atomic_copy.frames)),
   ]);
 }
@@ -155,7 +155,7 @@ function pause(report: SaveReport, view: View): string {
       field(view, `  ${name}`, `${formatMs(ms).padEnd(8)} ${bar(p.total_ms === 0 ? 0 : ms / p.total_ms, columns)}`),
     ),
     ...(p.kernel_ms > 0
-      ? [field(view, "after it", `${formatMs(p.kernel_ms)} in which processes waited that entered the kernel`)]
+      ? [field(view, "after it", `for ${formatMs(p.kernel_ms)} processes that entered the kernel waited`)]
       : []),
     ...adaptiveFields(report, view),
     field(view, "arming", `${formatMs(report.arm_ms)} until every vCPU had acknowledged (the machine ran)`),
@@ -203,7 +203,7 @@ function reserve({ reserve: r, tail: t }: SaveReport, view: View): string {
     field(view, "estimated", formatFrames(r.estimated_frames)),
     field(view, "reserved", formatFrames(r.reserved_frames)),
     field(view, "used", `${formatFrames(r.used_frames)} (${formatPercent(r.used_frames, r.reserved_frames)})`),
-    field(view, "not copied", `${formatFrames(r.overflow_frames)} that were written from where they were`),
+    field(view, "not copied", `${formatFrames(r.overflow_frames)}, written straight to the image`),
     ...(t.frames === 0
       ? []
       : [

@@ -37,7 +37,7 @@ export interface DeviceCalls {
 }
 
 /**
- * @param process - who makes the calls
+ * @param process - the one that makes the calls
  * @param notify - has the coordinator look at the devices
  */
 export function createDeviceCalls(parts: KernelParts, process: { slot: number; pid: number }, notify: () => void): DeviceCalls {

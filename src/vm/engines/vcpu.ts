@@ -312,7 +312,7 @@ export class Vcpu<T extends Task> {
     return leaves;
   }
 
-  /** Who cuts a file tells only vCPUs that run, under the lock: what this one was told before, it has done when it is stopped. */
+  /** Whoever cuts a file tells only vCPUs that run, under the lock: what this one was told before, it has done when it is stopped. */
   #announceStop(): void {
     this.#kernel.turns.settle(this.#slot, () => this.#control.storeVcpu(this.#number, VCPU_STATE, VCPU_STATE_STOPPED));
   }

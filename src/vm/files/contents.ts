@@ -57,7 +57,7 @@ export class Contents implements Pager {
   }
 
   /**
-   * Cuts a file, or lengthens it with zeros. Who maps it loses the pages that it has no more: see trims.ts.
+   * Cuts a file, or lengthens it with zeros. A process that maps it loses the pages that it has no more: see trims.ts.
    *
    * @param slot - of the process that does it
    */
@@ -80,7 +80,7 @@ export class Contents implements Pager {
     this.#clearTail({ ...inode, size });
   }
 
-  /** Who maps the last page may have stored to it beyond the end: a file that gets longer has zeros there. */
+  /** A process that maps the last page may have stored to it beyond the end: a file that gets longer has zeros there. */
   #clearTail({ object, size }: Inode): void {
     const last = this.#parts.objects.find(object, Math.floor(size / FRAME_BYTES));
     const tail = size % FRAME_BYTES;
@@ -122,7 +122,7 @@ export class Contents implements Pager {
     }
   }
 
-  // ---- for who maps a file ----
+  // ---- for processes that map a file ----
 
   writeBack(object: PhysicalAddress, first: number, pages: number): number {
     return this.host.writeBack(object, first, pages);

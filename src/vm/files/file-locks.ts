@@ -1,6 +1,6 @@
 /**
  * Which files of the host a call is at work on that lets go of the kernel lock while the host reads or writes. No other call is at work
- * on them: neither on what they hold, nor on the positions of who has them open. (The tables of a process that has a file mapped
+ * on them: neither on what they hold, nor on the positions of those that have them open. (The tables of a process that has a file mapped
  * are its own.)
  *
  * The words lie in the control area, by the inode's address, several files to one: they are free at every safepoint, and no image

@@ -26,7 +26,7 @@ import { Names, type Stat, statOf } from "./names.js";
 import { putIntoPipe, takeFromPipe } from "./pipe.js";
 import { DirectoryTree } from "./tree.js";
 
-/** One call reads or writes no more: it holds the kernel lock, and perhaps waits for the host's disk. Who copies for it copies no more. */
+/** One call reads or writes no more: it holds the kernel lock, and perhaps waits for the host's disk. Code that copies for it copies no more. */
 export const CALL_BYTES_MAX: number = 1 << 20;
 
 export class Files {

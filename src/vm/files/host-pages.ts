@@ -5,10 +5,10 @@
  * The host reads and writes without the kernel lock, so that other processes go on meanwhile. What must hold:
  * - Nobody else is at work on the file (FileLocks): it is not cut, and no page of it comes or goes. It may be renamed; then the
  *   host is asked once more.
- * - The inode is held by who is at work: by his fd, his area, or once more for the purpose.
+ * - The inode is held by whoever is at work: by an fd, an area, or once more for the purpose.
  * - No call is at work at a safepoint. So a stop waits for what the host is doing, and what was written is on the host before
  *   the consistency point or not begun.
- * - Pages that were stored to by who maps them are written back under the kernel lock, also while a call writes: that one
+ * - Pages that were stored to by a process that maps them are written back under the kernel lock, also while a call writes: that one
  *   writes what is theirs of its bytes again.
  *
  * Callers hold the kernel lock. What is negative is an error number.
@@ -127,7 +127,7 @@ export class HostPages {
     return typeof now === "number" ? undefined : now;
   }
 
-  /** What the file is then. Under the kernel lock: who maps it must not change meanwhile. */
+  /** What the file is then. Under the kernel lock: its mappings must not change meanwhile. */
   truncate(inode: Inode, size: number): HostIdentity | number {
     return tryHost(() => this.#handles.truncate(inode, size));
   }
@@ -165,9 +165,9 @@ export class HostPages {
     this.#inodes.makeOwn(inode.at);
   }
 
-  // ---- for who maps a file ----
+  // ---- for processes that map a file ----
 
-  /** Writes pages that were stored to by who maps them. Returns 0 or an error. */
+  /** Writes pages that were stored to by processes that map them. Returns 0 or an error. */
   writeBack(object: PhysicalAddress, first: number, pages: number): number {
     const { memory, buddy, objects } = this.#parts;
     const at = objectInode(memory, object);

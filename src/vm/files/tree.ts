@@ -13,7 +13,7 @@ import { ENTRIES, type Inodes, readInode } from "./inode.js";
 
 const ENTRY_HEAD = 12;
 const NAME_BYTES_MAX = 255;
-/** Directories in directories: who walks the tree goes as deep. */
+/** Directories in directories: code that walks the tree goes as deep. */
 const DEPTH_MAX = 64;
 
 /** Names and inodes of a directory, newest first. */

@@ -26,6 +26,13 @@ import { HEAP_BASE, HEAP_END, USER_END } from "./user-layout.js";
 /** Why an access fails: nothing there allows it, the file behind it has no such page, or there is no memory for it now. */
 export type FaultKind = "denied" | "no page" | "no memory";
 
+/** How the failure of a process begins that found no memory. A machine keeps only the text. */
+const OUT_OF_MEMORY = "out of memory";
+
+export function isWantOfMemory(failure: string): boolean {
+  return failure.startsWith(OUT_OF_MEMORY);
+}
+
 /** A process's access that cannot be resolved: the process ends with this reason. */
 export class GuestFault extends Error {
   override readonly name = "GuestFault";
@@ -176,7 +183,7 @@ export class AddressSpace {
     if ((area.flags & (write ? PTE_W : PTE_R)) === 0) throw new GuestFault(`${where}: the ${area.kind} area does not allow it`);
     const entry = findEntry(memory, this.#leaves.root, address);
     const done = entry === undefined ? this.#fill(area, pageOf(address), write, where) : this.#unshare(area, address, entry);
-    if (!done) throw new GuestFault(`out of memory at ${where}`, "no memory");
+    if (!done) throw new GuestFault(`${OUT_OF_MEMORY} at ${where}`, "no memory");
     if (stack !== undefined) this.#areas.change(stack, { start: pageOf(address) });
   }
 

@@ -167,7 +167,7 @@ export class BuddyAllocator {
     return this.#memory.load32(this.#entry(head) + FRAME_REFERENCES);
   }
 
-  /** One more holds it; who was its owner is not its only holder any more. */
+  /** One more holds it; its owner is not its only holder any more. */
   share(head: Pfn): void {
     this.#core.shareBlock(head);
   }

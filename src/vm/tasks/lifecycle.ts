@@ -3,7 +3,7 @@
  * how its parent hears of it (wait).
  *
  * What must hold: a process that has ended holds nothing but its slot, and that until its parent has asked how it ended. One that
- * failed keeps its memory for as long, for whoever looks. The kernel reaps who has lost his parent; who never had one and fails
+ * failed keeps its memory for as long, for whoever looks. The kernel reaps a process that has lost its parent; one that never had any and fails
  * stays until he is ended from outside.
  */
 import type { Control } from "../../base/control.js";

@@ -1,7 +1,7 @@
 /**
  * The scheduler: which process runs next, and how one leaves its vCPU. The run queue is the process table.
  *
- * Of those that are ready the one with the least virtual run time runs: run time weighted by the nice value. Who wakes gets
+ * Of those that are ready the one with the least virtual run time runs: run time weighted by the nice value. A process that wakes gets
  * no credit for the time that it slept, so it runs soon but not for long. All that wait on a channel wake, and take their step
  * again in that order; one that finds nothing left is not charged for it, and comes before the others the next time.
  *

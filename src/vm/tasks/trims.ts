@@ -53,7 +53,7 @@ export class Trims {
         if (vcpu < 0) core.dropContext(slot);
       }
     }
-    control.ring(MACHINE_ACK_BELL); // who waits for others is told, too
+    control.ring(MACHINE_ACK_BELL); // whoever waits for others is told, too
   }
 
   /** Takes out what the vCPU that runs the process in a slot was told to take out. */

@@ -2,7 +2,7 @@
  * Is a machine consistent with itself? Buddy allocator, kernel heap, page tables, process table, files and devices, read from
  * memory: a live machine's that is stopped, or an image's (S0.6). Shares no code with the allocator, only the layout.
  *
- * What must hold: an image may be somebody else's, who made every checksum right. So whatever a kernel follows is looked at
+ * What must hold: an image may be somebody else's, with every checksum right. So whatever a kernel follows is looked at
  * here, before an image is used; each pointer is known to lead to what it should before it is followed; and every walk ends,
  * because nothing is entered twice (inventory.ts).
  */
@@ -53,7 +53,7 @@ export function checkConsistency(memory: ReadableMemory): Consistency {
 }
 
 /**
- * For who is to look at all of a machine that somebody else may have made: a consistent one has an end.
+ * For code that looks at all of a machine that somebody else may have made: a consistent one has an end.
  *
  * @throws HIB_INCONSISTENT with the first of what is wrong
  */

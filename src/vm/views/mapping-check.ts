@@ -59,7 +59,7 @@ export class MappingCheck {
     if (!K.isUserKind(kind) || (owner !== 0 && owner !== this.#pid))
       this.#problem(`maps frame ${frame} of another kind or owner`);
     if (level === 1 && (head[frame] !== frame || order[frame] !== 9)) this.#problem("maps 2 MiB that are no block");
-    // Who takes a block's pages away relies on it: they lie one after another.
+    // Whatever takes a block's pages away relies on it: they lie one after another.
     const before = this.#before;
     if (level === 0 && head[frame] !== frame && (before.frame !== frame - 1 || before.address !== address - FRAME_BYTES))
       this.#problem(`maps frame ${frame} in the middle of a block, and the page before it another`);

@@ -1,5 +1,5 @@
 /** Incremental images: each has what changed since the last, the chain of them is one image, and it is exact. */
-import { cpSync, readdirSync, renameSync, rmSync } from "node:fs";
+import { closeSync, cpSync, openSync, readdirSync, readFileSync, renameSync, rmSync, writeSync } from "node:fs";
 import { basename, join } from "node:path";
 import ava, { type ExecutionContext } from "ava";
 import { asTree } from "../src/cli/images.js";
@@ -7,6 +7,7 @@ import { setFailpoints } from "../src/base/failpoints.js";
 import { FRAME_BYTES } from "../src/base/layout.js";
 import { save } from "../src/hibernate.js";
 import { type Image, openImage } from "../src/image/directory.js";
+import { asParent, BLOB_NAME, decodeHeader, encodeHeader, HEADER_BYTES, type ImageHeader } from "../src/image/format.js";
 import { listImages } from "../src/image/list.js";
 import { mergeImage } from "../src/image/merge.js";
 import { removeImage } from "../src/image/remove.js";
@@ -174,6 +175,16 @@ test("a chain that is cut, exchanged, doubled or in a circle is refused by name;
     t.regex(error!.message, message);
   };
   t.is(await opens(), 3);
+  const first = decodeHeader(readFileSync(join(image("a"), BLOB_NAME)).subarray(0, HEADER_BYTES), "a");
+  const last = decodeHeader(readFileSync(join(image("c"), BLOB_NAME)).subarray(0, HEADER_BYTES), "c");
+  const writeFirst = (header: ImageHeader): void => {
+    const file = openSync(join(image("a"), BLOB_NAME), "r+");
+    writeSync(file, encodeHeader(header), 0, HEADER_BYTES, 0);
+    closeSync(file);
+  };
+  writeFirst({ ...first, parent: asParent(last) });
+  await refuses("HIB_PARENT", /c is its own ancestor/);
+  writeFirst(first);
   renameSync(image("a"), image("renamed"));
   t.is(await opens(), 3, "the id counts");
   renameSync(image("renamed"), join(scratch(t), "away"));

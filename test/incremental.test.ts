@@ -1,4 +1,5 @@
 /** Incremental images: each has what changed since the last, the chain of them is one image, and it is exact. */
+import { randomBytes } from "node:crypto";
 import { closeSync, cpSync, openSync, readdirSync, readFileSync, renameSync, rmSync, writeSync } from "node:fs";
 import { basename, join } from "node:path";
 import ava, { type ExecutionContext } from "ava";
@@ -252,4 +253,39 @@ test("an image that another needs is not removed; the list shows which needs whi
   t.true((await removeImage(image("a"))) > 0);
   t.true((await removeImage(image("z"))) > 0);
   t.deepEqual(readdirSync(directory), []);
+});
+
+test("an encrypted chain is read with its key, resumed lazily, merged and encrypted anew; it does not mix with plain images", async (t) => {
+  const machine = await busy(t);
+  const directory = scratch(t);
+  const image = (name: string): string => join(directory, name);
+  const keys = [{ keyFile: randomBytes(32) }, { passphrase: "a long one" }];
+  const key = { keys: [keys[0]!] };
+  await save(machine, image("plain"), { keepRunning: true });
+  await t.throwsAsync(save(machine, image("x"), { base: image("plain"), keepRunning: true, keys }), { code: "HIB_USAGE" });
+  await save(machine, image("a"), { keepRunning: true, keys });
+  await t.throwsAsync(save(machine, image("x"), { base: image("a"), keepRunning: true }), { code: "HIB_USAGE" });
+  await save(machine, image("b"), { base: image("a"), keepRunning: true, approach: "capture-kernel", ...key });
+  await save(machine, image("c"), { base: image("b"), approach: "copy-on-write", ...key });
+  await t.throwsAsync(openImage(image("c")), { code: "HIB_KEY_NEEDED" });
+  await t.throwsAsync(openImage(image("c"), { keys: [keys[1]!] }), { code: "HIB_KEY_WRONG" });
+  await mergeImage(image("c"), image("whole"), key);
+  for (const name of ["c", "whole"]) {
+    const opened = await openImage(image(name), key);
+    try {
+      await verifyChunks(opened);
+      t.deepEqual(findWrong(opened.memory()), [], name);
+    } finally {
+      opened.close();
+    }
+  }
+  const resumed = await bootMachine(t);
+  await resume(resumed, image("c"), { lazy: true, ...key });
+  await resumed.resident();
+  t.deepEqual(
+    whileStopped(resumed, () => findWrong(resumed.kernel.memory)),
+    [],
+  );
+  const report = await save(resumed, image("d"), { base: image("c"), oracle: true, ...key });
+  t.true(report.frames.of_parent > 500);
 });

@@ -8,7 +8,8 @@ const collect = (): void => (globalThis.gc as unknown as (options: { type: "mino
 const tell = (message: object): void => void process.send!(message);
 const refuse = (error: unknown): void => tell({ error: serializeError(error) });
 
-process.on("SIGINT", () => undefined); // a Ctrl-C is its parent's, who ends it
+// These are its parent's, who ends it, or finishes the save first.
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => undefined);
 process.once("disconnect", () => process.exit(1));
 process.once("message", (plan: CapturePlan) => {
   try {

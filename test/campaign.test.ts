@@ -2,6 +2,7 @@
  * The campaign of random programs: processes that do random things with all that the kernel has, saved live at random moments
  * and resumed, against the same seeds run without a save. HIB_RACE_ROUNDS makes it longer.
  */
+import { randomBytes } from "node:crypto";
 import { rmSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
@@ -60,12 +61,13 @@ test("random programs that are saved and resumed come to what they come to witho
     await sleep(draws.below(60));
     const path = join(images, `image-${round}`);
     const keepRunning = draws.below(3) !== 0;
-    await save(machine, path, { keepRunning, oracle: true, ...(draws.below(4) === 0 ? { pauseTarget_ms: 0 } : {}) });
+    const key = draws.below(3) === 0 ? { keys: [{ keyFile: randomBytes(32) }] } : {};
+    await save(machine, path, { keepRunning, oracle: true, ...key, ...(draws.below(4) === 0 ? { pauseTarget_ms: 0 } : {}) });
     // A snapshot is resumed now and then, too, and its machine is gone: from here on the image is the one that counts.
     if (!keepRunning || draws.below(3) === 0) {
       await machine.powerOff();
       machine = await bootMachine(t, options);
-      await resume(machine, path, { lazy: draws.below(2) === 0 });
+      await resume(machine, path, { lazy: draws.below(2) === 0, ...key });
       resumes++;
     }
     rmSync(path, { recursive: true });

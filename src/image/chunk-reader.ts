@@ -37,8 +37,8 @@ export class ChunkReader {
     const data = this.#buffer.subarray(0, Math.min(PIECE_BYTES, chunk.stored - at));
     const blob = this.#blobs[chunk.generation ?? 0]!;
     blob.readSync(data, chunk.offset + at, data.length);
-    if (blob.key !== undefined) return { first: piece * PIECE_FRAMES, data: openPiece(chunk, piece, data, blob.key) };
-    checkPiece(chunk, piece, data);
+    if (blob.key === undefined) checkPiece(chunk, piece, data);
+    else openPiece(chunk, piece, data, blob.key, data);
     return { first: piece * PIECE_FRAMES, data };
   }
 

@@ -7,7 +7,16 @@
  *
  * Keys are KeyObjects: they lie outside of the heap, threads can be handed one, and whoever prints one prints nothing.
  */
-import { createCipheriv, createDecipheriv, createHmac, createSecretKey, hkdfSync, type KeyObject } from "node:crypto";
+import {
+  type Cipheriv,
+  createCipheriv,
+  createDecipheriv,
+  type Decipheriv,
+  createHmac,
+  createSecretKey,
+  hkdfSync,
+  type KeyObject,
+} from "node:crypto";
 
 export const KEY_BYTES = 32;
 export const TAG_BYTES = 16;
@@ -15,6 +24,7 @@ export const HEADER_TAG_BYTES = 32;
 
 const ALGORITHM = "aes-256-gcm";
 const NONCE_BYTES = 12;
+const STEP_BYTES = 16_384;
 
 /** The keys of an image, each for one thing. */
 export interface ImageKeys {
@@ -52,27 +62,38 @@ export function keyObject(bytes: Buffer): KeyObject {
  */
 export function seal(key: KeyObject, number: number, piece: number, bytes: Uint8Array): Buffer {
   const cipher = createCipheriv(ALGORITHM, key, nonceOf(number, piece), { authTagLength: TAG_BYTES });
-  bytes.set(cipher.update(bytes));
+  inSteps(cipher, bytes, bytes);
   cipher.final(); // has no bytes
   return cipher.getAuthTag();
 }
 
-/** What was encrypted; undefined if it is not that, or of another key. */
+/**
+ * Decrypts bytes.
+ *
+ * @param plain - where to, as many bytes
+ * @returns false if it is not what was encrypted, or of another key; then `plain` is zeros
+ */
 export function unseal(
   key: KeyObject,
   number: number,
   piece: number,
   { bytes, tag }: { bytes: Uint8Array; tag: Uint8Array },
-): Buffer | undefined {
+  plain: Uint8Array,
+): boolean {
   const decipher = createDecipheriv(ALGORITHM, key, nonceOf(number, piece), { authTagLength: TAG_BYTES }).setAuthTag(tag);
-  const plain = decipher.update(bytes);
+  inSteps(decipher, bytes, plain);
   try {
     decipher.final();
-    return plain;
+    return true;
   } catch {
     plain.fill(0);
-    return undefined;
+    return false;
   }
+}
+
+/** Node makes a buffer for each step: memory of larger ones would go back to the host, and be faulted in again for the next. */
+function inSteps(cipher: Cipher | Decipher, from: Uint8Array, to: Uint8Array): void {
+  for (let at = 0; at < from.length; at += STEP_BYTES) to.set(cipher.update(from.subarray(at, at + STEP_BYTES)), at);
 }
 
 /** HMAC-SHA256 of a header's authenticated bytes. */

@@ -72,20 +72,20 @@ export function openStored(chunk: Chunk, stored: Uint8Array, key: KeyObject | un
   if (stored.length !== chunk.stored) throw corrupt(chunk, "is not as long as it was");
   const plain = Buffer.allocUnsafeSlow(stored.length); // it may be kept for long
   for (let at = 0, piece = 0; at < stored.length; at += PIECE_BYTES, piece++)
-    plain.set(openPiece(chunk, piece, stored.subarray(at, at + PIECE_BYTES), key), at);
+    openPiece(chunk, piece, stored.subarray(at, at + PIECE_BYTES), key, plain.subarray(at, at + PIECE_BYTES));
   return plain;
 }
 
 /**
- * The same for one of its pieces, which was read without the others.
+ * The same for one of its pieces, which may have been read without the others.
  *
+ * @param plain - where to, as many bytes; may be where they are
  * @throws HIB_CORRUPT
  */
-export function openPiece(chunk: Chunk, piece: number, bytes: Uint8Array, key: KeyObject): Uint8Array {
+export function openPiece(chunk: Chunk, piece: number, bytes: Uint8Array, key: KeyObject, plain: Uint8Array): void {
   const tag = chunk.pieces.subarray(piece * TAG_BYTES, (piece + 1) * TAG_BYTES);
-  const plain = tag.length === TAG_BYTES ? unseal(key, chunk.id, piece, { bytes, tag }) : undefined;
-  if (plain === undefined) throw corrupt(chunk, `is not what was encrypted: piece ${piece} does not agree with its tag`);
-  return plain;
+  if (tag.length !== TAG_BYTES || !unseal(key, chunk.id, piece, { bytes, tag }, plain))
+    throw corrupt(chunk, `is not what was encrypted: piece ${piece} does not agree with its tag`);
 }
 
 /** Compares one piece of a chunk's stored bytes with its checksum. @throws HIB_CORRUPT */

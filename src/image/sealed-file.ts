@@ -70,8 +70,9 @@ export class SealedReader implements ByteSource {
     if (!(length > 0)) throw damaged("HIB_TRUNCATED", `${this.path} ends before its segment ${segment}`);
     const sealed = Buffer.allocUnsafe(length + TAG_BYTES);
     this.#file.readSync(sealed, segment * SEALED_BYTES, sealed.length);
-    const plain = unseal(this.#key, 0, segment, { bytes: sealed.subarray(0, length), tag: sealed.subarray(length) });
-    if (plain === undefined) throw damaged("HIB_CORRUPT", `${this.path}: segment ${segment} is not what was encrypted`);
-    return plain;
+    const bytes = sealed.subarray(0, length);
+    if (!unseal(this.#key, 0, segment, { bytes, tag: sealed.subarray(length) }, bytes))
+      throw damaged("HIB_CORRUPT", `${this.path}: segment ${segment} is not what was encrypted`);
+    return bytes;
   }
 }

@@ -216,8 +216,8 @@ export const MUTANTS: readonly Mutant[] = [
   },
   {
     file: "src/image/cipher.ts",
-    find: "    plain.fill(0);\n    return undefined;",
-    replace: "    return plain;",
+    find: "    plain.fill(0);\n    return false;",
+    replace: "    return true;",
     tests: [{ file: "encryption", match: "segments*" }],
     breaks: "what was decrypted is handed out though its tag does not agree",
   },

@@ -8,10 +8,10 @@
  * Keys are KeyObjects: they lie outside of the heap, threads can be handed one, and whoever prints one prints nothing.
  */
 import {
-  type Cipheriv,
+  type Cipher,
   createCipheriv,
   createDecipheriv,
-  type Decipheriv,
+  type Decipher,
   createHmac,
   createSecretKey,
   hkdfSync,

@@ -83,7 +83,7 @@ class Bench {
   }
 }
 
-export function kernelCallFigures(pages: number): Figure[] {
+function kernelCallFigures(pages: number): Figure[] {
   const bench = new Bench(pages * FRAME_BYTES * 3 + 256 * 2 ** 20);
   const measured = new Map<string, number[]>();
   const time = <T>(name: string, count: number, work: () => T): T => {

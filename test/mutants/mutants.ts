@@ -795,8 +795,8 @@ export const MUTANTS: readonly Mutant[] = [
   },
   {
     file: "src/vm/tasks/check.ts",
-    find: "of embryos.values()) problem(`process",
-    replace: "of []) problem(`process",
+    find: "of embryos.values()) problem(",
+    replace: "of [...embryos.values()].slice(1e3)) problem(",
     tests: parts,
     breaks: "an image may have an embryo for ever",
   },

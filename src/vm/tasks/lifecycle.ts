@@ -18,6 +18,7 @@ import { processAddress } from "../memory/kernel-layout.js";
 import type { Pager } from "../memory/memory-object.js";
 import { A0, REGISTER_WORDS } from "../memory/user-layout.js";
 import { passFaultsOn } from "./activity.js";
+import { copyEntry } from "./child.js";
 import type { KernelParts } from "./parts.js";
 import { findSlots, isAlive, isMeant, type Process, readProcess, slotOf } from "./process.js";
 import { isDying } from "./scheduler.js";
@@ -234,14 +235,8 @@ export class Lifecycle {
       if (child === undefined) return this.#forked(slot, -EAGAIN);
       const from = this.#at(slot);
       const to = this.#at(child);
-      for (const at of COPIED_BY_FORK) this.#parts.memory.store32(to + at, this.#parts.memory.load32(from + at));
-      for (let word = 0; word < REGISTER_WORDS; word++) {
-        const at = K.PROCESS_REGISTERS + word * 4;
-        this.#parts.memory.store32(to + at, word === A0 || word === A0 + 1 ? 0 : this.#parts.memory.load32(from + at));
-      }
+      copyEntry(this.#parts.memory, from, to);
       this.#parts.memory.store32(to + K.PROCESS_PID, this.#nextPid());
-      this.#parts.memory.store32(to + K.PROCESS_PARENT, this.#parts.memory.load32(from + K.PROCESS_PID));
-      this.#parts.memory.store32(to + K.PROCESS_FLAGS, this.#parts.memory.load32(from + K.PROCESS_FLAGS) & ~K.FLAG_ORPHAN);
       const space = this.#space(child);
       const root = space.allocateTable();
       this.#parts.memory.store32(to + K.PROCESS_ROOT, root ?? 0);
@@ -387,19 +382,3 @@ export function refuseWhileStopped(control: Control): void {
     throw new HibernaculumError("HIB_BUSY", "the machine is stopped for its image; start and end processes once it runs again");
   }
 }
-
-/** Words of the process table that a child has from its parent; float64s in two halves. */
-const COPIED_BY_FORK: readonly number[] = [
-  K.PROCESS_STEPS,
-  K.PROCESS_STEPS + 4,
-  K.PROCESS_RATE,
-  K.PROCESS_RATE + 4,
-  K.PROCESS_TEXT_BYTES,
-  K.PROCESS_GROUP,
-  K.PROCESS_NICE,
-  K.PROCESS_VRUNTIME,
-  K.PROCESS_VRUNTIME + 4,
-  K.PROCESS_MASK,
-  ...Array.from({ length: K.PROCESS_DISPOSITIONS_BYTES / 4 }, (_, word) => K.PROCESS_DISPOSITIONS + word * 4),
-  ...Array.from({ length: K.PROCESS_HANDLER_MASKS_BYTES / 4 }, (_, word) => K.PROCESS_HANDLER_MASKS + word * 4),
-];

@@ -475,6 +475,34 @@ export const MUTANTS: readonly Mutant[] = [
     tests: [{ file: "programs", match: "checkProcess: a process of somebody*" }],
     breaks: "a replay does not give up in time",
   },
+  {
+    file: "src/vm/personality/step/programs/replay.ts",
+    find: "performance.now() - began < BATCH_MS ? this.#batch * 2 : this.#batch / 2",
+    replace: "BATCH_STEPS_MAX",
+    tests: [{ file: "programs", match: "a replay whose steps*" }],
+    breaks: "a replay looks at the time after as many steps of any program",
+  },
+  {
+    file: "src/reports/machine-rows.ts",
+    find: "if (found === value) continue;",
+    replace: 'if (found === value || field === "steps") continue;',
+    tests: [{ file: "forged-catalogue", match: "what a catalogue says*" }],
+    breaks: "a catalogue may say that a process has run another number of steps",
+  },
+  {
+    file: "src/reports/report-shape.ts",
+    find: 'typeof value === "number" && value >= 0 &&',
+    replace: 'typeof value === "number" &&',
+    tests: [{ file: "stats", match: "isSaveReport*" }],
+    breaks: "a report may have fewer frames than none",
+  },
+  {
+    file: "src/machine.ts",
+    find: "      this.check();\n      await sleep(1);",
+    replace: "      await sleep(1);",
+    tests: [{ file: "lost", match: "*before it has loaded*" }],
+    breaks: "a boot waits for a vCPU that died before it had loaded its code",
+  },
 
   // ---- tracking, tail, loader and lists ----
   {

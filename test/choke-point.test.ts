@@ -51,7 +51,6 @@ const BUFFERS: Record<string, [times: number, what: string]> = {
   "src/vm/personality/step/programs/contents.ts": [2, "templates of initial contents"],
   "src/vm/personality/step/programs/replay.ts": [1, "a replay's own memory"],
   "src/vm/memory/user-memory.ts": [1, "one float64"],
-  "src/vm/views/consistency.ts": [2, "copies of frame table and page tables"],
   "src/writer/page-writer.ts": [1, "the control area: as long as Control's view"],
 };
 

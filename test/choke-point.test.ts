@@ -96,7 +96,7 @@ test("what stores to RAM is called where it may be", (t) => {
     );
   }
   // Untracked stores: the direct load, frames that are missing, the reserve, and the atomic copy and restore while everything is stopped.
-  t.deepEqual(callers("loadFrame"), ["src/restore/frame-source.ts", "src/restore/page-loader.ts", "src/resume.ts"]);
+  t.deepEqual(callers("loadFrame"), ["src/restore/frame-source.ts", "src/restore/page-loader.ts", "src/resume-parts.ts"]);
   t.deepEqual(callers("loadPlace"), ["src/restore/page-loader.ts"]);
   t.deepEqual(callers("touch"), ["src/cow/reserve.ts"]);
   t.deepEqual(callers("scatter"), ["src/cow/atomic-copy.ts", "src/vm/engines/vcpu.ts"]);
@@ -218,7 +218,7 @@ const LAYERS: Record<string, string[]> = {
     "src/resume-options.ts",
     "src/vm/files/path.ts",
   ],
-  "src/resume.ts": [
+  "src/resume-parts.ts": [
     "src/base",
     "src/vm",
     "src/cow",
@@ -229,6 +229,15 @@ const LAYERS: Record<string, string[]> = {
     "src/find-image.ts",
     "src/residency.ts",
     "src/resume-options.ts",
+  ],
+  "src/resume.ts": [
+    "src/base",
+    "src/cow/cancellation.ts",
+    "src/find-image.ts",
+    "src/machine.ts",
+    "src/reports/resume-report.ts",
+    "src/resume-options.ts",
+    "src/resume-parts.ts",
   ],
   "src/residency.ts": ["src/base", "src/image", "src/restore", "src/machine.ts", "src/reports/resume-report.ts"],
   "src/boot.ts": [

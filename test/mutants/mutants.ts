@@ -101,7 +101,7 @@ export const MUTANTS: readonly Mutant[] = [
     breaks: "a vCPU that comes late to a stop keeps its write tags",
   },
   {
-    file: "src/resume.ts",
+    file: "src/resume-parts.ts",
     find: "if (claims.queue.refused !== refused) this.#late = this.#readLate();",
     replace: "if (claims.queue.refused < 0 * refused) this.#late = this.#readLate();",
     tests: equal,
@@ -453,7 +453,7 @@ export const MUTANTS: readonly Mutant[] = [
     breaks: "an image is renamed under a resume that has just begun",
   },
   {
-    file: "src/resume.ts",
+    file: "src/resume-parts.ts",
     find: "this.#marks.attempt(() => this.#image.blob.isInPlace())",
     replace: "this.#marks.attempt(() => true)",
     tests: [{ file: "two-resumes" }],

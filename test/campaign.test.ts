@@ -3,13 +3,14 @@
  * and resumed, against the same seeds run without a save. HIB_RACE_ROUNDS makes it longer.
  */
 import { randomBytes } from "node:crypto";
-import { rmSync } from "node:fs";
+import { readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import ava from "ava";
 import { FRAME_BYTES } from "../src/base/layout.js";
 import { save } from "../src/hibernate.js";
 import type { Machine } from "../src/machine.js";
+import { APPROACH_NAMES } from "../src/reports/approaches.js";
 import { resume } from "../src/resume.js";
 import { checkConsistency } from "../src/vm/views/consistency.js";
 import { findFrame } from "../src/vm/memory/page-table.js";
@@ -57,12 +58,22 @@ test("random programs that are saved and resumed come to what they come to witho
   for (const text of texts) machine.spawn(text);
   let resumes = 0;
   let busiest = 0;
+  /** The image since which the machine tracks what changes, and what opens its chain. */
+  let last: string | undefined;
+  let key: { keys?: { keyFile: Buffer }[] } = {};
   for (let round = 0; round < ROUNDS; round++) {
     await sleep(draws.below(60));
     const path = join(images, `image-${round}`);
     const keepRunning = draws.below(3) !== 0;
-    const key = draws.below(3) === 0 ? { keys: [{ keyFile: randomBytes(32) }] } : {};
-    await save(machine, path, { keepRunning, oracle: true, ...key, ...(draws.below(4) === 0 ? { pauseTarget_ms: 0 } : {}) });
+    const approach = draws.of(APPROACH_NAMES);
+    const all = approach === "write-fault" && draws.below(4) === 0 ? { pauseTarget_ms: 0 } : {};
+    const base = last !== undefined && draws.below(2) === 0 ? { base: last } : {};
+    if (base.base === undefined) {
+      for (const name of readdirSync(images)) rmSync(join(images, name), { recursive: true });
+      key = draws.below(3) === 0 ? { keys: [{ keyFile: randomBytes(32) }] } : {};
+    }
+    await save(machine, path, { keepRunning, approach, oracle: true, ...base, ...key, ...all });
+    last = path;
     // A snapshot is resumed now and then, too, and its machine is gone: from here on the image is the one that counts.
     if (!keepRunning || draws.below(3) === 0) {
       await machine.powerOff();
@@ -70,7 +81,6 @@ test("random programs that are saved and resumed come to what they come to witho
       await resume(machine, path, { lazy: draws.below(2) === 0, ...key });
       resumes++;
     }
-    rmSync(path, { recursive: true });
     busiest = Math.max(busiest, machine.processes().length);
   }
   await machine.resident();

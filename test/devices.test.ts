@@ -16,6 +16,7 @@ import { save } from "../src/hibernate.js";
 import type { SaveOptions } from "../src/save-options.js";
 import { openImage } from "../src/image/directory.js";
 import { Machine, type MachineOptions } from "../src/machine.js";
+import { APPROACH_NAMES } from "../src/reports/approaches.js";
 import { resume } from "../src/resume.js";
 import { type DiskRequest, submitRequest, submittedRequests, TABLE_ORDER, takeResult } from "../src/vm/devices/block-requests.js";
 import { createDeviceCalls } from "../src/vm/devices/calls.js";
@@ -531,10 +532,12 @@ test("devices at work through snapshots and hibernations of a machine with 2 vCP
     await sleep(draws.below(40));
     const path = join(directory, `image-${round}`);
     const keepRunning = draws.below(2) === 0;
+    const approach = draws.of(APPROACH_NAMES);
     await save(machine, path, {
       keepRunning,
+      approach,
       oracle: true,
-      ...(draws.below(2) === 0 ? { pauseTarget_ms: draws.of([0, 0.05, Infinity]) } : {}),
+      ...(approach === "write-fault" && draws.below(2) === 0 ? { pauseTarget_ms: draws.of([0, 0.05, Infinity]) } : {}),
     });
     const image = await openImage(path);
     inFlight += submitted(image.memory());

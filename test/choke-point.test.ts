@@ -89,12 +89,17 @@ test("importing the library changes nothing in the process: only a machine's thr
 
 test("what stores to RAM is called where it may be", (t) => {
   const callers = (name: string) => Object.keys(count(new RegExp(`\\.${name}\\(`, "g")));
-  for (const name of ["kernelStore8", "kernelStore32", "kernelStoreFloat64", "kernelZero", "beforeBulkStore"]) {
+  for (const name of ["kernelStore8", "kernelStore32", "kernelStoreFloat64", "kernelZero", "kernelCopy", "beforeBulkStore"]) {
     t.true(
       callers(name).every((path) => path === "src/vm/memory/physical.ts"),
       `${name}: ${callers(name)}`,
     );
   }
+  // The kernel's loops: blocks and leaves are changed in one room each.
+  for (const name of ["insertFree", "removeFree", "useBlock", "freeBlock", "splitBlock", "shareBlock", "releaseBlock"])
+    t.deepEqual(callers(name), ["src/vm/memory/buddy.ts"], name);
+  for (const name of ["mapRun", "protectLeaves", "shareLeaves", "takeOutLeaves", "copyPages", "leafFlags"])
+    t.deepEqual(callers(`core.${name}`), ["src/vm/memory/leaves.ts"], name);
   // Untracked stores: the direct load, frames that are missing, the reserve, and the atomic copy and restore while everything is stopped.
   t.deepEqual(callers("loadFrame"), ["src/restore/frame-source.ts", "src/restore/page-loader.ts", "src/resume-parts.ts"]);
   t.deepEqual(callers("loadPlace"), ["src/restore/page-loader.ts"]);

@@ -790,7 +790,7 @@ export const MUTANTS: readonly Mutant[] = [
     file: "src/vm/memory/user-copy.ts",
     find: "from + FRAME_BYTES - (at % FRAME_BYTES)",
     replace: "from + FRAME_BYTES",
-    tests: [{ file: "files" }],
+    tests: [{ file: "user-copy" }],
     breaks: "a call copies what comes after a page's frame, not the next page",
   },
   {

@@ -99,7 +99,7 @@ test("what stores to RAM is called where it may be", (t) => {
   for (const name of ["insertFree", "removeFree", "useBlock", "freeBlock", "splitBlock", "shareBlock", "releaseBlock"])
     t.deepEqual(callers(name), ["src/vm/memory/buddy.ts"], name);
   for (const name of ["mapRun", "protectLeaves", "shareLeaves", "takeOutLeaves", "copyPages", "leafFlags"])
-    t.deepEqual(callers(`core.${name}`), ["src/vm/memory/leaves.ts"], name);
+    t.deepEqual(callers(name), ["src/vm/memory/leaves.ts"], name);
   // Untracked stores: the direct load, frames that are missing, the reserve, and the atomic copy and restore while everything is stopped.
   t.deepEqual(callers("loadFrame"), ["src/restore/frame-source.ts", "src/restore/page-loader.ts", "src/resume-parts.ts"]);
   t.deepEqual(callers("loadPlace"), ["src/restore/page-loader.ts"]);

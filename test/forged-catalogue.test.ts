@@ -110,7 +110,7 @@ test("a log beside a catalogue is not read", async (t) => {
     writeFileSync(join(path, CATALOGUE_NAME + suffix), "");
     const { code, message } = await verify(path, directory);
     t.is(code, "HIB_CORRUPT");
-    t.regex(message, /is no part of an image: remove it/);
+    t.regex(message, /is no part of an image; remove it/);
     rmSync(join(path, CATALOGUE_NAME + suffix));
   }
   t.is((await verify(path, directory)).code, "ok");

@@ -93,14 +93,15 @@ export function checkResume(machine: unknown, path: string, options: ResumeOptio
   checkCall("resume", path, options, RULES);
 }
 
-/** A boot never resumes an image again, and takes no disk from elsewhere, nor does it leave one as it is. */
-export type BootOptions = Omit<ResumeOptions, "again" | "disk" | "keepImage">;
+/** A boot never resumes an image again or lazily, and takes no disk from elsewhere, nor does it leave one as it is. */
+export type BootOptions = Omit<ResumeOptions, NotAtBoot>;
+type NotAtBoot = "again" | "disk" | "keepImage" | "lazy" | "onRunning" | "reservedBytes";
 
 /** @throws HIB_USAGE */
 export function checkBoot(machine: unknown, path: string, options: BootOptions): void {
   checkArguments("bootOrResume", { "the machine": [machine, machineRule] });
-  const { again: _again, disk: _disk, keepImage: _keepImage, ...rules } = RULES;
-  checkCall("bootOrResume", path, options, rules);
+  const { again: _1, disk: _2, keepImage: _3, lazy: _4, onRunning: _5, reservedBytes: _6, ...rules } = RULES;
+  checkCall("bootOrResume", path, options, rules satisfies Record<keyof BootOptions, Rule>);
 }
 
 export const CANCEL_MESSAGES: CancelMessages = {

@@ -166,11 +166,12 @@ test("fork, mprotect and munmap do to each leaf, and to its frame, what they are
         met.add("munmap");
       }
     }
+    t.deepEqual(checkConsistency(memory).problems, []);
     end(parent.slot);
     // Blocks that no fork has split: some pages go, then all that is left.
     kernel.lifecycle.leavesAPart = draws.between(50, 300);
     const whole = machine.spawn(600, 3);
-    const [first, pages] = [draws.below(300), draws.between(1, 300)];
+    const [first, pages] = [draws.of([0, draws.below(300)]), draws.between(1, 300)];
     t.is(callsOf(machine, whole).munmap((DATA_BASE + first * FRAME_BYTES) | 0, pages), 0);
     t.deepEqual(checkConsistency(memory).problems, []);
     end(whole.slot);

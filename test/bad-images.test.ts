@@ -193,7 +193,7 @@ const AILMENTS: Ailment[] = [
   {
     what: "a blob that is a directory",
     code: "HIB_NOT_AN_IMAGE",
-    says: /no blob/,
+    says: /blob is no regular file/,
     inflict: (path) => replace(join(path, BLOB_NAME), () => mkdirSync(join(path, BLOB_NAME))),
   },
   {

@@ -2,7 +2,7 @@
  * Mainline swsusp (S4.1): everything stops, all of memory is copied, and the copies are written while the machine goes on, or before it
  * is powered off. The image is memory as of the start.
  *
- * It needs no tracking at all. But the copies need as much memory as they are of: no more than half of RAM can be in use. And while
+ * It needs no tracking. (What a snapshot arms at its stop is for the image after it.) But the copies need as much memory as they are of: no more than half of RAM can be in use. And while
  * everything is copied nothing runs.
  */
 import { HibernaculumError } from "../base/errors.js";

@@ -3,7 +3,7 @@
  * checksum of a file that is written to all the time is that of one instant.
  */
 import { execFileSync, spawnSync } from "node:child_process";
-import {
+import fs, {
   closeSync,
   copyFileSync,
   openSync,
@@ -16,6 +16,7 @@ import {
   writeFileSync,
   writeSync,
 } from "node:fs";
+import { syncBuiltinESMExports } from "node:module";
 import { join } from "node:path";
 import ava, { type ExecutionContext } from "ava";
 import fc from "fast-check";
@@ -214,6 +215,25 @@ test("a file that is only read: its contents say whether it has changed, and its
   t.deepEqual(await compareFiles(rows), { changed: [{ path, how: "has other contents" }], moved: [] });
   // The machine's last word on it was another already when it was saved.
   t.deepEqual(await compareFiles([{ ...rows[0]!, hash: null }]), { changed: [{ path, how: "was changed since" }], moved: [] });
+});
+
+test("a file that is removed while its contents are about to be read fails no save: a resume says that it is gone", async (t) => {
+  const { path, file } = createFile(t, 10_000, "r");
+  const files = new FilesOfSave();
+  await files.prepare([file], undefined);
+  files.freeze([]);
+  const { openSync: original } = fs;
+  fs.openSync = (...args) => {
+    if (args[0] === path) rmSync(path, { force: true });
+    return original(...args);
+  };
+  syncBuiltinESMExports();
+  const rows = await files.rows().finally(() => {
+    fs.openSync = original;
+    syncBuiltinESMExports();
+  });
+  t.is(rows[0]!.hash, null);
+  t.deepEqual((await compareFiles(rows)).changed, [{ path, how: "is gone" }]);
 });
 
 test("the checksum is of the instant of the freeze, whatever is written before, meanwhile and after", async (t) => {

@@ -218,7 +218,7 @@ async function withContents(row: FileRow, signal: AbortSignal | undefined): Prom
   const earlier = known.get(row.path);
   if (row.mode === "r" && earlier !== undefined && isAsItWas(earlier, before)) return { ...earlier, mode: row.mode };
   const all = { ...row, position: Number(row.size) };
-  const hash = await checksumFile(all, { signal });
+  const hash = await checksumFile(all, { signal }).catch(unlessGone);
   const after = await statOf(row);
   if (hash === undefined || after === undefined || !isAsItWas(row, after)) return row;
   if (row.mode === "r") known.set(row.path, { ...all, hash });
@@ -302,10 +302,12 @@ function isAsItWas({ device, inode, size, mtime }: FileRow, found: BigIntStats):
 const LEADS_NOWHERE: ReadonlySet<string> = new Set(["ENOENT", "ENOTDIR", "ELOOP", "ENAMETOOLONG"]);
 
 async function statOf({ path }: FileRow): Promise<BigIntStats | undefined> {
-  return stat(path, { bigint: true }).catch((error: NodeJS.ErrnoException) => {
-    if (!LEADS_NOWHERE.has(error.code ?? "")) throw error;
-    return undefined;
-  });
+  return stat(path, { bigint: true }).catch(unlessGone);
+}
+
+/** Nothing is there, by now: the machine itself may remove what it has open. */
+function unlessGone(error: NodeJS.ErrnoException): undefined {
+  if (!LEADS_NOWHERE.has(error.code ?? "")) throw error;
 }
 
 /** The checksum of a file as it is now; undefined if that was cancelled. */

@@ -137,7 +137,6 @@ test("a save waits until all is there, and is exact; nobody else saves meanwhile
   const generation = machine.control.load(MACHINE_GENERATION);
   t.is(await Promise.race([saving, sleep(300)]), undefined);
   t.is(machine.control.load(MACHINE_GENERATION), generation, "nothing was armed");
-  t.true(missing(machine) > 0);
   letGo();
   await saving;
   const again = await bootMachine(t);

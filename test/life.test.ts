@@ -129,8 +129,8 @@ test("whatever signals, alarms, stops and ends race with a save, its image goes 
   const draws = new Draws(t);
   const directory = scratch(t);
   const programs = drawPrograms(draws);
-  const reaped = collectFailures();
-  let machine = await bootMachine(t, reaped);
+  const { failures: reaped, onConsole } = collectFailures();
+  let machine = await bootMachine(t, { onConsole });
   const started = new Set(programs.map((program) => machine.spawn(program).pid));
   let hibernations = 0;
   for (let round = 1; round <= ROUNDS; round++) {
@@ -142,13 +142,13 @@ test("whatever signals, alarms, stops and ends race with a save, its image goes 
     if (!keepRunning) {
       hibernations++;
       await sleep(draws.below(40)); // the wall clock goes on, the guest's does not
-      machine = await bootMachine(t, { ...reaped, vcpus: draws.between(1, 2) });
+      machine = await bootMachine(t, { onConsole, vcpus: draws.between(1, 2) });
       machine.spawn("boot-housekeeping:50");
       await resume(machine, path);
     }
     t.is(processes.filter(({ pid }) => started.has(pid)).length, started.size, "none of them is gone");
     await goesOn(machine, processes, started);
-    t.deepEqual([...failures(machine.processes()), ...reaped.failures], [], `round ${round}`);
+    t.deepEqual([...failures(machine.processes()), ...reaped], [], `round ${round}`);
     machine.check();
     await rm(path, { recursive: true, force: true });
   }
@@ -183,8 +183,8 @@ test("an alarm and a sleep have left after a resume what they had left before, h
 });
 
 test("who waits for stops before a save is told of them after it, and once; what was to be told before it, too", async (t) => {
-  const reaped = collectFailures();
-  let machine = await bootMachine(t, reaped);
+  const { failures: reaped, onConsole } = collectFailures();
+  let machine = await bootMachine(t, { onConsole });
   const { pid, slot } = machine.spawn("jobs:ms=100000,seed=3");
   const path = join(scratch(t), "image");
   const at = processAddress(machine.kernel.memory, slot);
@@ -206,7 +206,7 @@ test("who waits for stops before a save is told of them after it, and once; what
   const saveAndResume = async () => {
     await save(machine, path, { oracle: true });
     await look(t, path, new Set([pid]));
-    machine = await bootMachine(t, reaped);
+    machine = await bootMachine(t, { onConsole });
     await resume(machine, path);
     await rm(path, { recursive: true });
   };
@@ -233,7 +233,7 @@ test("who waits for stops before a save is told of them after it, and once; what
   await until(is(JOBS.end, "sleeping"), "it was told of all three");
   await saveAndResume();
   t.is(tells(), 0);
-  t.deepEqual([...failures(machine.processes()), ...reaped.failures], []);
+  t.deepEqual([...failures(machine.processes()), ...reaped], []);
 });
 
 // ---- a helper of user space (S3.7) ----

@@ -24,10 +24,10 @@ export const keyList: Rule = {
   must: `a list of 1 to ${KEYS_MAX} keys, each { passphrase } that is not empty, or { keyFile }`,
   holds: (value) => Array.isArray(value) && value.length >= 1 && value.length <= KEYS_MAX && value.every(isKey),
 };
-/** Of one that is opened. */
+/** Of one that is opened; without a key, one that is not encrypted. */
 export const keysToOpen: Rule = {
   must: `${keyList.must}, or a function that gives one`,
-  holds: (value) => typeof value === "function" || keyList.holds(value),
+  holds: (value) => typeof value === "function" || keyList.holds(value) || (Array.isArray(value) && value.length === 0),
 };
 
 function isKey(value: unknown): value is Key {

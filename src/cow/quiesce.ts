@@ -7,7 +7,6 @@
  */
 import type { Control } from "../base/control.js";
 import { HibernaculumError } from "../base/errors.js";
-import { collectGarbage } from "../base/garbage.js";
 import {
   COMMAND_RESTART,
   COMMAND_RUN,
@@ -64,8 +63,9 @@ export class Quiesce {
   }
 
   /**
-   * Before a stop that counts: does what would hold it up. Each thread collects its garbage, which takes a millisecond; and if the
-   * last stop was long ago there is one for nothing, which costs the machine a pause like any other: code that runs for the first time,
+   * Before a stop that counts: does what would hold it up. Each vCPU's thread collects its garbage, which takes a
+   * millisecond. This thread does not: it is the embedder's, and what survives two such collections, a machine's memory for one, would
+   * stay until the runtime collects everything. If the last stop was long ago there is one for nothing, which costs the machine a pause like any other: code that runs for the first time,
    * or that the runtime has thrown away since, takes a millisecond, too.
    */
   prepare(): void {
@@ -74,7 +74,6 @@ export class Quiesce {
       this.#release(COMMAND_RUN);
       this.#left();
     }
-    collectGarbage();
     const told = this.#control.add(MACHINE_COLLECT, 1) + 1;
     this.#control.ringDoorbell();
     const collected = this.#all(

@@ -189,6 +189,7 @@ export class MachineService {
     const checks: ProcessCheck[] = [];
     for (const { slot, pid, text, steps } of processes) {
       progress({ done: checks.length, total: processes.length });
+      await setImmediate(); // clients are answered meanwhile, however little there is to replay
       const replay = createReplay(text);
       while (typeof replay !== "string" && !signal.aborted && !replay.advanceTo(steps, performance.now() + REPLAY_TURN_MS))
         await setImmediate();

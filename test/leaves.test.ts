@@ -27,7 +27,8 @@ interface Leaf {
 /** A machine whose process has private, shared, copied, parked and 2 MiB leaves, in blocks of many sizes. */
 function draw(draws: Draws) {
   const machine = new HandMachine({ ramBytes: 48 * MIB });
-  const parent = machine.spawn(draws.between(1, 700), 5);
+  const dataPages = draws.between(1, 700);
+  const parent = machine.spawn(dataPages, 5);
   const calls = callsOf(machine, parent);
   const core = machine.run(parent);
   const touch = (address: number, pages: number, often: number): void => {
@@ -49,7 +50,7 @@ function draw(draws: Draws) {
     lifecycle.fork(parent.slot);
     while (lifecycle.goOn(parent.slot));
     machine.run(parent);
-    touch(DATA_BASE, 50, 2);
+    touch(DATA_BASE, Math.min(50, dataPages), 2);
   }
   return { machine, parent, calls };
 }

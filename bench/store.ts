@@ -97,7 +97,7 @@ function instantiateLoops(memory: SharedMemory): Loops {
   const noFault = (): never => {
     throw new Error("page fault");
   };
-  const imports = { env: { memory }, host: { pageFault: noFault, now: () => performance.now() } };
+  const imports = { env: { memory }, host: { pageFault: noFault, missing: noFault, now: () => performance.now() } };
   return new wasm.Instance(new wasm.Module(readFileSync(path)), imports).exports as Loops;
 }
 

@@ -132,6 +132,23 @@ test("a page that is written through to its file after it was learnt is said to 
   t.is(before.filter((hash, i) => hash !== after[i]).length, 1);
 });
 
+test("a page that is read after the learning is looked at at the stop", (t) => {
+  const reader = new Reader(t, ["data"]);
+  const { kernel, tracking } = reader.machine;
+  const fd = reader.open("data");
+  reader.read(fd);
+  tracking.arm();
+  const clean = new CleanPages(kernel);
+  clean.learn();
+  reader.read(fd, PAGES - 1);
+  clean.freeze();
+  t.deepEqual(clean.references(), reader.now());
+  t.is(
+    clean.references().reduce((sum, { frames }) => sum + frames, 0),
+    PAGES,
+  );
+});
+
 test("no two memory objects have one number, whatever is made and given back", (t) => {
   const reader = new Reader(t, ["data"]);
   const { objects, memory } = reader.machine.kernel;

@@ -84,8 +84,7 @@ async function writeFault(save: Save): Promise<void> {
   const { keepRunning, pauseTarget_ms } = save.settings;
   if (!keepRunning || pauseTarget_ms > 0) {
     const residual = save.list();
-    const places = keepRunning ? Math.floor(save.places / 2) : save.places; // the other half is for pre-images
-    save.copy(Math.floor(Math.min(residual, places, pauseTarget_ms * COPY_FRAMES_PER_MS)));
+    save.copy(Math.floor(Math.min(residual, save.copyPlaces, pauseTarget_ms * COPY_FRAMES_PER_MS)));
   }
   save.protect();
   save.go();

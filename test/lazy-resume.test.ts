@@ -21,9 +21,8 @@ import type { Machine } from "../src/machine.js";
 import type { ResumeReport } from "../src/reports/resume-report.js";
 import { resume } from "../src/resume.js";
 import type { ResumeOptions } from "../src/resume-options.js";
-import type { SaveOptions } from "../src/save-options.js";
 import { kernelLayout, KERNEL_ENTROPY } from "../src/vm/memory/kernel-layout.js";
-import { bootMachine, findWrong, scratch, sleep, until, whileStopped } from "./support.js";
+import { bootMachine, findWrong, hibernate, scratch, sleep, until, whileStopped } from "./support.js";
 
 /** One at a time: a live machine wants both cores. */
 const test = ava.serial;
@@ -37,16 +36,6 @@ const SLEEPER = "idle:ms=3600000,pages=600,content=random";
 const steps = (machine: Machine) => machine.processes().map((process) => process.steps);
 const wrongIn = (machine: Machine) => whileStopped(machine, () => findWrong(machine.kernel.memory));
 const missing = ({ control, core }: Machine) => (control.load(MACHINE_LAZY) === LAZY_NONE ? 0 : core.countBits(MISSING_BITMAP));
-
-/** Runs programs for a moment and hibernates them; returns the image's path. */
-async function hibernate(t: ExecutionContext, programs: readonly string[], options: SaveOptions = {}): Promise<string> {
-  const machine = await bootMachine(t);
-  for (const program of programs) machine.spawn(program);
-  await until(() => steps(machine).every((count) => count > 0), "every process has run");
-  const path = join(scratch(t), "image");
-  await save(machine, path, options);
-  return path;
-}
 
 /** Resumes an image lazily in a machine that has booted, and has loaders wait until they are let go. */
 async function resumeHeld(t: ExecutionContext, path: string, options: ResumeOptions = {}) {

@@ -24,7 +24,6 @@ import {
   SABOTAGE_NO_PREIMAGE,
 } from "../src/base/layout.js";
 import { save } from "../src/hibernate.js";
-import type { SaveOptions } from "../src/save-options.js";
 import { type Image, openImage } from "../src/image/directory.js";
 import { BLOB_NAME } from "../src/image/format.js";
 import type { Machine, MachineOptions } from "../src/machine.js";
@@ -44,7 +43,7 @@ import {
   PROCESS_WAKE,
   processAddress,
 } from "../src/vm/memory/kernel-layout.js";
-import { bootMachine, Draws, findWrong, scratch, sleep, until, whileStopped } from "./support.js";
+import { bootMachine, Draws, findWrong, hibernate, scratch, sleep, until, whileStopped } from "./support.js";
 
 /** One at a time: a live machine wants both cores. */
 const test = ava.serial;
@@ -63,16 +62,6 @@ const SLEEPER = "idle:ms=3600000,pages=600,content=random";
 const steps = (machine: Machine) => machine.processes().map((process) => process.steps);
 const rootsOf = (machine: Machine) => machine.processes().map(({ root }) => root);
 const wrongIn = (machine: Machine) => whileStopped(machine, () => findWrong(machine.kernel.memory));
-
-/** Runs programs for a moment and hibernates them; returns the image's path. */
-async function hibernate(t: ExecutionContext, programs: readonly string[], options: SaveOptions = {}): Promise<string> {
-  const machine = await bootMachine(t);
-  for (const program of programs) machine.spawn(program);
-  await until(() => steps(machine).every((count) => count > 0), "every process has run");
-  const path = join(scratch(t), "image");
-  await save(machine, path, options);
-  return path;
-}
 
 /** A machine that has booted: its boot processes run and write. */
 async function booted(t: ExecutionContext, options: Partial<MachineOptions> = {}): Promise<Machine> {

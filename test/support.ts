@@ -15,6 +15,7 @@ import type { SharedMemory } from "../src/base/wasm.js";
 import { WriteTracking } from "../src/cow/tracking.js";
 import { save } from "../src/hibernate.js";
 import { Machine, type MachineOptions } from "../src/machine.js";
+import type { SaveOptions } from "../src/save-options.js";
 import { checkConsistency } from "../src/vm/views/consistency.js";
 import { type Core, instantiateCore } from "../src/vm/memory/core.js";
 import { Kernel } from "../src/vm/kernel.js";
@@ -106,6 +107,16 @@ export function whileStopped<T>(machine: Machine, look: () => T): T {
   } finally {
     machine.quiesce.go();
   }
+}
+
+/** Runs programs for a moment and hibernates them; returns the image's path. */
+export async function hibernate(t: ExecutionContext, programs: readonly string[], options: SaveOptions = {}): Promise<string> {
+  const machine = await bootMachine(t);
+  for (const program of programs) machine.spawn(program);
+  await until(() => machine.processes().every(({ steps }) => steps > 0), "every process has run");
+  const path = join(scratch(t), "image");
+  await save(machine, path, options);
+  return path;
 }
 
 /** Saves a machine and returns the one that goes on: the same, or one that is booted for it and in which its image is resumed. */

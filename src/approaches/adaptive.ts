@@ -47,8 +47,7 @@ export async function adaptive(save: Save): Promise<void> {
   save.stop();
   let copied = 0;
   if (copies) {
-    const places = keepRunning ? Math.floor(save.places / 2) : save.places;
-    copied = Math.min(save.list(), places, predictions.framesWithin(maxPause_ms));
+    copied = Math.min(save.list(), save.copyPlaces, predictions.framesWithin(maxPause_ms));
     save.copy(copied);
   }
   save.protect();

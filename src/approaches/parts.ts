@@ -197,6 +197,11 @@ export class Save implements Disposable {
     return this.machine.claims.unclaimed;
   }
 
+  /** Of those, how many copies may have: of a snapshot's, the other half is for pre-images. */
+  get copyPlaces(): number {
+    return this.settings.keepRunning ? Math.floor(this.places / 2) : this.places;
+  }
+
   /** The atomic copy of the first frames of the list. */
   copy(frames: number): void {
     const { claims, core, quiesce } = this.machine;

@@ -13,6 +13,11 @@ export type Key =
 /** Keys, or who is asked for them once an image turns out to be encrypted. */
 export type Keys = readonly Key[] | ((image: string) => Promise<readonly Key[]>);
 
+/** The keys themselves. @param where - names the image that they are asked for */
+export async function listed(keys: Keys, where: string): Promise<readonly Key[]> {
+  return typeof keys === "function" ? keys(where) : keys;
+}
+
 /** Keys that one image may have. */
 const KEYS_MAX = 8;
 /** A key file is not stretched, so it must not be guessable. */

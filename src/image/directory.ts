@@ -145,7 +145,7 @@ export class Image implements ImageContents {
  */
 export async function createPartial(path: string): Promise<PartialImage> {
   const final = resolve(path);
-  const partial = join(dirname(final), `.${basename(final)}.partial-${processTag()}-${randomBytes(4).toString("hex")}`);
+  const partial = partialName(final);
   await refuseTaken(final);
   // It holds all of a machine's memory, secrets too.
   await attemptTo(`creating an image at ${final}`, () => mkdir(partial, { mode: 0o700 }));
@@ -314,6 +314,11 @@ export async function removeStalePartials(parent: string): Promise<string[]> {
     }
     return removed;
   });
+}
+
+/** A name beside an image for what is swept if this process dies. */
+export function partialName(path: string): string {
+  return join(dirname(path), `.${basename(path)}.partial-${processTag()}-${randomBytes(4).toString("hex")}`);
 }
 
 /** Which process writes, or wrote, the partial image of this name; undefined if it is not the name of one. */

@@ -1,7 +1,7 @@
 /** How an image comes to be encrypted, and how it is opened: between keys that a user gives and those that the cipher takes. */
 import { randomBytes, timingSafeEqual } from "node:crypto";
 import { damaged, HibernaculumError } from "../base/errors.js";
-import { type Key, type Keys, type Secret, secretOf } from "../base/key.js";
+import { type Key, type Keys, listed, type Secret, secretOf } from "../base/key.js";
 import { deriveKeys, HEADER_TAG_BYTES, headerTag, type ImageKeys, KEY_BYTES } from "./cipher.js";
 import { taggedBytes } from "./encryption-header.js";
 import { encodeHeader, type ImageHeader } from "./format.js";
@@ -72,7 +72,7 @@ export async function unlock(
       `${where} is not encrypted, so it is not an image that this key is for; if it is the right one, leave the key out`,
     );
   }
-  const given = typeof keys === "function" ? await keys(where) : keys;
+  const given = await listed(keys, where);
   if (given.length === 0)
     throw new HibernaculumError(
       "HIB_KEY_NEEDED",

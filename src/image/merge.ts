@@ -8,7 +8,7 @@
 import { type KeyObject, randomUUID } from "node:crypto";
 import { dirname, resolve } from "node:path";
 import { HibernaculumError } from "../base/errors.js";
-import type { Key, Keys } from "../base/key.js";
+import { listed } from "../base/key.js";
 import { checkCall } from "../base/options.js";
 import { PACKAGE_VERSION } from "../base/version.js";
 import { BlobWriter } from "./blob.js";
@@ -50,6 +50,7 @@ export async function mergeImage(path: string, target: string, options: Transfer
     await removeStalePartials(dirname(resolve(target)));
     const partial = await createPartial(target);
     try {
+      // Opened by the keys that opened the chain.
       const encryption = await NewEncryption.begin(image.header.encryption && (await listed(keys, path)));
       const { chunks, numbers } = neededChunks(image);
       const to = { path: partial.blobPath, key: encryption?.keys.chunks };
@@ -69,11 +70,6 @@ export async function mergeImage(path: string, target: string, options: Transfer
   } finally {
     image.close();
   }
-}
-
-/** The merged image is opened by the keys that opened the chain. */
-function listed(keys: Keys, path: string): readonly Key[] | Promise<readonly Key[]> {
-  return typeof keys === "function" ? keys(path) : keys;
 }
 
 async function refuseUsed(path: string): Promise<void> {

@@ -1,12 +1,10 @@
 /** Removing images (`hib rm`). */
-import { randomBytes } from "node:crypto";
 import { readdir, rename, rm } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { attemptTo, HibernaculumError } from "../base/errors.js";
-import { processTag } from "../base/host-process.js";
 import { headerOf } from "./chain.js";
 import { loadChecksum } from "./checksum.js";
-import { holdsImage, partialOf } from "./directory.js";
+import { holdsImage, partialName, partialOf } from "./directory.js";
 import { statIfThere, syncDirectory } from "./files.js";
 import { BLOB_NAME, CATALOGUE_NAME } from "./format.js";
 import { holderOf, readHistory } from "./markers.js";
@@ -35,10 +33,9 @@ export async function removeImage(path: string): Promise<number> {
     );
   const bytes = await bytesOf(directory);
   await attemptTo(`removing ${path}`, async () => {
-    const parent = dirname(directory);
-    const doomed = join(parent, `.${basename(directory)}.partial-${processTag()}-${randomBytes(4).toString("hex")}`);
+    const doomed = partialName(directory);
     await rename(directory, doomed);
-    await syncDirectory(parent);
+    await syncDirectory(dirname(directory));
     await rm(doomed, { recursive: true });
   });
   return bytes;
